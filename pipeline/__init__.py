@@ -1,0 +1,1 @@
+"""One training run on Ray: stream, train, checkpoint, evaluate, record."""

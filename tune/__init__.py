@@ -1,0 +1,1 @@
+"""Many runs: the search for warm-up length and learning rate."""

@@ -1,0 +1,1 @@
+"""Vision Transformers in plain PyTorch: images in, logits out."""
