@@ -1,0 +1,248 @@
+"""The Vision Transformer, as Google's JAX code and timm compute it.
+
+    images (B, 3, H, W) -> patches (B, N, D) -> blocks -> norm -> pool (B, D) -> logits (B, K)
+
+Shapes: B images, N tokens (patches, and the class token if there is one), D width, A heads,
+K classes. Parameter names and shapes are timm's, so its checkpoints fit without a map. Every
+matrix is initialised as in the reference; sources stand at each line.
+"""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vit.config import ViTConfig
+from vit.positions import sincos2d
+
+GELU = {"exact": nn.GELU, "tanh": partial(nn.GELU, approximate="tanh")}
+
+
+class PatchEmbed(nn.Module):
+    """Cut images into patches and project each: (B, 3, H, W) -> (B, N, D)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        side = config.patch_size
+        self.proj = nn.Conv2d(3, config.width, kernel_size=side, stride=side)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Multiply the rows of patches by the kernel: the same sums as the convolution.
+
+        A strided convolution is a matrix product; written as one, it takes the fast path of every
+        back end, in the backward pass too, and reads channels-last images as they are.
+        """
+        (side, _), weight = self.proj.kernel_size, self.proj.weight
+        rows = images.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # (B, 3, h, P, w, P)
+        rows = rows.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (B, N, 3 * P * P)
+        return F.linear(rows, weight.flatten(1), self.proj.bias)
+
+
+class Attention(nn.Module):
+    """Self-attention of all tokens."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.proj = nn.Linear(config.width, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix tokens: (B, N, D) -> (B, N, D)."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, N, 3, A, D/A)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, A, N, D/A) each
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(x.transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    """Two dense layers on each token."""
+
+    def __init__(self, config: ViTConfig, dropout: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.width, config.mlp_width)
+        self.act = GELU[config.gelu]()
+        self.fc2 = nn.Linear(config.mlp_width, config.width)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return self.fc2(self.drop(self.act(self.fc1(x))))
+
+
+class Block(nn.Module):
+    """One encoder block: attention and MLP, each on normed input, dropped out, added back."""
+
+    def __init__(self, config: ViTConfig, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.width, eps=1e-6)
+        self.attn = Attention(config)
+        self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
+        self.mlp = Mlp(config, config.dropout)
+        self.drop = nn.Dropout(config.dropout)
+        self.drop_path = drop_path
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        x = x + self.skip(self.drop(self.attn(self.norm1(x))))
+        return x + self.skip(self.drop(self.mlp(self.norm2(x))))
+
+    def skip(self, branch: Tensor) -> Tensor:
+        """Stochastic depth: drop the branch of a whole image, scale the others up to the mean."""
+        if not self.training or not self.drop_path:
+            return branch
+        keep = 1 - self.drop_path
+        kept = torch.rand(len(branch), 1, 1, device=branch.device) < keep
+        return branch * (kept / keep).to(branch.dtype)
+
+
+class AttentionPool(nn.Module):
+    """MAP head: one learned query attends to all tokens, then an MLP (big_vision's `MAPHead`)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.latent = nn.Parameter(torch.empty(1, 1, config.width))
+        self.q = nn.Linear(config.width, config.width)
+        self.kv = nn.Linear(config.width, 2 * config.width)
+        self.proj = nn.Linear(config.width, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.mlp = Mlp(config, 0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, D)."""
+        query = self.q(self.latent).expand(len(x), -1, -1)
+        q = query.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, A, 1, D/A)
+        k, v = self.kv(x).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        x = F.scaled_dot_product_attention(q, k, v)
+        x = self.proj(x.transpose(1, 2).flatten(2))
+        return (x + self.mlp(self.norm(x)))[:, 0]
+
+
+class PreLogits(nn.Module):
+    """Tanh layer before the head, of the ViT paper's pre-training."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.fc = nn.Linear(config.width, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D) -> (B, D)."""
+        return torch.tanh(self.fc(x))
+
+
+class ViT(nn.Module):
+    """Vision Transformer; the config says which.
+
+    `features` gives the head's input, calling the model its logits. A batch whose size is not the
+    config's is refused. Dropout and stochastic depth draw from PyTorch's generator of the device.
+    """
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        if config.num_classes is None:
+            raise ValueError(
+                "num_classes is None, but the head needs a size; set it to the data's number of"
+                " classes: dataclasses.replace(config, num_classes=...)"
+            )
+        self.config = config
+        width = config.width
+        self.patch_embed = PatchEmbed(config)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width)) if config.pool == "token" else None
+        positions = torch.empty(1, config.num_tokens, width)
+        if config.positions == "learned":
+            self.pos_embed = nn.Parameter(positions)
+        else:  # fixed, but stored: whoever loads the file need not know the formula
+            self.register_buffer("pos_embed", positions)
+        self.drop = nn.Dropout(config.dropout)
+        rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
+        self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.attn_pool = AttentionPool(config) if config.pool == "map" else None
+        self.pre_logits = PreLogits(config) if config.pre_logits else nn.Identity()
+        self.head = nn.Linear(width, config.num_classes)
+        self.init_weights()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits: (B, 3, H, W) -> (B, K)."""
+        return self.head(self.features(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the head reads: (B, 3, H, W) -> (B, D)."""
+        size = self.config.image_size
+        if images.shape[1:] != (3, size, size):
+            raise ValueError(
+                f"images are {tuple(images.shape)}, but the model takes (B, 3, {size}, {size});"
+                " resize them, or load the weights into a model of that image_size"
+            )
+        x = self.patch_embed(images)
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+        x = self.drop(x + self.pos_embed)
+        for block in self.blocks:
+            if self.config.checkpoint_blocks and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return self.pre_logits(self.pool(self.norm(x)))
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Tokens to one vector: (B, N, D) -> (B, D)."""
+        if self.attn_pool is not None:
+            return self.attn_pool(x)
+        return x.mean(1) if self.cls_token is None else x[:, 0]
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Draw every weight anew, as the reference: google-research/vision_transformer, or, for a
+        model without class token, big_vision (they differ in the scale of the positions)."""
+        width = self.config.width
+        lecun_normal(self.patch_embed.proj.weight)
+        nn.init.zeros_(self.patch_embed.proj.bias)
+        if self.cls_token is not None:
+            nn.init.zeros_(self.cls_token)
+        if self.config.positions == "learned":
+            scale = 0.02 if self.cls_token is not None else width**-0.5
+            nn.init.normal_(self.pos_embed, std=scale)
+        else:
+            self.pos_embed.zero_()  # the class token's slot stays 0
+            self.pos_embed[:, -(self.config.grid**2) :] = sincos2d(self.config.grid, width)
+        for block in self.blocks:
+            init_attention(block.attn.qkv, block.attn.proj)
+            init_mlp(block.mlp)
+        if self.attn_pool is not None:
+            nn.init.xavier_uniform_(self.attn_pool.latent[0])
+            init_attention(self.attn_pool.q, self.attn_pool.kv, self.attn_pool.proj)
+            init_mlp(self.attn_pool.mlp)
+        for module in self.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+        if self.config.pre_logits:
+            lecun_normal(self.pre_logits.fc.weight)
+            nn.init.zeros_(self.pre_logits.fc.bias)
+        nn.init.zeros_(self.head.weight)
+        nn.init.constant_(self.head.bias, self.config.head_bias)
+
+
+def init_attention(*layers: nn.Linear) -> None:
+    """Xavier for each D x D matrix by itself: a fused qkv is three of them, not one of 3D x D
+    (which would make each weight smaller by the square root of two)."""
+    for layer in layers:
+        for matrix in layer.weight.split(layer.in_features):
+            nn.init.xavier_uniform_(matrix)
+        nn.init.zeros_(layer.bias)
+
+
+def init_mlp(mlp: Mlp) -> None:
+    """Xavier kernels and biases of almost zero."""
+    for layer in (mlp.fc1, mlp.fc2):
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.normal_(layer.bias, std=1e-6)
+
+
+def lecun_normal(weight: Tensor) -> None:
+    """Flax's default kernel: a normal cut at two deviations, of variance 1 / fan-in after it."""
+    std = weight[0].numel() ** -0.5 / 0.87962566103423978  # deviation of the cut normal
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
