@@ -196,8 +196,11 @@ class ViT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Draw every weight anew, as the reference: google-research/vision_transformer, or, for a
-        model without class token, big_vision (they differ in the scale of the positions)."""
+        """Draw every weight anew, as the reference does.
+
+        That is google-research/vision_transformer, and for a model without class token
+        big_vision; they differ in the scale of learned positions.
+        """
         width = self.config.width
         lecun_normal(self.patch_embed.proj.weight)
         nn.init.zeros_(self.patch_embed.proj.bias)
@@ -227,8 +230,11 @@ class ViT(nn.Module):
 
 
 def init_attention(*layers: nn.Linear) -> None:
-    """Xavier for each D x D matrix by itself: a fused qkv is three of them, not one of 3D x D
-    (which would make each weight smaller by the square root of two)."""
+    """Xavier for each D x D matrix by itself.
+
+    A fused qkv is three of them; taken as one of 3D x D, every weight would be smaller by the
+    square root of two.
+    """
     for layer in layers:
         for matrix in layer.weight.split(layer.in_features):
             nn.init.xavier_uniform_(matrix)

@@ -1,0 +1,166 @@
+"""RandAugment as Google's ViTs were trained with it: sixteen operations on uint8 pixels.
+
+    pixels (H, W, 3) uint8 RGB, magnitude m, draws -> pixels of the same shape
+
+The operations, their ranges and their oddities are those of big_vision's `pp/archive`
+(arXiv 1909.13719; not those of timm or torchvision). Magnitude 10 is the reference and more
+extrapolates. Magnitude 0 is not "no change": Posterize blackens, Solarize inverts, the enhancers
+keep a tenth of the image. A new operation is a function of (pixels, level, draws) in OPERATIONS.
+"""
+
+from collections.abc import Callable
+from math import cos, pi, sin
+
+import cv2
+import numpy as np
+
+from vit.draws import Draws
+
+GREY = (128, 128, 128)  # fills what a geometric operation uncovers
+LUMA = np.array([0.2989, 0.587, 0.114], np.float32)
+SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
+
+Operation = Callable[[np.ndarray, float, Draws], np.ndarray]
+
+
+def randaugment(pixels: np.ndarray, layers: int, magnitude: float, draws: Draws) -> np.ndarray:
+    """Apply `layers` operations, drawn with replacement, one after the other."""
+    for _ in range(layers):
+        operation = NAMES[draws.integer(len(NAMES))]
+        pixels = OPERATIONS[operation](pixels, magnitude / 10, draws)
+    return pixels
+
+
+def autocontrast(pixels: np.ndarray) -> np.ndarray:
+    """Stretch each channel to the whole range; a channel of one value stays."""
+    table = np.empty((256, 1, 3), np.uint8)
+    for channel in range(3):
+        low, high = (int(v) for v in cv2.minMaxLoc(pixels[..., channel])[:2])
+        scale = np.float32(255 / (high - low)) if high > low else np.float32(1)
+        offset = -np.float32(low) * scale if high > low else np.float32(0)
+        values = np.arange(256, dtype=np.float32) * scale + offset
+        table[:, 0, channel] = values.clip(0, 255)
+    return cv2.LUT(pixels, table)
+
+
+def equalize(pixels: np.ndarray) -> np.ndarray:
+    """Flatten each channel's histogram, as Pillow does."""
+    table = np.empty((256, 1, 3), np.uint8)
+    for channel in range(3):
+        counts = np.bincount(pixels[..., channel].ravel(), minlength=256)
+        step = (counts.sum() - counts[counts > 0][-1]) // 255
+        values = np.arange(256)
+        if step:
+            values = np.concatenate([[0], ((counts.cumsum() + step // 2) // step)[:-1]])
+        table[:, 0, channel] = values.clip(0, 255)
+    return cv2.LUT(pixels, table)
+
+
+def posterize(pixels: np.ndarray, bits: int) -> np.ndarray:
+    """Keep the highest bits: 0 of them is black, 8 or more changes nothing."""
+    return pixels & ((0xFF << (8 - min(bits, 8))) & 0xFF)
+
+
+def solarize(pixels: np.ndarray, threshold: int) -> np.ndarray:
+    """Invert the values that reach the threshold: 0 inverts all, 256 none."""
+    values = np.arange(256)
+    return cv2.LUT(pixels, np.where(values < threshold, values, 255 - values).astype(np.uint8))
+
+
+def solarize_add(pixels: np.ndarray, addition: int) -> np.ndarray:
+    """Add to the values below 128."""
+    values = np.arange(256)
+    added = (values + addition).clip(0, 255)
+    return cv2.LUT(pixels, np.where(values < 128, added, values).astype(np.uint8))
+
+
+def greyscale(pixels: np.ndarray) -> np.ndarray:
+    """Luma, (H, W) uint8, rounded as `tf.image.rgb_to_grayscale` does."""
+    return (cv2.transform(pixels.astype(np.float32), LUMA[None]) * (255.5 / 255)).astype(np.uint8)
+
+
+def blend(degenerate: np.ndarray | float, pixels: np.ndarray, factor: float) -> np.ndarray:
+    """From the degenerate image (factor 0) through the pixels (1) to beyond them, truncated."""
+    if factor == 1:
+        return pixels
+    start = np.asarray(degenerate, np.float32)
+    mixed = start + np.float32(factor) * (pixels - start)
+    return mixed.clip(0, 255, out=mixed).astype(np.uint8)
+
+
+def color(pixels: np.ndarray, factor: float) -> np.ndarray:
+    """Saturation: from grey."""
+    return blend(greyscale(pixels)[..., None], pixels, factor)
+
+
+def contrast(pixels: np.ndarray, factor: float) -> np.ndarray:
+    """Contrast: from the mean luma, rounded down."""
+    return blend(int(greyscale(pixels).mean()), pixels, factor)
+
+
+def brightness(pixels: np.ndarray, factor: float) -> np.ndarray:
+    """Brightness: from black."""
+    return blend(0, pixels, factor)
+
+
+def sharpness(pixels: np.ndarray, factor: float) -> np.ndarray:
+    """Sharpness: from a smoothed image, whose border is the original's."""
+    smooth = pixels.copy()
+    if min(pixels.shape[:2]) > 2:
+        smooth[1:-1, 1:-1] = cv2.filter2D(pixels.astype(np.float32), -1, SMOOTH)[1:-1, 1:-1]
+    return blend(smooth, pixels, factor)
+
+
+def warp(pixels: np.ndarray, inverse: list[list[float]]) -> np.ndarray:
+    """Move pixels, nearest neighbour; `inverse` (2, 3) maps places of the result to the source."""
+    height, width = pixels.shape[:2]
+    flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
+    matrix = np.array(inverse, np.float64)
+    return cv2.warpAffine(pixels, matrix, (width, height), flags=flags, borderValue=GREY)
+
+
+def rotate(pixels: np.ndarray, degrees: float) -> np.ndarray:
+    """Turn about the centre of the image, counter-clockwise for positive degrees."""
+    height, width = pixels.shape[:2]
+    c, s = cos(degrees * pi / 180), sin(degrees * pi / 180)
+    x, y = (width - 1) / 2, (height - 1) / 2
+    return warp(pixels, [[c, -s, x - c * x + s * y], [s, c, y - s * x - c * y]])
+
+
+def cutout(pixels: np.ndarray, half: int, draws: Draws) -> np.ndarray:
+    """Grey out a square of side 2 x half about a random place; the image's edge cuts it off."""
+    height, width = pixels.shape[:2]
+    y, x = draws.integer(height), draws.integer(width)
+    pixels = pixels.copy()
+    pixels[max(0, y - half) : y + half, max(0, x - half) : x + half] = GREY
+    return pixels
+
+
+# level is magnitude / 10; geometric operations draw their direction
+OPERATIONS: dict[str, Operation] = {
+    "AutoContrast": lambda pixels, level, draws: autocontrast(pixels),
+    "Equalize": lambda pixels, level, draws: equalize(pixels),
+    "Invert": lambda pixels, level, draws: 255 - pixels,
+    "Rotate": lambda pixels, level, draws: rotate(pixels, draws.sign() * level * 30),
+    "Posterize": lambda pixels, level, draws: posterize(pixels, int(level * 4)),
+    "Solarize": lambda pixels, level, draws: solarize(pixels, int(level * 256)),
+    "Color": lambda pixels, level, draws: color(pixels, level * 1.8 + 0.1),
+    "Contrast": lambda pixels, level, draws: contrast(pixels, level * 1.8 + 0.1),
+    "Brightness": lambda pixels, level, draws: brightness(pixels, level * 1.8 + 0.1),
+    "Sharpness": lambda pixels, level, draws: sharpness(pixels, level * 1.8 + 0.1),
+    "ShearX": lambda pixels, level, draws: warp(
+        pixels, [[1, draws.sign() * level * 0.3, 0], [0, 1, 0]]
+    ),
+    "ShearY": lambda pixels, level, draws: warp(
+        pixels, [[1, 0, 0], [draws.sign() * level * 0.3, 1, 0]]
+    ),
+    "TranslateX": lambda pixels, level, draws: warp(
+        pixels, [[1, 0, draws.sign() * level * 100], [0, 1, 0]]
+    ),
+    "TranslateY": lambda pixels, level, draws: warp(
+        pixels, [[1, 0, 0], [0, 1, draws.sign() * level * 100]]
+    ),
+    "Cutout": lambda pixels, level, draws: cutout(pixels, int(level * 40), draws),
+    "SolarizeAdd": lambda pixels, level, draws: solarize_add(pixels, int(level * 110)),
+}
+NAMES = tuple(OPERATIONS)
