@@ -8,6 +8,7 @@ kernels decay (matrices: dense, patch embedding, head), as in the reference; not
 positions, class token or the query of the attention pool.
 """
 
+import importlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +33,16 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
         return torch.optim.AdamW(
             groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused
         )
-    raise ValueError(f"unknown optimizer {config.name!r}")
+    try:
+        adamw8bit = importlib.import_module("vit.adamw8bit")
+    except ModuleNotFoundError as error:
+        if error.name != "torchao":
+            raise
+        raise ValueError(
+            "optim.name is adamw8bit, but torchao is not installed; install the extra:"
+            " pip install 'vit-pretraining[quant]', or choose adamw"
+        ) from error
+    return adamw8bit.AdamW8bit(groups, lr=config.lr, betas=config.betas, eps=config.eps)
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
@@ -43,23 +53,17 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
     """
     named = {plain_name(name): p for name, p in model.named_parameters() if p.requires_grad}
     depth = 1 + max(int(name.split(".")[1]) for name in named if name.startswith("blocks."))
-    groups: dict[tuple[int, bool], dict] = {}
+    groups: dict[tuple[float, bool], dict] = {}
     for name, parameter in named.items():
-        layer = layer_number(name, depth)
+        scale = config.layer_decay ** (depth + 1 - layer_number(name, depth))
         decays = parameter.ndim > 1 and name not in NO_DECAY
-        if (layer if config.layer_decay < 1 else 0, decays) not in groups:
-            scale = config.layer_decay ** (depth + 1 - layer)
+        if (scale, decays) not in groups:
             decay = config.weight_decay if decays else 0.0
             if not config.decay_scaled_by_lr:
                 decay /= config.lr * scale
-            group = {
-                "params": [],
-                "lr": config.lr * scale,
-                "weight_decay": decay,
-                "lr_scale": scale,
-            }
-            groups[layer if config.layer_decay < 1 else 0, decays] = group
-        groups[layer if config.layer_decay < 1 else 0, decays]["params"].append(parameter)
+            settings = {"lr": config.lr * scale, "lr_scale": scale, "weight_decay": decay}
+            groups[scale, decays] = {"params": [], **settings}
+        groups[scale, decays]["params"].append(parameter)
     return list(groups.values())
 
 

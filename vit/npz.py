@@ -1,0 +1,232 @@
+"""Google's `.npz` checkpoints: their keys, shapes and variants, to and from timm's names.
+
+    .npz (flat JAX keys, kernels as input x output) <-> {timm name: tensor (output x input)}
+
+The variants are told apart by the keys that are there, never by the file's name:
+  vit          google-research/vision_transformer and AugReg: counters of modules run through the
+               block (`MlpBlock_3`), positions have a slot for the class token; training files
+               put `opt/target/` before every key
+  big_vision   counters by kind of module (`MlpBlock_0`), positions of the patches alone; prefix
+               `params/`, `params/img/` or none; blocks may be stacked along a leading axis, and
+               arrays be raw bfloat16
+"""
+
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Array = np.ndarray
+PREFIXES = ("opt/target/", "params/img/", "params/", "")
+COUNTERS = {"vit": (2, 1, 3), "big_vision": (1, 0, 0)}  # second norm, attention, MLP of a block
+POSITIONS = {
+    "vit": "Transformer/posembed_input/pos_embedding",
+    "big_vision": "pos_embedding",
+    "big_vision before 2022": "Transformer/pos_embedding",
+}
+BROKEN = (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, KeyError)
+
+# kind of parameter -> (JAX array to timm's, timm's and head count to JAX)
+TRANSFORMS: dict[str, tuple[Callable[[Array], Array], Callable[[Array, int], Array]]] = {
+    "same": (lambda a: a, lambda a, heads: a),
+    "dense": (lambda a: a.T, lambda a, heads: a.T),
+    "conv": (lambda a: a.transpose(3, 2, 0, 1), lambda a, heads: a.transpose(2, 3, 1, 0)),
+    "into heads": (  # (D, A, D/A) <-> (D, D)
+        lambda a: a.reshape(len(a), -1).T,
+        lambda a, heads: a.T.reshape(a.shape[1], heads, -1),
+    ),
+    "head bias": (lambda a: a.reshape(-1), lambda a, heads: a.reshape(heads, -1)),
+    "out of heads": (  # (A, D/A, D) <-> (D, D)
+        lambda a: a.reshape(-1, a.shape[-1]).T,
+        lambda a, heads: a.T.reshape(heads, -1, len(a)),
+    ),
+}
+RANKS = {"dense": 2, "conv": 4, "into heads": 3, "head bias": 2, "out of heads": 3}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """Where one JAX array goes: part `part` of `parts` of a timm tensor."""
+
+    jax: str
+    timm: str
+    kind: str
+    part: int = 0
+    parts: int = 1
+
+
+def entries(depth: int, layout: str) -> Iterator[Entry]:
+    """Every array that a ViT file may hold, positions apart; a model has some of them."""
+    norm2, attention, mlp = COUNTERS[layout]
+    yield Entry(jax="cls", timm="cls_token", kind="same")
+    yield from layer_entries("embedding", "patch_embed.proj", "conv")
+    for i in range(depth):
+        source, target = f"Transformer/encoderblock_{i}", f"blocks.{i}"
+        yield from norm_entries(f"{source}/LayerNorm_0", f"{target}.norm1")
+        heads = f"{source}/MultiHeadDotProductAttention_{attention}"
+        qkv = f"{target}.attn.qkv"
+        for part, name in enumerate(("query", "key", "value")):
+            yield from head_entries(f"{heads}/{name}", qkv, part, 3)
+        yield from layer_entries(f"{heads}/out", f"{target}.attn.proj", "out of heads")
+        yield from norm_entries(f"{source}/LayerNorm_{norm2}", f"{target}.norm2")
+        for j in (0, 1):
+            mlp_source = f"{source}/MlpBlock_{mlp}/Dense_{j}"
+            yield from layer_entries(mlp_source, f"{target}.mlp.fc{j + 1}", "dense")
+    yield from norm_entries("Transformer/encoder_norm", "norm")
+    yield Entry(jax="MAPHead_0/probe", timm="attn_pool.latent", kind="same")
+    heads = "MAPHead_0/MultiHeadDotProductAttention_0"
+    yield from head_entries(f"{heads}/query", "attn_pool.q", 0, 1)
+    yield from head_entries(f"{heads}/key", "attn_pool.kv", 0, 2)
+    yield from head_entries(f"{heads}/value", "attn_pool.kv", 1, 2)
+    yield from layer_entries(f"{heads}/out", "attn_pool.proj", "out of heads")
+    yield from norm_entries("MAPHead_0/LayerNorm_0", "attn_pool.norm")
+    for j in (0, 1):
+        yield from layer_entries(
+            f"MAPHead_0/MlpBlock_0/Dense_{j}", f"attn_pool.mlp.fc{j + 1}", "dense"
+        )
+    yield from layer_entries("pre_logits", "pre_logits.fc", "dense")
+    yield from layer_entries("head", "head", "dense")
+
+
+def layer_entries(jax: str, timm: str, kind: str) -> Iterator[Entry]:
+    """Kernel and bias of a dense layer or convolution."""
+    yield Entry(jax=f"{jax}/kernel", timm=f"{timm}.weight", kind=kind)
+    yield Entry(jax=f"{jax}/bias", timm=f"{timm}.bias", kind="same")
+
+
+def norm_entries(jax: str, timm: str) -> Iterator[Entry]:
+    """Scale and bias of a LayerNorm."""
+    yield Entry(jax=f"{jax}/scale", timm=f"{timm}.weight", kind="same")
+    yield Entry(jax=f"{jax}/bias", timm=f"{timm}.bias", kind="same")
+
+
+def head_entries(jax: str, timm: str, part: int, parts: int) -> Iterator[Entry]:
+    """Kernel and bias of a projection into heads, one of several in timm's fused tensor."""
+    for leaf, kind in (("kernel", "into heads"), ("bias", "head bias")):
+        name = f"{timm}.{'weight' if leaf == 'kernel' else 'bias'}"
+        yield Entry(jax=f"{jax}/{leaf}", timm=name, kind=kind, part=part, parts=parts)
+
+
+def read_npz(path: Path) -> tuple[dict[str, Tensor], int]:
+    """Weights under timm's names, and the number of attention heads, which only the shapes tell.
+
+    Nothing is unpickled. A model with fixed positions has no `pos_embed`.
+    """
+    arrays = unstack_blocks(without_prefix(path, read_arrays(path)))
+    blocks = {int(i) for i in re.findall(r"Transformer/encoderblock_(\d+)/", "\n".join(arrays))}
+    depth = 1 + max(blocks, default=-1)
+    new = any("encoderblock_0/MultiHeadDotProductAttention_0/" in name for name in arrays)
+    parts: dict[str, dict[int, Array]] = {}
+    heads = 0
+    for entry in entries(depth, "big_vision" if new else "vit"):
+        if entry.jax not in arrays:
+            continue
+        array = arrays.pop(entry.jax)
+        if array.ndim != RANKS.get(entry.kind, array.ndim):
+            raise ValueError(
+                f"{path}: {entry.jax} is {array.shape}, but has {RANKS[entry.kind]} axes in a ViT"
+            )
+        if entry.kind == "head bias":
+            heads = len(array)
+        parts.setdefault(entry.timm, {})[entry.part] = TRANSFORMS[entry.kind][0](array)
+    # a tensor of which a part is missing stays short, and is refused by its shape
+    tensors = {
+        name: np.concatenate([found[i] for i in sorted(found)]) for name, found in parts.items()
+    }
+    for name in POSITIONS.values():
+        if name in arrays:
+            tensors["pos_embed"] = with_token_slot(arrays.pop(name), "cls_token" in tensors)
+    if arrays:
+        raise ValueError(f"{path}: no place in a plain ViT for {', '.join(sorted(arrays))}")
+    return {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in tensors.items()}, heads
+
+
+def read_arrays(path: Path) -> dict[str, Array]:
+    """All arrays of the file as float32, raw two-byte ones taken as the bfloat16 that they are."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise
+    except BROKEN as error:
+        raise ValueError(
+            f"{path} is no readable .npz ({error}); it may be cut off: fetch it again"
+        ) from error
+    for name, array in arrays.items():
+        if array.dtype.kind == "V" and array.dtype.itemsize == 2:
+            arrays[name] = (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        elif array.dtype.kind == "f":
+            arrays[name] = array.astype(np.float32, copy=False)
+    return arrays
+
+
+def without_prefix(path: Path, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """The model's arrays, without what a training program put before their names."""
+    for prefix in PREFIXES:
+        if f"{prefix}embedding/kernel" in arrays:
+            inner = {k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)}
+            break
+    else:
+        raise ValueError(
+            f"{path} is no ViT of Google's: it lacks the key embedding/kernel (also tried with"
+            f" {', '.join(PREFIXES[:-1])} before it); its keys are {', '.join(list(arrays)[:3])}..."
+        )
+    odd = [name for name, array in inner.items() if array.dtype.kind != "f"]
+    if odd:
+        raise ValueError(f"{path}: {odd[0]} is {inner[odd[0]].dtype}, but weights are floats")
+    return inner
+
+
+def unstack_blocks(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Split blocks that were trained by `nn.scan`, stored as one with a leading depth axis."""
+    stacked = "Transformer/encoderblock/"
+    flat = {name: array for name, array in arrays.items() if not name.startswith(stacked)}
+    for name in arrays.keys() - flat.keys():
+        for i, array in enumerate(arrays[name]):
+            flat[f"Transformer/encoderblock_{i}/{name.removeprefix(stacked)}"] = array
+    return flat
+
+
+def with_token_slot(positions: Array, has_token: bool) -> Array:
+    """Positions with timm's slot for the class token, zero where the file has none."""
+    square = round(positions.shape[1] ** 0.5) ** 2 == positions.shape[1]
+    if has_token and square:
+        return np.concatenate([np.zeros_like(positions[:, :1]), positions], axis=1)
+    return positions
+
+
+def write_npz(path: Path, state_dict: Mapping[str, Tensor], heads: int, layout: str) -> None:
+    """Write weights under Google's names; whole or not at all.
+
+    Args:
+        path: File to write.
+        state_dict: A ViT's, under timm's names.
+        heads: Attention heads.
+        layout: "vit", or "big_vision", which has no slot for the class token: what is in it is
+            added to the token, the same sum that the model makes.
+    """
+    if layout not in COUNTERS:
+        raise ValueError(f"unknown layout {layout!r}; known: {', '.join(COUNTERS)}")
+    tensors = {name: t.detach().float().cpu().numpy() for name, t in state_dict.items()}
+    positions = tensors.pop("pos_embed")
+    if layout == "big_vision" and "cls_token" in tensors:
+        tensors["cls_token"] = tensors["cls_token"] + positions[:, :1]
+        positions = positions[:, 1:]
+    depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
+    arrays = {POSITIONS[layout]: positions}
+    for entry in entries(depth, layout):
+        if entry.timm in tensors:
+            part = np.split(tensors[entry.timm], entry.parts)[entry.part]
+            arrays[entry.jax] = TRANSFORMS[entry.kind][1](part, heads)
+    if layout == "big_vision":
+        arrays = {f"params/{name}": array for name, array in arrays.items()}
+    aside = path.with_name(path.name + ".tmp")
+    with aside.open("wb") as file:
+        np.savez(file, **{name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    aside.replace(path)
