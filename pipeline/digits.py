@@ -1,0 +1,58 @@
+"""The embedded data: scikit-learn's handwritten digits as an archive such as ImageNet comes in.
+
+A tar of one tar per class with JPEG members. As in the real archives some members are not what they
+should be: two are broken, one is greyscale and one is CMYK.
+"""
+
+import io
+import tarfile
+from pathlib import Path
+
+from PIL import Image
+from sklearn.datasets import load_digits
+
+# side of the images; the scans have 8 x 8 pixels
+SIDE = 32
+CLASSES = tuple(f"n{digit:08d}" for digit in range(10))
+
+
+def write_archive(path: Path) -> None:
+    """Write the archive, whole or not at all; the same bytes every time."""
+    digits = load_digits()
+    members: dict[str, list[tuple[str, bytes]]] = {wnid: [] for wnid in CLASSES}
+    for number, (scan, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
+        image = Image.fromarray((scan * (255 / 16)).astype("uint8"))
+        image = image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        # the first is kept greyscale, the second becomes CMYK as a print shop's scan would be
+        mode = {0: "L", 1: "CMYK"}.get(number, "RGB")
+        data = jpeg(image.convert("RGB").convert(mode))
+        wnid = CLASSES[digit]
+        members[wnid].append((f"{wnid}_{number}.JPEG", data))
+    _, whole = members[CLASSES[3]][0]
+    members[CLASSES[3]].append((f"{CLASSES[3]}_9001.JPEG", whole[: len(whole) // 2]))
+    members[CLASSES[7]].append((f"{CLASSES[7]}_9002.JPEG", b"<html>404 Not Found</html>"))
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".tmp")
+    with tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for wnid, files in members.items():
+            inner = io.BytesIO()
+            with tarfile.open(fileobj=inner, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+                for name, data in files:
+                    add(tar, name, data)
+            add(archive, f"{wnid}.tar", inner.getvalue())
+    aside.rename(path)
+
+
+def jpeg(image: Image.Image) -> bytes:
+    """The image as a JPEG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Append a member."""
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))

@@ -1,0 +1,124 @@
+"""A run before anything is started: settings, data and folder, checked against each other."""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import checkpoint, digits
+from pipeline.config import DIGITS, TrainConfig
+from pipeline.console import station
+from pipeline.reader import Source
+from shards.pack import BuildConfig, build
+from shards.plan import Order
+from vit.optim import learning_rate
+
+log = logging.getLogger(__name__)
+
+CONFIG = "config.json"
+# held-out digits of each class, about a fifth of them
+DIGITS_VAL = 36
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A run whose settings, data and folder fit together; this is what the workers are handed."""
+
+    config: TrainConfig
+    train: Source
+    eval: Source
+
+    @property
+    def dir(self) -> Path:
+        """Folder of the run."""
+        return Path(self.config.runs_dir) / self.config.name
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the run's checkpoints."""
+        return self.dir / "checkpoints"
+
+    @property
+    def order(self) -> Order:
+        """The sequence of training samples."""
+        return Order(counts=self.train.slices.count, seed=self.config.seed)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.config.steps(self.train.slices.samples)
+
+    @property
+    def num_stations(self) -> int:
+        """Steps of the line, for the console: the embedded data is made first."""
+        return 4 if self.config.data.dir == DIGITS else 2
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of a step; a warm-up longer than the run is a ValueError."""
+        return learning_rate(
+            self.config.optim,
+            step,
+            self.total_steps,
+            global_batch=self.config.global_batch,
+            examples_per_epoch=self.train.slices.samples,
+        )
+
+
+def prepare(config: TrainConfig) -> Job:
+    """Check a run against its data and its folder; what does not fit is a ValueError.
+
+    Data that is not there is a FileNotFoundError. Only the embedded data is written, if it is not
+    there yet.
+    """
+    location = config.data.dir
+    if location == DIGITS:
+        location = str(make_digits(Path(config.runs_dir) / "data" / DIGITS))
+    data = config.data
+    train = Source.open(location, data.train_split, data.slice_samples)
+    job = Job(
+        config=with_classes(config, len(train.shards.manifest.classes)),
+        train=train,
+        eval=Source.open(location, data.eval_split, data.slice_samples),
+    )
+    job.learning_rate(0)  # refuses a warm-up that does not fit into the run
+    check_folder(job)
+    return job
+
+
+def make_digits(folder: Path) -> Path:
+    """The embedded shard set, made on first use through the same code as any other."""
+    archive, shards = folder / "digits.tar", folder / "shards"
+    station(1, 4, f"archive   {archive}")
+    if not archive.exists():
+        digits.write_archive(archive)
+    station(2, 4, f"shards    {shards}")
+    log.info("%s", build([archive], shards, BuildConfig(val_per_class=DIGITS_VAL)))
+    return shards
+
+
+def with_classes(config: TrainConfig, num_classes: int) -> TrainConfig:
+    """The config with the head's size taken from the data, or checked against it."""
+    if config.model.num_classes is None:
+        return config.replace({"model.num_classes": num_classes})
+    if config.model.num_classes != num_classes:
+        raise ValueError(
+            f"model.num_classes ({config.model.num_classes}) differs from the {num_classes} "
+            f"classes of the data; leave it out to take the data's"
+        )
+    return config
+
+
+def check_folder(job: Job) -> None:
+    """Refuse to go on with a run of other settings or other data."""
+    recorded = job.dir / CONFIG
+    if not recorded.exists():
+        return
+    odd = checkpoint.differences(job.config, json.loads(recorded.read_text()))
+    found, fingerprint = checkpoint.latest(job.checkpoints), job.train.shards.fingerprint
+    if found and found.fingerprint != fingerprint:
+        odd.append(f"the shard set ({found.fingerprint[:12]} before, {fingerprint[:12]} now)")
+    if odd:
+        raise ValueError(
+            f"run {job.config.name!r} in {job.dir} was started differently: {'; '.join(odd)}. "
+            f"Take another --name, or go back to its settings"
+        )

@@ -1,0 +1,269 @@
+"""One run from settings to an evaluated, recorded checkpoint; the driver's side.
+
+    job -> Ray: workers train -> best checkpoint -> multi-crop evaluation -> result.json
+
+A run is its folder: started again, it goes on from the last checkpoint and the same MLflow run, and
+a finished one only tells its result again.
+
+    runs/NAME/config.json  checkpoints/  metrics.jsonl  mlflow.json  result.json
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import ray
+import ray.train
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.util.queue import Empty, Queue
+
+from pipeline import checkpoint
+from pipeline.config import TrainConfig
+from pipeline.console import duration, record_line, station, table
+from pipeline.evaluate import CENTER, evaluate_checkpoint
+from pipeline.job import CONFIG, Job, prepare
+from pipeline.track import Recorder, page_command
+from pipeline.worker import train
+from vit.images import num_views
+
+log = logging.getLogger(__name__)
+
+RESULT, LOCK = "result.json", "run.lock"
+# seconds between two lines of progress
+PROGRESS_S = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a finished run reached."""
+
+    steps: int
+    images_per_s: float
+    """Training rate in the last interval, over all workers."""
+    checkpoint: str
+    """Folder of the best checkpoint."""
+    protocols: dict[str, dict[str, float]]
+    """Metrics of each crop protocol on the eval split."""
+
+    @classmethod
+    def read(cls, run_dir: Path) -> "Outcome | None":
+        """The outcome of a run, if it is finished."""
+        path = run_dir / RESULT
+        return cls(**json.loads(path.read_text())) if path.exists() else None
+
+    def write(self, run_dir: Path) -> None:
+        """Keep the outcome in the folder of the run: from now on the run is finished."""
+        write_json(run_dir / RESULT, dataclasses.asdict(self))
+
+    def table(self, job: Job) -> str:
+        """The table that a run ends with."""
+        single = self.protocols[CENTER]["top1"]
+        rows = [["crops", "views", "top-1", "top-5", "loss", "against one"]]
+        for name, values in self.protocols.items():
+            gain = "" if name == CENTER else f"{values['top1'] - single:+.4f}"
+            scores = (f"{values[key]:.4f}" for key in ("top1", "top5", "loss"))
+            rows.append([name, str(num_views(name)), *scores, gain])
+        images = self.protocols[CENTER]["images"]
+        facts = {
+            "evaluated": f"{images:,} images of {job.config.data.eval_split}, each once",
+            "trained": f"{self.steps:,} steps at {self.images_per_s:,.0f} images/s",
+            "checkpoint": self.checkpoint,
+            "MLflow page": page_command(job.dir.parent),
+        }
+        return f"{table(rows)}\n\n" + "\n".join(f"{k:<12}{v}" for k, v in facts.items())
+
+
+def fit(config: TrainConfig, *, verbose: bool = False) -> Outcome:
+    """Train, evaluate and record a run; go on with it if its folder is there."""
+    return execute(prepare(config), verbose=verbose)
+
+
+def execute(job: Job, *, verbose: bool = False) -> Outcome:
+    """Do what is left of a run; its outcome."""
+    finished = Outcome.read(job.dir)
+    if finished:
+        log.info("run %r is finished; a new one needs another --name", job.config.name)
+        return finished
+    job.dir.mkdir(parents=True, exist_ok=True)
+    with exclusive(job.dir / LOCK):
+        checkpoint.clear_unfinished(job.checkpoints)
+        if not (job.dir / CONFIG).exists():
+            write_json(job.dir / CONFIG, job.config.flat())
+        with recording(job) as recorder, ray_session(job.config, verbose=verbose):
+            return train_and_evaluate(job, recorder)
+
+
+def train_and_evaluate(job: Job, recorder: Recorder) -> Outcome:
+    """The part of a run that needs Ray."""
+    config, total = job.config, job.total_steps
+    found = checkpoint.latest(job.checkpoints)
+    station(job.num_stations - 1, job.num_stations, describe(job, found))
+    rates = [0.0]
+
+    def record(item: dict) -> None:
+        rates.append(item.get("images_per_s", rates[-1]))
+        if recorder.add(item) and (line := record_line(item, total)):
+            log.info(line)
+
+    if not found or found.step < total:
+        with drained(record) as records:
+            train_workers(job, records)
+    top = checkpoint.best(job.checkpoints)
+    protocols = tuple(dict.fromkeys((CENTER, config.crops)))
+    station(job.num_stations, job.num_stations, f"evaluate {top.path.name}: {', '.join(protocols)}")
+    metrics = evaluate_checkpoint(top, config, job.eval, protocols, progress=Progress())
+    recorder.add(
+        {
+            "kind": "final",
+            "step": total,
+            **{f"final/{p}/{k}": v for p, values in metrics.items() for k, v in values.items()},
+        }
+    )
+    outcome = Outcome(
+        steps=total, images_per_s=rates[-1], checkpoint=str(top.path), protocols=metrics
+    )
+    outcome.write(job.dir)
+    kept = [path for path in top.path.iterdir() if path.name != "state.pt"]
+    recorder.finish("FINISHED", {job.dir / RESULT: "", **dict.fromkeys(kept, "checkpoint")})
+    return outcome
+
+
+def train_workers(job: Job, records: Queue) -> None:
+    """Run the worker loop on Ray Train until the last step; restarted by Ray after a failure."""
+    config, resources = job.config, ray.cluster_resources()
+    gpus, cpus = int(resources.get("GPU", 0)), int(resources["CPU"])
+    if gpus and gpus < config.workers:
+        raise ValueError(f"workers ({config.workers}) need a GPU each, the cluster has {gpus}")
+    # without GPUs, half of the cores compute and the others read and decode
+    each = {"GPU": 1, "CPU": 1} if gpus else {"CPU": max(1, cpus // (2 * config.workers))}
+    TorchTrainer(
+        partial(train, job, records),
+        scaling_config=ScalingConfig(
+            num_workers=config.workers, use_gpu=bool(gpus), resources_per_worker=each
+        ),
+        # the folder is Ray's own; each start is new to Ray, and resumed from our checkpoint
+        run_config=RunConfig(
+            name=f"start-{time.time_ns()}",
+            storage_path=str(job.dir / "ray"),
+            failure_config=FailureConfig(max_failures=config.max_restarts),
+        ),
+    ).fit()
+
+
+def describe(job: Job, found: checkpoint.Checkpoint | None) -> str:
+    """One line on what is about to be trained, and from where."""
+    config, samples = job.config, job.train.slices.samples
+    place = f"from {found.path.name}" if found else "from the start"
+    return (
+        f"train    {samples:,} images, {config.model.num_classes:,} classes, "
+        f"{job.total_steps:,} steps of {config.global_batch} on {config.workers} workers, {place}"
+    )
+
+
+@contextlib.contextmanager
+def recording(job: Job) -> Iterator[Recorder]:
+    """The record of a run; closed as failed or killed if the block is left by an exception."""
+    recorder = Recorder(
+        job.dir,
+        name=job.config.name,
+        experiment=job.config.experiment,
+        settings=job.config.flat(),
+    )
+    try:
+        yield recorder
+    except KeyboardInterrupt:
+        recorder.finish("KILLED")
+        raise
+    except Exception:
+        recorder.finish("FAILED")
+        raise
+
+
+@contextlib.contextmanager
+def drained(record: Callable[[dict], None]) -> Iterator[Queue]:
+    """A queue for the workers; what they put in is handed to `record` in a thread."""
+    records, closing = Queue(actor_options={"num_cpus": 0}), threading.Event()
+
+    def drain() -> None:
+        while True:
+            last = closing.is_set()
+            with contextlib.suppress(Empty):
+                while True:
+                    record(records.get_nowait())
+            if last:
+                return
+            closing.wait(0.2)
+
+    thread = threading.Thread(target=drain, name="records")
+    thread.start()
+    try:
+        yield records
+    finally:
+        closing.set()
+        thread.join()
+        records.shutdown()
+
+
+@contextlib.contextmanager
+def ray_session(config: TrainConfig, *, verbose: bool) -> Iterator[None]:
+    """Ray: as it is if it runs, the cluster of RAY_ADDRESS, or a local one for the block."""
+    if ray.is_initialized():
+        yield
+        return
+    local = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": os.cpu_count() + config.workers}
+    ray.init(
+        **local,
+        include_dashboard=None if verbose else False,
+        log_to_driver=verbose,
+        logging_level=logging.INFO if verbose else logging.ERROR,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold the lock of a run; a second process that wants it is a ValueError."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another process trains the run in {path.parent}; wait for it, or take another "
+                f"--name"
+            ) from None
+        yield
+
+
+class Progress:
+    """A line of progress with an ETA, every few seconds."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Say that `done` images of `total` are done."""
+        now = time.monotonic()
+        if now - self._last > PROGRESS_S or done == total:
+            self._last = now
+            eta = duration((now - self._start) / max(done, 1) * (total - done))
+            log.info("%s/%s images  eta %s", f"{done:,}", f"{total:,}", eta)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file, whole or not at all."""
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps(value, indent=1))
+    aside.replace(path)

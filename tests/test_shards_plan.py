@@ -1,0 +1,157 @@
+"""The order of samples: a permutation per epoch, shared exactly, found from one integer."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shards.plan import Order, Pieces, Share, Slices, permutation
+
+lengths = st.lists(st.integers(0, 23), min_size=1, max_size=9).filter(any)
+
+
+def slices_of(lengths: list[int], samples: int) -> Slices:
+    """Slices of shards with the given numbers of samples, each ten bytes long."""
+    starts = [10 * np.arange(length) for length in lengths]
+    return Slices.cut([(start, start + 10) for start in starts], samples)
+
+
+def ids(slices: Slices, pieces: Pieces) -> list[tuple[int, int]]:
+    """(shard, sample in it) behind every position of the pieces."""
+    found = []
+    for row, first, count in zip(pieces.slice, pieces.first, pieces.count, strict=True):
+        begin = slices.start[row] // 10 + first
+        found += [(int(slices.shard[row]), int(begin + i)) for i in range(count)]
+    return found
+
+
+def positions(pieces: Pieces) -> list[int]:
+    spans = zip(pieces.position, pieces.count, strict=True)
+    return [int(start) + i for start, count in spans for i in range(count)]
+
+
+@given(lengths, st.integers(1, 30), st.integers(0, 2**63), st.integers(0, 3))
+def test_each_epoch_has_each_sample_once(lengths, samples, seed, epoch):
+    slices = slices_of(lengths, samples)
+    order = Order(counts=slices.count, seed=seed)
+    start = epoch * order.samples
+    found = ids(slices, order.pieces(start, start + order.samples))
+    assert sorted(found) == [(s, i) for s, length in enumerate(lengths) for i in range(length)]
+
+
+@given(lengths, st.integers(1, 9), st.data())
+def test_any_stretch_is_cut_from_the_one_sequence(lengths, samples, data):
+    slices = slices_of(lengths, samples)
+    order = Order(counts=slices.count, seed=7)
+    whole = ids(slices, order.pieces(0, 3 * order.samples))
+    start = data.draw(st.integers(0, 3 * order.samples))
+    stop = data.draw(st.integers(start, 3 * order.samples))
+    pieces = order.pieces(start, stop)
+    assert ids(slices, pieces) == whole[start:stop]
+    assert positions(pieces) == list(range(start, stop))
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 5))
+def test_shares_are_disjoint_and_their_union_is_the_global_batch(batch, workers, step):
+    shares = [Share.of(rank, workers, batch) for rank in range(workers)]
+    rows = [
+        position
+        for share in shares
+        for start, stop in share.stretches(step * share.size, (step + 1) * share.size)
+        for position in range(start, stop)
+    ]
+    assert rows == list(range(step * batch, (step + 1) * batch))
+    assert all(share.low % 2 == 0 for share in shares if share.size)
+    assert max(s.size for s in shares) - min(s.size for s in shares) <= 2
+
+
+@given(st.integers(2, 40), st.data())
+def test_rows_of_a_share_are_its_part_of_every_step_in_turn(batch, data):
+    workers = data.draw(st.integers(1, batch // 2))
+    share = Share.of(data.draw(st.integers(0, workers - 1)), workers, batch)
+    rows = [step * batch + share.low + i for step in range(4) for i in range(share.size)]
+    first = data.draw(st.integers(0, len(rows)))
+    last = data.draw(st.integers(first, len(rows)))
+    stretches = share.stretches(first, last)
+    assert [p for start, stop in stretches for p in range(start, stop)] == rows[first:last]
+
+
+def test_order_depends_on_seed_and_epoch_alone():
+    assert np.array_equal(permutation(1000, 3, 5), permutation(1000, 3, 5))
+    for other in ((4, 5), (3, 6), (5, 3)):
+        same = permutation(1000, 3, 5) == permutation(1000, *other)
+        assert same.sum() < 20  # one fixed point is expected of two random permutations
+
+
+def test_order_is_the_same_in_every_version():
+    # worked out once in plain Python integers, following SplitMix64
+    assert permutation(8, 0, 0).tolist() == expected(8, 0, 0)
+    assert permutation(8, 2**63, 41).tolist() == expected(8, 2**63, 41)
+
+
+def expected(num: int, seed: int, epoch: int) -> list[int]:
+    def mix(x: int) -> int:
+        x = (x + 0x9E3779B97F4A7C15) % 2**64
+        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+        return x ^ (x >> 31)
+
+    stream = mix(mix(seed) ^ (mix(epoch) * 0xD1342543DE82EF95 % 2**64))
+    return sorted(range(num), key=lambda i: mix((stream + i) % 2**64))
+
+
+def test_first_places_are_spread_evenly_over_epochs():
+    first = np.array([permutation(10, 1, epoch)[0] for epoch in range(5000)])
+    counts = np.bincount(first, minlength=10)
+    # chi-squared with 9 degrees of freedom: 27.9 is its 99.9th percentile
+    assert ((counts - 500) ** 2 / 500).sum() < 27.9
+
+
+def test_without_seed_the_order_is_that_of_the_shards():
+    slices = slices_of([5, 3], 2)
+    pieces = Order(counts=slices.count, seed=None).pieces(0, 8)
+    assert ids(slices, pieces) == [(0, i) for i in range(5)] + [(1, i) for i in range(3)]
+
+
+def test_slice_bytes_span_their_samples():
+    slices = slices_of([5, 1], 2)
+    assert slices.count.tolist() == [2, 2, 1, 1]
+    assert slices.start.tolist() == [0, 20, 40, 0]
+    assert slices.stop.tolist() == [20, 40, 50, 10]
+
+
+@pytest.mark.parametrize("lengths", [[1], [0, 1, 0], [2]])
+def test_smallest_sets_work(lengths):
+    slices = slices_of(lengths, 32)
+    order = Order(counts=slices.count, seed=0)
+    assert len(ids(slices, order.pieces(0, 10))) == 10  # many epochs in one batch
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(ValueError, match="no samples"):
+        slices_of([0], 4)
+    with pytest.raises(ValueError, match="slice length"):
+        slices_of([3], 0)
+    with pytest.raises(ValueError, match=r"\[5, 2\)"):
+        Order(counts=np.array([3]), seed=0).pieces(5, 2)
+    with pytest.raises(ValueError, match="rank"):
+        Share.of(2, 2, 8)
+
+
+def test_plan_of_fourteen_million_samples_stays_below_100_mb():
+    # 1,400 shards of 10,000 samples in slices of 32
+    tracemalloc.start()
+    rows = 1400 * 313
+    order = Order(counts=np.full(rows, 32, np.int32), seed=0)
+    order.pieces(10 * order.samples - 4096, 10 * order.samples + 4096)
+    assert tracemalloc.get_traced_memory()[1] < 100e6
+    tracemalloc.stop()
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 10**15))
+def test_any_position_is_reached_directly(position):
+    order = Order(counts=np.array([4, 7, 1]), seed=9)
+    assert order.pieces(position, position + 1).position.tolist() == [position]
