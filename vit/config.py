@@ -109,7 +109,7 @@ class ViTConfig:
         block = tokens * (4 * width**2 + 2 * width * self.mlp_width) + 2 * tokens**2 * width
         head = width * (self.num_classes or 0) + self.pre_logits * width**2
         if self.pool == "map":
-            head += 2 * (tokens + 1) * width * (width + 1) + 2 * width * self.mlp_width
+            head += 2 * width * ((tokens + 1) * width + tokens + self.mlp_width)
         return 2 * (self.grid**2 * 3 * self.patch_size**2 * width + self.depth * block + head)
 
 
