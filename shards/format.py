@@ -1,0 +1,247 @@
+"""What a shard set is on disk: tars of samples, an index beside each, a manifest over all.
+
+    DIR/manifest.json                splits, shards with their counts and hashes, classes, settings
+    DIR/_info.json                   the same for timm
+    DIR/train-00000.tar              KEY.cls, KEY.jpg (and KEY.json where it has several classes)
+    DIR/train-00000.parquet          one row per sample: where it lies and what it is (INDEX)
+
+DIR is a folder or an s3:// or gs:// prefix. Any reader of WebDataset reads the tars as they are.
+"""
+
+import hashlib
+import json
+import posixpath
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs as pafs
+
+from shards import store, tar
+
+MANIFEST = "manifest.json"
+TIMM_INFO = "_info.json"
+VERSION = 1
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+
+INDEX = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        # Samples are contiguous: bytes [start of i, stop of j) hold exactly the samples i..j.
+        pa.field("start", pa.int64(), nullable=False),
+        pa.field("stop", pa.int64(), nullable=False),
+        # The image bytes.
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("classes", pa.list_(pa.int32()), nullable=False),
+        pa.field("sha256", pa.string(), nullable=False),
+        # Perceptual hash, null where none was taken.
+        pa.field("phash", pa.uint64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar: its name within the set, and what it must turn out to be when read."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+
+    @property
+    def index_name(self) -> str:
+        """Name of the Parquet file beside the tar."""
+        return posixpath.splitext(self.name)[0] + ".parquet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a shard set holds and what made it."""
+
+    classes: tuple[str, ...]
+    """WordNet ids; the position is the class number."""
+    splits: Mapping[str, tuple[Shard, ...]]
+    label: str = "cls"
+    """Where labels are: "cls", or "json:FIELD" in sets that others wrote."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    source: tuple[Mapping[str, Any], ...] = ()
+
+    def to_json(self) -> str:
+        """The text of manifest.json, the same for the same manifest."""
+        return json.dumps({"version": VERSION, **asdict(self)}, indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str = MANIFEST) -> "Manifest":
+        """Read manifest.json; ValueError where it is none."""
+        try:
+            fields = json.loads(text)
+            if fields["version"] != VERSION:
+                raise ValueError(f"version {fields['version']!r}, this code reads {VERSION}")
+            return cls(
+                classes=tuple(fields["classes"]),
+                splits={
+                    name: tuple(Shard(**shard) for shard in shards)
+                    for name, shards in fields["splits"].items()
+                },
+                label=fields["label"],
+                settings=fields["settings"],
+                source=tuple(fields["source"]),
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"{where} is not a manifest of a shard set ({type(error).__name__}: {error}); make "
+                "it again with `python -m shards index DIR`"
+            ) from error
+
+    def timm_info(self, name: str) -> str:
+        """The text of _info.json, which timm's reader takes its splits from."""
+        splits = {
+            split: {
+                "name": split,
+                "filenames": [shard.name for shard in shards],
+                "shard_lengths": [shard.samples for shard in shards],
+                "num_samples": sum(shard.samples for shard in shards),
+                "alt_label": None,
+            }
+            for split, shards in self.splits.items()
+        }
+        return json.dumps({"name": name, "splits": splits}, indent=1, sort_keys=True) + "\n"
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """An opened shard set; small and picklable."""
+
+    fs: pafs.FileSystem
+    root: str
+    location: str
+    manifest: Manifest
+    fingerprint: str
+    """SHA-256 of manifest.json: two sets with the same fingerprint hold the same bytes."""
+
+    def path(self, shard: Shard) -> str:
+        """Path of the tar inside fs."""
+        return f"{self.root}/{shard.name}"
+
+    def read_index(self, shard: Shard) -> pa.Table:
+        """The samples of a shard, in order (see INDEX)."""
+        path = f"{self.root}/{shard.index_name}"
+        try:
+            return pq.read_table(path, filesystem=self.fs, schema=INDEX)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{path}, the index of {shard.name}, is missing; make it with "
+                f"`python -m shards index {self.location}`"
+            ) from error
+
+
+def open_set(location: str | Path) -> ShardSet:
+    """Open the shard set at a folder or URI; FileNotFoundError says how to make one."""
+    system, root = store.locate(location)
+    try:
+        text = store.read_bytes(system, f"{root}/{MANIFEST}")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(
+            f"no shard set at {location}: {MANIFEST} is not there; make one with "
+            f"`python -m shards build SOURCE... --out {location}`, or index the shards that lie "
+            f"there with `python -m shards index {location}`"
+        ) from error
+    manifest = Manifest.from_json(text.decode("utf-8", "replace"), f"{root}/{MANIFEST}")
+    return ShardSet(system, root, str(location), manifest, hashlib.sha256(text).hexdigest())
+
+
+def write_manifest(system: pafs.FileSystem, root: str, manifest: Manifest) -> None:
+    """Write _info.json, then manifest.json: from then on the set is complete."""
+    name = posixpath.basename(root) or "shards"
+    store.write_bytes(system, f"{root}/{TIMM_INFO}", manifest.timm_info(name).encode())
+    store.write_bytes(system, f"{root}/{MANIFEST}", manifest.to_json().encode())
+
+
+@dataclass(frozen=True)
+class Record:
+    """One sample of a shard: key, image bytes as they lie in the range, and class numbers."""
+
+    key: str
+    image: memoryview
+    extension: str
+    classes: tuple[int, ...]
+
+
+def sample_members(key: str, image: bytes, classes: tuple[int, ...]) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of a sample's members, in the order in which they are written."""
+    yield f"{key}.cls", str(classes[0]).encode()
+    yield f"{key}.jpg", image
+    if len(classes) > 1:  # .cls keeps one, for readers that know no more
+        yield f"{key}.json", json.dumps({"classes": list(classes)}).encode()
+
+
+def parse_records(data: bytes | memoryview, where: str, label: str = "cls") -> Iterator[Record]:
+    """Samples of a byte range that starts and ends between samples; ValueError on anything else."""
+    view = memoryview(data)
+    key: str | None = None
+    parts: dict[str, memoryview] = {}
+    first = 0
+    for member in tar.walk(lambda offset, size: view[offset : offset + size], 0, len(view), where):
+        if member.kind != "file":
+            continue
+        member_key, extension = split_name(member.name)
+        if member_key != key:
+            if key is not None:
+                yield record(key, parts, f"{where}: byte {first}", label)
+            key, parts, first = member_key, {}, member.start
+        if extension in parts:
+            raise ValueError(
+                f"{where}: byte {member.start}: a second {member.name!r} in one sample"
+            )
+        parts[extension] = view[member.offset : member.offset + member.size]
+    if key is not None:
+        yield record(key, parts, f"{where}: byte {first}", label)
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Key and lower-case extension of a member: WebDataset cuts at the base name's first dot."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return folder + slash + stem, extension.lower()
+
+
+def record(key: str, parts: Mapping[str, memoryview], where: str, label: str) -> Record:
+    """Assemble a sample from its members by extension."""
+    for extension in IMAGE_EXTENSIONS:
+        if extension in parts:
+            return Record(key, parts[extension], extension, labels(key, parts, where, label))
+    raise ValueError(
+        f"{where}: sample {key!r} has no image, only {sorted(parts)}; known: {IMAGE_EXTENSIONS}"
+    )
+
+
+def labels(
+    key: str, parts: Mapping[str, memoryview], where: str, label: str = "cls"
+) -> tuple[int, ...]:
+    """Class numbers of a sample under the manifest's label rule."""
+    kind, _, name = label.partition(":")
+    try:
+        if kind == "cls":
+            extra = bytes(parts["json"]) if "json" in parts else b""
+            # The json of other writers has no "classes"; looking first spares parsing it.
+            found = json.loads(extra).get("classes") if b'"classes"' in extra else None
+            numbers = found if found is not None else [int(bytes(parts["cls"]))]
+        else:
+            found = json.loads(bytes(parts["json"]))[name]
+            numbers = found if isinstance(found, list) else [found]
+        classes = tuple(int(number) for number in numbers)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{where}: sample {key!r} has no label as {label!r} among {sorted(parts)} "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    if not classes or min(classes) < 0:
+        raise ValueError(f"{where}: sample {key!r} has labels {classes}; they count from 0")
+    return classes

@@ -1,0 +1,267 @@
+"""One image: bytes as they were found -> a checked baseline RGB JPEG of the size asked for.
+
+Only formats that image archives are known to hold are opened, so that a file cannot reach an exotic
+decoder by its first bytes. Whatever cannot be used raises `Unusable` with the reason.
+"""
+
+import gzip
+import io
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import simplejpeg
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+# A JPEG may turn out to be an "MPO": several pictures, the first of which counts.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")
+_MOST_UNPACKED = 1 << 28
+_HASH_SIDE, _HASH_BITS = 32, 8
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAPS = {_TURNS[number] for number in (5, 6, 7, 8)}
+_DAMAGE_SIGNS = ("premature end", "bad huffman code")
+
+# What Pillow's decoders are known to raise on damaged files.
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+    NotImplementedError,
+    ZeroDivisionError,
+    struct.error,
+    zlib.error,
+)
+
+
+class Unusable(ValueError):
+    """This file gives no image; the message is the reason that is reported."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureConfig:
+    """What becomes of each image."""
+
+    resize_short: int = 256
+    """Shorter side in pixels after shrinking; nothing is enlarged; 0 leaves sizes as they are."""
+    max_long: int | None = None
+    """Longer side at most this many pixels, shrinking further where needed."""
+    quality: int = 90
+    """JPEG quality of the written images (4:2:0), 1 to 100."""
+    keep_bytes: bool = False
+    """Copy baseline RGB JPEGs that need no turning byte for byte, at their size and with their
+    metadata; the others are converted at their size. The resize settings then have no effect."""
+    min_side: int = 1
+    """Leave out images with a side below this many pixels (timm's sets use 32 or 48)."""
+    max_pixels: int = 178_956_970
+    """Refuse images with more pixels than this: small files that decode to gigabytes."""
+
+    def __post_init__(self) -> None:
+        """Reject sizes that no image can have."""
+        for name, least in (("resize_short", 0), ("min_side", 1), ("max_pixels", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be at least {least}")
+        if self.max_long is not None and self.max_long < max(1, self.resize_short):
+            raise ValueError(
+                f"max_long ({self.max_long}) must be at least resize_short ({self.resize_short})"
+            )
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"quality ({self.quality}) must be 1 to 100")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A usable image: what it was, and the JPEG that it becomes."""
+
+    format: str
+    mode: str
+    width: int
+    """As it came, after its EXIF orientation."""
+    height: int
+    phash: int | None
+    jpeg: bytes | None
+    """None where the bytes stay as they came."""
+    stored_width: int
+    stored_height: int
+
+
+def unpacked(data: bytes) -> bytes:
+    """The bytes inside, where a file is gzip-compressed, as some of ImageNet-21k are."""
+    if data[:2] != b"\x1f\x8b":
+        return data
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+            inside = file.read(_MOST_UNPACKED + 1)
+    except (OSError, EOFError, zlib.error, struct.error) as error:
+        raise Unusable(f"gzip: {error}") from error
+    if len(inside) > _MOST_UNPACKED:
+        raise Unusable(f"gzip: unpacks to more than {_MOST_UNPACKED} bytes")
+    return inside
+
+
+def picture(data: bytes, config: PictureConfig) -> Picture:
+    """Check, turn, shrink and encode one image; Unusable says why it cannot be used."""
+    if not data:
+        raise Unusable("empty file")
+    image = _opened(data, config)
+    format_, mode = image.format or "", image.mode
+    turn = _turn(image)
+    swapped = turn in _SWAPS
+    width, height = image.size[::-1] if swapped else image.size
+    if min(width, height) < config.min_side:
+        raise Unusable(f"{width}x{height} pixels, min_side is {config.min_side}")
+    as_it_came = config.keep_bytes and turn is None and _is_plain(image)
+    target = (width, height) if config.keep_bytes else target_size(width, height, config)
+    lying = target[::-1] if swapped else target
+    pixels = _decoded(image, data, lying)
+    if pixels.size != lying:
+        pixels = pixels.resize(lying, Image.Resampling.LANCZOS)
+    if turn is not None:
+        pixels = pixels.transpose(turn)
+    jpeg = None if as_it_came else _encoded(pixels, config.quality)
+    return Picture(format_, mode, width, height, perceptual_hash(pixels), jpeg, *target)
+
+
+def target_size(width: int, height: int, config: PictureConfig) -> tuple[int, int]:
+    """Width and height after shrinking: never larger than before, no side below 1."""
+    scale = min(1.0, config.resize_short / min(width, height)) if config.resize_short else 1.0
+    if config.max_long is not None:
+        scale = min(scale, config.max_long / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _opened(data: bytes, config: PictureConfig) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the pixel limit below is ours
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise Unusable(f"no image in a known format, first bytes {data[:8].hex(' ')}") from error
+    except Image.DecompressionBombError as error:
+        raise Unusable(f"decompression bomb: {error}") from error
+    except _DAMAGE as error:
+        raise Unusable(f"header: {_reason(error)}") from error
+    if image.width * image.height > config.max_pixels:
+        raise Unusable(
+            f"decompression bomb: {image.width}x{image.height} pixels, max_pixels is "
+            f"{config.max_pixels}"
+        )
+    return image
+
+
+def _reason(error: BaseException) -> str:
+    return f"{error}" if str(error) else type(error).__name__
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What the EXIF orientation asks for."""
+    if "exif" not in image.info:
+        return None
+    try:
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except _DAMAGE:  # unreadable metadata says nothing about the pixels
+        return None
+
+
+def _is_plain(image: Image.Image) -> bool:
+    """Whether this is a baseline RGB JPEG."""
+    return image.format == "JPEG" and image.mode == "RGB" and not image.info.get("progressive")
+
+
+def _decoded(image: Image.Image, data: bytes, target: tuple[int, int]) -> Image.Image:
+    """RGB pixels, at least as large as target."""
+    is_jpeg = image.format in ("JPEG", "MPO")
+    space = "RGB" if image.mode in ("RGB", "L") else image.mode
+    factor = _shrink(image.size, target) if is_jpeg else 1
+    least = -(-image.width // factor), -(-image.height // factor)
+    try:
+        if is_jpeg:
+            # Strict, because Pillow does not pass on what libjpeg says about damaged data.
+            pixels = simplejpeg.decode_jpeg(
+                data, space, min_width=least[0], min_height=least[1], min_factor=factor
+            )
+            if space == "RGB":
+                return Image.fromarray(pixels)
+    except ValueError as error:
+        if any(sign in str(error).lower() for sign in _DAMAGE_SIGNS):
+            raise Unusable(f"damaged JPEG: {_reason(error)}") from error
+    try:
+        image.load()
+        return _as_rgb(image)
+    except _DAMAGE as error:
+        raise Unusable(f"cannot be decoded: {_reason(error)}") from error
+
+
+def _shrink(size: tuple[int, int], target: tuple[int, int]) -> int:
+    """How far libjpeg may shrink while decoding: a power of two that leaves twice the target.
+
+    Twice leaves the last and visible step to the better filter (Pillow's `reducing_gap` of 2).
+    """
+    factor = 1
+    while factor < 8 and all(s >= 4 * factor * t for s, t in zip(size, target, strict=True)):
+        factor *= 2
+    return factor
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB; what is transparent becomes white, 16-bit values keep their upper half."""
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        return Image.fromarray((np.clip(values, 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        front = image.convert("RGBA")
+        white = Image.new("RGBA", front.size, "white")
+        return Image.alpha_composite(white, front).convert("RGB")
+    return image.convert("RGB")
+
+
+def _encoded(pixels: Image.Image, quality: int) -> bytes:
+    buffer = io.BytesIO()
+    # Without exif and icc_profile given, no metadata is written.
+    pixels.info.clear()
+    pixels.save(buffer, "JPEG", quality=quality, subsampling="4:2:0", exif=b"")
+    return buffer.getvalue()
+
+
+def _dct(side: int) -> np.ndarray:
+    rows = np.arange(_HASH_BITS)[:, None]
+    return np.cos(np.pi * rows * (2 * np.arange(side) + 1) / (2 * side)).astype(np.float32)
+
+
+_BASIS = _dct(_HASH_SIDE)
+
+
+def perceptual_hash(pixels: Image.Image) -> int | None:
+    """64 bits that survive resizing and re-encoding (pHash); None for images without structure.
+
+    The signs of the 8x8 lowest DCT coefficients of a 32x32 grey version against their median.
+    """
+    factor = max(1, min(pixels.size) // (4 * _HASH_SIDE))
+    small = pixels.reduce(factor) if factor > 1 else pixels
+    grey = small.convert("L").resize((_HASH_SIDE, _HASH_SIDE), Image.Resampling.BOX)
+    waves = _BASIS @ np.asarray(grey, np.float32) @ _BASIS.T
+    waves = waves.ravel()[1:]  # without the mean brightness
+    if np.abs(waves).max() < _HASH_SIDE**2 / 4:
+        return None  # flat: the bits would be noise, and all flat images alike
+    bits = np.append(waves > np.median(waves), False)
+    return int(np.packbits(bits).view(">u8")[0])
