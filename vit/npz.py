@@ -132,6 +132,8 @@ def read_npz(path: Path) -> tuple[dict[str, Tensor], int]:
             raise ValueError(
                 f"{path}: {entry.jax} is {array.shape}, but has {RANKS[entry.kind]} axes in a ViT"
             )
+        if not array.ndim:
+            raise ValueError(f"{path}: {entry.jax} is a single number")
         if entry.kind == "head bias":
             heads = len(array)
         parts.setdefault(entry.timm, {})[entry.part] = TRANSFORMS[entry.kind][0](array)

@@ -67,8 +67,11 @@ def load_weights(
     own = model.state_dict()
     fit_head(tensors, own, head)
     fit_positions(tensors, own, model, positions, path)
-    problems = [f"{name} {tuple(own[name].shape)} is missing in the file" for name in own
-                if name not in tensors]  # fmt: skip
+    problems = [
+        f"{name} {tuple(own[name].shape)} is missing in the file"
+        for name in own
+        if name not in tensors
+    ]
     for name, tensor in tensors.items():
         if name not in own:
             problems.append(f"{name} {tuple(tensor.shape)} is not in the model")
