@@ -10,6 +10,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torchao.optim.adam import single_param_adam
 
+# one kernel per shape, instead of a pass over memory for each of its thirty operations
+update = torch.compile(single_param_adam, fullgraph=True, dynamic=False)
+
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a sharded tensor; any other tensor as it is."""
@@ -45,7 +48,7 @@ class AdamW8bit(torchao.optim.AdamW8bit):
         state["step"] += 1
         if not local(parameter).numel():
             return  # another rank has all of it
-        torch.compile(single_param_adam, fullgraph=True, dynamic=False)(
+        update(
             local(parameter.detach()),
             local(parameter.grad),
             state["step"],

@@ -26,10 +26,10 @@ FUSED = {"cpu", "cuda", "mps", "xpu"}  # devices with PyTorch's one-kernel optim
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """The optimizer of a ViT, bare or wrapped (DDP, FSDP2, compiled)."""
     groups = parameter_groups(model, config)
-    fused = groups[0]["params"][0].device.type in FUSED
-    if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused)
+    if config.name == "sgd":  # not fused: PyTorch's kernel refuses FSDP2's shards
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
     if config.name == "adamw":
+        fused = groups[0]["params"][0].device.type in FUSED
         return torch.optim.AdamW(
             groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused
         )
