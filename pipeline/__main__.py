@@ -6,6 +6,7 @@ settings have been read and checked.
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,7 +57,11 @@ def main(arguments: Sequence[str]) -> int:
         return refuse(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
     prog = f"python -m pipeline train {preset}"
     default = Train(config=PRESETS[preset]())
-    return train(tyro.cli(Train, args=settings, default=default, prog=prog))
+    try:
+        parsed = tyro.cli(Train, args=settings, default=default, prog=prog)
+    except ValueError as error:  # a rule between settings
+        return refuse(str(error))
+    return train(parsed)
 
 
 def usage() -> str:
@@ -88,6 +93,7 @@ def train(command: Train) -> int:
         return refuse(str(error))
     from pipeline.run import execute
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
     try:
         outcome = execute(job, verbose=command.verbose)
     except KeyboardInterrupt:

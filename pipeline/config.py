@@ -157,9 +157,9 @@ def demo() -> TrainConfig:
         model=ViTConfig(
             image_size=32, patch_size=8, width=128, depth=4, mlp_width=512, heads=4, pool="mean"
         ),
-        images=ImageConfig(crop_area=(0.6, 1.0), flip=False, crop_pct=1.0),
+        images=ImageConfig(crop_area=(0.6, 1.0), flip=False),
         optim=OptimConfig(lr=2e-3, weight_decay=0.05, warmup=0.1),
-        epochs=25,
+        epochs=40,
         global_batch=128,
         micro_batch=64,
         workers=2,
@@ -168,6 +168,7 @@ def demo() -> TrainConfig:
         log_every=20,
         eval_every=60,
         checkpoint_every=30,
+        crops="five",  # a mirrored digit is none
     )
 
 

@@ -14,22 +14,23 @@ import fcntl
 import json
 import logging
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import ray
 import ray.train
+from ray.actor import ActorHandle
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.util.queue import Empty, Queue
 
 from pipeline import checkpoint
 from pipeline.config import TrainConfig
 from pipeline.console import duration, record_line, station, table
+from pipeline.desk import staffed
 from pipeline.evaluate import CENTER, evaluate_checkpoint
 from pipeline.job import CONFIG, Job, prepare
 from pipeline.track import Recorder, page_command
@@ -41,6 +42,8 @@ log = logging.getLogger(__name__)
 RESULT, LOCK = "result.json", "run.lock"
 # seconds between two lines of progress
 PROGRESS_S = 5.0
+# seconds that an interrupted run has for its last checkpoint
+GRACE_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,12 +119,12 @@ def train_and_evaluate(job: Job, recorder: Recorder) -> Outcome:
             log.info(line)
 
     if not found or found.step < total:
-        with drained(record) as records:
-            train_workers(job, records)
+        with staffed(record) as desk:
+            train_workers(job, desk)
     top = checkpoint.best(job.checkpoints)
     protocols = tuple(dict.fromkeys((CENTER, config.crops)))
     station(job.num_stations, job.num_stations, f"evaluate {top.path.name}: {', '.join(protocols)}")
-    metrics = evaluate_checkpoint(top, config, job.eval, protocols, progress=Progress())
+    metrics = evaluate_checkpoint(top.path, config, job.eval, protocols, progress=Progress())
     recorder.add(
         {
             "kind": "final",
@@ -138,7 +141,7 @@ def train_and_evaluate(job: Job, recorder: Recorder) -> Outcome:
     return outcome
 
 
-def train_workers(job: Job, records: Queue) -> None:
+def train_workers(job: Job, desk: ActorHandle) -> None:
     """Run the worker loop on Ray Train until the last step; restarted by Ray after a failure."""
     config, resources = job.config, ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), int(resources["CPU"])
@@ -146,8 +149,8 @@ def train_workers(job: Job, records: Queue) -> None:
         raise ValueError(f"workers ({config.workers}) need a GPU each, the cluster has {gpus}")
     # without GPUs, half of the cores compute and the others read and decode
     each = {"GPU": 1, "CPU": 1} if gpus else {"CPU": max(1, cpus // (2 * config.workers))}
-    TorchTrainer(
-        partial(train, job, records),
+    trainer = TorchTrainer(
+        partial(train, job, desk),
         scaling_config=ScalingConfig(
             num_workers=config.workers, use_gpu=bool(gpus), resources_per_worker=each
         ),
@@ -157,7 +160,18 @@ def train_workers(job: Job, records: Queue) -> None:
             storage_path=str(job.dir / "ray"),
             failure_config=FailureConfig(max_failures=config.max_restarts),
         ),
-    ).fit()
+    )
+    thread = ThreadPoolExecutor(1, "trainer")
+    fitted = thread.submit(trainer.fit)
+    try:
+        fitted.result()
+    except KeyboardInterrupt:
+        log.info("stopping after a checkpoint; once more stops at once")
+        desk.stop.remote()
+        wait([fitted], timeout=GRACE_S)
+        raise
+    finally:
+        thread.shutdown(wait=False)
 
 
 def describe(job: Job, found: checkpoint.Checkpoint | None) -> str:
@@ -187,31 +201,6 @@ def recording(job: Job) -> Iterator[Recorder]:
     except Exception:
         recorder.finish("FAILED")
         raise
-
-
-@contextlib.contextmanager
-def drained(record: Callable[[dict], None]) -> Iterator[Queue]:
-    """A queue for the workers; what they put in is handed to `record` in a thread."""
-    records, closing = Queue(actor_options={"num_cpus": 0}), threading.Event()
-
-    def drain() -> None:
-        while True:
-            last = closing.is_set()
-            with contextlib.suppress(Empty):
-                while True:
-                    record(records.get_nowait())
-            if last:
-                return
-            closing.wait(0.2)
-
-    thread = threading.Thread(target=drain, name="records")
-    thread.start()
-    try:
-        yield records
-    finally:
-        closing.set()
-        thread.join()
-        records.shutdown()
 
 
 @contextlib.contextmanager

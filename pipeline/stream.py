@@ -89,7 +89,7 @@ def decoded(source: Source, pieces: list[Pieces], view: View) -> ray.data.Datase
 
     # with as many blocks as rows, reading and decoding fuse into one task
     dataset = ray.data.range(len(pieces), override_num_blocks=len(pieces)).map_batches(
-        read, batch_size=None, zero_copy_batch=True
+        read, batch_size=None, zero_copy_batch=True, scheduling_strategy="SPREAD"
     )
     dataset.context.execution_options.preserve_order = True
     # a block is what one task decoded, whatever its size

@@ -24,6 +24,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 log = logging.getLogger(__name__)
+# what it has to say of its tables is not about the run
+logging.getLogger("mlflow").setLevel(logging.ERROR)
 
 Record = Mapping[str, str | int | float]
 

@@ -21,12 +21,13 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed
-from ray.util.queue import Queue
+from ray.actor import ActorHandle
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import checkpoint
 from pipeline.config import TrainConfig
+from pipeline.desk import Wish
 from pipeline.evaluate import evaluate_share
 from pipeline.job import Job
 from pipeline.reader import View
@@ -40,10 +41,10 @@ from vit.optim import Ema, make_optimizer, set_learning_rate
 from vit.weights import load_weights
 
 
-def train(job: Job, records: Queue) -> None:
-    """Train from the latest checkpoint, or from the start, to the last step.
+def train(job: Job, desk: ActorHandle) -> None:
+    """Train from the latest checkpoint, or from the start, to the last step or the wish to stop.
 
-    Rank 0 puts what is to be recorded into `records`.
+    Rank 0 leaves what is to be recorded at the desk.
     """
     quiet()
     config, total = job.config, job.total_steps
@@ -59,13 +60,14 @@ def train(job: Job, records: Queue) -> None:
     forward = torch.compile(ddp) if config.compile else ddp
     loss_of = make_loss(config.loss)
     meter = Meter(images=config.global_batch, total=total)
+    wish = Wish(desk) if rank == 0 else False
 
     for images, labels in meter.timed(device_batches(job, share, step, device)):
         seed = scramble(scramble(config.seed) ^ step)  # of this step's global batch
         torch.manual_seed(scramble(seed ^ rank))
         rate = job.learning_rate(step)
         set_learning_rate(state.optimizer, rate)
-        loss = torch.zeros((), device=device)
+        loss, stop = sums = torch.tensor([0.0, bool(wish)], device=device)
         starts = range(0, share.size, config.micro_batch)
         for start in starts:
             part = slice(start, start + config.micro_batch)
@@ -81,24 +83,27 @@ def train(job: Job, records: Queue) -> None:
         norm = nn.utils.clip_grad_norm_(
             state.model.parameters(), config.optim.clip_norm or math.inf
         )
-        torch.distributed.all_reduce(loss)
-        check_finite(job, step, loss / workers, norm)
+        torch.distributed.all_reduce(sums)  # all workers see the same loss and the same wish
+        loss /= workers
+        check_finite(job, step, loss, norm)
         state.update()
 
         step += 1
         last = step == total
         if rank == 0 and (last or step % config.log_every == 0):
-            values = {"train/loss": loss.item() / workers, "lr": rate, "grad_norm": norm.item()}
+            values = {"train/loss": loss.item(), "lr": rate, "grad_norm": norm.item()}
             epoch = step * config.global_batch / job.train.slices.samples
-            records.put(meter.record(step, {"epoch": epoch, **values}))
+            desk.put.remote(meter.record(step, {"epoch": epoch, **values}))
         evaluates = last or step % config.eval_every == 0
-        if evaluates or step % config.checkpoint_every == 0:
+        if evaluates or stop or step % config.checkpoint_every == 0:
             with meter.paused(), state.averaged():
                 metrics = {}
                 if evaluates:
                     metrics = evaluate_share(state.model, config, job.eval, rank, workers)
                 if rank == 0:
-                    save(job, records, step, state, metrics)
+                    save(job, desk, step, state, metrics)
+        if stop:
+            return
 
 
 @dataclass(kw_only=True)
@@ -170,10 +175,10 @@ def device_batches(
     return ahead(map(to_device, batches), config.data.prefetch_batches)
 
 
-def save(job: Job, records: Queue, step: int, state: State, metrics: dict[str, float]) -> None:
+def save(job: Job, desk: ActorHandle, step: int, state: State, metrics: dict[str, float]) -> None:
     """Record the evaluation, if there is one, and write a checkpoint."""
     if metrics:
-        records.put({"kind": "eval", "step": step, **metrics})
+        desk.put.remote({"kind": "eval", "step": step, **metrics})
     path = checkpoint.save(
         job.checkpoints,
         step=step,
@@ -187,7 +192,7 @@ def save(job: Job, records: Queue, step: int, state: State, metrics: dict[str, f
     )
     checkpoint.prune(job.checkpoints, job.config.keep_checkpoints)
     size = sum(file.stat().st_size for file in path.iterdir())
-    records.put({"kind": "checkpoint", "step": step, "checkpoint_bytes": size})
+    desk.put.remote({"kind": "checkpoint", "step": step, "checkpoint_bytes": size})
 
 
 def check_finite(job: Job, step: int, loss: Tensor, norm: Tensor) -> None:

@@ -14,7 +14,7 @@ def pipeline(*arguments: str, cwd=None) -> subprocess.CompletedProcess:
         capture_output=True,
         text=True,
         cwd=cwd,
-        env={**os.environ, "RAY_ADDRESS": "203.0.113.1:1"},  # nobody is there: Ray must not be asked
+        env={**os.environ, "RAY_ADDRESS": "203.0.113.1:1"},  # nobody is there
         timeout=120,
         check=False,
     )

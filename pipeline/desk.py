@@ -1,0 +1,75 @@
+"""The desk between the driver and its workers: records go up, the wish to stop goes down."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+
+import ray
+from ray.actor import ActorHandle
+
+# seconds between two looks at the desk
+PAUSE_S = 0.2
+
+
+@ray.remote(num_cpus=0)
+class Desk:
+    """Holds what the workers have recorded until the driver takes it."""
+
+    def __init__(self) -> None:
+        self._records: list[dict] = []
+        self._stopping = False
+
+    def put(self, record: dict) -> None:
+        """Leave a record."""
+        self._records.append(record)
+
+    def take(self) -> list[dict]:
+        """All records since the last time, in order."""
+        taken, self._records = self._records, []
+        return taken
+
+    def stop(self) -> None:
+        """Ask the workers to write a checkpoint and end."""
+        self._stopping = True
+
+    def stopping(self) -> bool:
+        """Whether the workers were asked to end."""
+        return self._stopping
+
+
+class Wish:
+    """A worker's view of the wish to stop, renewed without ever waiting for an answer."""
+
+    def __init__(self, desk: ActorHandle) -> None:
+        self._desk = desk
+        self._asked = desk.stopping.remote()
+
+    def __bool__(self) -> bool:
+        """The last answer that has arrived."""
+        ready, _ = ray.wait([self._asked], timeout=0)
+        if ready and not ray.get(self._asked):
+            self._asked = self._desk.stopping.remote()
+            return False
+        return bool(ready)
+
+
+@contextlib.contextmanager
+def staffed(record: Callable[[dict], None]) -> Iterator[ActorHandle]:
+    """A desk; its records are handed to `record` in a thread, all of them by the end."""
+    desk, closing = Desk.remote(), threading.Event()
+
+    def attend() -> None:
+        while not closing.wait(PAUSE_S):
+            for item in ray.get(desk.take.remote()):
+                record(item)
+
+    thread = threading.Thread(target=attend, name="desk")
+    thread.start()
+    try:
+        yield desk
+    finally:
+        closing.set()
+        thread.join()
+        for item in ray.get(desk.take.remote()):
+            record(item)
+        ray.kill(desk)

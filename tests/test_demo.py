@@ -1,0 +1,124 @@
+"""The whole line on real input: interrupted by Ctrl-C, gone on with, evaluated, recorded."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.ray
+
+TIMEOUT_S = 420
+
+
+def start(runs: Path) -> subprocess.Popen:
+    """Start the demo as a terminal does: in a process group of its own."""
+    command = [sys.executable, "-m", "pipeline", "train", "demo", "--runs-dir", str(runs)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
+    )
+
+
+def wait_for(condition, process: subprocess.Popen) -> None:
+    """Wait until a condition holds, as long as the process runs."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "nothing happened in time"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A demo that was interrupted after its first checkpoint and then finished: both outputs."""
+    runs = tmp_path_factory.mktemp("demo") / "runs"
+    first = start(runs)
+    wait_for(lambda: list(runs.glob("demo/checkpoints/step-*")), first)
+    family = psutil.Process(first.pid).children(recursive=True)
+    os.killpg(first.pid, signal.SIGINT)
+    interrupted, _ = first.communicate(timeout=60)
+    assert first.returncode == 130, interrupted
+    _, alive = psutil.wait_procs(family, timeout=20)
+    left = [path for path in runs.rglob("*") if path.suffix == ".tmp" or path.name[:6] == ".step-"]
+    second = start(runs)
+    finished, _ = second.communicate(timeout=TIMEOUT_S)
+    assert second.returncode == 0, finished
+    return {
+        "runs": runs,
+        "interrupted": interrupted,
+        "finished": finished,
+        "alive": alive,
+        "left": left,
+    }
+
+
+def records(runs: Path) -> list[dict]:
+    return [json.loads(line) for line in (runs / "demo/metrics.jsonl").read_text().splitlines()]
+
+
+def test_ctrl_c_leaves_no_process_and_no_half_written_file(demo):
+    assert demo["alive"] == []
+    assert demo["left"] == []
+    assert "the same command goes on" in demo["interrupted"]
+    assert "Traceback" not in demo["interrupted"]
+
+
+def test_the_same_command_goes_on_from_the_last_checkpoint(demo):
+    step = int(re.search(r"from step-(\d+)", demo["finished"])[1])
+    assert step > 30 or step % 30 == 0
+
+
+def test_top_1_on_held_out_digits_is_above_90_percent(demo):
+    result = json.loads((demo["runs"] / "demo/result.json").read_text())
+    assert result["protocols"]["center"]["top1"] >= 0.90
+    assert result["protocols"]["five"]["top1"] >= 0.90
+    assert result["protocols"]["center"]["images"] == 360
+    assert Path(result["checkpoint"]).is_dir()
+
+
+def test_run_ends_with_a_table(demo):
+    table = demo["finished"][demo["finished"].index("crops") :]
+    for word in ("center", "five", "top-1", "top-5", "images/s", "checkpoint", "mlflow ui"):
+        assert word in table
+
+
+def test_each_step_is_recorded_once(demo):
+    steps = [item["step"] for item in records(demo["runs"]) if item["kind"] == "train"]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 449  # 40 epochs of 1,437 digits in batches of 128
+
+
+def test_mlflow_shows_one_run_with_parameters_metrics_checkpoint_and_evaluation(demo):
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{demo['runs']}/mlflow.db")
+    experiment = client.get_experiment_by_name("vit")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "demo"
+    assert run.data.params["optim.lr"] == "0.002"
+    history = client.get_metric_history(run.info.run_id, "train/loss")
+    recorded = {r["step"]: r["train/loss"] for r in records(demo["runs"]) if r["kind"] == "train"}
+    assert {item.step: item.value for item in history} == recorded
+    assert len(history) == len(recorded)
+    assert run.data.metrics["final/five/top1"] >= 0.90
+    kept = {item.path for item in client.list_artifacts(run.info.run_id, "checkpoint")}
+    assert "checkpoint/model.safetensors" in kept
+
+
+def test_broken_members_are_named_and_odd_modes_arrive_as_rgb(demo):
+    for member in ("n00000003_9001.JPEG", "n00000007_9002.JPEG"):
+        assert member in demo["interrupted"]
+
+
+def test_a_finished_run_tells_its_result_again(demo):
+    third = start(demo["runs"])
+    output, _ = third.communicate(timeout=60)
+    assert third.returncode == 0
+    assert "is finished" in output and "top-1" in output
