@@ -94,11 +94,11 @@ def test_equalize_is_pillows():
 
 
 def test_blend_truncates_extrapolates_and_clips():
-    start, end = np.array([10, 200, 100], np.uint8), np.array([13, 100, 101], np.uint8)
+    start, end = np.array([[10, 200, 100]], np.uint8), np.array([[13, 100, 101]], np.uint8)
     np.testing.assert_array_equal(blend(start, end, 0), start)
     np.testing.assert_array_equal(blend(start, end, 1), end)
-    np.testing.assert_array_equal(blend(start, end, 0.5), [11, 150, 100])
-    np.testing.assert_array_equal(blend(start, end, 3), [19, 0, 103])
+    np.testing.assert_array_equal(blend(start, end, 0.5), [[11, 150, 100]])
+    np.testing.assert_array_equal(blend(start, end, 3), [[19, 0, 103]])
 
 
 def luma(pixels):

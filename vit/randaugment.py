@@ -17,7 +17,7 @@ import numpy as np
 from vit.draws import Draws
 
 GREY = (128, 128, 128)  # fills what a geometric operation uncovers
-LUMA = np.array([0.2989, 0.587, 0.114], np.float32)
+LUMA = np.array([[0.2989, 0.587, 0.114]], np.float32)
 SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
 
 Operation = Callable[[np.ndarray, float, Draws], np.ndarray]
@@ -34,8 +34,8 @@ def randaugment(pixels: np.ndarray, layers: int, magnitude: float, draws: Draws)
 def autocontrast(pixels: np.ndarray) -> np.ndarray:
     """Stretch each channel to the whole range; a channel of one value stays."""
     table = np.empty((256, 1, 3), np.uint8)
-    for channel in range(3):
-        low, high = (int(v) for v in cv2.minMaxLoc(pixels[..., channel])[:2])
+    for channel, plane in enumerate(cv2.split(pixels)):
+        low, high = (int(v) for v in cv2.minMaxLoc(plane)[:2])
         scale = np.float32(255 / (high - low)) if high > low else np.float32(1)
         offset = -np.float32(low) * scale if high > low else np.float32(0)
         values = np.arange(256, dtype=np.float32) * scale + offset
@@ -47,7 +47,7 @@ def equalize(pixels: np.ndarray) -> np.ndarray:
     """Flatten each channel's histogram, as Pillow does."""
     table = np.empty((256, 1, 3), np.uint8)
     for channel in range(3):
-        counts = np.bincount(pixels[..., channel].ravel(), minlength=256)
+        counts = cv2.calcHist([pixels], [channel], None, [256], [0, 256]).ravel().astype(np.int64)
         step = (counts.sum() - counts[counts > 0][-1]) // 255
         values = np.arange(256)
         if step:
@@ -74,40 +74,49 @@ def solarize_add(pixels: np.ndarray, addition: int) -> np.ndarray:
     return cv2.LUT(pixels, np.where(values < 128, added, values).astype(np.uint8))
 
 
-def greyscale(pixels: np.ndarray) -> np.ndarray:
-    """Luma, (H, W) uint8, rounded as `tf.image.rgb_to_grayscale` does."""
-    return (cv2.transform(pixels.astype(np.float32), LUMA[None]) * (255.5 / 255)).astype(np.uint8)
+def luma(pixels: np.ndarray) -> np.ndarray:
+    """Brightness of each pixel, (H, W) uint8, rounded as `tf.image.rgb_to_grayscale` does."""
+    return (cv2.transform(pixels.astype(np.float32), LUMA) * np.float32(255.5 / 255)).astype(
+        np.uint8
+    )
 
 
-def blend(degenerate: np.ndarray | float, pixels: np.ndarray, factor: float) -> np.ndarray:
+def blend(degenerate: np.ndarray, pixels: np.ndarray, factor: float) -> np.ndarray:
     """From the degenerate image (factor 0) through the pixels (1) to beyond them, truncated."""
     if factor == 1:
         return pixels
-    start = np.asarray(degenerate, np.float32)
-    mixed = start + np.float32(factor) * (pixels - start)
+    start = degenerate.astype(np.float32)
+    mixed = cv2.scaleAdd(cv2.subtract(pixels.astype(np.float32), start), factor, start)
     return mixed.clip(0, 255, out=mixed).astype(np.uint8)
+
+
+def blend_constant(degenerate: int, pixels: np.ndarray, factor: float) -> np.ndarray:
+    """Blend with an image of one value: a table of the 256 results."""
+    values = np.arange(256, dtype=np.uint8)[None]
+    return cv2.LUT(pixels, blend(np.full_like(values, degenerate), values, factor))
 
 
 def color(pixels: np.ndarray, factor: float) -> np.ndarray:
     """Saturation: from grey."""
-    return blend(greyscale(pixels)[..., None], pixels, factor)
+    return blend(cv2.merge([luma(pixels)] * 3), pixels, factor)
 
 
 def contrast(pixels: np.ndarray, factor: float) -> np.ndarray:
     """Contrast: from the mean luma, rounded down."""
-    return blend(int(greyscale(pixels).mean()), pixels, factor)
+    return blend_constant(int(luma(pixels).mean()), pixels, factor)
 
 
 def brightness(pixels: np.ndarray, factor: float) -> np.ndarray:
     """Brightness: from black."""
-    return blend(0, pixels, factor)
+    return blend_constant(0, pixels, factor)
 
 
 def sharpness(pixels: np.ndarray, factor: float) -> np.ndarray:
-    """Sharpness: from a smoothed image, whose border is the original's."""
+    """Sharpness: from a smoothed image (centre 5, neighbours 1, of 13) with the old border."""
     smooth = pixels.copy()
     if min(pixels.shape[:2]) > 2:
-        smooth[1:-1, 1:-1] = cv2.filter2D(pixels.astype(np.float32), -1, SMOOTH)[1:-1, 1:-1]
+        sums = cv2.filter2D(pixels.astype(np.float32), -1, SMOOTH)
+        smooth[1:-1, 1:-1] = sums[1:-1, 1:-1]
     return blend(smooth, pixels, factor)
 
 
