@@ -14,10 +14,8 @@ from typing import Literal
 from pyarrow import fs as pafs
 
 from shards import store, tar
+from shards.config import Kind
 
-Kind = Literal[
-    "auto", "class-tars", "flat-tar", "imagenet-val", "devkit", "class-folders", "webdataset"
-]
 PART_BYTES = 128 << 20
 _UNKNOWN_STOP = 1 << 62
 CLASS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -30,6 +28,8 @@ SPLITS = {
     "imagenet21k_small_classes": "small",
 }
 """Folder names that say which split their classes belong to."""
+WNID = re.compile(r"[a-z]\d{8}")
+SPLIT_NAME = re.compile(r"(?:^|[-_/])(train|val)(?:id|idation)?(?:[-_.0-9/]|$)")
 IMAGE_NAME = re.compile(r"\.(jpe?g|png|webp|gif|bmp)$", re.IGNORECASE)
 
 
@@ -124,8 +124,14 @@ def find(location: str) -> Found:
         return Found(location, system, path, info, file.read(2) == b"\x1f\x8b")
 
 
-def kind_of_tar(read: tar.Read, stop: int, where: str) -> Kind:
-    """What a tar holds, by its first members."""
+def split_of(name: str) -> str:
+    """Split that the name of a shard says, "" where it says none."""
+    match = SPLIT_NAME.search(name.lower())
+    return match.group(1) if match else ""
+
+
+def kind_of_tar(read: tar.Read, stop: int, where: str, given: Kind = "auto") -> Kind:
+    """What a tar holds, by its first members; `given` where they do not say."""
     seen: list[str] = []
     for member in tar.walk(read, 0, stop, where, damage=lambda *_: None):
         base = member.name.rpartition("/")[2]
@@ -146,6 +152,8 @@ def kind_of_tar(read: tar.Read, stop: int, where: str) -> Kind:
         return "webdataset"
     if any(IMAGE_NAME.search(name) for name in seen):
         return "flat-tar"
+    if given != "auto":
+        return given
     raise ValueError(
         f"{where} is not recognised: its first members are {seen[:3]}; known are a tar of class "
         "tars, a tar of class folders, ILSVRC2012_img_val.tar, the ILSVRC2012 devkit and "

@@ -8,7 +8,6 @@ shard is made. So the plan knows every image that it places, and no image is dec
 """
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,9 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from shards import archive, format, store, tar
+from shards import archive, store
 from shards.archive import Part
-from shards.picture import PictureConfig, Unusable, picture, unpacked
+from shards.config import PictureConfig
+from shards.entry import Entry, entries
+from shards.picture import Unusable, picture, unpacked
 
 SCHEMA = pa.schema(
     [
@@ -49,7 +50,6 @@ SCHEMA = pa.schema(
 )
 QUARANTINE = pa.schema([SCHEMA.field(n) for n in ("archive", "member", "offset", "problem")])
 ROW_GROUP = 4096
-LARGEST_FILE = 1 << 28
 IDENTITY = b"catalogue"
 
 
@@ -91,24 +91,10 @@ class Done:
     """What came of a unit."""
 
     number: int
-    images: int
+    samples: int
+    """Usable images."""
     bytes: int
     problems: int
-
-
-@dataclass
-class Entry:
-    """One file of a source before it is looked at."""
-
-    archive: str
-    member: str
-    path: str
-    offset: int
-    size: int
-    data: bytes = b""
-    wnids: tuple[str, ...] = ()
-    split: str = ""
-    problem: str = ""
 
 
 def units(sources: tuple[archive.Source, ...]) -> list[Unit]:
@@ -127,7 +113,7 @@ def units(sources: tuple[archive.Source, ...]) -> list[Unit]:
     return found
 
 
-def catalogue_unit(unit: Unit, job: Job) -> Done:
+def catalogue_unit(job: Job, unit: Unit) -> Done:
     """Write a unit's part of the catalogue and its spool, unless they are there."""
     done = finished(unit.number, job)
     if done is not None:
@@ -141,7 +127,7 @@ def catalogue_unit(unit: Unit, job: Job) -> Done:
         ):
             table = _Rows(writer, schema)
             spooled = images = size = problems = 0
-            for entry in unit_entries(unit):
+            for entry in entries(unit.fs, unit.parts, unit.faults):
                 row, jpeg = _row(unit.source, entry, job.config, spooled)
                 table.add(row)
                 if jpeg is not None:
@@ -228,114 +214,3 @@ def _row(
         "stored_sha256": row["sha256"] if jpeg is None else hashlib.sha256(jpeg).digest(),
     }
     return row, jpeg
-
-
-def unit_entries(unit: Unit) -> Iterator[Entry]:
-    """Every file of a unit, in order, and every fault found on the way."""
-    for fault in unit.faults:
-        yield Entry(fault.archive, fault.member, "", fault.offset, 0, problem=fault.reason)
-    for part in unit.parts:
-        if part.layout == "folder":
-            yield from _folder_entries(unit.fs, part)
-        elif part.layout == "samples":
-            yield from _sample_entries(unit.fs, part)
-        else:
-            yield from _tar_entries(unit.fs, part)
-
-
-def _tar_entries(system: pafs.FileSystem, part: Part) -> Iterator[Entry]:
-    faults: list[Entry] = []
-
-    def damage(offset: int, reason: str) -> None:
-        faults.append(Entry(part.archive, "", part.path, offset, 0, problem=reason))
-
-    with store.Reader(system, part.path) as reader:
-        for member in tar.walk(reader, part.start, part.stop, part.archive, damage):
-            yield from faults
-            faults.clear()
-            if member.kind == "folder":
-                continue
-            entry = Entry(part.archive, member.name, part.path, member.offset, member.size)
-            wnid, split = _class_of(member.name, part)
-            entry.wnids, entry.split = ((wnid,) if wnid else ()), split
-            _fill(entry, reader, member.kind)
-            yield entry
-        if part.has_end and not archive.ends(reader, part.stop):
-            damage(part.stop, archive.NO_END)
-    yield from faults
-
-
-def _class_of(name: str, part: Part) -> tuple[str, str]:
-    if part.wnid:
-        return part.wnid, part.split
-    if part.labels:
-        return part.labels.get(name.rpartition("/")[2], ""), part.split
-    wnid, split = archive.class_of_path(name)
-    return wnid, part.split or split
-
-
-def _fill(entry: Entry, read: tar.Read, kind: str = "file") -> None:
-    """Read an entry's bytes, or say why not."""
-    if kind != "file":
-        entry.problem = f"a {kind}, not an image"
-    elif not entry.wnids:
-        entry.problem = "no class: neither a folder nor a list of labels says one"
-    elif entry.size > LARGEST_FILE:
-        entry.problem = f"a file of {entry.size} bytes; at most {LARGEST_FILE} are read"
-    else:
-        entry.data = bytes(read(entry.offset, entry.size))
-
-
-def _folder_entries(system: pafs.FileSystem, part: Part) -> Iterator[Entry]:
-    for info in store.listing(system, part.path):
-        entry = Entry(part.archive, info.base_name, info.path, 0, info.size or 0)
-        entry.wnids, entry.split = (part.wnid,), part.split
-        if info.type != pafs.FileType.File:
-            entry.problem = f"a {info.type.name.lower()}, not an image file"
-            yield entry
-            continue
-        with store.Reader(system, info.path) as reader:
-            _fill(entry, reader)
-        yield entry
-
-
-def _sample_entries(system: pafs.FileSystem, part: Part) -> Iterator[Entry]:
-    """Samples of a WebDataset shard, also where members of different samples alternate."""
-    samples: dict[str, dict[str, tar.Member]] = {}
-    faults: list[Entry] = []
-
-    def damage(offset: int, reason: str) -> None:
-        faults.append(Entry(part.archive, "", part.path, offset, 0, problem=reason))
-
-    with store.Reader(system, part.path) as reader:
-        for member in tar.walk(reader, part.start, part.stop, part.archive, damage):
-            if member.kind == "file":
-                key, extension = format.split_name(member.name)
-                samples.setdefault(key, {})[extension] = member
-        if not archive.ends(reader, part.stop):
-            damage(part.stop, archive.NO_END)
-        yield from faults
-        for key, members in samples.items():
-            yield _sample(part, key, members, reader)
-
-
-def _sample(part: Part, key: str, members: dict[str, tar.Member], read: tar.Read) -> Entry:
-    images = [members[e] for e in format.IMAGE_EXTENSIONS if e in members]
-    entry = Entry(part.archive, key, part.path, 0, 0, split=part.split)
-    if not images:
-        entry.problem = f"no image among {sorted(members)}"
-        return entry
-    entry.member, entry.offset, entry.size = images[0].name, images[0].offset, images[0].size
-    texts = {
-        extension: memoryview(read(member.offset, member.size))
-        for extension, member in members.items()
-        if extension in ("cls", "json") and member.size <= LARGEST_FILE
-    }
-    try:
-        numbers = format.labels(key, texts, part.archive, part.label)
-        entry.wnids = tuple(part.classes[number] for number in numbers)
-    except (ValueError, IndexError) as error:
-        entry.problem = str(error) or "label out of range"
-        return entry
-    _fill(entry, read)
-    return entry

@@ -15,6 +15,8 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from shards.config import PictureConfig
+
 # A JPEG may turn out to be an "MPO": several pictures, the first of which counts.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")
 _MOST_UNPACKED = 1 << 28
@@ -52,37 +54,6 @@ _DAMAGE = (
 
 class Unusable(ValueError):
     """This file gives no image; the message is the reason that is reported."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PictureConfig:
-    """What becomes of each image."""
-
-    resize_short: int = 256
-    """Shorter side in pixels after shrinking; nothing is enlarged; 0 leaves sizes as they are."""
-    max_long: int | None = None
-    """Longer side at most this many pixels, shrinking further where needed."""
-    quality: int = 90
-    """JPEG quality of the written images (4:2:0), 1 to 100."""
-    keep_bytes: bool = False
-    """Copy baseline RGB JPEGs that need no turning byte for byte, at their size and with their
-    metadata; the others are converted at their size. The resize settings then have no effect."""
-    min_side: int = 1
-    """Leave out images with a side below this many pixels (timm's sets use 32 or 48)."""
-    max_pixels: int = 178_956_970
-    """Refuse images with more pixels than this: small files that decode to gigabytes."""
-
-    def __post_init__(self) -> None:
-        """Reject sizes that no image can have."""
-        for name, least in (("resize_short", 0), ("min_side", 1), ("max_pixels", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} ({getattr(self, name)}) must be at least {least}")
-        if self.max_long is not None and self.max_long < max(1, self.resize_short):
-            raise ValueError(
-                f"max_long ({self.max_long}) must be at least resize_short ({self.resize_short})"
-            )
-        if not 1 <= self.quality <= 100:
-            raise ValueError(f"quality ({self.quality}) must be 1 to 100")
 
 
 @dataclass(frozen=True)
@@ -136,6 +107,12 @@ def picture(data: bytes, config: PictureConfig) -> Picture:
         pixels = pixels.transpose(turn)
     jpeg = None if as_it_came else _encoded(pixels, config.quality)
     return Picture(format_, mode, width, height, perceptual_hash(pixels), jpeg, *target)
+
+
+def opened_pixels(data: bytes, config: PictureConfig) -> Image.Image:
+    """RGB pixels of an image as they are; Unusable where there are none."""
+    image = _opened(data, config)
+    return _decoded(image, data, image.size)
 
 
 def target_size(width: int, height: int, config: PictureConfig) -> tuple[int, int]:

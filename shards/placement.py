@@ -12,7 +12,7 @@ import hashlib
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +23,8 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from shards import store
+from shards.bucket import Appender, heads, mixed
+from shards.duplicate import LEFT_OUT, Known, exclude, merge
 
 BUCKET_ROWS = 1 << 18
 PLAN_ID = b"plan"
@@ -53,16 +55,6 @@ PLAN = pa.schema(
         pa.field("stored_sha256", pa.binary(32)),
     ]
 )
-LEFT_OUT = pa.schema(
-    [
-        pa.field("archive", pa.string()),
-        pa.field("member", pa.string()),
-        pa.field("sha256", pa.string()),
-        pa.field("reason", pa.string()),
-    ]
-)
-Known = Callable[[pa.Table], list[str]]
-"""Says of each row why it is left out as lying in another set, "" where it does not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,20 +91,6 @@ class Tally:
     dropped_classes: int = 0
 
 
-def mixed(values: np.ndarray, seed: int) -> np.ndarray:
-    """Seeded 64-bit hash of 64-bit values (the finalizer of splitmix64)."""
-    x = values + np.uint64((seed * 0x9E3779B97F4A7C15 + 1) % 2**64)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def heads(hashes: pa.ChunkedArray) -> np.ndarray:
-    """The first 8 bytes of each content hash as numbers."""
-    raw = b"".join(hashes.to_pylist())
-    return np.frombuffer(raw, ">u8").reshape(-1, 4)[:, 0].astype(np.uint64)
-
-
 def shard_sizes(samples: int, shards: int) -> list[int]:
     """Samples per shard, equal to within one."""
     base, more = divmod(samples, shards) if shards else (0, 0)
@@ -138,19 +116,21 @@ def place(
             _listed(system, f"{root}/excluded.parquet") as excluded,
         ):
             for number, bucket in enumerate(buckets):
-                table, copies = _merge(bucket.table(), tally)
+                table, copies, crossing = merge(bucket.table())
+                tally.merged += copies.num_rows
+                tally.crossing += crossing
                 duplicates.write_table(copies)
                 if known is not None and table.num_rows:
-                    table, lying = _exclude(table, known)
+                    table, lying = exclude(table, known)
                     tally.excluded += lying.num_rows
                     excluded.write_table(lying)
                 counts.add(table)
-                merged.append(_Appender(Path(folder) / f"merged-{number}.arrow"))
+                merged.append(Appender(Path(folder) / f"merged-{number}.arrow"))
                 merged[-1].write(table)
                 merged[-1].close()
                 bucket.path.unlink(missing_ok=True)
         tally.classes, numbers = counts.choose(tally)
-        final = {split: _Appender(Path(folder) / f"{split}.arrow") for split in ("train", "val")}
+        final = {split: Appender(Path(folder) / f"{split}.arrow") for split in ("train", "val")}
         for bucket in merged:
             if bucket.count:
                 table = _settle(bucket.table(), counts, numbers, tally)
@@ -175,11 +155,11 @@ def _scatter(
     rules: Rules,
     folder: Path,
     tally: Tally,
-) -> list["_Appender"]:
+) -> list[Appender]:
     """Spread usable rows over buckets by the order hash."""
     rows = sum(pq.read_metadata(path, filesystem=system).num_rows for _, path in parts)
     buckets = max(1, -(-rows // BUCKET_ROWS))
-    files = [_Appender(folder / f"bucket-{number}.arrow") for number in range(buckets)]
+    files = [Appender(folder / f"bucket-{number}.arrow") for number in range(buckets)]
     for unit, path in parts:
         table = pq.read_table(path, columns=[*READ, "problem"], filesystem=system)
         table = table.filter(pc.equal(table["problem"], "")).drop_columns("problem")
@@ -202,54 +182,6 @@ def _scatter(
     return files
 
 
-def _merge(table: pa.Table, tally: Tally) -> tuple[pa.Table, pa.Table]:
-    """Rows of one bucket in order, one per content with all its classes; and the other copies."""
-    if not table.num_rows:
-        return table, LEFT_OUT.empty_table()
-    table = table.sort_by([(name, "ascending") for name in ("order", "sha256", "unit", "row")])
-    hashes = table["sha256"].to_pylist()
-    wnids, splits = table["wnids"].to_pylist(), table["split"].to_pylist()
-    first, copies = [0], []
-    for row in range(1, len(hashes)):
-        kept = first[-1]
-        if hashes[row] != hashes[kept]:
-            first.append(row)
-            continue
-        copies.append((row, kept))
-        wnids[kept].extend(wnid for wnid in wnids[row] if wnid not in wnids[kept])
-        if splits[row] != splits[kept]:
-            # An image of the val split leaves the train split, not the other way round.
-            splits[kept] = "val" if "val" in (splits[row], splits[kept]) else "train"
-            tally.crossing += 1
-    tally.merged += len(copies)
-    table = table.set_column(
-        table.schema.get_field_index("wnids"), "wnids", pa.array(wnids, pa.list_(pa.string()))
-    )
-    table = table.set_column(table.schema.get_field_index("split"), "split", pa.array(splits))
-    names = [table[name].to_pylist() for name in ("archive", "member")] if copies else []
-    others = [
-        {
-            "archive": names[0][row],
-            "member": names[1][row],
-            "sha256": hashes[row].hex(),
-            "reason": f"same bytes as {names[0][kept]}: {names[1][kept]}",
-        }
-        for row, kept in copies
-    ]
-    return table.take(pa.array(first)), pa.Table.from_pylist(others, LEFT_OUT)
-
-
-def _exclude(table: pa.Table, known: Known) -> tuple[pa.Table, pa.Table]:
-    """Rows that lie in no other set, and those that do with the reason."""
-    reasons = known(table)
-    lying = pa.array([bool(reason) for reason in reasons], pa.bool_())
-    out = table.filter(lying)
-    hashes = pa.array([value.hex() for value in out["sha256"].to_pylist()], pa.string())
-    why = pa.array([reason for reason in reasons if reason], pa.string())
-    columns = [out["archive"], out["member"], hashes, why]
-    return table.filter(pc.invert(lying)), pa.table(columns, schema=LEFT_OUT)
-
-
 class _Counts:
     """What must be known of all buckets before any image gets its place."""
 
@@ -260,6 +192,7 @@ class _Counts:
         self._stems: list[np.ndarray] = []
         self.thresholds: dict[str, int] = {}
         self.clashing = np.zeros(0, np.uint64)
+        self.listed: set[str] = set()
 
     def add(self, table: pa.Table) -> None:
         """Count a merged bucket."""
@@ -288,6 +221,7 @@ class _Counts:
         least = max(1, self.rules.min_per_class)
         enough = {wnid for wnid, count in self.images.items() if count >= least}
         classes = self.rules.classes or tuple(sorted(enough))
+        self.listed = set(self.rules.classes or self.images)
         numbers = {wnid: number for number, wnid in enumerate(classes) if wnid in enough}
         tally.dropped_classes = len(self.images) - len(numbers)
         tally.empty_classes = len(classes) - len(numbers)
@@ -316,11 +250,14 @@ def _settle(table: pa.Table, counts: _Counts, numbers: dict[str, int], tally: Ta
     for row, names in enumerate(wnids):
         found = [numbers[wnid] for wnid in names if wnid in numbers]
         keep.append(bool(found))
+        if not found and any(wnid in counts.listed for wnid in names):
+            tally.rare_class += 1
+        elif not found:
+            tally.other_class += 1
         classes.append(found)
         keys.append(stem(members[row]) + (f"_{hashes[row].hex()[:12]}" if clash[row] else ""))
         splits[row] = splits[row] if splits[row] == "val" else _drawn(names, int(lots[row]), counts)
         tally.multi_label += len(found) > 1
-    tally.other_class += keep.count(False)
     table = table.drop_columns("split")
     for name, values, kind in (
         ("split", splits, pa.string()),
@@ -344,7 +281,7 @@ def _cut(
     system: pafs.FileSystem,
     root: str,
     split: str,
-    rows: "_Appender",
+    rows: Appender,
     rules: Rules,
     plan_id: str,
     tally: Tally,
@@ -369,56 +306,3 @@ def _cut(
         waiting = rows.read()
         for size in shard_sizes(rows.count, shards):
             writer.write_table(waiting.take(size).cast(schema), row_group_size=size)
-
-
-class _Appender:
-    """A table on local disk that grows by pieces and is read back in order."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.count = self.bytes = 0
-        self._sink: pa.OSFile | None = None
-        self._writer: pa.RecordBatchStreamWriter | None = None
-
-    def write(self, table: pa.Table) -> None:
-        """Append rows."""
-        if not table.num_rows:
-            return
-        if self._writer is None:
-            self._sink = pa.OSFile(str(self.path), "wb")
-            self._writer = pa.ipc.new_stream(self._sink, table.schema)
-        self._writer.write_table(table)
-        self.count += table.num_rows
-        self.bytes += pc.sum(table["stored_size"]).as_py()
-
-    def close(self) -> None:
-        """Finish writing."""
-        if self._writer is not None and self._sink is not None:
-            self._writer.close()
-            self._sink.close()
-
-    def read(self) -> "_Waiting":
-        """The rows in order."""
-        return _Waiting(pa.ipc.open_stream(pa.memory_map(str(self.path))))
-
-    def table(self) -> pa.Table:
-        """All rows."""
-        if not self.count:
-            return pa.table({})
-        return pa.ipc.open_stream(pa.memory_map(str(self.path))).read_all()
-
-
-class _Waiting:
-    """Rows taken from a stream a given number at a time."""
-
-    def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
-        self._batches = iter(batches)
-        self._held: list[pa.RecordBatch] = []
-
-    def take(self, count: int) -> pa.Table:
-        """The next count rows."""
-        while sum(batch.num_rows for batch in self._held) < count:
-            self._held.append(next(self._batches))
-        table = pa.Table.from_batches(self._held)
-        self._held = table.slice(count).to_batches()
-        return table.slice(0, count)

@@ -1,8 +1,26 @@
-"""What a build did: counts, and every file that gives no image with its reason."""
+"""What a build did: counts, and every file that gives no image with its reason.
+
+DIR/report.json  DIR/quarantine.parquet  DIR/duplicates.parquet  DIR/excluded.parquet
+"""
 
 import json
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow import fs as pafs
+
+from shards import catalogue, source, store
+from shards.archive import Source
+from shards.format import Shard
+from shards.placement import Tally
+
+REPORT, QUARANTINE = "report.json", "quarantine.parquet"
+SHOWN = 100
 
 
 @dataclass(frozen=True)
@@ -24,6 +42,7 @@ class BuildReport:
     images: Mapping[str, int]
     """Images by split."""
     shards: Mapping[str, int]
+    """Shards by split."""
     bytes: Mapping[str, int]
     """Bytes of the shards by split."""
     files: int
@@ -33,6 +52,8 @@ class BuildReport:
     """The first hundred; all are in quarantine.parquet."""
     reasons: Mapping[str, int]
     """Quarantined files by reason."""
+    modes: Mapping[str, int]
+    """Usable files by format and colour mode as they came."""
     duplicates: int
     """Copies merged into the first one; listed in duplicates.parquet."""
     multi_label: int
@@ -45,19 +66,6 @@ class BuildReport:
     """Images left out by a setting, and by which."""
     notes: tuple[str, ...] = ()
 
-    def to_json(self) -> str:
-        """The text of report.json."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> "BuildReport":
-        """Read report.json."""
-        fields = json.loads(text)
-        fields["quarantined"] = tuple(Quarantined(**entry) for entry in fields["quarantined"])
-        for name in ("sources", "notes"):
-            fields[name] = tuple(fields[name])
-        return cls(**fields)
-
     def __str__(self) -> str:
         """The report as a short text."""
         lines = [*self.sources]
@@ -68,12 +76,109 @@ class BuildReport:
             )
         lines.append(
             f"{self.classes:,} classes, {self.multi_label:,} images with more than one; "
-            f"{self.duplicates:,} duplicates merged, {self.excluded:,} excluded"
+            f"{self.duplicates:,} copies merged, {self.excluded:,} images excluded"
         )
         lines += [f"left out, {reason}: {count:,}" for reason, count in self.left_out.items()]
         if self.crossing:
-            lines.append(f"{self.crossing:,} images lay in more than one split; kept in val")
+            lines.append(f"{self.crossing:,} copies lay in another split; val keeps the image")
         lines.append(f"{self.quarantined_count:,} of {self.files:,} files give no image")
         lines += [f"  {count:,} x {reason}" for reason, count in list(self.reasons.items())[:20]]
-        lines += [f"  {q.archive} {q.member}: {q.reason}" for q in self.quarantined[:20]]
+        lines += [f"  {q.archive}: {q.member}: {q.reason}" for q in self.quarantined[:20]]
+        if self.quarantined_count > 20:
+            lines.append(f"  ... all of them in {QUARANTINE}")
         return "\n".join([*lines, *self.notes])
+
+
+@dataclass(frozen=True)
+class Saved:
+    """report.json: the report, which build it is of, and where the sources lay."""
+
+    build: str
+    locations: tuple[str, ...]
+    report: BuildReport
+
+
+def write(
+    system: pafs.FileSystem, root: str, build: str, locations: Sequence[str], made: BuildReport
+) -> None:
+    """Write report.json; from then on the build is complete."""
+    text = json.dumps({"build": build, "locations": locations, "report": asdict(made)}, indent=1)
+    store.write_bytes(system, f"{root}/{REPORT}", text.encode())
+
+
+def read(system: pafs.FileSystem, root: str) -> Saved | None:
+    """Read report.json, None where there is none."""
+    if not store.exists(system, f"{root}/{REPORT}"):
+        return None
+    fields = json.loads(store.read_bytes(system, f"{root}/{REPORT}"))
+    made: dict[str, Any] = fields["report"]
+    made["quarantined"] = tuple(Quarantined(**entry) for entry in made["quarantined"])
+    for name in ("sources", "notes"):
+        made[name] = tuple(made[name])
+    return Saved(fields["build"], tuple(fields["locations"]), BuildReport(**made))
+
+
+def collected(
+    system: pafs.FileSystem,
+    root: str,
+    found: Sequence[Source],
+    parts: Sequence[str],
+    tally: Tally,
+    splits: Mapping[str, Sequence[Shard]],
+) -> BuildReport:
+    """Write the quarantine list, and say what was done."""
+    files, first = 0, []
+    reasons: Counter[str] = Counter()
+    modes: Counter[str] = Counter()
+    wnids: dict[int, set[str]] = {}
+    names = [*catalogue.QUARANTINE.names, "source", "wnids", "format", "mode"]
+    with (
+        store.written(system, f"{root}/{QUARANTINE}") as file,
+        pq.ParquetWriter(file, catalogue.QUARANTINE) as bad,
+    ):
+        for path in parts:
+            table = pq.read_table(path, columns=names, filesystem=system)
+            files += table.num_rows
+            for number in pc.unique(table["source"]).to_pylist():
+                own = table.filter(pc.equal(table["source"], number))["wnids"]
+                wnids.setdefault(number, set()).update(pc.unique(pc.list_flatten(own)).to_pylist())
+            faults = table.filter(pc.not_equal(table["problem"], ""))
+            bad.write_table(faults.select(catalogue.QUARANTINE.names).cast(catalogue.QUARANTINE))
+            rows = faults.to_pylist()
+            reasons.update(kind_of(row["problem"]) for row in rows)
+            room = rows[: SHOWN - len(first)]
+            first += [Quarantined(row["archive"], row["member"], row["problem"]) for row in room]
+            good = table.filter(pc.equal(table["problem"], "")).group_by(["format", "mode"])
+            for row in good.aggregate([([], "count_all")]).to_pylist():
+                modes[f"{row['format']} {row['mode']}"] += row["count_all"]
+    return BuildReport(
+        sources=tuple(source.described(s, wnids.get(n, set())) for n, s in enumerate(found)),
+        classes=len(tally.classes),
+        images=tally.images,
+        shards=tally.shards,
+        bytes={split: sum(shard.bytes for shard in shards) for split, shards in splits.items()},
+        files=files,
+        quarantined_count=reasons.total(),
+        quarantined=tuple(first),
+        reasons=dict(reasons.most_common()),
+        modes=dict(modes.most_common()),
+        duplicates=tally.merged,
+        multi_label=tally.multi_label,
+        crossing=tally.crossing,
+        excluded=tally.excluded,
+        left_out=_left_out(tally),
+    )
+
+
+def kind_of(reason: str) -> str:
+    """A reason without what belongs to one file only."""
+    return re.sub(r"\d[\d,.x]*", "N", reason.split(":")[0].split(", first bytes")[0])
+
+
+def _left_out(tally: Tally) -> dict[str, int]:
+    counts = {
+        "in imagenet21k_small_classes (--small-classes takes them)": tally.small_split,
+        "class not in the list of --classes": tally.other_class,
+        "class with fewer images than --min-per-class": tally.rare_class,
+    }
+    return {reason: count for reason, count in counts.items() if count}

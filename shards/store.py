@@ -35,6 +35,11 @@ def locate(location: str | Path) -> tuple[pafs.FileSystem, str]:
     return pafs.LocalFileSystem(), str(Path(text).expanduser().absolute())
 
 
+def absolute(location: str) -> str:
+    """The location so that it means the same in another directory."""
+    return location if "://" in location else locate(location)[1]
+
+
 def is_local(system: pafs.FileSystem) -> bool:
     """Whether small reads are cheap here and folders are real."""
     return isinstance(system, pafs.LocalFileSystem)

@@ -4,8 +4,11 @@ The bytes of an image come from the spool of its unit. Where that is gone they a
 the archive, and must then hash to what the plan says: the same shard, or an error.
 """
 
+import functools
 import hashlib
+import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +17,14 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from shards import format, store, tar
+from shards.config import PictureConfig
 from shards.format import Shard
-from shards.picture import PictureConfig
+from shards.picture import Unusable, picture, unpacked
 
 SHARD = {name: f"shard.{name}".encode() for name in ("plan", "bytes", "sha256")}
+SHARD_FILE = re.compile(r"(train|val)-\d{5,}\.(tar|parquet)")
+OPEN_FILES = 128
+REQUESTS = 32  # reads of an object store under way at once
 
 
 @dataclass(frozen=True)
@@ -40,12 +47,13 @@ class Work:
     fs: pafs.FileSystem
     root: str
     plan: str
+    """Hash of what the plan follows from; shards of another plan are made anew."""
     sources: tuple[pafs.FileSystem, ...]
     work: str
     config: PictureConfig
 
 
-def write_shard(place: Place, work: Work) -> Shard:
+def write_shard(work: Work, place: Place) -> Shard:
     """Write a shard and its index, unless they are there."""
     shard = finished(place, work)
     if shard is not None:
@@ -53,21 +61,18 @@ def write_shard(place: Place, work: Work) -> Shard:
     path = f"{work.root}/plan/{place.split}.parquet"
     with work.fs.open_input_file(path) as file:
         rows = pq.ParquetFile(file).read_row_group(place.number).to_pylist()
-    name, hashed, offset = place.name, hashlib.sha256(), 0
+    hashed, offset = hashlib.sha256(), 0
     index: list[dict[str, Any]] = []
-    with store.written(work.fs, f"{work.root}/{name}") as out:
-        for row, image in images(rows, work):
-            start, at = offset, 0
-            for member, data in format.sample_members(row["key"], image, tuple(row["classes"])):
-                piece = tar.header(member, len(data)) + data + bytes(-len(data) % tar.BLOCK)
-                at = offset + tar.BLOCK if data is image else at
-                hashed.update(piece)
-                out.write(piece)
-                offset += len(piece)
-            index.append(_index_row(row, start, offset, at))
+    with store.written(work.fs, f"{work.root}/{place.name}") as out:
+        for row, image in zip(rows, images(rows, work), strict=True):
+            sample, at = sample_bytes(row["key"], image, tuple(row["classes"]))
+            hashed.update(sample)
+            out.write(sample)
+            index.append(_index_row(row, offset, offset + len(sample), offset + at))
+            offset += len(sample)
         hashed.update(tar.END)
         out.write(tar.END)
-    shard = Shard(name, len(rows), offset + len(tar.END), hashed.hexdigest())
+    shard = Shard(place.name, len(rows), offset + len(tar.END), hashed.hexdigest())
     note = {
         SHARD["plan"]: work.plan,
         SHARD["bytes"]: str(shard.bytes),
@@ -80,15 +85,25 @@ def write_shard(place: Place, work: Work) -> Shard:
     return shard
 
 
+def sample_bytes(key: str, image: bytes, classes: tuple[int, ...]) -> tuple[bytes, int]:
+    """A sample as it lies in a tar, and where in it the image begins."""
+    pieces, size, at = [], 0, 0
+    for name, data in format.sample_members(key, image, classes):
+        if data is image:
+            at = size + tar.BLOCK
+        pieces += [tar.header(name, len(data)), data, bytes(-len(data) % tar.BLOCK)]
+        size += tar.BLOCK + tar.padded(len(data))
+    return b"".join(pieces), at
+
+
 def finished(place: Place, work: Work) -> Shard | None:
     """A shard of this plan that is there already."""
-    shard = Shard(place.name, 0, 0, "")
-    index = f"{work.root}/{shard.index_name}"
+    index = f"{work.root}/{Shard(place.name, 0, 0, '').index_name}"
     if not store.exists(work.fs, index):
         return None
     try:
         found = pq.read_metadata(index, filesystem=work.fs)
-    except pa.ArrowInvalid:
+    except pa.ArrowInvalid:  # not ours, or from a disk that lost its power: made anew
         return None
     note = {key: (found.metadata or {}).get(name, b"").decode() for key, name in SHARD.items()}
     size = store.size_of(work.fs, f"{work.root}/{place.name}")
@@ -112,29 +127,74 @@ def _index_row(row: dict[str, Any], start: int, stop: int, offset: int) -> dict[
     }
 
 
-def images(rows: list[dict[str, Any]], work: Work) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """Rows with their image bytes, in order, each checked against the plan."""
-    for row in rows:
-        data = _image(row, work)
-        if hashlib.sha256(data).digest() != row["stored_sha256"]:
-            raise ValueError(
-                f"{row['archive']}: {row['member']} is not what the catalogue saw: its bytes or the "
-                "image library has changed; remove the shard set and build it again"
-            )
-        yield row, data
+def images(rows: list[dict[str, Any]], work: Work) -> Iterator[bytes]:
+    """The image bytes of rows, in order, each checked against the plan."""
+    files = _Files()
+    fetch = functools.partial(_checked, work=work, files=files)
+    if all(store.is_local(system) for system in (work.fs, *work.sources)):
+        yield from map(fetch, rows)
+        return
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        # A window at a time, so that memory holds no more than the window.
+        for start in range(0, len(rows), 4 * REQUESTS):
+            yield from pool.map(fetch, rows[start : start + 4 * REQUESTS])
 
 
-def _image(row: dict[str, Any], work: Work) -> bytes:
-    if row["spool_offset"] >= 0:
-        spool = f"{work.work}/spool/{row['unit']:05d}.bin"
-        return read_range(work.fs, spool, row["spool_offset"], row["stored_size"])
-    return read_range(work.sources[row["source"]], row["path"], row["offset"], row["size"])
-
-
-def read_range(system: pafs.FileSystem, path: str, offset: int, size: int) -> bytes:
-    """Bytes [offset, offset + size) of a file, all of them."""
-    with system.open_input_file(path) as file:
-        data = file.read_at(size, offset)
-    if len(data) < size:
-        raise OSError(f"{path} gave {len(data)} of {size} bytes at byte {offset}")
+def _checked(row: dict[str, Any], work: Work, files: "_Files") -> bytes:
+    data = _image(row, work, files)
+    if hashlib.sha256(data).digest() != row["stored_sha256"]:
+        raise ValueError(
+            f"{row['archive']}: {row['member']} is not what the catalogue saw: its bytes or the "
+            "image library changed; remove the shard set and build it again"
+        )
     return data
+
+
+def _image(row: dict[str, Any], work: Work, files: "_Files") -> bytes:
+    source = work.sources[row["source"]]
+    if row["spool_offset"] < 0:
+        return files.read(source, row["path"], row["offset"], row["size"])
+    try:
+        spool = f"{work.work}/spool/{row['unit']:05d}.bin"
+        return files.read(work.fs, spool, row["spool_offset"], row["stored_size"])
+    except FileNotFoundError:
+        pass
+    data = unpacked(files.read(source, row["path"], row["offset"], row["size"]))
+    try:
+        return picture(data, work.config).jpeg or data
+    except Unusable as error:
+        raise ValueError(
+            f"{row['archive']}: {row['member']} could be used when catalogued and cannot now "
+            f"({error}); the archive has changed"
+        ) from error
+
+
+class _Files:
+    """Files kept open between reads: opening one in an object store costs a request."""
+
+    def __init__(self) -> None:
+        self._open = functools.lru_cache(OPEN_FILES)(_opened)
+
+    def read(self, system: pafs.FileSystem, path: str, offset: int, size: int) -> bytes:
+        """Bytes [offset, offset + size) of a file, all of them."""
+        data = self._open(_Hashable(system), path).read_at(size, offset)
+        if len(data) < size:
+            raise OSError(f"{path} gave {len(data)} of {size} bytes at byte {offset}")
+        return data
+
+
+class _Hashable:
+    """A file system as a key; Arrow's compare but do not hash."""
+
+    def __init__(self, system: pafs.FileSystem) -> None:
+        self.system = system
+
+    def __hash__(self) -> int:
+        return hash(self.system.type_name)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Hashable) and self.system.equals(other.system)
+
+
+def _opened(system: _Hashable, path: str) -> pa.NativeFile:
+    return system.system.open_input_file(path)

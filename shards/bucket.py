@@ -1,0 +1,79 @@
+"""Tables on local disk, and the hash that spreads rows over them: a sort in little memory.
+
+Rows of content hash h go to bucket floor(h * buckets / 2^64): each bucket is sorted alone, and the
+buckets one after the other are in order.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+def mixed(values: np.ndarray, seed: int) -> np.ndarray:
+    """Seeded 64-bit hash of 64-bit values (the finalizer of splitmix64)."""
+    x = values + np.uint64((seed * 0x9E3779B97F4A7C15 + 1) % 2**64)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def heads(hashes: pa.ChunkedArray) -> np.ndarray:
+    """The first 8 bytes of each content hash as numbers."""
+    raw = b"".join(hashes.to_pylist())
+    return np.frombuffer(raw, ">u8").reshape(-1, 4)[:, 0].astype(np.uint64)
+
+
+class Appender:
+    """A table on local disk that grows by pieces and is read back in order."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.count = self.bytes = 0
+        self._sink: pa.OSFile | None = None
+        self._writer: pa.RecordBatchStreamWriter | None = None
+
+    def write(self, table: pa.Table) -> None:
+        """Append rows."""
+        if not table.num_rows:
+            return
+        if self._writer is None:
+            self._sink = pa.OSFile(str(self.path), "wb")
+            self._writer = pa.ipc.new_stream(self._sink, table.schema)
+        self._writer.write_table(table)
+        self.count += table.num_rows
+        self.bytes += pc.sum(table["stored_size"]).as_py()
+
+    def close(self) -> None:
+        """Finish writing."""
+        if self._writer is not None and self._sink is not None:
+            self._writer.close()
+            self._sink.close()
+
+    def read(self) -> "Waiting":
+        """The rows in order."""
+        return Waiting(pa.ipc.open_stream(pa.memory_map(str(self.path))))
+
+    def table(self) -> pa.Table:
+        """All rows."""
+        if not self.count:
+            return pa.table({})
+        return pa.ipc.open_stream(pa.memory_map(str(self.path))).read_all()
+
+
+class Waiting:
+    """Rows taken from a stream a given number at a time."""
+
+    def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
+        self._batches = iter(batches)
+        self._held: list[pa.RecordBatch] = []
+
+    def take(self, count: int) -> pa.Table:
+        """The next count rows."""
+        while sum(batch.num_rows for batch in self._held) < count:
+            self._held.append(next(self._batches))
+        table = pa.Table.from_batches(self._held)
+        self._held = table.slice(count).to_batches()
+        return table.slice(0, count)

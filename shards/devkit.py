@@ -1,0 +1,70 @@
+"""The ILSVRC2012 devkit: which class each validation image has.
+
+`ILSVRC2012_img_val.tar` holds 50,000 images without a class; the devkit (`.tar.gz`, or the `.tar`
+that browsers make of it) lists an ILSVRC id for each, and in `meta.mat` the WordNet id of each id.
+"""
+
+import io
+import tarfile
+import zlib
+
+from shards import store
+from shards.archive import Found
+
+TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
+LARGEST_DEVKIT = 1 << 28
+
+
+def labels(found: Found) -> dict[str, str]:
+    """WordNet id of each validation image by its file name."""
+    if (found.info.size or 0) > LARGEST_DEVKIT:
+        raise ValueError(f"{found.location} is too large for a devkit ({found.info.size} bytes)")
+    truth, meta = _files(found)
+    wnids = _wnids(meta, found.location)
+    try:
+        ids = [int(line) for line in truth.split()]
+        return {
+            f"ILSVRC2012_val_{number:08d}.JPEG": wnids[id_] for number, id_ in enumerate(ids, 1)
+        }
+    except (ValueError, KeyError) as error:
+        raise ValueError(
+            f"{found.location}: {TRUTH} has a line that is no ILSVRC id ({error}); "
+            "get the devkit again"
+        ) from error
+
+
+def _files(found: Found) -> tuple[bytes, bytes]:
+    data = store.read_bytes(found.fs, found.path)
+    files = {}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data)) as file:
+            for member in file:
+                base = member.name.rpartition("/")[2]
+                if member.isfile() and base in (TRUTH, META):
+                    files[base] = file.extractfile(member).read()
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise ValueError(
+            f"{found.location} cannot be read as the ILSVRC2012 devkit ({error}); get it again"
+        ) from error
+    missing = {TRUTH, META} - set(files)
+    if missing:
+        raise ValueError(f"{found.location} is not the ILSVRC2012 devkit: {missing} is not in it")
+    return files[TRUTH], files[META]
+
+
+def _wnids(meta: bytes, where: str) -> dict[int, str]:
+    # Half a second to import, and no other source needs it.
+    from scipy.io import loadmat
+
+    try:
+        synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
+        # Inner nodes of the hierarchy are listed too; only leaves are classes.
+        return {
+            int(row["ILSVRC2012_ID"]): str(row["WNID"])
+            for row in synsets
+            if int(row["num_children"]) == 0
+        }
+    except (ValueError, KeyError, TypeError, IndexError, NotImplementedError) as error:
+        raise ValueError(
+            f"{where}: {META} cannot be read ({error}); get the devkit again"
+        ) from error

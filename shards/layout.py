@@ -1,0 +1,163 @@
+"""A gzip archive laid out, in one pass, as uncompressed tars that tasks can read alone.
+
+    winter21_whole.tar.gz -> work/laid-HASH/00000.tar ... + listing.json
+
+Files are numbered by us: no name of the archive becomes a path. A killed pass starts at the first
+byte again, because gzip cannot be entered in the middle, but writes only what is missing.
+"""
+
+import contextlib
+import dataclasses
+import gzip
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator
+
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+from shards import archive, store, tar
+from shards.archive import Fault, Found, Part
+from shards.config import Kind
+
+CHUNK = 4 << 20
+UNKNOWN = 1 << 62
+_BEHIND = 2 << 20  # how far back a walk may look: a header and its long-name record
+
+
+class Stream:
+    """Forward reads of the inside of a gzip file, `stream(offset, size)`, short only at its end."""
+
+    def __init__(self, found: Found) -> None:
+        self._file = gzip.GzipFile(fileobj=found.fs.open_input_stream(found.path))
+        self._start, self._data = 0, bytearray()
+        self.damage = ""
+
+    def __call__(self, offset: int, size: int) -> bytes:
+        """Bytes [offset, offset + size) of what was compressed."""
+        place = offset - self._start
+        if place < 0:
+            raise RuntimeError(f"byte {offset} of a stream asked for after byte {self._start}")
+        while place + size > len(self._data) and not self.damage:
+            chunk = self._chunk()
+            if not chunk:
+                break
+            self._data += chunk
+            surplus = min(place - _BEHIND, len(self._data))
+            if surplus > CHUNK:
+                del self._data[:surplus]
+                self._start += surplus
+                place -= surplus
+        return bytes(self._data[place : place + size])
+
+    def _chunk(self) -> bytes:
+        try:
+            return self._file.read(CHUNK)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            self.damage = f"gzip data ends or is damaged here: {error}"
+            return b""
+
+    @property
+    def end(self) -> int:
+        """How far the stream has been read."""
+        return self._start + len(self._data)
+
+
+def lay_out(
+    found: Found, kind: Kind, system: pafs.FileSystem, work: str
+) -> tuple[list[Part], list[Fault]]:
+    """Parts of a gzip archive, laid out below work unless they are already."""
+    mark = f"{found.location}\0{found.info.size}\0{found.info.mtime_ns}"
+    folder = f"{work}/laid-{hashlib.sha256(mark.encode()).hexdigest()[:16]}"
+    listing = f"{folder}/listing.json"
+    if not store.exists(system, listing):
+        store.make_folder(system, folder)
+        store.sweep(system, folder)
+        cut = _inner_tars if kind == "class-tars" else _runs
+        faults: list[Fault] = []
+        parts = list(cut(found, Stream(found), system, folder, faults))
+        text = json.dumps(
+            {
+                "parts": [dataclasses.asdict(part) for part in parts],
+                "faults": [dataclasses.asdict(fault) for fault in faults],
+            }
+        )
+        store.write_bytes(system, listing, text.encode())
+    fields = json.loads(store.read_bytes(system, listing))
+    parts = [Part(**{**part, "classes": tuple(part["classes"])}) for part in fields["parts"]]
+    return parts, [Fault(**fault) for fault in fields["faults"]]
+
+
+def _inner_tars(
+    found: Found, stream: Stream, system: pafs.FileSystem, folder: str, faults: list[Fault]
+) -> Iterator[Part]:
+    """Each class tar as a file."""
+    number = 0
+    for member in _members(found, stream, faults):
+        wnid = archive.inner_class(member)
+        if not wnid:
+            if member.kind != "folder":
+                reason = archive.not_class_tar(member)
+                faults.append(Fault(found.name, member.name, member.offset, reason))
+            continue
+        path = f"{folder}/{number:05d}.tar"
+        size = _copy(stream, member.offset, member.offset + member.size, system, path)
+        if size:
+            yield Part(
+                path=path,
+                archive=f"{found.name}/{member.name}",
+                layout="tar",
+                stop=size,
+                wnid=wnid,
+            )
+        number += 1
+
+
+def _runs(
+    found: Found, stream: Stream, system: pafs.FileSystem, folder: str, faults: list[Fault]
+) -> Iterator[Part]:
+    """Runs of members of a flat tar, each run a file."""
+    members = _members(found, stream, faults)
+    member, number = next(members, None), 0
+    while member is not None:
+        path, size = f"{folder}/{number:05d}.tar", 0
+        with contextlib.ExitStack() as stack:
+            there = store.exists(system, path)
+            file = None if there else stack.enter_context(store.written(system, path))
+            while member is not None and size < archive.PART_BYTES:
+                size += _pour(stream, member.start, member.stop, file)
+                member = next(members, None)
+        yield Part(path=path, archive=found.name, layout="tar", stop=size, has_end=False)
+        number += 1
+
+
+def _members(found: Found, stream: Stream, faults: list[Fault]) -> Iterator[tar.Member]:
+    def damage(offset: int, reason: str) -> None:
+        faults.append(Fault(found.name, "", offset, stream.damage or reason))
+
+    yield from tar.walk(stream, 0, UNKNOWN, found.name, damage)
+    if stream.damage and not any(fault.reason == stream.damage for fault in faults):
+        damage(stream.end, stream.damage)
+
+
+def _copy(stream: Stream, start: int, stop: int, system: pafs.FileSystem, path: str) -> int:
+    """Write bytes of the stream to a file, unless it is there; gives its size."""
+    size = store.size_of(system, path)
+    if size is not None:
+        return size
+    with store.written(system, path) as file:
+        return _pour(stream, start, stop, file)
+
+
+def _pour(stream: Stream, start: int, stop: int, file: pa.NativeFile | None) -> int:
+    """Write bytes of the stream, or only count them; less than asked for where the stream ends."""
+    place = start
+    while place < stop:
+        data = stream(place, min(CHUNK, stop - place))
+        if not data:
+            break
+        if file is not None:
+            file.write(data)
+        place += len(data)
+    return place - start
