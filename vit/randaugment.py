@@ -85,8 +85,9 @@ def blend(degenerate: np.ndarray, pixels: np.ndarray, factor: float) -> np.ndarr
     """From the degenerate image (factor 0) through the pixels (1) to beyond them, truncated."""
     if factor == 1:
         return pixels
-    start = degenerate.astype(np.float32)
-    mixed = cv2.scaleAdd(cv2.subtract(pixels.astype(np.float32), start), factor, start)
+    start, mixed = degenerate.astype(np.float32), pixels.astype(np.float32)
+    cv2.subtract(mixed, start, dst=mixed)
+    cv2.scaleAdd(mixed, factor, start, dst=mixed)
     return mixed.clip(0, 255, out=mixed).astype(np.uint8)
 
 
@@ -115,8 +116,7 @@ def sharpness(pixels: np.ndarray, factor: float) -> np.ndarray:
     """Sharpness: from a smoothed image (centre 5, neighbours 1, of 13) with the old border."""
     smooth = pixels.copy()
     if min(pixels.shape[:2]) > 2:
-        sums = cv2.filter2D(pixels.astype(np.float32), -1, SMOOTH)
-        smooth[1:-1, 1:-1] = sums[1:-1, 1:-1]
+        smooth[1:-1, 1:-1] = cv2.filter2D(pixels, cv2.CV_32F, SMOOTH)[1:-1, 1:-1]
     return blend(smooth, pixels, factor)
 
 
