@@ -54,14 +54,27 @@ class Wish:
 
 
 @contextlib.contextmanager
-def staffed(record: Callable[[dict], None]) -> Iterator[ActorHandle]:
-    """A desk; its records are handed to `record` in a thread, all of them by the end."""
+def staffed(record: Callable[[dict], bool]) -> Iterator[ActorHandle]:
+    """A desk; its records are handed to `record` in a thread, all of them by the end.
+
+    The workers are asked to stop when `record` returns True, and when it raises: what it raised is
+    raised again when the block is left.
+    """
     desk, closing = Desk.remote(), threading.Event()
+    raised: list[Exception] = []
+
+    def hand_over() -> None:
+        for item in ray.get(desk.take.remote()):
+            if record(item):
+                desk.stop.remote()
 
     def attend() -> None:
-        while not closing.wait(PAUSE_S):
-            for item in ray.get(desk.take.remote()):
-                record(item)
+        try:
+            while not closing.wait(PAUSE_S):
+                hand_over()
+        except Exception as error:  # noqa: BLE001 - raised again in the driver's own thread
+            raised.append(error)
+            desk.stop.remote()
 
     thread = threading.Thread(target=attend, name="desk")
     thread.start()
@@ -70,6 +83,8 @@ def staffed(record: Callable[[dict], None]) -> Iterator[ActorHandle]:
     finally:
         closing.set()
         thread.join()
-        for item in ray.get(desk.take.remote()):
-            record(item)
+        if not raised:
+            hand_over()
         ray.kill(desk)
+    if raised:
+        raise raised[0]

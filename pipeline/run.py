@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +40,8 @@ from vit.images import num_views
 log = logging.getLogger(__name__)
 
 RESULT, LOCK = "result.json", "run.lock"
+OnRecord = Callable[[dict], bool]
+
 # seconds between two lines of progress
 PROGRESS_S = 5.0
 # seconds that an interrupted run has for its last checkpoint
@@ -86,13 +88,19 @@ class Outcome:
         return f"{table(rows)}\n\n" + "\n".join(f"{k:<12}{v}" for k, v in facts.items())
 
 
-def fit(config: TrainConfig, *, verbose: bool = False) -> Outcome:
-    """Train, evaluate and record a run; go on with it if its folder is there."""
-    return execute(prepare(config), verbose=verbose)
+def fit(config: TrainConfig, *, on_record: OnRecord | None = None) -> Outcome | None:
+    """Train, evaluate and record a run; go on with it if its folder is there.
+
+    `on_record` is called in a thread of this process with every new record. If it returns True the
+    run stops after a checkpoint, is not evaluated, and its outcome is None; it can be gone on with.
+    """
+    return execute(prepare(config), on_record=on_record)
 
 
-def execute(job: Job, *, verbose: bool = False) -> Outcome:
-    """Do what is left of a run; its outcome."""
+def execute(
+    job: Job, *, verbose: bool = False, on_record: OnRecord | None = None
+) -> Outcome | None:
+    """Do what is left of a run; its outcome, or None if `on_record` stopped it."""
     finished = Outcome.read(job.dir)
     if finished:
         log.info("run %r is finished; a new one needs another --name", job.config.name)
@@ -103,24 +111,30 @@ def execute(job: Job, *, verbose: bool = False) -> Outcome:
         if not (job.dir / CONFIG).exists():
             write_json(job.dir / CONFIG, job.config.flat())
         with recording(job) as recorder, ray_session(job.config, verbose=verbose):
-            return train_and_evaluate(job, recorder)
+            return train_and_evaluate(job, recorder, on_record)
 
 
-def train_and_evaluate(job: Job, recorder: Recorder) -> Outcome:
+def train_and_evaluate(job: Job, recorder: Recorder, on_record: OnRecord | None) -> Outcome | None:
     """The part of a run that needs Ray."""
     config, total = job.config, job.total_steps
     found = checkpoint.latest(job.checkpoints)
     station(job.num_stations - 1, job.num_stations, describe(job, found))
     rates = [0.0]
 
-    def record(item: dict) -> None:
+    def record(item: dict) -> bool:
         rates.append(item.get("images_per_s", rates[-1]))
-        if recorder.add(item) and (line := record_line(item, total)):
+        if not recorder.add(item):
+            return False
+        if line := record_line(item, total):
             log.info(line)
+        return bool(on_record and on_record(item))
 
     if not found or found.step < total:
         with staffed(record) as desk:
             train_workers(job, desk)
+        if checkpoint.latest(job.checkpoints).step < total:
+            recorder.finish("KILLED")
+            return None
     top = checkpoint.best(job.checkpoints)
     protocols = tuple(dict.fromkeys((CENTER, config.crops)))
     station(job.num_stations, job.num_stations, f"evaluate {top.path.name}: {', '.join(protocols)}")
