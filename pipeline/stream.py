@@ -28,6 +28,7 @@ from shards.plan import Order, Pieces, Share
 Block = dict[str, np.ndarray]
 T = TypeVar("T")
 END = object()
+ERROR = "error"
 
 # Ray Data keeps a task object for every task of a dataset; this many cost it well under a second
 SEGMENT_TASKS = 512
@@ -59,7 +60,7 @@ class Stream:
             for number, segment in enumerate(segments):
                 blocks = upcoming.result() if upcoming else self._start(segment)
                 upcoming = None
-                for done, block in enumerate(blocks, start=1):
+                for done, block in enumerate(map(checked, blocks), start=1):
                     if len(segment) - done <= SEGMENT_OVERLAP and not upcoming:
                         if number + 1 < len(segments):
                             upcoming = ahead.submit(self._start, segments[number + 1])
@@ -82,14 +83,20 @@ class Stream:
 
 
 def decoded(source: Source, pieces: list[Pieces], view: View) -> ray.data.Dataset:
-    """A dataset of one block, and one task, for each entry of `pieces`, in their order."""
+    """A dataset of one block, and one task, for each entry of `pieces`, in their order.
+
+    Take its blocks through `checked`.
+    """
 
     def read(row: Block) -> Block:
-        return load(source, pieces[int(row["id"][0])], view)
+        try:
+            return load(source, pieces[int(row["id"][0])], view)
+        except (OSError, ValueError) as error:  # handed to `checked`, as it would be lost in Ray's
+            return {ERROR: np.array([f"{type(error).__name__}: {error}"])}
 
     # with as many blocks as rows, reading and decoding fuse into one task
     dataset = ray.data.range(len(pieces), override_num_blocks=len(pieces)).map_batches(
-        read, batch_size=None, zero_copy_batch=True, scheduling_strategy="SPREAD"
+        read, batch_size=None, zero_copy_batch=True
     )
     dataset.context.execution_options.preserve_order = True
     # a block is what one task decoded, whatever its size
@@ -97,6 +104,13 @@ def decoded(source: Source, pieces: list[Pieces], view: View) -> ray.data.Datase
     # an evaluation between two batches is not a stalled pipeline
     dataset.context.execution_no_progress_timeout_s = -1
     return dataset
+
+
+def checked(block: Block) -> Block:
+    """A block, unless its task failed: that is raised here, with its own words, as an OSError."""
+    if ERROR in block:
+        raise OSError(str(block[ERROR][0]))
+    return block
 
 
 def quiet() -> None:

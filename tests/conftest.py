@@ -30,3 +30,16 @@ def ray_cluster():
     )
     yield ray
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """Folder of the digits as a shard set: 15 train shards of 95 or 96 samples, 4 of val."""
+    from pipeline.digits import write_archive
+    from shards.pack import BuildConfig, build
+
+    folder = tmp_path_factory.mktemp("digits")
+    write_archive(folder / "digits.tar")
+    config = BuildConfig(val_per_class=36, shard_samples=100, val_shards=2)
+    build([folder / "digits.tar"], folder / "shards", config)
+    return folder / "shards"
