@@ -185,9 +185,16 @@ def test_b16_has_152_tensors_under_timm_names():
 
 
 @pytest.mark.parametrize(
-    "name, size, gmac", [("Ti/16", 224, 1.25), ("S/16", 224, 4.60), ("B/16", 224, 17.56),
-                         ("B/16", 384, 55.48), ("L/16", 224, 61.55), ("S/32", 224, 1.14)]
-)  # fmt: skip
+    "name, size, gmac",
+    [
+        ("Ti/16", 224, 1.25),
+        ("S/16", 224, 4.60),
+        ("B/16", 224, 17.56),
+        ("B/16", 384, 55.48),
+        ("L/16", 224, 61.55),
+        ("S/32", 224, 1.14),
+    ],
+)
 def test_forward_flops_are_twice_the_published_multiply_adds(name, size, gmac):
     config = ViTConfig.named(name, image_size=size, num_classes=1000)
     assert config.forward_flops / 2e9 == pytest.approx(gmac, abs=0.006)
@@ -263,13 +270,14 @@ def test_sincos_positions_are_big_visions_formula():
     assert "pos_embed" not in dict(model.named_parameters())
 
 
-def test_patch_embedding_equals_the_convolution():
+def test_both_forms_of_the_patch_embedding_are_the_convolution():
     model = trained(ViTConfig(**TINY))
     images = torch.randn(2, 3, 12, 12)
     expected = model.patch_embed.proj(images).flatten(2).transpose(1, 2)
     for layout in (torch.contiguous_format, torch.channels_last):
-        got = model.patch_embed(images.to(memory_format=layout))
-        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+        for embed in (model.patch_embed, model.patch_embed.product):
+            got = embed(images.to(memory_format=layout))
+            torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_stochastic_depth_grows_linearly_drops_whole_images_and_keeps_the_mean():
@@ -309,8 +317,14 @@ def test_checkpointed_blocks_give_the_same_gradients():
         torch.testing.assert_close(p.grad, q.grad, msg=name)
 
 
-@pytest.mark.parametrize("settings", [dict(), dict(dropout=0.1, drop_path=0.1, pool="mean"),
-                                      dict(checkpoint_blocks=True, pool="map")])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(),
+        dict(dropout=0.1, drop_path=0.1, pool="mean"),
+        dict(checkpoint_blocks=True, pool="map"),
+    ],
+)
 def test_compiles_without_graph_breaks(settings):
     torch._dynamo.reset()
     model = trained(ViTConfig(**TINY, **settings)).train()

@@ -1,0 +1,248 @@
+"""Speed of one training step without Ray: images/s, model FLOP utilisation and memory.
+
+    python benchmarks/train_step.py [--models S/32 B/16] [--modes eager compiled] [--batch 256]
+
+Times uint8 images -> normalise -> forward -> loss -> backward -> clip -> optimizer step of our
+model and, where timm imports, of timm's under the same loop, loss and optimizer. The variants take
+turns in rounds, and each keeps its fastest round, so that a neighbour's load hits all of them
+alike. On a GPU bfloat16 autocast and wall time; on a CPU float32, one thread and CPU time.
+
+Utilisation is 3 x the forward pass's matrix FLOPs (`ViTConfig.forward_flops`) over the peak: the
+vendor's dense bfloat16 figure of a known GPU, else the fastest large matrix product of this run.
+"""
+
+import argparse
+import json
+import logging
+import platform
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vit.batch import normalise
+from vit.config import ImageConfig, LossConfig, OptimConfig, ViTConfig
+from vit.loss import make_loss, make_targets
+from vit.model import ViT
+from vit.optim import make_optimizer, set_learning_rate
+
+log = logging.getLogger("train_step")
+
+PEAK_TFLOPS = {  # dense bfloat16, from the vendor's data sheets
+    "H200": 989.4,
+    "H100 PCIe": 756.5,
+    "H100": 989.4,
+    "A100": 312.0,
+    "L40S": 362.1,
+    "4090": 165.2,
+}
+TIMM_NAMES = {"token": {}, "mean": dict(class_token=False, global_pool="avg", fc_norm=False)}
+
+
+@dataclass(kw_only=True)
+class Variant:
+    """One timed training step, and what was measured of it."""
+
+    name: str
+    step: Callable[[], None]
+    images: int
+    flops: float
+    times: list[float] = field(default_factory=list)
+    memory_bytes: int = 0
+
+
+def timm_model(config: ViTConfig) -> nn.Module:
+    """Build timm's model of the same shape and class count."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    return VisionTransformer(
+        img_size=config.image_size,
+        patch_size=config.patch_size,
+        embed_dim=config.width,
+        depth=config.depth,
+        num_heads=config.heads,
+        mlp_ratio=config.mlp_width / config.width,
+        num_classes=config.num_classes,
+        **TIMM_NAMES[config.pool],
+    )
+
+
+def make_variant(
+    name: str, model: nn.Module, config: ViTConfig, mode: str, options: argparse.Namespace
+) -> Variant:
+    """A step of a model on fixed random images."""
+    device = torch.device(options.device)
+    model.to(device).train()
+    optim = OptimConfig(name=options.optimizer)
+    optimizer = make_optimizer(model, optim)
+    set_learning_rate(optimizer, 1e-4)
+    size, batch = config.image_size, options.batch
+    images = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8, device=device)
+    labels = torch.randint(0, config.num_classes, (batch, 1), device=device)
+    targets = make_targets(labels, config.num_classes)
+    loss_of = make_loss(LossConfig())
+    image_config = ImageConfig()
+    bfloat16 = device.type == "cuda"
+
+    def forward(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cuda", torch.bfloat16) if bfloat16 else nullcontext():
+            logits = model(normalise(images, image_config))
+        return loss_of(logits, targets).mean()
+
+    if mode == "compiled":
+        forward = torch.compile(forward)
+
+    def step() -> None:
+        forward(images, targets).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return Variant(name=name, step=step, images=batch, flops=3 * batch * config.forward_flops)
+
+
+def clock(device: str) -> float:
+    """Seconds: of work done on a GPU, of this process's CPU time on a CPU."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
+
+
+def ready(name: str, make: Callable[[], nn.Module], *arguments: object) -> Variant:
+    """Make a variant and run it twice: compiled, states allocated, its peak memory known."""
+    started, on_gpu = time.perf_counter(), torch.cuda.is_available()
+    before = torch.cuda.memory_allocated() if on_gpu else 0
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    variant = make_variant(name, make(), *arguments)
+    for _ in range(2):
+        variant.step()
+    if on_gpu:
+        torch.cuda.synchronize()
+        variant.memory_bytes = torch.cuda.max_memory_allocated() - before
+    log.info("  %-22s ready after %.0f s", name, time.perf_counter() - started)
+    return variant
+
+
+def peak_flops(options: argparse.Namespace) -> tuple[float, str]:
+    """FLOP/s to compare with, and where the figure is from."""
+    if options.device == "cuda":
+        name = torch.cuda.get_device_name()
+        for known, tflops in PEAK_TFLOPS.items():
+            if known in name:
+                return tflops * 1e12, f"data sheet of {known}"
+    dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
+    side = 8192 if options.device == "cuda" else 1024
+    a = torch.randn(side, side, device=options.device, dtype=dtype)
+    seconds = []
+    for _ in range(6):
+        started = clock(options.device)
+        for _ in range(5):
+            a @ a
+        seconds.append((clock(options.device) - started) / 5)
+    return 2 * side**3 / min(seconds), f"fastest {side} x {side} product of this run"
+
+
+def run_model(name: str, options: argparse.Namespace, peak: float) -> list[dict]:
+    """Time one size in all modes; one row per variant."""
+    config = ViTConfig.named(name, num_classes=options.classes, image_size=options.image_size)
+    makers: dict[str, Callable[[ViTConfig], nn.Module]] = {"vit": ViT}
+    if not options.no_timm:
+        makers["timm"] = timm_model
+    rows = []
+    for mode in options.modes:
+        torch.manual_seed(0)
+        variants = [
+            ready(f"{name} {library} {mode}", partial(make, config), config, mode, options)
+            for library, make in makers.items()
+        ]
+        for _ in range(options.rounds):
+            for variant in variants:
+                started = clock(options.device)
+                for _ in range(options.steps):
+                    variant.step()
+                variant.times.append((clock(options.device) - started) / options.steps)
+        for library, variant in zip(makers, variants, strict=True):
+            seconds = min(variant.times)
+            row = {
+                "model": name,
+                "library": library,
+                "mode": mode,
+                "batch": options.batch,
+                "images_per_s": variant.images / seconds,
+                "step_s": seconds,
+                "utilisation": variant.flops / seconds / peak,
+                "memory_gib": variant.memory_bytes / 2**30 or None,
+                "rounds_s": variant.times,
+            }
+            rows.append(row)
+            memory = f"{row['memory_gib']:6.2f} GiB" if variant.memory_bytes else "   -"
+            line = "%-6s %-5s %-9s batch %4d  %9.2f img/s  %7.1f ms  MFU %5.3f  %s"
+            log.info(
+                *(line, name, library, mode, options.batch, row["images_per_s"], seconds * 1e3),
+                *(row["utilisation"], memory),
+            )
+        del variants
+        torch.compiler.reset()
+    return rows
+
+
+def parse() -> argparse.Namespace:
+    """Command line, with the device's defaults filled in."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add = partial(parser.add_argument, metavar="X")
+    add("--models", nargs="+", default=["S/32", "S/16", "B/16", "L/16"], help="sizes to time")
+    add("--modes", nargs="+", default=["eager", "compiled"], help="eager, compiled")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    add("--batch", type=int, help="images per step; default 256 on a GPU, 8 on a CPU")
+    add("--steps", type=int, help="steps per round; default 20 on a GPU, 1 on a CPU")
+    add("--rounds", type=int, default=5, help="rounds; the fastest counts")
+    add("--classes", type=int, default=1000, help="classes of the head")
+    add("--image-size", type=int, default=224, help="side of the images")
+    add("--optimizer", default="adamw", help="adamw, adamw8bit or sgd")
+    add("--threads", type=int, default=1, help="CPU threads")
+    add("--json", help="file for the rows as JSON")
+    parser.add_argument("--no-timm", action="store_true", help="leave timm out")
+    options = parser.parse_args()
+    gpu = options.device == "cuda"
+    options.batch = options.batch or (256 if gpu else 8)
+    options.steps = options.steps or (20 if gpu else 1)
+    return options
+
+
+def main() -> None:
+    """Time what the command line asks for."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    options = parse()
+    torch.set_num_threads(options.threads)
+    torch.set_float32_matmul_precision("high")
+    if not options.no_timm:
+        try:
+            import timm
+            import timm.models.vision_transformer  # noqa: F401
+
+            log.info("timm %s", timm.__version__)
+        except (ImportError, RuntimeError) as error:
+            options.no_timm = True
+            log.info("timm is left out, it does not import here: %s", error)
+    device = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor()
+    peak, source = peak_flops(options)
+    log.info(
+        "torch %s, %s, %d thread(s), peak %.4g TFLOP/s (%s)",
+        *(torch.__version__, device or platform.machine(), options.threads, peak / 1e12, source),
+    )
+    rows = [row for name in options.models for row in run_model(name, options, peak)]
+    if options.json:
+        report = {"device": device, "torch": torch.__version__, "rows": rows}
+        Path(options.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
