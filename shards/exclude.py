@@ -11,9 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from shards import format
-from shards.config import PictureConfig
 from shards.format import Shard, ShardSet
-from shards.picture import Unusable, opened_pixels, perceptual_hash
+from shards.picture import Unusable, opened, perceptual_hash
 
 _ONES = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)
 
@@ -49,7 +48,7 @@ def _looks(given: ShardSet, shard: Shard) -> list[int | None]:
     found: list[int | None] = []
     for record in format.parse_records(data, shard.name, given.manifest.label):
         try:
-            found.append(perceptual_hash(opened_pixels(bytes(record.image), PictureConfig())))
+            found.append(perceptual_hash(opened(bytes(record.image))))
         except Unusable:  # cannot be shown, so nothing looks like it; its bytes still count
             found.append(None)
     return found

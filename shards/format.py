@@ -70,6 +70,8 @@ class Manifest:
     splits: Mapping[str, tuple[Shard, ...]]
     label: str = "cls"
     """Where labels are: "cls", or "json:FIELD" in sets that others wrote."""
+    index_folder: str = ""
+    """Folder of the indexes, with a slash; empty where they lie beside the tars."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     source: tuple[Mapping[str, Any], ...] = ()
 
@@ -91,6 +93,7 @@ class Manifest:
                     for name, shards in fields["splits"].items()
                 },
                 label=fields["label"],
+                index_folder=fields["index_folder"],
                 settings=fields["settings"],
                 source=tuple(fields["source"]),
             )
@@ -100,7 +103,7 @@ class Manifest:
                 "it again with `python -m shards index DIR`"
             ) from error
 
-    def timm_info(self, name: str) -> str:
+    def timm_info(self) -> str:
         """The text of _info.json, which timm's reader takes its splits from."""
         splits = {
             split: {
@@ -112,7 +115,7 @@ class Manifest:
             }
             for split, shards in self.splits.items()
         }
-        return json.dumps({"name": name, "splits": splits}, indent=1, sort_keys=True) + "\n"
+        return json.dumps({"name": "shards", "splits": splits}, indent=1, sort_keys=True) + "\n"
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,7 @@ class ShardSet:
 
     def read_index(self, shard: Shard) -> pa.Table:
         """The samples of a shard, in order (see INDEX)."""
-        path = f"{self.root}/{shard.index_name}"
+        path = f"{self.root}/{self.manifest.index_folder}{shard.index_name}"
         try:
             return pq.read_table(path, filesystem=self.fs, schema=INDEX)
         except FileNotFoundError as error:
@@ -157,10 +160,13 @@ def open_set(location: str | Path) -> ShardSet:
     return ShardSet(system, root, str(location), manifest, hashlib.sha256(text).hexdigest())
 
 
+def write_info(system: pafs.FileSystem, root: str, manifest: Manifest) -> None:
+    """Write _info.json for timm."""
+    store.write_bytes(system, f"{root}/{TIMM_INFO}", manifest.timm_info().encode())
+
+
 def write_manifest(system: pafs.FileSystem, root: str, manifest: Manifest) -> None:
-    """Write _info.json, then manifest.json: from then on the set is complete."""
-    name = posixpath.basename(root) or "shards"
-    store.write_bytes(system, f"{root}/{TIMM_INFO}", manifest.timm_info(name).encode())
+    """Write manifest.json: from then on the set is complete."""
     store.write_bytes(system, f"{root}/{MANIFEST}", manifest.to_json().encode())
 
 

@@ -24,12 +24,11 @@ from shards.archive import Source
 from shards.classes import class_list
 from shards.config import BuildConfig
 from shards.exclude import Excluded
-from shards.format import MANIFEST, Manifest, Shard, write_manifest
+from shards.format import MANIFEST, Manifest, Shard, write_info, write_manifest
 from shards.progress import Listen, Progress
 from shards.report import BuildReport
 
 SCHEME = 1  # raised whenever the same input would give other bytes
-SHARD_BYTES = 200_000_000
 DEFAULT_VAL_FRACTION = 0.01
 _NOT_IN_THE_BYTES = {"keep_work"}
 
@@ -116,7 +115,8 @@ def _finished(system: pafs.FileSystem, root: str, identity: str) -> BuildReport 
         raise ValueError(f"{root} holds a shard set from elsewhere; give another --out")
     if found is not None and found.build != identity:
         raise ValueError(
-            f"{root} holds a shard set of other sources or settings; give another --out or remove it"
+            f"{root} holds a shard set of other sources or settings; give another --out, or "
+            "remove it"
         )
     return None if found is None else found.report
 
@@ -156,7 +156,7 @@ def _rules(
         val_per_class=config.val_per_class or 0,
         val_fraction=fraction,
         shard_samples=config.shard_samples,
-        shard_bytes=SHARD_BYTES,
+        shard_bytes=placement.SHARD_BYTES,
         val_shards=config.val_shards,
     )
 
@@ -200,6 +200,7 @@ def _publish(
         settings=settings(config),
         source=tuple({"name": s.name, "kind": s.kind, "bytes": s.bytes} for s in found),
     )
+    write_info(system, root, manifest)
     write_manifest(system, root, manifest)
 
 

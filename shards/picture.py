@@ -109,9 +109,9 @@ def picture(data: bytes, config: PictureConfig) -> Picture:
     return Picture(format_, mode, width, height, perceptual_hash(pixels), jpeg, *target)
 
 
-def opened_pixels(data: bytes, config: PictureConfig) -> Image.Image:
+def opened(data: bytes) -> Image.Image:
     """RGB pixels of an image as they are; Unusable where there are none."""
-    image = _opened(data, config)
+    image = _opened(data, PictureConfig())
     return _decoded(image, data, image.size)
 
 

@@ -28,6 +28,7 @@ from shards.duplicate import LEFT_OUT, Known, exclude, merge
 
 BUCKET_ROWS = 1 << 18
 PLAN_ID = b"plan"
+SHARD_BYTES = 200_000_000
 TAR_OVERHEAD = 2048  # two headers, the label's block, and half a block of padding on average
 _SPLIT_SEED = 0x5EED  # the val split does not follow the seed of the shuffle
 _NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9_-]")

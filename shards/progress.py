@@ -48,8 +48,8 @@ class Meter:
         left = elapsed / max(now.done, 1) * (now.total - now.done)
         return (
             f"{now.stage:9}  {now.done:,}/{now.total:,}  {now.done / now.total:6.1%}  "
-            f"{now.images:,} images  {now.images / elapsed:,.0f} img/s  {now.bytes / elapsed / 1e6:,.0f} MB/s  "
-            f"eta {duration(left)}"
+            f"{now.images:,} images  {now.images / elapsed:,.0f} img/s  "
+            f"{now.bytes / elapsed / 1e6:,.0f} MB/s  eta {duration(left)}"
         )
 
 

@@ -70,6 +70,11 @@ def described(source: Source, wnids: set[str]) -> str:
     return f"{source.name}: {source.kind}, {classes.described(wnids)}{size}"
 
 
+def is_devkit(found: Found) -> bool:
+    """Whether an archive is the ILSVRC2012 devkit."""
+    return _kind(found, "auto") == "devkit"
+
+
 def _kind(found: Found, kind: Kind) -> Kind:
     """What a source is; a devkit is told from others whatever --source-kind says."""
     if found.info.type == pafs.FileType.Directory:

@@ -6,6 +6,7 @@ reader = Reader(fs, path)                  # reader(offset, size) -> bytes, read
 """
 
 import contextlib
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -145,6 +146,13 @@ class Reader:
                 )
             self._start, place = offset, 0
         return self._data[place : place + size]
+
+    def sha256(self) -> str:
+        """Hash of the whole file."""
+        hashed = hashlib.sha256()
+        for offset in range(0, self.size, self.block):
+            hashed.update(self(offset, min(self.block, self.size - offset)))
+        return hashed.hexdigest()
 
     def close(self) -> None:
         """Release the file."""

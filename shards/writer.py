@@ -169,6 +169,11 @@ def _image(row: dict[str, Any], work: Work, files: "_Files") -> bytes:
         ) from error
 
 
+def read_range(system: pafs.FileSystem, path: str, offset: int, size: int) -> bytes:
+    """Bytes [offset, offset + size) of a file."""
+    return _Files().read(system, path, offset, size)
+
+
 class _Files:
     """Files kept open between reads: opening one in an object store costs a request."""
 
