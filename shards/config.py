@@ -62,7 +62,7 @@ class BuildConfig(PictureConfig):
     val_per_class: the sources' own val split, or 0.01 where they have none."""
     exclude: tuple[str, ...] = ()
     """Shard sets whose images are left out, by content and by near-identical look."""
-    exclude_distance: int = 3
+    exclude_distance: int = 4
     """Bits of 63 in which the perceptual hash of an excluded image may differ, 0 to 7."""
     shard_samples: int | None = None
     """Images per shard; None makes shards of about 200 MB."""

@@ -140,6 +140,10 @@ def walk(
             if place < stop and damage is None:
                 raise ValueError(f"{where}: byte {place}: data after the end-of-archive marker")
             continue
+        if found.stop > stop and damage is None:
+            raise ValueError(
+                f"{where}: byte {found.start}: cut inside the padding of {found.name!r}"
+            )
         yield found
         place = found.stop
 

@@ -1,0 +1,130 @@
+"""What a shard set is on disk: manifest, index, and samples of a byte range."""
+
+import pickle
+import tarfile
+
+import pytest
+from archives import jpeg, small_archive, tar_bytes
+
+from shards.format import Manifest, Shard, open_set, parse_records
+from shards.pack import BuildConfig, build
+from shards.store import read_bytes
+from shards.writer import sample_bytes
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("format")
+    build(
+        [small_archive(folder / "fall11_whole.tar")],
+        folder / "set",
+        BuildConfig(shard_samples=10, resize_short=32, val_per_class=2),
+    )
+    return open_set(folder / "set")
+
+
+def test_manifest_survives_json():
+    manifest = Manifest(
+        classes=("n01", "n02"), splits={"train": (Shard("a.tar", 1, 2, "ff"),)}, label="json:x"
+    )
+    assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 99}', '{"version": 1}', "null"])
+def test_what_is_no_manifest_says_so(text):
+    with pytest.raises(ValueError, match="is not a manifest"):
+        Manifest.from_json(text)
+
+
+def test_a_missing_set_says_how_to_make_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match="python -m shards build .*python -m shards index"):
+        open_set(tmp_path / "none")
+
+
+def test_a_set_travels_to_another_process_and_stays_the_same(made):
+    again = pickle.loads(pickle.dumps(made))
+    assert again.fingerprint == made.fingerprint and again.manifest == made.manifest
+    shard = made.manifest.splits["train"][0]
+    assert again.read_index(shard).equals(made.read_index(shard))
+
+
+def test_any_range_between_samples_holds_exactly_those_samples(made):
+    shard = made.manifest.splits["train"][0]
+    rows = made.read_index(shard).to_pylist()
+    data = read_bytes(made.fs, made.path(shard))
+    for first in range(len(rows)):
+        for last in range(first, len(rows)):
+            piece = data[rows[first]["start"] : rows[last]["stop"]]
+            records = list(parse_records(piece, shard.name))
+            assert [r.key for r in records] == [row["key"] for row in rows[first : last + 1]]
+            assert [list(r.classes) for r in records] == [
+                row["classes"] for row in rows[first : last + 1]
+            ]
+    for row, one in zip(rows, parse_records(data, shard.name), strict=True):
+        assert bytes(one.image) == data[row["offset"] :][: row["size"]]
+
+
+def test_our_tars_are_plain_ustar_with_the_label_first(made):
+    for shard in made.manifest.splits["train"]:
+        with tarfile.open(made.path(shard)) as file:
+            members = file.getmembers()
+        assert {m.type for m in members} == {tarfile.REGTYPE}
+        assert {(m.mtime, m.uid, m.gid, m.mode) for m in members} == {(0, 0, 0, 0o644)}
+        assert [m.name.rpartition(".")[2] for m in members] == ["cls", "jpg"] * shard.samples
+        assert not any(m.pax_headers for m in members)
+
+
+def test_several_classes_are_read_from_json_and_the_first_stands_in_cls():
+    data, at = sample_bytes("k", b"image", (3, 1))
+    (record,) = parse_records(data, "here")
+    assert record.classes == (3, 1)
+    assert data[at : at + 5] == b"image"
+    with tarfile.open(fileobj=__import__("io").BytesIO(data + bytes(1024))) as file:
+        assert file.extractfile("k.cls").read() == b"3"
+
+
+@pytest.mark.parametrize(
+    ("label", "members", "classes"),
+    [
+        ("cls", [("a.cls", b" 7\n")], (7,)),
+        ("cls", [("a.cls", b"7"), ("a.json", b'{"label": 3}')], (7,)),
+        ("cls", [("a.json", b'{"classes": [4, 5]}'), ("a.cls", b"4")], (4, 5)),
+        ("json:label", [("a.json", b'{"label": 3}')], (3,)),
+        ("json:label", [("a.json", b'{"label": [3, 9]}')], (3, 9)),
+    ],
+)
+@pytest.mark.parametrize("extension", ["jpg", "jpeg", "JPEG", "png", "webp"])
+def test_labels_and_extensions_of_other_writers_are_read(label, members, classes, extension):
+    data = tar_bytes([*members, (f"a.{extension}", b"image")], tarfile.PAX_FORMAT)
+    (record,) = parse_records(data, "here", label)
+    assert (record.key, bytes(record.image), record.classes) == ("a", b"image", classes)
+    assert record.extension == extension.lower()
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ([("a.cls", b"1")], "has no image"),
+        ([("a.jpg", b"x")], "has no label"),
+        ([("a.cls", b"cat"), ("a.jpg", b"x")], "has no label"),
+        ([("a.cls", b"-1"), ("a.jpg", b"x")], "count from 0"),
+        ([("a.cls", b"1"), ("a.cls", b"1"), ("a.jpg", b"x")], "a second"),
+        ([("a.cls", b"1"), ("b.jpg", b"x")], "has no image"),
+        ([("a.json", b"{"), ("a.jpg", b"x")], "has no label"),
+    ],
+)
+def test_malformed_samples_raise_with_place_and_key(members, reason):
+    with pytest.raises(ValueError, match=rf"here: byte \d+.*{reason}"):
+        list(parse_records(tar_bytes(members), "here"))
+
+
+def test_a_range_cut_at_any_byte_raises_or_ends_between_members():
+    data = b"".join(sample_bytes(f"k{n}", jpeg(n, 16, 16), (n,))[0] for n in range(3))
+    whole = [r.key for r in parse_records(data, "here")]
+    for cut in range(1, len(data)):
+        try:
+            keys = [r.key for r in parse_records(data[:cut], "here")]
+        except ValueError as error:
+            assert "here: byte" in str(error)
+        else:
+            assert cut % 512 == 0 and keys == whole[: len(keys)]
