@@ -101,7 +101,7 @@ class Block(nn.Module):
         if not self.training or not self.drop_path:
             return branch
         keep = 1 - self.drop_path
-        kept = torch.rand(len(branch), 1, 1, device=branch.device) < keep
+        kept = torch.rand(branch.shape[0], 1, 1, device=branch.device) < keep
         return branch * (kept / keep).to(branch.dtype)
 
 
@@ -120,7 +120,7 @@ class AttentionPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, D)."""
-        query = self.q(self.latent).expand(len(x), -1, -1)
+        query = self.q(self.latent).expand(x.shape[0], -1, -1)
         q = query.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, A, 1, D/A)
         k, v = self.kv(x).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         x = F.scaled_dot_product_attention(q, k, v)
@@ -186,7 +186,7 @@ class ViT(nn.Module):
             )
         x = self.patch_embed(images)
         if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         x = self.drop(x + self.pos_embed)
         for block in self.blocks:
             if self.config.checkpoint_blocks and torch.is_grad_enabled():
