@@ -17,7 +17,7 @@ from shards import store, tar
 from shards.config import Kind
 
 PART_BYTES = 128 << 20
-_UNKNOWN_STOP = 1 << 62
+HEADER_READ = 4096
 CLASS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 SPLITS = {
@@ -64,6 +64,8 @@ class Part:
     """Class names by number, of WebDataset shards."""
     label: str = "cls"
     """Where WebDataset shards keep their labels."""
+    has_val: bool = False
+    """Whether paths in it say that it holds images of the val split."""
     has_end: bool = True
     """Whether the range should end with an end-of-archive marker."""
 
@@ -223,7 +225,7 @@ def flat_tar(
         if member.start - start >= PART_BYTES:
             parts.append(_run(found, start, member.start, names, labels, split))
             start, names = member.start, []
-        names.append(member.name.rpartition("/")[2])
+        names.append(member.name)
     parts.append(_run(found, start, reader.size, names, labels, split, has_end=True))
     return parts, []
 
@@ -237,7 +239,8 @@ def _run(
     split: str,
     has_end: bool = False,
 ) -> Part:
-    own = {name: labels[name] for name in names if name in labels}
+    bases = (name.rpartition("/")[2] for name in names)
+    own = {base: labels[base] for base in bases if base in labels}
     return Part(
         path=found.path,
         archive=found.name,
@@ -246,6 +249,7 @@ def _run(
         stop=stop,
         split=split,
         labels=own,
+        has_val=any(class_of_path(name)[1] == "val" for name in names),
         has_end=has_end,
     )
 

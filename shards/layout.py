@@ -30,7 +30,7 @@ class Stream:
     """Forward reads of the inside of a gzip file, `stream(offset, size)`, short only at its end."""
 
     def __init__(self, found: Found) -> None:
-        self._file = gzip.GzipFile(fileobj=found.fs.open_input_stream(found.path))
+        self._file = gzip.GzipFile(fileobj=found.fs.open_input_stream(found.path, compression=None))
         self._start, self._data = 0, bytearray()
         self.damage = ""
 
@@ -121,14 +121,22 @@ def _runs(
     members = _members(found, stream, faults)
     member, number = next(members, None), 0
     while member is not None:
-        path, size = f"{folder}/{number:05d}.tar", 0
+        path, size, has_val = f"{folder}/{number:05d}.tar", 0, False
         with contextlib.ExitStack() as stack:
             there = store.exists(system, path)
             file = None if there else stack.enter_context(store.written(system, path))
             while member is not None and size < archive.PART_BYTES:
                 size += _pour(stream, member.start, member.stop, file)
+                has_val = has_val or archive.class_of_path(member.name)[1] == "val"
                 member = next(members, None)
-        yield Part(path=path, archive=found.name, layout="tar", stop=size, has_end=False)
+        yield Part(
+            path=path,
+            archive=found.name,
+            layout="tar",
+            stop=size,
+            has_val=has_val,
+            has_end=False,
+        )
         number += 1
 
 

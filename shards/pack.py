@@ -140,7 +140,7 @@ def _heard(
 def _rules(
     config: BuildConfig, classes: tuple[str, ...] | None, found: Sequence[Source]
 ) -> placement.Rules:
-    own = any(part.split == "val" for one in found for part in one.parts)
+    own = any(part.split == "val" or part.has_val for one in found for part in one.parts)
     if own and (config.val_per_class or config.val_fraction):
         raise ValueError(
             "the sources bring a val split of their own; leave val_per_class and val_fraction unset"

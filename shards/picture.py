@@ -233,8 +233,8 @@ def perceptual_hash(pixels: Image.Image) -> int | None:
 
     The signs of the 8x8 lowest DCT coefficients of a 32x32 grey version against their median.
     """
-    # Bilinear over the whole support: 4 bits at most of 63 change when an image is halved, squared or
-    # compressed to quality 60, and unlike images differ in 12 and more.
+    # Bilinear: at most 4 of 63 bits change when an image is halved, squared or compressed to
+    # quality 60, and unlike images differ in 12 and more; with box filters up to 8 change.
     grey = pixels.convert("L").resize((_HASH_SIDE, _HASH_SIDE), Image.Resampling.BILINEAR)
     waves = _BASIS @ np.asarray(grey, np.float32) @ _BASIS.T
     waves = waves.ravel()[1:]  # without the mean brightness

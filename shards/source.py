@@ -129,7 +129,9 @@ def _file(found: Found, kind: Kind, context: Context) -> tuple[list[Part], list[
         return layout.lay_out(found, kind, context.fs, context.work)
     if kind == "webdataset":
         return [_shard(found, found.info, context, "")], []
-    with store.Reader(found.fs, found.path) as reader:
+    # Headers that lie far apart are read alone, headers close to each other in blocks.
+    far = kind == "class-tars" or store.is_local(found.fs)
+    with store.Reader(found.fs, found.path, archive.HEADER_READ if far else None) as reader:
         if kind == "class-tars":
             return archive.class_tars(found, reader)
         labels = context.labels if kind == "imagenet-val" else {}

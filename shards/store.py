@@ -75,7 +75,7 @@ def written(system: pafs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
     folder, _, name = path.rpartition("/")
     temporary = f"{folder}/.{name}.{uuid4().hex}{TEMPORARY}"
     try:
-        with system.open_output_stream(temporary) as stream:
+        with system.open_output_stream(temporary, compression=None) as stream:
             yield stream
         # Also on object stores: closing a stream there publishes it, even after a failed write.
         system.move(temporary, path)

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
+from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
+from pyarrow import fs as pafs
 
 WNIDS = ("n01440764", "n01443537", "n01484850", "n01491361", "n01494475")
 
@@ -64,3 +66,27 @@ def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def failing_storage(fails_at: int, what: str) -> pafs.FileSystem:
+    """The local disk, whose `fails_at`th read or write of a file fails, and every one after it."""
+    left = [fails_at]
+
+    class Failing(LocalFileSystem):
+        def _open(self, path, mode="rb", **options):
+            file = open(path, mode, buffering=0)  # noqa: PTH123
+            real = getattr(file, what)
+
+            def counted(*args):
+                left[0] -= 1
+                if left[0] < 0:
+                    raise OSError(5, "the storage went away")
+                return real(*args)
+
+            class File:
+                def __getattr__(self, name):
+                    return counted if name == what else getattr(file, name)
+
+            return File()
+
+    return pafs.PyFileSystem(pafs.FSSpecHandler(Failing(skip_instance_cache=True)))

@@ -1,0 +1,311 @@
+"""Sources as they are distributed: recognised, said, and made into shards image for image."""
+
+import gzip
+import io
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+import webdataset
+from archives import (
+    WNIDS,
+    class_images,
+    contents,
+    jpeg,
+    nested,
+    small_archive,
+    tar_bytes,
+)
+from PIL import Image
+from scipy.io import savemat
+
+from shards.archive import find
+from shards.classes import class_list
+from shards.devkit import labels
+from shards.format import open_set
+from shards.pack import BuildConfig, build
+from shards.picture import perceptual_hash
+
+KEPT = BuildConfig(keep_bytes=True, shard_samples=7, val_fraction=0.0)
+
+
+def samples(folder) -> dict[str, tuple[bytes, list[str], str]]:
+    """Image bytes, WordNet ids and split of every sample, as webdataset reads them."""
+    given = open_set(folder)
+    found = {}
+    for split, shards in given.manifest.splits.items():
+        paths = [str(folder / shard.name) for shard in shards]
+        for sample in webdataset.WebDataset(paths, shardshuffle=False):
+            numbers = [int(sample["cls"])]
+            if "json" in sample:
+                numbers = __import__("json").loads(sample["json"])["classes"]
+            wnids = [given.manifest.classes[number] for number in numbers]
+            assert sample["__key__"] not in found
+            found[sample["__key__"]] = (sample["jpg"], wnids, split)
+    return found
+
+
+def expected(classes: dict[str, list]) -> dict[str, tuple[bytes, list[str], str]]:
+    return {
+        name.removesuffix(".JPEG"): (data, [wnid], "train")
+        for wnid, members in classes.items()
+        for name, data in members
+    }
+
+
+@pytest.fixture(scope="module")
+def classes():
+    return {wnid: class_images(wnid, 6) for wnid in WNIDS[:4]}
+
+
+@pytest.mark.parametrize("prefix", ["", "./", "fall11_whole/"])
+def test_fall11_a_tar_of_class_tars(tmp_path, classes, prefix):
+    (tmp_path / "fall11_whole.tar").write_bytes(nested(classes, prefix))
+    report = build([tmp_path / "fall11_whole.tar"], tmp_path / "out", KEPT)
+    assert samples(tmp_path / "out") == expected(classes)
+    assert "class-tars, 4 classes, all of them in 1k" in report.sources[0]
+    assert report.quarantined_count == 0
+
+
+def test_winter21_a_compressed_tar_of_class_tars(tmp_path, classes):
+    path = tmp_path / "winter21_whole.tar.gz"
+    path.write_bytes(gzip.compress(nested(classes, "winter21_whole/")))
+    build([path], tmp_path / "out", KEPT)
+    assert samples(tmp_path / "out") == expected(classes)
+    assert (tmp_path / "out" / "classes.txt").read_text().split() == sorted(classes)
+    assert not (tmp_path / "out" / "work").exists()
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bytes])
+def test_the_processed_set_with_train_val_and_small_classes(tmp_path, compress, monkeypatch):
+    monkeypatch.setattr("shards.archive.PART_BYTES", 20_000)  # so that it is cut into parts
+    members = []
+    for split, wnid in (("train", WNIDS[0]), ("val", WNIDS[0]), ("small_classes", WNIDS[1])):
+        first = {"train": 0, "val": 100, "small_classes": 200}[split]
+        folder = tarfile.TarInfo(f"imagenet21k_resized/imagenet21k_{split}/{wnid}")
+        folder.type = tarfile.DIRTYPE
+        members.append((folder, b""))
+        members += [
+            (f"imagenet21k_resized/imagenet21k_{split}/{wnid}/{first + n}_{name}", data)
+            for n, (name, data) in enumerate(class_images(wnid, 5, first))
+        ]
+    path = tmp_path / "imagenet21k_resized.tar.gz"
+    path.write_bytes(compress(tar_bytes(members)))
+    report = build([path], tmp_path / "out", BuildConfig(keep_bytes=True))
+    found = samples(tmp_path / "out")
+    assert [split for _, _, split in found.values()].count("val") == 5
+    assert report.images == {"train": 5, "val": 5}
+    assert report.left_out == {"in imagenet21k_small_classes (--small-classes takes them)": 5}
+    all_of_it = BuildConfig(keep_bytes=True, small_classes=True)
+    assert build([path], tmp_path / "all", all_of_it).images == {"train": 10, "val": 5}
+    with pytest.raises(ValueError, match="bring a val split"):
+        build([path], tmp_path / "x", BuildConfig(val_per_class=1))
+
+
+def devkit(order: list[str], truth: list[int]) -> bytes:
+    """ILSVRC2012_devkit_t12 as far as labels go; an inner node of the hierarchy comes last."""
+    kinds = [
+        ("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("gloss", "O"),
+        ("num_children", "O"), ("children", "O"), ("wordnet_height", "O"),
+    ]  # fmt: skip
+    rows = [(n, wnid, "words", "gloss", 0, [], 0) for n, wnid in enumerate(order, 1)]
+    rows.append((len(order) + 1, "n00001740", "entity", "all", 2, [1, 2], 9))
+    mat = io.BytesIO()
+    savemat(mat, {"synsets": np.array(rows, dtype=kinds).reshape(-1, 1)})
+    lines = "".join(f"{number}\n" for number in truth).encode()
+    folder = "ILSVRC2012_devkit_t12/data"
+    return tar_bytes(
+        [
+            ("ILSVRC2012_devkit_t12/readme.txt", b"hello"),
+            (f"{folder}/ILSVRC2012_validation_ground_truth.txt", lines),
+            (f"{folder}/meta.mat", mat.getvalue()),
+        ]
+    )
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bytes])
+def test_ilsvrc2012_train_val_and_devkit(tmp_path, classes, compress):
+    order = [WNIDS[2], WNIDS[0], WNIDS[3], WNIDS[1]]  # ILSVRC's order is not that of the ids
+    truth = [2, 1, 4, 4, 3]
+    val = [(f"ILSVRC2012_val_{n:08d}.JPEG", jpeg(70 + n)) for n in range(1, 6)]
+    (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(nested(classes))
+    (tmp_path / "ILSVRC2012_img_val.tar").write_bytes(tar_bytes(val))
+    kit = tmp_path / ("devkit.tar.gz" if compress is gzip.compress else "devkit.tar")
+    kit.write_bytes(compress(devkit(order, truth)))
+    assert labels(find(str(kit)))["ILSVRC2012_val_00000003.JPEG"] == WNIDS[1]
+    names = ["ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", kit.name]
+    build([tmp_path / name for name in names], tmp_path / "out", BuildConfig(keep_bytes=True))
+    wanted = expected(classes) | {
+        name.removesuffix(".JPEG"): (data, [order[truth[n] - 1]], "val")
+        for n, (name, data) in enumerate(val)
+    }
+    assert samples(tmp_path / "out") == wanted
+    with pytest.raises(ValueError, match="give the devkit"):
+        build([tmp_path / "ILSVRC2012_img_val.tar"], tmp_path / "x", BuildConfig())
+    with pytest.raises(ValueError, match="devkit alone"):
+        build([kit], tmp_path / "x", BuildConfig())
+
+
+def test_a_folder_of_classes_and_one_with_splits(tmp_path, classes):
+    for wnid, members in classes.items():
+        for top in ("plain", "split/train"):
+            (tmp_path / top / wnid).mkdir(parents=True)
+            for name, data in members:
+                (tmp_path / top / wnid / name).write_bytes(data)
+    (tmp_path / "plain" / "notes.txt").write_text("hello")
+    (tmp_path / "plain" / WNIDS[0] / "inner").mkdir()
+    (tmp_path / "split" / "val" / WNIDS[0]).mkdir(parents=True)
+    (tmp_path / "split" / "val" / WNIDS[0] / "other.jpg").write_bytes(jpeg(999))
+    report = build([tmp_path / "plain"], tmp_path / "a", KEPT)
+    assert samples(tmp_path / "a") == expected(classes)
+    assert {q.member for q in report.quarantined} == {"notes.txt", "inner"}
+    build([tmp_path / "split"], tmp_path / "b", BuildConfig(keep_bytes=True))
+    assert samples(tmp_path / "b") == expected(classes) | {"other": (jpeg(999), [WNIDS[0]], "val")}
+
+
+def test_a_folder_of_class_tars(tmp_path, classes):
+    (tmp_path / "tars").mkdir()
+    for wnid, members in classes.items():
+        (tmp_path / "tars" / f"{wnid}.tar").write_bytes(tar_bytes(members))
+    build([tmp_path / "tars"], tmp_path / "out", KEPT)
+    assert samples(tmp_path / "out") == expected(classes)
+
+
+def test_any_names_can_be_classes(tmp_path):
+    classes = {"n00000003": class_images(WNIDS[0], 3), "tabby-cat": class_images(WNIDS[1], 3)}
+    (tmp_path / "a.tar").write_bytes(nested(classes))
+    report = build([tmp_path / "a.tar"], tmp_path / "out", KEPT)
+    assert report.classes == 2 and samples(tmp_path / "out") == expected(classes)
+
+
+def test_shards_are_sharded_anew_with_their_classes_and_splits(tmp_path):
+    archive = small_archive(tmp_path / "a.tar")
+    first = BuildConfig(keep_bytes=True, shard_samples=5, val_per_class=2)
+    build([archive], tmp_path / "first", first)
+    build([tmp_path / "first"], tmp_path / "again", BuildConfig(keep_bytes=True, seed=3))
+    assert samples(tmp_path / "again") == samples(tmp_path / "first")
+    assert len(list((tmp_path / "again").glob("train-*.tar"))) == 1
+
+
+def test_foreign_shards_need_their_classes_named_and_may_alternate_members(tmp_path):
+    (tmp_path / "wds").mkdir()
+    images = [jpeg(seed) for seed in range(4)]
+    members = [(f"a/{n:04d}.cls", str(n % 2).encode()) for n in range(4)]
+    members += [(f"a/{n:04d}.jpeg", image) for n, image in enumerate(images)]
+    (tmp_path / "wds" / "set-train-000000.tar").write_bytes(tar_bytes(members))
+    with pytest.raises(ValueError, match="python -m shards index"):
+        build([tmp_path / "wds"], tmp_path / "out", KEPT)
+    (tmp_path / "names.txt").write_text("n01440764 tench\n# a comment\nn01443537\n")
+    named = BuildConfig(keep_bytes=True, classes=str(tmp_path / "names.txt"), val_fraction=0)
+    build([tmp_path / "wds"], tmp_path / "out", named)
+    assert samples(tmp_path / "out") == {
+        f"{n:04d}": (images[n], [WNIDS[n % 2]], "train") for n in range(4)
+    }
+
+
+def test_several_sources_make_one_set(tmp_path):
+    one = small_archive(tmp_path / "one.tar", classes=2)
+    (tmp_path / "two.tar").write_bytes(nested({WNIDS[4]: class_images(WNIDS[4], 4)}))
+    report = build([one, tmp_path / "two.tar"], tmp_path / "out", KEPT)
+    assert report.classes == 3 and report.images == {"train": 20}
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "error", "message"),
+    [
+        ("none.tar", None, FileNotFoundError, "no source at"),
+        ("empty.tar", b"", ValueError, "empty file"),
+        ("text.txt", b"hello" * 1000, ValueError, "not recognised"),
+        ("text.gz", gzip.compress(b"hello" * 1000), ValueError, "not recognised"),
+        ("pdf.tar", tar_bytes([("a.pdf", b"x")]), ValueError, "not recognised"),
+    ],
+)
+def test_what_is_no_source_is_refused_by_name(tmp_path, name, data, error, message):
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(error, match=message):
+        build([tmp_path / name], tmp_path / "out", BuildConfig())
+
+
+def test_a_kind_can_be_given(tmp_path):
+    (tmp_path / "odd.tar").write_bytes(tar_bytes([(f"{WNIDS[0]}/0001", jpeg(1))]))
+    with pytest.raises(ValueError, match="--source-kind overrides"):
+        build([tmp_path / "odd.tar"], tmp_path / "out", KEPT)
+    report = build(
+        [tmp_path / "odd.tar"],
+        tmp_path / "out",
+        BuildConfig(keep_bytes=True, source_kind="flat-tar", val_fraction=0),
+    )
+    assert report.images == {"train": 1}
+
+
+def test_a_compressed_archive_is_laid_out_once_and_goes_on_after_a_stop(tmp_path, monkeypatch):
+    from shards import layout, store
+
+    classes = {wnid: class_images(wnid, 5) for wnid in WNIDS}
+    path = tmp_path / "winter21_whole.tar.gz"
+    path.write_bytes(gzip.compress(nested(classes)))
+    real, calls = layout._copy, []
+
+    def stopping(*args):
+        calls.append(args[-1])
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(layout, "_copy", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        build([path], tmp_path / "out", KEPT)
+    written = []
+    monkeypatch.setattr(layout, "_copy", real)
+    really = store.written
+    monkeypatch.setattr(store, "written", lambda s, p: written.append(p) or really(s, p))
+    build([path], tmp_path / "out", KEPT)
+    assert len([p for p in written if "/laid-" in p and p.endswith(".tar")]) == len(WNIDS) - 3
+    assert samples(tmp_path / "out") == expected(classes)
+
+
+def test_near_duplicates_of_an_excluded_set_are_left_out(tmp_path):
+    classes = {wnid: class_images(wnid, 6) for wnid in WNIDS[:2]}
+    shown = Image.open(io.BytesIO(classes[WNIDS[0]][0][1])).resize((72, 48))
+    buffer = io.BytesIO()
+    shown.save(buffer, "JPEG", quality=70)
+    val = {"n00000001": [("same.JPEG", classes[WNIDS[1]][2][1]), ("near.JPEG", buffer.getvalue())]}
+    (tmp_path / "train.tar").write_bytes(nested(classes))
+    (tmp_path / "val.tar").write_bytes(nested(val))
+    build([tmp_path / "val.tar"], tmp_path / "val", BuildConfig(resize_short=32, val_fraction=0))
+    config = BuildConfig(keep_bytes=True, exclude=(str(tmp_path / "val"),), val_fraction=0)
+    report = build([tmp_path / "train.tar"], tmp_path / "out", config)
+    gone = {f"{WNIDS[0]}_0", f"{WNIDS[1]}_2"}
+    assert set(samples(tmp_path / "out")) == set(expected(classes)) - gone
+    assert report.excluded == 2
+    table = __import__("pyarrow.parquet").parquet.read_table(tmp_path / "out/excluded.parquet")
+    assert {name.removesuffix(".JPEG") for name in table["member"].to_pylist()} == gone
+    assert any("looks like" in reason for reason in table["reason"].to_pylist())
+
+
+def test_excluded_sets_without_perceptual_hashes_are_read_image_by_image(tmp_path):
+    from shards.index import index
+
+    archive = small_archive(tmp_path / "a.tar", classes=1)
+    build([archive], tmp_path / "first", KEPT)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    for path in (tmp_path / "first").glob("*.tar"):
+        shutil.copy(path, foreign)
+    index(str(foreign))
+    config = BuildConfig(resize_short=32, exclude=(str(foreign),), val_fraction=0)
+    other = nested({WNIDS[0]: class_images(WNIDS[0], 8), WNIDS[1]: class_images(WNIDS[1], 3)})
+    (tmp_path / "b.tar").write_bytes(other)
+    report = build([tmp_path / "b.tar"], tmp_path / "out", config)
+    assert report.excluded == 8 and report.images == {"train": 3}
+
+
+def test_class_lists_are_as_published():
+    sizes = {"fall11": 21841, "goog": 21843, "miil-fall11": 11221, "miil-winter21": 10450,
+             "12k": 11821, "1k": 1000}  # fmt: skip
+    assert {name: len(class_list(name)) for name in sizes} == sizes
+    assert all(list(class_list(name)) == sorted(class_list(name)) for name in sizes)
+    assert perceptual_hash(Image.open(io.BytesIO(jpeg(1)))) is not None
+    assert contents is not None
