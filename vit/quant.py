@@ -1,0 +1,234 @@
+"""Quantised inference of a trained ViT: smaller, and faster where the device has the kernels.
+
+    model -> quantise(model, scheme, calibration=...) -> QuantisedViT: images (B, 3, S, S) -> (B, K)
+
+Every dense layer is quantised, but not the patch embedding (its inputs are pixels already). A
+scheme that the device cannot run, or would run slower than the original, is refused with the
+reason (`refusal`). Needs the optional extra "quant".
+
+    int8-static   x86 CPU  weights and activations, ranges from calibration images; PyTorch's PT2E
+    int8-dynamic  CUDA     weights and activations, ranges taken for each token as it comes
+    float8        CUDA     likewise in 8-bit floating point
+    int8-weight   any      weights alone: a quarter of the size, not faster
+"""
+
+import json
+import pickle
+import platform
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch._inductor.config as inductor
+import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer as x86
+from torch import Tensor, fx, nn
+from torchao.quantization import (
+    Float8DynamicActivationFloat8WeightConfig,
+    Int8DynamicActivationInt8WeightConfig,
+    Int8WeightOnlyConfig,
+    PerRow,
+    quantize_,
+)
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+from torchao.quantization.qat import IntxFakeQuantizeConfig, QATConfig
+from torchao.utils import should_reduce_range
+
+from vit.config import ViTConfig
+from vit.model import ViT
+
+STATIC = "int8-static"
+TORCHAO = {
+    "int8-dynamic": Int8DynamicActivationInt8WeightConfig,
+    "float8": lambda: Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()),
+    "int8-weight": Int8WeightOnlyConfig,
+}
+SCHEMES = (STATIC, *TORCHAO)
+CAPABILITY = {"int8-dynamic": (8, 0), "float8": (8, 9)}  # lowest of CUDA
+
+
+def refusal(scheme: str, device: torch.device | str = "cpu") -> str | None:
+    """Why a scheme is not for a device; None if it is."""
+    device = torch.device(device)
+    if scheme not in SCHEMES:
+        return f"unknown scheme {scheme!r}; known: {', '.join(SCHEMES)}"
+    if scheme == STATIC:
+        if device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
+            return (
+                f"int8-static is compiled for x86 CPUs, not for {device.type} on"
+                f" {platform.machine()}; choose int8-dynamic or float8 on a GPU, int8-weight for"
+                " size alone"
+            )
+        if not any(shutil.which(name) for name in ("g++", "clang++", "c++", "cl")):
+            return "int8-static is compiled on first use, and there is no C++ compiler; install g++"
+    if scheme in CAPABILITY:
+        if device.type != "cuda":
+            return (
+                f"{scheme} has no fast kernels on {device.type} (int8-dynamic took 24 times as"
+                " long as float32 on a CPU); choose int8-static on x86 CPUs, int8-weight for size"
+            )
+        lowest, found = CAPABILITY[scheme], torch.cuda.get_device_capability(device)
+        if found < lowest:
+            return (
+                f"{scheme} needs CUDA capability {lowest[0]}.{lowest[1]}, this GPU has"
+                f" {found[0]}.{found[1]}; choose int8-weight"
+            )
+    return None
+
+
+class QuantisedViT(nn.Module):
+    """A quantised model: images (B, 3, S, S) -> logits (B, K), compiled on the first call.
+
+    What it computes with `compiled = False` is the same arithmetic, slowly and in plain PyTorch.
+    """
+
+    def __init__(self, model: nn.Module, config: ViTConfig, scheme: str) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.scheme = scheme
+        self.compiled = scheme != "int8-weight"  # for it, compiling gains nothing
+        self.fast: Callable[[Tensor], Tensor] = torch.compile(model)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of a batch, in the type that the scheme computes in."""
+        if not self.compiled:
+            return self.model(images)
+        with inductor.patch(freezing=True):  # weights are constants, laid out for the kernels once
+            return self.fast(images)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all that is stored, scales included."""
+        return sum(stored_bytes(tensor) for tensor in self.model.state_dict().values())
+
+
+def stored_bytes(tensor: Tensor) -> int:
+    """Bytes of a tensor's data; of a quantised tensor, of its parts."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        return sum(stored_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
+    return tensor.numel() * tensor.element_size()
+
+
+def quantise(
+    model: ViT, scheme: str, *, calibration: Iterable[Tensor] | None = None
+) -> QuantisedViT:
+    """A quantised copy of a model, on the model's device.
+
+    Args:
+        model: Trained; it is not changed.
+        scheme: One of SCHEMES; ValueError with the reason where `refusal` has one.
+        calibration: For int8-static: a few batches of normalised images as the model will see.
+    """
+    device = next(model.parameters()).device
+    reason = refusal(scheme, device)
+    if reason:
+        raise ValueError(reason)
+    copy = deepcopy(model).eval()
+    if scheme == STATIC:
+        batches = list(calibration or ())
+        if not batches:
+            raise ValueError("int8-static needs calibration: pass some batches of images")
+        return QuantisedViT(quantise_static(copy, batches), model.config, scheme)
+    if scheme in CAPABILITY:
+        copy.to(torch.bfloat16)
+    quantize_(copy, TORCHAO[scheme]())
+    return QuantisedViT(copy, model.config, scheme)
+
+
+def quantise_static(model: ViT, batches: list[Tensor]) -> fx.GraphModule:
+    """The model's graph with int8 weights and fixed activation ranges."""
+    # without VNNI the 8-bit products are summed in 16 bits, and saturate silently unless the
+    # activations keep to 7 bits
+    reduce_range = should_reduce_range(torch.device("cpu"))
+    settings = x86.get_default_x86_inductor_quantization_config(reduce_range=reduce_range)
+    quantizer = x86.X86InductorQuantizer()
+    quantizer.set_function_type_qconfig(nn.functional.linear, settings)
+    size = model.config.image_size
+    exported = torch.export.export(
+        model,
+        (torch.zeros(2, 3, size, size),),
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=65_536)},),
+    )
+    prepared = prepare_pt2e(exported.module(), quantizer)
+    with torch.no_grad():
+        for images in batches:
+            prepared(images)
+        converted = convert_pt2e(prepared)
+    used = {node.target for node in converted.graph.nodes if node.op == "get_attr"}
+    for name in {name for name, _ in converted.named_parameters()} - used:
+        parent, _, leaf = name.rpartition(".")
+        delattr(converted.get_submodule(parent), leaf)  # float originals of what is int8 now
+    return converted
+
+
+def activation_nodes(graph: fx.Graph) -> Iterator[fx.Node]:
+    """The nodes that (de)quantise activations, in order; their range is args[1:3]."""
+    per_tensor = torch.ops.quantized_decomposed
+    targets = (per_tensor.quantize_per_tensor.default, per_tensor.dequantize_per_tensor.default)
+    return (node for node in graph.nodes if node.target in targets)
+
+
+def save_quantised(path: Path | str, quantised: QuantisedViT) -> None:
+    """Write a quantised model: tensors and plain values alone; whole or not at all."""
+    path, model = Path(path), quantised.model
+    stored = {
+        "scheme": quantised.scheme,
+        "config": json.dumps(asdict(quantised.config)),
+        "state": model.state_dict(),
+    }
+    if quantised.scheme == STATIC:  # ranges are constants of the graph
+        ranges = [node.args[1:3] for node in activation_nodes(model.graph)]
+        stored["ranges"] = torch.tensor(ranges, dtype=torch.float64)
+    aside = path.with_name(path.name + ".tmp")
+    torch.save(stored, aside)
+    aside.replace(path)
+
+
+def load_quantised(path: Path | str, device: torch.device | str = "cpu") -> QuantisedViT:
+    """Read a quantised model; no code in the file is run."""
+    try:
+        stored = torch.load(path, map_location=device, weights_only=True)
+        scheme, config = stored["scheme"], ViTConfig(**json.loads(stored["config"]))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} is no readable quantised model ({reason})") from error
+    reason = refusal(scheme, device)
+    if reason:
+        raise ValueError(f"{path}: {reason}")
+    model = ViT(config).eval()
+    if scheme != STATIC:
+        model.load_state_dict(stored["state"], assign=True)
+        return QuantisedViT(model.to(device), config, scheme)
+    size = config.image_size
+    graph = quantise_static(model, [torch.randn(2, 3, size, size)])
+    nodes = list(activation_nodes(graph.graph))
+    if len(nodes) != len(stored["ranges"]) or graph.state_dict().keys() != stored["state"].keys():
+        raise ValueError(f"{path} was made by another version of torchao; quantise again")
+    graph.load_state_dict(stored["state"])
+    for node, (scale, zero_point) in zip(nodes, stored["ranges"].tolist(), strict=True):
+        node.args = (node.args[0], scale, int(zero_point), *node.args[3:])
+    graph.recompile()
+    return QuantisedViT(graph, config, scheme)
+
+
+def prepare_qat(model: ViT) -> None:
+    """Round weights and activations to int8 in the forward pass, so that training adapts to it.
+
+    In place, before the optimizer is made; parameter names stay. Afterwards `finish_qat`, then
+    `quantise` by any int8 scheme.
+    """
+    fake = QATConfig(
+        activation_config=IntxFakeQuantizeConfig(torch.int8, "per_token", is_symmetric=False),
+        weight_config=IntxFakeQuantizeConfig(torch.int8, "per_channel"),
+        step="prepare",
+    )
+    quantize_(model, fake)
+
+
+def finish_qat(model: ViT) -> None:
+    """Undo `prepare_qat`: plain layers again, with the trained weights."""
+    quantize_(model, QATConfig(step="convert"))
