@@ -165,13 +165,13 @@ def kind_of_tar(read: tar.Read, stop: int, where: str, given: Kind = "auto") -> 
 
 def class_tars(found: Found, reader: store.Reader) -> tuple[list[Part], list[Fault]]:
     """Parts of a tar of one tar per class: the inner tars where they lie."""
-    parts, faults = [], []
+    parts, faults, last = [], [], 0
 
     def damage(offset: int, reason: str) -> None:
         faults.append(Fault(found.name, "", offset, reason))
 
     for member in tar.walk(reader, 0, reader.size, found.name, damage):
-        wnid = inner_class(member)
+        wnid, last = inner_class(member), member.stop
         if wnid:
             parts.append(
                 Part(
@@ -185,7 +185,7 @@ def class_tars(found: Found, reader: store.Reader) -> tuple[list[Part], list[Fau
             )
         elif member.kind != "folder":
             faults.append(Fault(found.name, member.name, member.offset, not_class_tar(member)))
-    if not ends(reader, reader.size):
+    if not ends(reader, last, reader.size):
         damage(reader.size, NO_END)
     return parts, faults
 
@@ -193,9 +193,13 @@ def class_tars(found: Found, reader: store.Reader) -> tuple[list[Part], list[Fau
 NO_END = "no end-of-archive marker: the archive may be cut short"
 
 
-def ends(read: tar.Read, stop: int) -> bool:
-    """Whether a tar of stop bytes ends with the end-of-archive marker."""
-    return stop >= len(tar.END) and not any(read(stop - len(tar.END), len(tar.END)))
+def ends(read: tar.Read, last: int, stop: int) -> bool:
+    """Whether an end-of-archive marker stands after the last member, which ends at byte last.
+
+    The last bytes alone do not tell: an inner tar ends with a marker of its own.
+    """
+    marker = read(last, min(len(tar.END), max(stop - last, 0)))
+    return len(marker) > 0 and not any(marker)
 
 
 def inner_class(member: tar.Member) -> str:

@@ -42,12 +42,14 @@ def entries(
 
 def _tar_entries(system: pafs.FileSystem, part: Part) -> Iterator[Entry]:
     faults: list[Entry] = []
+    last = part.start
 
     def damage(offset: int, reason: str) -> None:
         faults.append(Entry(part.archive, "", part.path, offset, 0, problem=reason))
 
     with store.Reader(system, part.path) as reader:
         for member in tar.walk(reader, part.start, part.stop, part.archive, damage):
+            last = member.stop
             yield from faults
             faults.clear()
             if member.kind == "folder":
@@ -57,7 +59,7 @@ def _tar_entries(system: pafs.FileSystem, part: Part) -> Iterator[Entry]:
             entry.wnids, entry.split = ((wnid,) if wnid else ()), split
             _fill(entry, reader, member.kind)
             yield entry
-        if part.has_end and not archive.ends(reader, part.stop):
+        if part.has_end and not archive.ends(reader, last, part.stop):
             damage(part.stop, archive.NO_END)
     yield from faults
 
@@ -100,16 +102,18 @@ def _sample_entries(system: pafs.FileSystem, part: Part) -> Iterator[Entry]:
     """Samples of a WebDataset shard, also where members of different samples alternate."""
     samples: dict[str, dict[str, tar.Member]] = {}
     faults: list[Entry] = []
+    last = part.start
 
     def damage(offset: int, reason: str) -> None:
         faults.append(Entry(part.archive, "", part.path, offset, 0, problem=reason))
 
     with store.Reader(system, part.path) as reader:
         for member in tar.walk(reader, part.start, part.stop, part.archive, damage):
+            last = member.stop
             if member.kind == "file":
                 key, extension = format.split_name(member.name)
                 samples.setdefault(key, {})[extension] = member
-        if not archive.ends(reader, part.stop):
+        if not archive.ends(reader, last, part.stop):
             damage(part.stop, archive.NO_END)
         yield from faults
         for key, members in samples.items():

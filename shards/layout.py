@@ -8,7 +8,6 @@ byte again, because gzip cannot be entered in the middle, but writes only what i
 
 import contextlib
 import dataclasses
-import gzip
 import hashlib
 import json
 import zlib
@@ -23,14 +22,19 @@ from shards.config import Kind
 
 CHUNK = 4 << 20
 UNKNOWN = 1 << 62
+_GZIP = 31  # zlib: a gzip header, the largest window
 _BEHIND = 2 << 20  # how far back a walk may look: a header and its long-name record
+
+
+class DamagedGzip(Exception):
+    """The compressed data ends early or is damaged; all that could be read was given."""
 
 
 class Stream:
     """Forward reads of the inside of a gzip file, `stream(offset, size)`, short only at its end."""
 
     def __init__(self, found: Found) -> None:
-        self._file = gzip.GzipFile(fileobj=found.fs.open_input_stream(found.path, compression=None))
+        self._pieces = _inflated(found.fs.open_input_stream(found.path, compression=None))
         self._start, self._data = 0, bytearray()
         self.damage = ""
 
@@ -39,11 +43,11 @@ class Stream:
         place = offset - self._start
         if place < 0:
             raise RuntimeError(f"byte {offset} of a stream asked for after byte {self._start}")
-        while place + size > len(self._data) and not self.damage:
-            chunk = self._chunk()
-            if not chunk:
+        while place + size > len(self._data):
+            piece = self._piece()
+            if not piece:
                 break
-            self._data += chunk
+            self._data += piece
             surplus = min(place - _BEHIND, len(self._data))
             if surplus > CHUNK:
                 del self._data[:surplus]
@@ -51,17 +55,49 @@ class Stream:
                 place -= surplus
         return bytes(self._data[place : place + size])
 
-    def _chunk(self) -> bytes:
+    def _piece(self) -> bytes:
         try:
-            return self._file.read(CHUNK)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            self.damage = f"gzip data ends or is damaged here: {error}"
+            return next(filter(None, self._pieces), b"")
+        except DamagedGzip as error:
+            self.damage = str(error)
             return b""
 
     @property
     def end(self) -> int:
         """How far the stream has been read."""
         return self._start + len(self._data)
+
+
+def _inflated(file: pa.NativeFile) -> Iterator[bytes]:
+    """What a gzip file holds, in pieces; DamagedGzip after the last byte that can be had.
+
+    `gzip` itself loses up to a whole read of good data before the damage.
+    """
+    engine = zlib.decompressobj(_GZIP)
+    while data := file.read(1 << 20):
+        while data:
+            if engine.eof:
+                if not data.strip(b"\0"):  # padding, as tapes have it
+                    break
+                engine = zlib.decompressobj(_GZIP)  # files joined end to end are one
+            spare = engine.copy()
+            try:
+                yield engine.decompress(data, CHUNK)
+            except zlib.error as error:
+                yield _salvaged(spare, data)
+                raise DamagedGzip(f"gzip data is damaged from here on: {error}") from error
+            data = engine.unused_data if engine.eof else engine.unconsumed_tail
+    if not engine.eof:
+        raise DamagedGzip("gzip data ends early: the archive is cut short")
+
+
+def _salvaged(engine: "zlib._Decompress", data: bytes) -> bytes:
+    """What comes before the damage in data."""
+    pieces = []
+    with contextlib.suppress(zlib.error):
+        for place in range(len(data)):
+            pieces.append(engine.decompress(data[place : place + 1]))
+    return b"".join(pieces)
 
 
 def lay_out(

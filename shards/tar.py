@@ -80,11 +80,18 @@ def _number(field: bytes) -> int:
 
 def _parse(block: bytes) -> _Header:
     """A header's fields; ValueError where it is none."""
+    try:
+        return _fields(block)
+    except ValueError as error:
+        raise ValueError(f"no tar header: {error}") from None
+
+
+def _fields(block: bytes) -> _Header:
     stored = _number(block[148:156])
     # adler32 sums bytes in C: its low half is 1 + sum modulo 65521.
     summed = (zlib.adler32(block) & 0xFFFF) - 1 - sum(block[148:156]) + 256
     if (summed - stored) % 65521 and stored != _signed_sum(block):
-        raise ValueError("header checksum differs")
+        raise ValueError("its checksum differs")
     name = block[:100].split(b"\0", 1)[0]
     if block[257:263] == b"ustar\0" and block[345]:
         name = block[345:500].split(b"\0", 1)[0] + b"/" + name

@@ -151,8 +151,9 @@ def _faults(
         def damaged(offset: int, reason: str) -> None:
             damage.append(Fault(shard.name, "", f"byte {offset}: {reason}"))
 
-        place = 0
+        place = last = 0
         for key, members in _samples(reader, shard.name, damaged):
+            last = max(member.stop for member in members.values())
             row = rows[place] if place < len(rows) else None
             if row is None or key != row["key"]:
                 expected = row["key"] if row else "the end"
@@ -163,7 +164,7 @@ def _faults(
         else:
             for row in rows[place:]:
                 yield Fault(shard.name, row["key"], "in the index and not in the tar")
-        if not archive.ends(reader, reader.size):
+        if not archive.ends(reader, last, reader.size):
             yield Fault(shard.name, "", "no end-of-archive marker: it was cut short")
         yield from damage
 
