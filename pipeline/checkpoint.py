@@ -33,8 +33,9 @@ NAME = re.compile(r"step-(\d{9})")
 BEST = "val/top1"
 # what may change between the parts of one run without changing what it computes
 FREE = re.compile(
-    r"runs_dir|experiment|workers|micro_batch|compile|log_every|eval_every|checkpoint_every|"
-    r"keep_checkpoints|crops|max_restarts|data\.(dir|task_samples|prefetch_batches)"
+    r"runs_dir|experiment|workers|micro_batch|parallel|compile|log_every|eval_every|"
+    r"checkpoint_every|keep_checkpoints|crops|max_restarts|audit|"
+    r"data\.(dir|extra|task_samples|prefetch_batches|max_bad_samples|verify)"
 )
 
 

@@ -23,6 +23,14 @@ class DataConfig:
     dir: str = DIGITS
     """Shard set: a folder or an s3:// or gs:// prefix; "digits" is the embedded set, made on first
     use."""
+    extra: tuple[str, ...] = ()
+    """Further shard sets to train on; their classes must be among those of dir."""
+    weights: tuple[float, ...] = ()
+    """Share of dir and of each extra set in what is trained on; empty goes by their images."""
+    classes: str | None = None
+    """File of wnids, one a line: only images of these classes take part."""
+    fraction: float = 1.0
+    """Share of the training images that takes part, drawn by the hash of their bytes."""
     train_split: str = "train"
     """Split to train on."""
     eval_split: str = "val"
@@ -34,12 +42,25 @@ class DataConfig:
     """Samples that one Ray Data task reads and decodes."""
     prefetch_batches: int = 4
     """Batches that wait for the training step, decoded and on the device."""
+    max_bad_samples: int = 0
+    """Images that may turn out unreadable before the run stops; each is named and left out."""
+    verify: bool = False
+    """Compare the SHA-256 of every image that is read with the index."""
 
     def __post_init__(self) -> None:
         """Reject lengths below one."""
         for name in ("slice_samples", "task_samples", "prefetch_batches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name} ({getattr(self, name)}) must be at least 1")
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"data.fraction ({self.fraction}) must be above 0 and at most 1")
+        if self.max_bad_samples < 0:
+            raise ValueError(f"data.max_bad_samples ({self.max_bad_samples}) must be at least 0")
+        if self.weights and len(self.weights) != 1 + len(self.extra):
+            raise ValueError(
+                f"data.weights {self.weights} must be one for data.dir and one for each of the "
+                f"{len(self.extra)} data.extra"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +90,8 @@ class TrainConfig:
     """Ray Train workers: one GPU each, or one CPU process each where there is no GPU."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Arithmetic of forward and backward pass; the parameters are float32 either way."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Every worker holds the whole model (ddp), or a shard of it where it does not fit (fsdp)."""
     compile: bool = True
     """Compile the model with torch.compile."""
     seed: int = 0
@@ -83,6 +106,9 @@ class TrainConfig:
     """Latest checkpoints to keep, besides the best one."""
     crops: str = "ten"
     """Crop protocol of the final evaluation, reported beside the single centre crop."""
+    audit: bool = False
+    """Write the keys of every global batch to samples/ in the folder of the run, to prove what was
+    consumed; for short runs."""
     max_restarts: int = 3
     """Failures of workers that are answered with a restart from the last checkpoint."""
 

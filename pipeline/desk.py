@@ -23,6 +23,10 @@ class Desk:
         """Leave a record."""
         self._records.append(record)
 
+    def say(self, text: str) -> None:
+        """Leave a line for the console of the driver."""
+        self._records.append({"kind": "line", "text": text})
+
     def take(self) -> list[dict]:
         """All records since the last time, in order."""
         taken, self._records = self._records, []

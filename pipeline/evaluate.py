@@ -20,9 +20,10 @@ import torch.distributed
 from torch import Tensor
 
 from pipeline.config import TrainConfig
-from pipeline.reader import Source, View
+from pipeline.reader import Reader, View
+from pipeline.source import Source
 from pipeline.stream import Block, Stream, ahead, quiet, rebatch
-from shards.plan import Order, Share
+from shards.plan import Share
 from vit.batch import normalise
 from vit.images import num_views
 from vit.loss import make_loss, make_targets
@@ -46,11 +47,11 @@ def scores(
     device = next(model.parameters()).device
     loss_of = make_loss(config.loss)
     views = [num_views(name) for name in protocols]
+    view = View(images=config.images, size=config.model.image_size, protocols=protocols)
     stream = Stream(
-        source=source,
-        order=Order(counts=source.slices.count, seed=None),
+        reader=Reader(source=source, view=view),
+        order=source.order(seed=None),
         share=share,
-        view=View(images=config.images, size=config.model.image_size, protocols=protocols),
         # a task's block holds about as many crops as in training
         task_samples=max(1, config.data.task_samples // sum(views)),
     )
@@ -77,13 +78,15 @@ def evaluate_share(
     model: ViT, config: TrainConfig, source: Source, rank: int, workers: int
 ) -> dict[str, float]:
     """Centre-crop metrics over a split, in the training loop; each worker takes its share."""
-    samples = source.slices.samples
-    share = Share.of(rank, workers, samples)
+    samples = source.samples
+    # equal shares, as sharded models need equal numbers of passes; what lies beyond counts nothing
+    share = Share.of(rank, workers, 2 * workers * math.ceil(samples / (2 * workers)))
     sums = torch.zeros(1 + len(METRICS), dtype=torch.float64)
     model.eval()
     for block in scores(model, config, source, (CENTER,), share):
-        sums[0] += len(block["position"])
-        sums[1:] += torch.tensor([block[f"{CENTER}/{metric}"].sum() for metric in METRICS])
+        real = block["position"] < samples
+        sums[0] += real.sum()
+        sums[1:] += torch.tensor([block[f"{CENTER}/{metric}"][real].sum() for metric in METRICS])
     model.train()
     sums = sums.to(next(model.parameters()).device)
     torch.distributed.all_reduce(sums)

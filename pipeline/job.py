@@ -8,9 +8,9 @@ from pathlib import Path
 from pipeline import checkpoint, digits
 from pipeline.config import DIGITS, TrainConfig
 from pipeline.console import station
-from pipeline.reader import Source
+from pipeline.source import Source, open_eval, open_train
 from shards.pack import BuildConfig, build
-from shards.plan import Order
+from shards.plan import Mixture, Order
 from vit.optim import learning_rate
 
 log = logging.getLogger(__name__)
@@ -39,9 +39,10 @@ class Job:
         return self.dir / "checkpoints"
 
     @property
-    def order(self) -> Order:
+    def order(self) -> Order | Mixture:
         """The sequence of training samples."""
-        return Order(counts=self.train.slices.count, seed=self.config.seed)
+        data = self.config.data
+        return self.train.order(self.config.seed, data.weights, run=data.slice_samples)
 
     @property
     def total_steps(self) -> int:
@@ -74,11 +75,11 @@ def prepare(config: TrainConfig) -> Job:
     if location == DIGITS:
         location = str(make_digits(Path(config.runs_dir) / "data" / DIGITS))
     data = config.data
-    train = Source.open(location, data.train_split, data.slice_samples)
+    train = open_train(data, location)
     job = Job(
-        config=with_classes(config, len(train.shards.manifest.classes)),
+        config=with_classes(config, len(train.classes)),
         train=train,
-        eval=Source.open(location, data.eval_split, data.slice_samples),
+        eval=open_eval(data, location),
     )
     job.learning_rate(0)  # refuses a warm-up that does not fit into the run
     check_folder(job)
@@ -114,7 +115,7 @@ def check_folder(job: Job) -> None:
     if not recorded.exists():
         return
     odd = checkpoint.differences(job.config, json.loads(recorded.read_text()))
-    found, fingerprint = checkpoint.latest(job.checkpoints), job.train.shards.fingerprint
+    found, fingerprint = checkpoint.latest(job.checkpoints), job.train.fingerprint
     if found and found.fingerprint != fingerprint:
         odd.append(f"the shard set ({found.fingerprint[:12]} before, {fingerprint[:12]} now)")
     if odd:

@@ -28,14 +28,15 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from pipeline import checkpoint
+from pipeline.assessment import assess, default_folder, result_table
 from pipeline.config import TrainConfig
-from pipeline.console import duration, record_line, station, table
+from pipeline.console import duration, record_line, station
 from pipeline.desk import staffed
-from pipeline.evaluate import CENTER, evaluate_checkpoint
 from pipeline.job import CONFIG, Job, prepare
+from pipeline.protocol import CENTER
+from pipeline.subject import Subject
 from pipeline.track import Recorder, page_command
 from pipeline.worker import train
-from vit.images import num_views
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,11 @@ class Outcome:
     checkpoint: str
     """Folder of the best checkpoint."""
     protocols: dict[str, dict[str, float]]
-    """Metrics of each crop protocol on the eval split."""
+    """Figures of each crop protocol on the eval split."""
+    changes: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    """How each protocol differs from the single centre crop."""
+    evaluation: str = ""
+    """Folder of the evaluation: classes, predictions, confusions."""
 
     @classmethod
     def read(cls, run_dir: Path) -> "Outcome | None":
@@ -72,12 +77,6 @@ class Outcome:
 
     def table(self, job: Job) -> str:
         """The table that a run ends with."""
-        single = self.protocols[CENTER]["top1"]
-        rows = [["crops", "views", "top-1", "top-5", "loss", "against one"]]
-        for name, values in self.protocols.items():
-            gain = "" if name == CENTER else f"{values['top1'] - single:+.4f}"
-            scores = (f"{values[key]:.4f}" for key in ("top1", "top5", "loss"))
-            rows.append([name, str(num_views(name)), *scores, gain])
         images = self.protocols[CENTER]["images"]
         facts = {
             "evaluated": f"{images:,} images of {job.config.data.eval_split}, each once",
@@ -85,7 +84,8 @@ class Outcome:
             "checkpoint": self.checkpoint,
             "MLflow page": page_command(job.dir.parent),
         }
-        return f"{table(rows)}\n\n" + "\n".join(f"{k:<12}{v}" for k, v in facts.items())
+        figures = result_table({"protocols": self.protocols, "changes": self.changes})
+        return f"{figures}\n\n" + "\n".join(f"{k:<12}{v}" for k, v in facts.items())
 
 
 def fit(config: TrainConfig, *, on_record: OnRecord | None = None) -> Outcome | None:
@@ -122,6 +122,9 @@ def train_and_evaluate(job: Job, recorder: Recorder, on_record: OnRecord | None)
     rates = [0.0]
 
     def record(item: dict) -> bool:
+        if item["kind"] == "line":
+            log.warning(item["text"])
+            return False
         rates.append(item.get("images_per_s", rates[-1]))
         if not recorder.add(item):
             return False
@@ -136,9 +139,8 @@ def train_and_evaluate(job: Job, recorder: Recorder, on_record: OnRecord | None)
             recorder.finish("KILLED")
             return None
     top = checkpoint.best(job.checkpoints)
-    protocols = tuple(dict.fromkeys((CENTER, config.crops)))
-    station(job.num_stations, job.num_stations, f"evaluate {top.path.name}: {', '.join(protocols)}")
-    metrics = evaluate_checkpoint(top.path, config, job.eval, protocols, progress=Progress())
+    folder, result = evaluate_best(job, top)
+    metrics = result["protocols"]
     recorder.add(
         {
             "kind": "final",
@@ -147,12 +149,32 @@ def train_and_evaluate(job: Job, recorder: Recorder, on_record: OnRecord | None)
         }
     )
     outcome = Outcome(
-        steps=total, images_per_s=rates[-1], checkpoint=str(top.path), protocols=metrics
+        steps=total,
+        images_per_s=rates[-1],
+        checkpoint=str(top.path),
+        protocols=metrics,
+        changes=result["changes"],
+        evaluation=str(folder),
     )
     outcome.write(job.dir)
     kept = [path for path in top.path.iterdir() if path.name != "state.pt"]
     recorder.finish("FINISHED", {job.dir / RESULT: "", **dict.fromkeys(kept, "checkpoint")})
     return outcome
+
+
+def evaluate_best(job: Job, top: checkpoint.Checkpoint) -> tuple[Path, dict]:
+    """Evaluate the best checkpoint with one crop and with many: the folder and its result."""
+    config, subject = job.config, Subject.open(top.path)
+    settings = subject.evaluation(
+        crops=(config.crops,), batch=config.micro_batch, workers=config.workers
+    )
+    station(
+        job.num_stations,
+        job.num_stations,
+        f"evaluate {top.path.name}: {', '.join(settings.protocols)}",
+    )
+    folder = default_folder(subject, settings, job.eval)
+    return folder, assess(subject, settings, job.eval, folder, Progress())
 
 
 def train_workers(job: Job, desk: ActorHandle) -> None:

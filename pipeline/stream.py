@@ -22,8 +22,8 @@ from typing import TypeVar
 import numpy as np
 import ray.data
 
-from pipeline.reader import Source, View, load
-from shards.plan import Order, Pieces, Share
+from pipeline.reader import Reader
+from shards.plan import Mixture, Order, Pieces, Share
 
 Block = dict[str, np.ndarray]
 T = TypeVar("T")
@@ -42,10 +42,9 @@ PREFETCH_BLOCKS = 2
 class Stream:
     """Decoded samples of one worker, by row of its share."""
 
-    source: Source
-    order: Order
+    reader: Reader
+    order: Order | Mixture
     share: Share
-    view: View
     task_samples: int
 
     def blocks(self, first: int, last: int) -> Iterator[Block]:
@@ -55,7 +54,7 @@ class Stream:
             for row in range(first, last, self.task_samples)
         ]
         segments = [tasks[i : i + SEGMENT_TASKS] for i in range(0, len(tasks), SEGMENT_TASKS)]
-        with ThreadPoolExecutor(1) as ahead:
+        with ThreadPoolExecutor(1) as beside:
             upcoming: Future | None = None
             for number, segment in enumerate(segments):
                 blocks = upcoming.result() if upcoming else self._start(segment)
@@ -63,14 +62,14 @@ class Stream:
                 for done, block in enumerate(map(checked, blocks), start=1):
                     if len(segment) - done <= SEGMENT_OVERLAP and not upcoming:
                         if number + 1 < len(segments):
-                            upcoming = ahead.submit(self._start, segments[number + 1])
+                            upcoming = beside.submit(self._start, segments[number + 1])
                     yield block
 
     def _start(self, tasks: list[tuple[int, int]]) -> Iterator[Block]:
         """Begin to execute one dataset: a task a row, each block a task's samples."""
         pieces = [self._pieces(first, last) for first, last in tasks]
         blocks = iter(
-            decoded(self.source, pieces, self.view).iter_batches(
+            decoded(self.reader, pieces).iter_batches(
                 batch_size=None, batch_format="numpy", prefetch_batches=PREFETCH_BLOCKS
             )
         )
@@ -82,7 +81,7 @@ class Stream:
         return Pieces.joined([self.order.pieces(start, stop) for start, stop in stretches])
 
 
-def decoded(source: Source, pieces: list[Pieces], view: View) -> ray.data.Dataset:
+def decoded(reader: Reader, pieces: list[Pieces]) -> ray.data.Dataset:
     """A dataset of one block, and one task, for each entry of `pieces`, in their order.
 
     Take its blocks through `checked`.
@@ -90,7 +89,7 @@ def decoded(source: Source, pieces: list[Pieces], view: View) -> ray.data.Datase
 
     def read(row: Block) -> Block:
         try:
-            return load(source, pieces[int(row["id"][0])], view)
+            return reader(pieces[int(row["id"][0])])
         except (OSError, ValueError) as error:  # handed to `checked`, as it would be lost in Ray's
             return {ERROR: np.array([f"{type(error).__name__}: {error}"])}
 

@@ -46,9 +46,21 @@ class Slices:
             start.append(np.asarray(starts, np.int64)[first])
             stop.append(np.asarray(stops, np.int64)[last - 1])
         if not sum(map(len, count)):
-            raise ValueError("no samples: every shard of the split is empty")
+            raise ValueError("no samples: the shards are empty, or the settings keep none of them")
         columns = (np.concatenate(column) for column in (shard, count, start, stop))
         return cls(**dict(zip(("shard", "count", "start", "stop"), columns, strict=True)))
+
+    @classmethod
+    def joined(cls, tables: Sequence["Slices"], shards: Sequence[int]) -> "Slices":
+        """Tables one after the other; `shards` is the number of shards behind each."""
+        first = np.cumsum([0, *shards[:-1]])
+        numbers = [table.shard + int(n) for table, n in zip(tables, first, strict=True)]
+        return cls(
+            shard=np.concatenate(numbers).astype(np.int32),
+            count=np.concatenate([table.count for table in tables]),
+            start=np.concatenate([table.start for table in tables]),
+            stop=np.concatenate([table.stop for table in tables]),
+        )
 
     @property
     def samples(self) -> int:
@@ -133,6 +145,89 @@ class Order:
     def __getstate__(self) -> dict[str, object]:
         """Leave the cached epoch behind when the order travels."""
         return {name: value for name, value in self.__dict__.items() if name != "_cached"}
+
+
+# runs of a mixture's pattern, in which each part has its share
+PERIOD_RUNS = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """The endless sequences of several parts, mixed by weight in runs of neighbouring positions.
+
+    In every period of PERIOD_RUNS runs each part has a fixed number of runs, at places drawn from
+    (seed, period); it goes through its own sequence in them, so a small part begins its next epoch
+    when it is through.
+    """
+
+    orders: tuple[Order, ...]
+    rows: tuple[int, ...]
+    """First row of each part in the joint slice table."""
+    weights: tuple[float, ...]
+    """Share of each part in the sequence, in any unit."""
+    run: int
+    """Positions of a run."""
+    seed: int
+    counts: tuple[int, ...] = field(init=False)
+    """Runs of each part in a period."""
+
+    def __post_init__(self) -> None:
+        """Give each part its runs, by largest remainder."""
+        if len(self.weights) != len(self.orders) or not all(w > 0 for w in self.weights):
+            raise ValueError(
+                f"weights {self.weights} must be one number above 0 for each of the "
+                f"{len(self.orders)} shard sets"
+            )
+        exact = np.array(self.weights) / sum(self.weights) * PERIOD_RUNS
+        counts = np.floor(exact).astype(int)
+        rest = np.argsort(counts - exact, kind="stable")[: PERIOD_RUNS - counts.sum()]
+        counts[rest] += 1
+        if not counts.all():
+            raise ValueError(
+                f"weights {self.weights}: the smallest is below 1/{PERIOD_RUNS} of their sum"
+            )
+        object.__setattr__(self, "counts", tuple(counts.tolist()))
+
+    def pieces(self, start: int, stop: int) -> Pieces:
+        """Pieces that cover positions [start, stop)."""
+        parts = []
+        while start < stop or not parts:
+            number, inside = divmod(start, self.run)
+            taken = min(stop - start, self.run - inside)
+            part, earlier = self._part(number)
+            first = earlier * self.run + inside
+            found = self.orders[part].pieces(first, first + taken)
+            shifted = found.position - first + start
+            parts.append(
+                Pieces(
+                    slice=found.slice + self.rows[part],
+                    first=found.first,
+                    count=found.count,
+                    position=shifted,
+                )
+            )
+            start += taken
+        return Pieces.joined(parts)
+
+    def _part(self, number: int) -> tuple[int, int]:
+        """Part of a run, and how many of the part's runs lie before it."""
+        period, place = divmod(number, PERIOD_RUNS)
+        owners, ranks = pattern(self.counts, self.seed, period)
+        part = int(owners[place])
+        return part, period * self.counts[part] + int(ranks[place])
+
+
+@lru_cache(maxsize=4)
+def pattern(counts: tuple[int, ...], seed: int, period: int) -> tuple[np.ndarray, np.ndarray]:
+    """Part of every run of a period, and its rank among the runs of that part: (PERIOD_RUNS,)."""
+    # not the permutation of an epoch of the same number
+    drawn = permutation(PERIOD_RUNS, seed ^ 0x5851F42D4C957F2D, period)
+    owners = np.repeat(np.arange(len(counts)), counts)[drawn]
+    ranks = np.zeros(PERIOD_RUNS, np.int64)
+    for part in range(len(counts)):
+        own = owners == part
+        ranks[own] = np.arange(own.sum())
+    return owners, ranks
 
 
 @lru_cache(maxsize=2)

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from pipeline import stream
-from pipeline.reader import Source, View, load
+from pipeline.reader import Reader, View
+from pipeline.source import Source
 from pipeline.stream import Stream, ahead, rebatch
-from shards.plan import Order, Share
+from shards.plan import Share
 from vit.config import ImageConfig
 
 VIEW = View(images=ImageConfig(), size=16, seed=3)
@@ -15,10 +16,9 @@ BATCH = 50
 
 def stream_of(source: Source, rank: int, workers: int, task_samples: int = 64) -> Stream:
     return Stream(
-        source=source,
-        order=Order(counts=source.slices.count, seed=11),
+        reader=Reader(source=source, view=VIEW),
+        order=source.order(11),
         share=Share.of(rank, workers, BATCH),
-        view=VIEW,
         task_samples=task_samples,
     )
 
@@ -26,16 +26,16 @@ def stream_of(source: Source, rank: int, workers: int, task_samples: int = 64) -
 @pytest.mark.ray
 @pytest.mark.parametrize("workers", [1, 3])
 def test_workers_together_read_the_global_batches(ray_cluster, digits, workers):
-    source = Source.open(str(digits), "train", slice_samples=7)
-    order = Order(counts=source.slices.count, seed=11)
-    expected = load(source, order.pieces(27 * BATCH, 31 * BATCH), VIEW)  # across an epoch's end
+    source = Source.open([str(digits)], "train", slice_samples=7)
+    pieces = source.order(11).pieces(27 * BATCH, 31 * BATCH)  # across an epoch's end
+    expected = Reader(source=source, view=VIEW)(pieces)
     parts = []
     for rank in range(workers):
         mine = stream_of(source, rank, workers)
         size = mine.share.size
         parts.append(list(rebatch(mine.blocks(27 * size, 31 * size), size)))
     for step, shares in enumerate(zip(*parts, strict=True)):
-        for name in ("position", "labels", "images"):
+        for name in ("position", "labels", "images", "key"):
             batch = np.concatenate([share[name] for share in shares])
             assert np.array_equal(batch, expected[name][step * BATCH : (step + 1) * BATCH])
 
@@ -44,7 +44,7 @@ def test_workers_together_read_the_global_batches(ray_cluster, digits, workers):
 def test_segments_join_without_a_seam(ray_cluster, digits, monkeypatch):
     monkeypatch.setattr(stream, "SEGMENT_TASKS", 3)
     monkeypatch.setattr(stream, "SEGMENT_OVERLAP", 1)
-    source = Source.open(str(digits), "train", slice_samples=7)
+    source = Source.open([str(digits)], "train", slice_samples=7)
     blocks = list(stream_of(source, 0, 1, task_samples=10).blocks(5, 100))
     assert [len(block["position"]) for block in blocks] == [10] * 9 + [5]
     assert np.concatenate([b["position"] for b in blocks]).tolist() == list(range(5, 100))
@@ -52,7 +52,7 @@ def test_segments_join_without_a_seam(ray_cluster, digits, monkeypatch):
 
 @pytest.mark.ray
 def test_a_failing_read_surfaces_where_the_batch_is_taken(ray_cluster, digits):
-    source = Source.open(str(digits), "train", slice_samples=7)
+    source = Source.open([str(digits)], "train", slice_samples=7)
     source.slices.stop.setflags(write=True)
     source.slices.stop[:] += 10**9
     with pytest.raises(OSError, match=r"train-\d+\.tar"):

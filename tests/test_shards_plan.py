@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.plan import Order, Pieces, Share, Slices, permutation
+from shards.plan import Mixture, Order, Pieces, Share, Slices, permutation
 
 lengths = st.lists(st.integers(0, 23), min_size=1, max_size=9).filter(any)
 
@@ -155,3 +155,38 @@ def test_plan_of_fourteen_million_samples_stays_below_100_mb():
 def test_any_position_is_reached_directly(position):
     order = Order(counts=np.array([4, 7, 1]), seed=9)
     assert order.pieces(position, position + 1).position.tolist() == [position]
+
+
+def mixture(weights: tuple[float, ...], run: int) -> Mixture:
+    """A mixture of one order of 5 and 3, and one of 4 samples, in slices of two."""
+    orders = tuple(Order(counts=slices_of(n, 2).count, seed=2) for n in ([5, 3], [4]))
+    return Mixture(orders=orders, rows=(0, 5), weights=weights, run=run, seed=2)
+
+
+@given(st.integers(0, 20_000), st.integers(0, 60), st.integers(1, 5))
+def test_any_stretch_of_a_mixture_is_cut_from_the_one_sequence(start, length, run):
+    mixed = mixture((1, 2), run)
+    pieces = mixed.pieces(start, start + length)
+    assert positions(pieces) == list(range(start, start + length))
+    one_by_one = [mixed.pieces(p, p + 1) for p in range(start, start + length)]
+    places = [(int(p.slice[0]), int(p.first[0])) for p in one_by_one]
+    found = [
+        (int(row), int(first) + i)
+        for row, first, count in zip(pieces.slice, pieces.first, pieces.count, strict=True)
+        for i in range(count)
+    ]
+    assert found == places
+
+
+def test_weights_of_a_mixture_hold_in_every_period():
+    mixed = mixture((0.7, 0.3), run=1)
+    assert mixed.counts == (717, 307)  # 716.8 and 307.2 of 1,024
+    for period in range(3):
+        pieces = mixed.pieces(period * 1024, (period + 1) * 1024)
+        assert pieces.count[pieces.slice < 5].sum() == 717
+
+
+@pytest.mark.parametrize("weights", [(1,), (1, 0), (1, 1e-6)])
+def test_weights_that_cannot_be_kept_are_refused(weights):
+    with pytest.raises(ValueError, match="weights"):
+        mixture(weights, run=1)
