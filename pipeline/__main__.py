@@ -1,9 +1,10 @@
-"""Command line of the pipeline: `python -m pipeline train PRESET [--dotted.setting value]`.
+"""Command line of the pipeline: `python -m pipeline train PRESET`, and what is done with a run.
 
 Exit status: 0 done, 1 failed, 2 bad input, 130 interrupted. The slow imports wait until the
 settings have been read and checked.
 """
 
+import dataclasses
 import logging
 import os
 import signal
@@ -11,24 +12,36 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from pipeline.config import DIGITS, PRESETS, TrainConfig
 from pipeline.console import open_console
+from pipeline.protocol import EvaluateConfig
+from pipeline.redact import excepthook, redact
+
+if TYPE_CHECKING:
+    from pipeline.subject import Subject
 
 log = logging.getLogger("pipeline")
+
+# a file of published weights does not say what to evaluate it on
+REQUIRED = {"data": tyro.MISSING}
 
 USAGE = """\
 usage: python -m pipeline COMMAND ...
 
-  train PRESET [--dotted.setting value ...]   train, evaluate and record a run, or go on with one
+  train PRESET [--dotted.setting value ...]    train, evaluate and record a run, or go on with one
+  evaluate CHECKPOINT --data DIR --crops ...   accuracy of a checkpoint, or of published weights
+  report RUN                                   one HTML page about a run
+  track sync RUN                               send MLflow what it has not got yet of a run
 
 presets:
 {presets}
 
-python -m pipeline train PRESET --help lists every setting with its value in that preset.
+python -m pipeline train PRESET --help lists every setting with its value in that preset, and
+python -m pipeline evaluate CHECKPOINT --help those of an evaluation.
 """
 
 
@@ -41,18 +54,44 @@ class Train:
     """Show what Ray and the other libraries say."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Evaluate a model with one crop and with many; started again, it goes on."""
+
+    config: Annotated[EvaluateConfig, tyro.conf.arg(name="")]
+    verbose: bool = False
+    """Show what Ray and the other libraries say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write the page about a run: report.html in its folder."""
+
+    price_per_hour: float | None = None
+    """Price of one worker (one GPU) for an hour, to state what the run cost."""
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run a command; its exit status."""
+    sys.excepthook = excepthook
     command, *rest = arguments or ["--help"]
     if command in ("-h", "--help"):
         sys.stdout.write(usage())
         return 0
-    if command != "train":
-        return refuse(f"unknown command {command!r}; known: train")
+    if command not in COMMANDS:
+        return refuse(f"unknown command {command!r}; known: {', '.join(COMMANDS)}")
+    if command == "track" and rest[:1] == ["sync"]:
+        rest = rest[1:]
+    elif command == "track" and rest[:1] not in ([], ["-h"], ["--help"]):
+        return refuse(f"unknown command 'track {rest[0]}'; known: track sync RUN")
     if not rest or rest[0] in ("-h", "--help"):
         sys.stdout.write(usage())
         return 0 if rest else 2
-    preset, *settings = rest
+    return COMMANDS[command](*rest)
+
+
+def train_command(preset: str, *settings: str) -> int:
+    """`train PRESET`: read and check the settings, then train."""
     if preset not in PRESETS:
         return refuse(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
     prog = f"python -m pipeline train {preset}"
@@ -75,7 +114,7 @@ def usage() -> str:
 
 def refuse(message: str) -> int:
     """Say what is wrong with the input; the status for it."""
-    sys.stderr.write(f"error: {message}\n")
+    sys.stderr.write(f"error: {redact(message)}\n")
     return 2
 
 
@@ -101,6 +140,84 @@ def train(command: Train) -> int:
         return 130
     log.info("\n%s", outcome.table(job))
     return 0
+
+
+def evaluate_command(path: str, *settings: str) -> int:
+    """`evaluate CHECKPOINT`: take the settings that the checkpoint gives, evaluate, show."""
+    from pipeline.subject import Subject
+
+    prog = f"python -m pipeline evaluate {path}"
+    try:
+        subject = Subject.open(Path(path).absolute())
+        default = Evaluate(config=subject.evaluation(**({} if subject.data else REQUIRED)))
+        parsed = tyro.cli(Evaluate, args=settings, default=default, prog=prog)
+    except (ValueError, FileNotFoundError) as error:
+        return refuse(str(error))
+    return evaluate(subject, parsed)
+
+
+def evaluate(subject: "Subject", command: Evaluate) -> int:
+    """Carry out the command; its exit status."""
+    open_console(verbose=command.verbose)
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    from pipeline import assessment
+    from pipeline.run import Progress, ray_session
+
+    config = command.config
+    paths = {name: located(getattr(config, name)) for name in ("data", "v2", "real", "out")}
+    config = dataclasses.replace(config, **paths)
+    try:
+        source = assessment.open_source(config)
+        folder = Path(config.out or assessment.default_folder(subject, config, source))
+        with ray_session(config, verbose=command.verbose):
+            result = assessment.assess(subject, config, source, folder, Progress())
+    except (ValueError, FileNotFoundError) as error:
+        return refuse(str(error))
+    except KeyboardInterrupt:
+        log.info("interrupted; the same command goes on from the answers in %s", folder)
+        return 130
+    log.info("\n%s\n\nresult      %s", assessment.result_table(result), folder)
+    return 0
+
+
+def located(path: str | None) -> str | None:
+    """A path made absolute: workers run in other folders; a URI as it is."""
+    return str(Path(path).absolute()) if path and "://" not in path else path
+
+
+def report_command(run: str, *settings: str) -> int:
+    """`report RUN`: write the page about a run."""
+    parsed = tyro.cli(Report, args=settings, prog=f"python -m pipeline report {run}")
+    open_console(verbose=False)
+    from pipeline.report import write_report
+
+    try:
+        path = write_report(Path(run).absolute(), price_per_hour=parsed.price_per_hour)
+    except (ValueError, FileNotFoundError) as error:
+        return refuse(str(error))
+    log.info("report      %s", path)
+    return 0
+
+
+def sync_command(run: str, *rest: str) -> int:
+    """`track sync RUN`: send what is left of the record of a run."""
+    if rest:
+        return refuse(f"track sync takes one folder of a run, not also {' '.join(rest)}")
+    open_console(verbose=False)
+    from pipeline.mirror import sync
+
+    try:
+        return sync(Path(run).absolute())
+    except (ValueError, FileNotFoundError) as error:
+        return refuse(str(error))
+
+
+COMMANDS = {
+    "train": train_command,
+    "evaluate": evaluate_command,
+    "report": report_command,
+    "track": sync_command,
+}
 
 
 def absolute(config: TrainConfig) -> TrainConfig:

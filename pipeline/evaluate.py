@@ -1,92 +1,238 @@
-"""Accuracy of a model over a split: each image once, one crop against many.
+"""Answers of a model to every image of a split, each image once, with one crop and with many.
 
-    split -> decoded once -> crops of every protocol -> logits, averaged over the crops -> hits
+    split -> decoded once -> crops of every protocol -> logits, averaged over the crops -> top-5,
+    confidence and loss of every image -> pipeline.answers (on disk) -> pipeline.metrics
 
-The mean is taken over logits. An image with several classes is a hit when any of them is predicted.
-Each of W workers takes a contiguous part of the split, in the training loop and after it alike.
+In the training loop each worker takes its share of the split; after it, and by `python -m
+pipeline evaluate`, the units that are not on disk yet are shared out over all GPUs, or processes.
 
-Shapes: B images, C crops, K classes, M labels per image (padded with -1).
+Shapes: B images, C crops of all protocols, K classes of the head, M labels per image (padded with
+-1).
 """
 
-import math
-from collections.abc import Callable, Iterator
-from itertools import zip_longest
-from pathlib import Path
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import ray
 import torch
 import torch.distributed
+import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.answers import Parts
 from pipeline.config import TrainConfig
+from pipeline.metrics import Answers
+from pipeline.protocol import CENTER, EvaluateConfig
 from pipeline.reader import Reader, View
 from pipeline.source import Source
 from pipeline.stream import Block, Stream, ahead, quiet, rebatch
+from shards import wordnet
 from shards.plan import Share
 from vit.batch import normalise
+from vit.config import LossConfig
 from vit.images import num_views
-from vit.loss import make_loss, make_targets
+from vit.loss import Loss, make_loss, make_targets
 from vit.model import ViT
-from vit.weights import load_weights
 
-CENTER = "center"
+# predictions that are kept of an image
+TOP = 5
+# a block of decoded crops that one task hands over
+TASK_BYTES = 64 << 20
+# batches that wait for the model, decoded and on the device
+PREFETCH_BATCHES = 3
 METRICS = ("loss", "top1", "top5")
 
 
-def hits(logits: Tensor, labels: Tensor, k: int) -> Tensor:
-    """Whether any label is among the k highest logits: (B, K), (B, M) -> (B,) bool."""
-    predicted = logits.topk(min(k, logits.shape[1])).indices
-    return (predicted[:, :, None] == labels[:, None, :]).flatten(1).any(1)
+@dataclass(frozen=True, kw_only=True)
+class Exam:
+    """The images, and how they are shown and judged; travels to the workers."""
+
+    source: Source
+    settings: EvaluateConfig
+    columns: Tensor | None = None
+    """(data's classes,) int64: output of the head for each class, -1 for none; None: the same."""
+
+    def answers(self, model: ViT, spans: Sequence[tuple[int, int]]) -> Iterator[Block]:
+        """Answers to the positions of the spans, a batch at a time.
+
+        Returns:
+            position (B,), labels (B, M) and for each protocol PROTOCOL/top (B, 5),
+            PROTOCOL/confidence (B,) and PROTOCOL/loss (B,). Batches begin anew with each span.
+        """
+        device = next(model.parameters()).device
+        judge = Judge.of(self, device)
+        waiting: tuple[Block, dict[str, Tensor]] | None = None
+        with torch.no_grad():  # inference mode would leave its mark on parameters that are sharded
+            for batch, images, labels in self._batches(spans, device):
+                with torch.autocast(device.type, torch.bfloat16, self.settings.precision == "bf16"):
+                    logits = model(normalise(images.flatten(0, 1), self.settings.images))
+                given = judge(logits.float().unflatten(0, images.shape[:2]), labels)
+                if waiting:  # read one batch late, so that the device never waits for the reader
+                    yield fetched(*waiting)
+                waiting = batch, given
+            if waiting:
+                yield fetched(*waiting)
+
+    def _batches(
+        self, spans: Sequence[tuple[int, int]], device: torch.device
+    ) -> Iterator[tuple[Block, Tensor, Tensor]]:
+        """Positions with labels, crops (B, C, S, S, 3) uint8 and labels on the device."""
+        settings, size = self.settings, self.settings.model.image_size
+        samples = self.source.samples
+        view = View(images=settings.images, size=size, protocols=settings.protocols)
+        fit = max(1, TASK_BYTES // (settings.views * size * size * 3))
+        stream = Stream(
+            reader=Reader(source=self.source, view=view),
+            order=self.source.order(seed=None),
+            share=Share(global_batch=samples, low=0, high=samples),
+            task_samples=min(fit, 256),
+        )
+
+        def on_device(block: Block) -> tuple[Block, Tensor, Tensor]:
+            images, labels = torch.from_numpy(block["images"]), torch.from_numpy(block["labels"])
+            if device.type == "cuda":  # a pinned copy travels beside the computation
+                images, labels = images.pin_memory(), labels.pin_memory()
+            kept = {name: block[name] for name in ("position", "labels")}
+            return (
+                kept,
+                images.to(device, non_blocking=True),
+                labels.to(device, non_blocking=True),
+            )
+
+        def batches() -> Iterator[tuple[Block, Tensor, Tensor]]:
+            for start, stop in spans:
+                blocks = rebatch(stream.blocks(start, stop), settings.batch_images)
+                yield from map(on_device, blocks)
+
+        return ahead(batches(), PREFETCH_BATCHES)
 
 
-def scores(
-    model: ViT, config: TrainConfig, source: Source, protocols: tuple[str, ...], share: Share
-) -> Iterator[Block]:
-    """Score one share of a split: blocks of position and, by protocol, loss, top1 and top5 (n,)."""
-    device = next(model.parameters()).device
-    loss_of = make_loss(config.loss)
-    views = [num_views(name) for name in protocols]
-    view = View(images=config.images, size=config.model.image_size, protocols=protocols)
-    stream = Stream(
-        reader=Reader(source=source, view=view),
-        order=source.order(seed=None),
-        share=share,
-        # a task's block holds about as many crops as in training
-        task_samples=max(1, config.data.task_samples // sum(views)),
-    )
-    batch_size = max(1, config.micro_batch // sum(views))
-    batches = rebatch(stream.blocks(0, share.size), batch_size)
-    for batch in ahead(batches, config.data.prefetch_batches):
-        images = torch.from_numpy(batch["images"]).to(device)  # (B, C, S, S, 3)
-        labels = torch.from_numpy(batch["labels"]).to(device)
-        with torch.inference_mode():
-            logits = model(normalise(images.flatten(0, 1), config.images)).float()
-            targets = make_targets(labels, logits.shape[1])
-            columns = {"position": batch["position"]}
-            for name, crops in zip(
-                protocols, logits.unflatten(0, images.shape[:2]).split(views, 1), strict=True
-            ):
-                mean = crops.mean(1)
-                values = (loss_of(mean, targets), hits(mean, labels, 1), hits(mean, labels, 5))
-                for metric, value in zip(METRICS, values, strict=True):
-                    columns[f"{name}/{metric}"] = value.double().cpu().numpy()
-        yield columns
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """Turns the logits of an image's crops into its answers."""
+
+    protocols: tuple[str, ...]
+    average: str
+    link: str
+    loss: Loss
+    known: Tensor | None
+    """Outputs of the head that are classes of the data; None: all."""
+    numbers: Tensor | None
+    """Class of the data behind each of these outputs."""
+    places: Tensor | None
+    """For each class of the data its place among these outputs, -1 for none."""
+
+    @classmethod
+    def of(cls, exam: Exam, device: torch.device) -> "Judge":
+        """The judge of an exam, with its tables on the device."""
+        known = numbers = places = None
+        if exam.columns is not None:
+            numbers = (exam.columns >= 0).nonzero()[:, 0]
+            known = exam.columns[numbers].to(device)
+            places = torch.full((len(exam.columns) + 1,), -1)  # the last stands for padding
+            places[numbers] = torch.arange(len(numbers))
+            numbers, places = numbers.to(device), places.to(device)
+        settings = exam.settings
+        return cls(
+            protocols=settings.protocols,
+            average=settings.average,
+            link="sigmoid" if settings.loss.name == "sigmoid" else "softmax",
+            loss=eval_loss(settings.loss, exam.source.classes, device, mapped=known is not None),
+            known=known,
+            numbers=numbers,
+            places=places,
+        )
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """(B, C, K) and labels (B, M) in the data's numbers -> the answers of each protocol."""
+        if self.known is not None:
+            logits, labels = logits[..., self.known], self.places[labels]
+        targets = make_targets(labels, logits.shape[-1])
+        unknown = ~labels.ge(0).any(1)
+        answers = {}
+        views = [num_views(name) for name in self.protocols]
+        for name, crops in zip(self.protocols, logits.split(views, 1), strict=True):
+            mean = average(crops, self.average, self.link)
+            top = mean.topk(min(TOP, mean.shape[1])).indices
+            answers[f"{name}/confidence"] = confidence(mean, self.link).double()
+            answers[f"{name}/loss"] = (
+                self.loss(mean, targets).double().masked_fill(unknown, torch.nan)
+            )
+            if self.numbers is not None:
+                top = self.numbers[top]
+            answers[f"{name}/top"] = F.pad(top, (0, TOP - top.shape[1]), value=-2).int()
+        return answers
+
+
+def average(crops: Tensor, how: str, link: str) -> Tensor:
+    """One row of logits for each image: (B, C, K) -> (B, K).
+
+    Args:
+        crops: Logits of each crop.
+        how: "logits": their mean. "probabilities": the logits whose probabilities are the mean of
+            the crops' probabilities, so that ranking, confidence and loss follow from one form.
+        link: "softmax" or "sigmoid", from logits to probabilities.
+    """
+    if how == "logits":
+        return crops.mean(1)
+    count = np.log(crops.shape[1])
+    if link == "softmax":
+        return crops.log_softmax(-1).logsumexp(1) - count
+    return F.logsigmoid(crops).logsumexp(1) - F.logsigmoid(-crops).logsumexp(1)
+
+
+def confidence(logits: Tensor, link: str) -> Tensor:
+    """Probability of the highest class: (B, K) -> (B,)."""
+    if link == "sigmoid":
+        return logits.amax(1).sigmoid()
+    return logits.softmax(1).amax(1)
+
+
+def eval_loss(
+    config: LossConfig, classes: Sequence[str], device: torch.device, *, mapped: bool
+) -> Loss:
+    """The training's loss without label smoothing; softmax for a part of a semantic head."""
+    if mapped and config.name == "semantic":
+        return make_loss(LossConfig())
+    plain = dataclasses.replace(config, label_smoothing=0.0)
+    parents = wordnet.parents(classes) if config.name == "semantic" else None
+    return make_loss(plain, parents=parents, device=device)
+
+
+def fetched(block: Block, given: Mapping[str, Tensor]) -> Block:
+    """The block with the answers beside it, on the CPU."""
+    return {**block, **{name: tensor.cpu().numpy() for name, tensor in given.items()}}
 
 
 def evaluate_share(
     model: ViT, config: TrainConfig, source: Source, rank: int, workers: int
 ) -> dict[str, float]:
     """Centre-crop metrics over a split, in the training loop; each worker takes its share."""
-    samples = source.samples
-    # equal shares, as sharded models need equal numbers of passes; what lies beyond counts nothing
-    share = Share.of(rank, workers, 2 * workers * math.ceil(samples / (2 * workers)))
+    settings = EvaluateConfig(
+        data="",
+        crops=(CENTER,),
+        batch=config.micro_batch,
+        precision=config.precision,
+        model=config.model,
+        images=config.images,
+        loss=config.loss,
+    )
+    exam, samples = Exam(source=source, settings=settings), source.samples
+    share = Share.of(rank, workers, samples)
     sums = torch.zeros(1 + len(METRICS), dtype=torch.float64)
     model.eval()
-    for block in scores(model, config, source, (CENTER,), share):
-        real = block["position"] < samples
-        sums[0] += real.sum()
-        sums[1:] += torch.tensor([block[f"{CENTER}/{metric}"][real].sum() for metric in METRICS])
+    for block in exam.answers(model, [(share.low, share.high)] if share.size else []):
+        answers = Answers(
+            labels=block["labels"],
+            top=block[f"{CENTER}/top"],
+            confidence=block[f"{CENTER}/confidence"],
+            loss=block[f"{CENTER}/loss"],
+        )
+        totals = answers.loss.sum(), answers.hits(1).sum(), answers.hits(5).sum()
+        sums += torch.tensor([len(answers.top), *map(float, totals)], dtype=torch.float64)
+    keep_step(model, config, [Share.of(r, workers, samples).size for r in range(workers)], rank)
     model.train()
     sums = sums.to(next(model.parameters()).device)
     torch.distributed.all_reduce(sums)
@@ -96,53 +242,52 @@ def evaluate_share(
     return {f"val/{metric}": total / count for metric, total in zip(METRICS, totals, strict=True)}
 
 
+def keep_step(model: ViT, config: TrainConfig, sizes: Sequence[int], rank: int) -> None:
+    """Run the model on nothing as often as another worker has more batches.
+
+    The shards of a model (FSDP) are gathered by all workers together, each time that one runs it.
+    """
+    counts = [-(-size // config.micro_batch) for size in sizes]
+    side = config.model.image_size
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        for _ in range(max(counts) - counts[rank]):
+            with torch.autocast(device.type, torch.bfloat16, config.precision == "bf16"):
+                model(torch.zeros(1, 3, side, side, device=device))
+
+
 @ray.remote(num_returns="streaming")
-def score_checkpoint(
-    path: Path, config: TrainConfig, source: Source, protocols: tuple[str, ...], share: Share
+def answer(
+    exam: Exam, weights: Mapping[str, Tensor], spans: Sequence[tuple[int, int]]
 ) -> Iterator[Block]:
-    """Ray task that scores a share with the weights of a checkpoint, on its GPU if it has one."""
+    """Ray task that answers for some spans, on its GPU if it has one."""
     quiet()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = ViT(config.model).eval().to(device)
-    load_weights(model, path)
-    yield from scores(model, config, source, protocols, share)
+    model = ViT(exam.settings.model).eval()
+    model.load_state_dict(weights)
+    yield from exam.answers(model.to(device), spans)
 
 
-def evaluate_checkpoint(
-    path: Path,
-    config: TrainConfig,
-    source: Source,
-    protocols: tuple[str, ...],
-    progress: Callable[[int, int], None],
-) -> dict[str, dict[str, float]]:
-    """Metrics of each protocol over a split: {protocol: {images, loss, top1, top5}}.
+def answer_all(exam: Exam, model: ViT, parts: Parts, progress: Callable[[int, int], None]) -> Block:
+    """Answers to all images, by position; what is on disk already is not computed again.
 
-    `progress` is called with the images done and their total. Every image is counted exactly once,
-    whatever the number of workers; anything else is a RuntimeError.
+    `progress` is called with the images done and their total.
     """
-    samples = source.slices.samples
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    workers = gpus or config.workers
-    task = score_checkpoint.options(num_gpus=1 if gpus else 0)
-    parts = [
-        task.remote(path, config, source, protocols, Share.of(rank, workers, samples))
-        for rank in range(workers)
-    ]
-    seen = np.zeros(samples, np.int64)
-    columns: dict[str, list[np.ndarray]] = {}
-    for references in zip_longest(*parts):
-        for block in ray.get([reference for reference in references if reference]):
-            np.add.at(seen, block.pop("position"), 1)
-            for name, column in block.items():
-                columns.setdefault(name, []).append(column)
-        progress(int(seen.sum()), samples)
-    if not (seen == 1).all():
-        raise RuntimeError(
-            f"of {samples} images {int((seen == 0).sum())} were not evaluated and "
-            f"{int((seen > 1).sum())} more than once"
-        )
-    means = {name: math.fsum(np.concatenate(parts)) / samples for name, parts in columns.items()}
-    return {
-        name: {"images": samples} | {metric: means[f"{name}/{metric}"] for metric in METRICS}
-        for name in protocols
-    }
+    shares = parts.shares(gpus or exam.settings.workers)
+    done = parts.images - sum(stop - start for share in shares for start, stop in share)
+    if shares:
+        task = answer.options(num_gpus=1 if gpus else 0)
+        put, weights = ray.put(exam), ray.put(model.state_dict())
+        running = {task.remote(put, weights, share): None for share in shares}
+        while running:
+            (ready,), _ = ray.wait(list(running), num_returns=1)
+            try:
+                block = ray.get(next(ready))
+            except StopIteration:
+                del running[ready]
+                continue
+            parts.add(block)
+            done += len(block["position"])
+            progress(done, parts.images)
+    return parts.read()

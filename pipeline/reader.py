@@ -48,10 +48,10 @@ class View:
 
     def __call__(self, pixels: np.ndarray, position: int) -> np.ndarray:
         """Views of one image: (H, W, 3) uint8 -> (C, S, S, 3) uint8."""
+        seed = scramble(scramble(self.seed) ^ position)
         if not self.protocols:
-            seed = scramble(scramble(self.seed) ^ position)
             return train_view(pixels, self.images, self.size, seed)[None]
-        views = [crop_views(pixels, self.images, self.size, name) for name in self.protocols]
+        views = [crop_views(pixels, self.images, self.size, name, seed) for name in self.protocols]
         return np.concatenate(views)
 
 

@@ -116,8 +116,7 @@ def execute(
 
 def train_and_evaluate(job: Job, recorder: Recorder, on_record: OnRecord | None) -> Outcome | None:
     """The part of a run that needs Ray."""
-    config, total = job.config, job.total_steps
-    found = checkpoint.latest(job.checkpoints)
+    total, found = job.total_steps, checkpoint.latest(job.checkpoints)
     station(job.num_stations - 1, job.num_stations, describe(job, found))
     rates = [0.0]
 

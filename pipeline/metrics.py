@@ -1,0 +1,164 @@
+"""From what a model answered to each image to the figures of an evaluation; NumPy only.
+
+    Answers (labels, top-5, confidence, loss of every image) -> accuracy with intervals, loss,
+    calibration, classes, confusions, ReaL; two protocols -> what changed
+
+An image with several classes is a hit when any of them is predicted.
+
+Shapes: n images, M labels per image (padded with -1), T ranked predictions (padded with -2), K
+classes.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+# two-sided 95 %
+Z = 1.959963984540054
+ECE_BINS = 15
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What one model answered to every image under one crop protocol, by position in the split."""
+
+    labels: np.ndarray
+    """(n, M) int64: class numbers of each image."""
+    top: np.ndarray
+    """(n, T) int32: predicted class numbers, best first."""
+    confidence: np.ndarray
+    """(n,) float64: probability of the first prediction."""
+    loss: np.ndarray
+    """(n,) float64; NaN for an image none of whose classes the model knows."""
+
+    def hits(self, k: int) -> np.ndarray:
+        """Whether any label is among the first k predictions: (n,) bool."""
+        return (self.top[:, :k, None] == self.labels[:, None, :]).any((1, 2))
+
+
+def summary(answers: Answers) -> dict[str, float]:
+    """The figures of one protocol; each accuracy and the loss with its 95 % interval."""
+    figures: dict[str, float] = {"images": len(answers.top)}
+    for k in (1, 5):
+        hits = int(answers.hits(k).sum())
+        low, high = wilson(hits, len(answers.top))
+        name = f"top{k}"
+        figures |= {name: hits / len(answers.top), f"{name}_low": low, f"{name}_high": high}
+    known = answers.loss[~np.isnan(answers.loss)]
+    if len(known):
+        mean = math.fsum(known) / len(known)
+        half = Z * known.std(ddof=1) / math.sqrt(len(known)) if len(known) > 1 else math.inf
+        figures |= {"loss": mean, "loss_low": mean - half, "loss_high": mean + half}
+    return figures | {"ece": calibration_error(answers)}
+
+
+def wilson(hits: int, count: int) -> tuple[float, float]:
+    """Wilson's score interval of a share, 95 % (Wilson 1927): never outside [0, 1]."""
+    if count == 0:
+        return 0.0, 1.0
+    share, z2 = hits / count, Z * Z / count
+    middle = (share + z2 / 2) / (1 + z2)
+    half = Z / (1 + z2) * math.sqrt(share * (1 - share) / count + z2 / (4 * count))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def calibration(answers: Answers) -> list[tuple[int, float, float]]:
+    """(images, mean confidence, accuracy) of each of 15 equal bins of confidence."""
+    bins = np.ceil(answers.confidence * ECE_BINS).astype(int).clip(1, ECE_BINS) - 1
+    hits, found = answers.hits(1), []
+    for number in range(ECE_BINS):
+        inside = bins == number
+        count = int(inside.sum())
+        means = (answers.confidence[inside].mean(), hits[inside].mean()) if count else (0.0, 0.0)
+        found.append((count, float(means[0]), float(means[1])))
+    return found
+
+
+def calibration_error(answers: Answers) -> float:
+    """Expected calibration error (Guo et al. 2017, 15 bins): |confidence - accuracy|, weighted."""
+    parts = (count * abs(sure - right) for count, sure, right in calibration(answers))
+    return sum(parts) / len(answers.top)
+
+
+def per_class(answers: Answers, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images of each class, and how many of them are hits: (K,) and (K,).
+
+    An image with several classes counts for each of them, and there is a hit when that very class
+    is predicted.
+    """
+    rows, columns = np.nonzero(answers.labels >= 0)
+    label = answers.labels[rows, columns]
+    right = answers.top[rows, 0] == label
+    return (
+        np.bincount(label, minlength=num_classes),
+        np.bincount(label[right], minlength=num_classes),
+    )
+
+
+def confusions(answers: Answers, most: int = 20) -> list[tuple[int, int, int]]:
+    """The most confused pairs: (class, prediction, images), most frequent first.
+
+    A wrong image with several classes counts for the first of them.
+    """
+    wrong = ~answers.hits(1)
+    pairs = np.stack([answers.labels[wrong, 0], answers.top[wrong, 0]], axis=1)
+    found, counts = np.unique(pairs, axis=0, return_counts=True)
+    order = np.lexsort((found[:, 1], found[:, 0], -counts))[:most]
+    return [(int(found[i, 0]), int(found[i, 1]), int(counts[i])) for i in order]
+
+
+def comparison(before: Answers, after: Answers) -> dict[str, float]:
+    """What changed in top-1 from one protocol to another on the same images.
+
+    Returns:
+        gained: images that became right; lost: those that became wrong; gain: the difference in
+        top-1 with its paired 95 % interval; p: exact two-sided McNemar test, the probability of
+        so uneven a split if both were equally good.
+    """
+    first, second = before.hits(1), after.hits(1)
+    gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
+    count, moved = len(first), gained + lost
+    gain = (gained - lost) / count
+    half = Z * math.sqrt(max(moved / count - gain**2, 0.0) / count)
+    return {
+        "gained": gained,
+        "lost": lost,
+        "gain": gain,
+        "gain_low": gain - half,
+        "gain_high": gain + half,
+        "p": sign_test(min(gained, lost), moved),
+    }
+
+
+def sign_test(fewer: int, count: int) -> float:
+    """Two-sided probability of at most `fewer` or at least `count - fewer` heads of a fair coin."""
+    if count == 0:
+        return 1.0
+    log_half = count * math.log(2)
+    terms = (
+        math.lgamma(count + 1) - math.lgamma(i + 1) - math.lgamma(count - i + 1) - log_half
+        for i in range(fewer + 1)
+    )
+    return min(1.0, 2 * math.fsum(map(math.exp, terms)))
+
+
+def relabelled(answers: Answers, labels: Mapping[int, Sequence[int]]) -> Answers:
+    """The answers held against other labels, such as ReaL's.
+
+    Args:
+        answers: Of the whole split.
+        labels: Class numbers by position; an image with none, or that is not there, is left out.
+    """
+    rows = np.array([i for i in range(len(answers.top)) if labels.get(i)], np.int64)
+    width = max((len(labels[i]) for i in rows), default=1)
+    padded = np.full((len(rows), width), -1, np.int64)
+    for place, row in zip(padded, rows, strict=True):
+        place[: len(labels[row])] = labels[row]
+    return Answers(
+        labels=padded,
+        top=answers.top[rows],
+        confidence=answers.confidence[rows],
+        loss=np.full(len(rows), np.nan),
+    )
