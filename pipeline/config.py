@@ -6,9 +6,11 @@ MLflow's parameters and the `config.json` of a checkpoint. Nothing here imports 
 """
 
 import dataclasses
+import json
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from vit.config import ImageConfig, LossConfig, MixConfig, OptimConfig, ViTConfig
@@ -199,3 +201,17 @@ def demo() -> TrainConfig:
 
 
 PRESETS: dict[str, Callable[[], TrainConfig]] = {"demo": demo}
+
+
+def read_preset(path: Path) -> TrainConfig:
+    """A run from a preset file, JSON of {"preset": name, "settings": {dotted name: value}}."""
+    try:
+        content = json.loads(path.read_text())
+        preset, settings = content["preset"], content["settings"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is no preset file ({error!r}): it must be JSON with a preset and its settings"
+        ) from error
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r} in {path}; known: {', '.join(PRESETS)}")
+    return PRESETS[preset]().replace(settings)

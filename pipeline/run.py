@@ -41,7 +41,9 @@ from pipeline.worker import train
 log = logging.getLogger(__name__)
 
 RESULT, LOCK = "result.json", "run.lock"
-OnRecord = Callable[[dict], bool]
+# MLflow's tag for how a run ended that is a trial
+OUTCOME_TAG = "outcome"
+OnRecord = Callable[[dict], str | None]
 
 # seconds between two lines of progress
 PROGRESS_S = 5.0
@@ -88,17 +90,35 @@ class Outcome:
         return f"{figures}\n\n" + "\n".join(f"{k:<12}{v}" for k, v in facts.items())
 
 
-def fit(config: TrainConfig, *, on_record: OnRecord | None = None) -> Outcome | None:
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What differs in a run that is a trial of a search: it ends with its last evaluation."""
+
+    search_dir: Path
+    """Folder of the search, whose MLflow run is the parent."""
+    worker_cpus: int
+    """CPUs of a worker where there is no GPU, so that the trials of a cluster fit beside each other
+    and their data."""
+
+
+def fit(
+    config: TrainConfig, *, on_record: OnRecord | None = None, trial: Trial | None = None
+) -> Outcome | None:
     """Train, evaluate and record a run; go on with it if its folder is there.
 
-    `on_record` is called in a thread of this process with every new record. If it returns True the
-    run stops after a checkpoint, is not evaluated, and its outcome is None; it can be gone on with.
+    `on_record` is called in a thread of this process with every new record. If it returns a word
+    the run stops after a checkpoint, is not evaluated, and its outcome is None; the word is its tag
+    `outcome` in MLflow. A loss that is not finite is a FloatingPointError.
     """
-    return execute(prepare(config), on_record=on_record)
+    return execute(prepare(config), on_record=on_record, trial=trial)
 
 
 def execute(
-    job: Job, *, verbose: bool = False, on_record: OnRecord | None = None
+    job: Job,
+    *,
+    verbose: bool = False,
+    on_record: OnRecord | None = None,
+    trial: Trial | None = None,
 ) -> Outcome | None:
     """Do what is left of a run; its outcome, or None if `on_record` stopped it."""
     finished = Outcome.read(job.dir)
@@ -110,15 +130,17 @@ def execute(
         checkpoint.clear_unfinished(job.checkpoints)
         if not (job.dir / CONFIG).exists():
             write_json(job.dir / CONFIG, job.config.flat())
-        with recording(job) as recorder, ray_session(job.config, verbose=verbose):
-            return train_and_evaluate(job, recorder, on_record)
+        with recording(job, trial) as recorder, ray_session(job.config, verbose=verbose):
+            return train_and_evaluate(job, recorder, on_record, trial)
 
 
-def train_and_evaluate(job: Job, recorder: Recorder, on_record: OnRecord | None) -> Outcome | None:
+def train_and_evaluate(
+    job: Job, recorder: Recorder, on_record: OnRecord | None, trial: Trial | None
+) -> Outcome | None:
     """The part of a run that needs Ray."""
     total, found = job.total_steps, checkpoint.latest(job.checkpoints)
     station(job.num_stations - 1, job.num_stations, describe(job, found))
-    rates = [0.0]
+    rates, words = [0.0], []
 
     def record(item: dict) -> bool:
         if item["kind"] == "line":
@@ -129,14 +151,19 @@ def train_and_evaluate(job: Job, recorder: Recorder, on_record: OnRecord | None)
             return False
         if line := record_line(item, total):
             log.info(line)
-        return bool(on_record and on_record(item))
+        if word := on_record and on_record(item):
+            words.append(word)
+        return bool(word)
 
     if not found or found.step < total:
         with staffed(record) as desk:
-            train_workers(job, desk)
-        if checkpoint.latest(job.checkpoints).step < total:
-            recorder.finish("KILLED")
+            train_workers(job, desk, trial)
+        found = checkpoint.latest(job.checkpoints)
+        if found.step < total:
+            recorder.finish("FINISHED", tags={OUTCOME_TAG: words[0]})
             return None
+    if trial:
+        return conclude(job, recorder, found, rates[-1])
     top = checkpoint.best(job.checkpoints)
     folder, result = evaluate_best(job, top)
     metrics = result["protocols"]
@@ -176,16 +203,41 @@ def evaluate_best(job: Job, top: checkpoint.Checkpoint) -> tuple[Path, dict]:
     return folder, assess(subject, settings, job.eval, folder, Progress())
 
 
-def train_workers(job: Job, desk: ActorHandle) -> None:
+def conclude(
+    job: Job, recorder: Recorder, last: checkpoint.Checkpoint, images_per_s: float
+) -> Outcome:
+    """End a trial with the evaluation at its last step, where its schedule is complete."""
+    scores = {name.removeprefix("val/"): value for name, value in last.metrics.items()}
+    outcome = Outcome(
+        steps=last.step,
+        images_per_s=images_per_s,
+        checkpoint=str(last.path),
+        protocols={CENTER: scores},
+    )
+    outcome.write(job.dir)
+    recorder.finish("FINISHED", tags={OUTCOME_TAG: "done"})
+    return outcome
+
+
+def attempt(job: Job, desk: ActorHandle) -> str | None:
+    """One worker's part; returns what it says of a loss that no restart would make finite."""
+    try:
+        train(job, desk)
+    except FloatingPointError as error:
+        return str(error)
+
+
+def train_workers(job: Job, desk: ActorHandle, trial: Trial | None) -> None:
     """Run the worker loop on Ray Train until the last step; restarted by Ray after a failure."""
     config, resources = job.config, ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), int(resources["CPU"])
     if gpus and gpus < config.workers:
         raise ValueError(f"workers ({config.workers}) need a GPU each, the cluster has {gpus}")
     # without GPUs, half of the cores compute and the others read and decode
-    each = {"GPU": 1, "CPU": 1} if gpus else {"CPU": max(1, cpus // (2 * config.workers))}
+    share = trial.worker_cpus if trial else max(1, cpus // (2 * config.workers))
+    each = {"GPU": 1, "CPU": 1} if gpus else {"CPU": share}
     trainer = TorchTrainer(
-        partial(train, job, desk),
+        partial(attempt, job, desk),
         scaling_config=ScalingConfig(
             num_workers=config.workers, use_gpu=bool(gpus), resources_per_worker=each
         ),
@@ -199,7 +251,7 @@ def train_workers(job: Job, desk: ActorHandle) -> None:
     thread = ThreadPoolExecutor(1, "trainer")
     fitted = thread.submit(trainer.fit)
     try:
-        fitted.result()
+        fault = fitted.result().return_value
     except KeyboardInterrupt:
         log.info("stopping after a checkpoint; once more stops at once")
         desk.stop.remote()
@@ -207,6 +259,8 @@ def train_workers(job: Job, desk: ActorHandle) -> None:
         raise
     finally:
         thread.shutdown(wait=False)
+    if fault:
+        raise FloatingPointError(fault)
 
 
 def describe(job: Job, found: checkpoint.Checkpoint | None) -> str:
@@ -220,16 +274,20 @@ def describe(job: Job, found: checkpoint.Checkpoint | None) -> str:
 
 
 @contextlib.contextmanager
-def recording(job: Job) -> Iterator[Recorder]:
+def recording(job: Job, trial: Trial | None) -> Iterator[Recorder]:
     """The record of a run; closed as failed or killed if the block is left by an exception."""
     recorder = Recorder(
         job.dir,
         name=job.config.name,
         experiment=job.config.experiment,
         settings=job.config.flat(),
+        parent=trial.search_dir if trial else None,
     )
     try:
         yield recorder
+    except FloatingPointError:  # of a trial this is the result
+        recorder.finish("FINISHED" if trial else "FAILED", tags={OUTCOME_TAG: "diverged"})
+        raise
     except KeyboardInterrupt:
         recorder.finish("KILLED")
         raise

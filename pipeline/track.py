@@ -32,6 +32,7 @@ Record = Mapping[str, str | int | float]
 RECORDS = "metrics.jsonl"
 CURSOR = "mlflow.json"
 TOKEN_TAG = "run_token"
+PARENT_TAG = "mlflow.parentRunId"
 # one call may carry 1,000 metrics and 100 parameters (MLflow's REST API, log-batch)
 MAX_METRICS, MAX_PARAMS = 1000, 100
 # seconds between two looks at the file, and the longest pause between two tries
@@ -67,9 +68,15 @@ class Recorder:
     """Writes the records of one run; opened again in the folder of a run, it continues it."""
 
     def __init__(
-        self, run_dir: Path, *, name: str, experiment: str, settings: Mapping[str, object]
+        self,
+        run_dir: Path,
+        *,
+        name: str,
+        experiment: str,
+        settings: Mapping[str, object],
+        parent: Path | None = None,
     ) -> None:
-        """Continue or begin the record in `run_dir`."""
+        """Continue or begin the record in `run_dir`; nested in the run recorded in `parent`."""
         self._path = run_dir / RECORDS
         self._last: dict[str, int] = {}
         end = 0
@@ -77,7 +84,9 @@ class Recorder:
             self._last[record["kind"]] = record["step"]
         self._file = self._path.open("ab")
         self._file.truncate(end)  # a line that a killed driver left half-written
-        self._mirror = Mirror(run_dir, name=name, experiment=experiment, settings=settings)
+        self._mirror = Mirror(
+            run_dir, name=name, experiment=experiment, settings=settings, parent=parent
+        )
 
     def add(self, record: Record) -> bool:
         """Keep a record; False if its step was recorded before a restart."""
@@ -88,22 +97,34 @@ class Recorder:
         self._file.flush()
         return True
 
-    def finish(self, status: str, artifacts: Mapping[Path, str] | None = None) -> None:
+    def finish(
+        self,
+        status: str,
+        artifacts: Mapping[Path, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
         """End the record as FINISHED, FAILED or KILLED, with files for folders in MLflow."""
         self._file.close()
-        self._mirror.finish(status, artifacts or {})
+        self._mirror.finish(status, artifacts or {}, tags or {})
 
 
 class Mirror:
     """Sends the records of a folder to MLflow, each once and in order, from a thread."""
 
     def __init__(
-        self, run_dir: Path, *, name: str, experiment: str, settings: Mapping[str, object]
+        self,
+        run_dir: Path,
+        *,
+        name: str,
+        experiment: str,
+        settings: Mapping[str, object],
+        parent: Path | None = None,
     ) -> None:
         """Start to send; the run is found again by a token that lies in the folder."""
         self._dir, self._name, self._experiment = run_dir, name, experiment
-        self._settings = settings
-        self._uri = tracking_uri(run_dir.parent)
+        self._settings, self._parent = settings, parent
+        self._runs_dir = (parent or run_dir).parent
+        self._uri = tracking_uri(self._runs_dir)
         self._cursor_path = run_dir / CURSOR
         if not self._cursor_path.exists():
             self._keep({"token": uuid.uuid4().hex, "run_id": None, "sent": 0})
@@ -113,8 +134,8 @@ class Mirror:
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
 
-    def finish(self, status: str, artifacts: Mapping[Path, str]) -> None:
-        """Send what is left, then the artifacts and the status; not for longer than a while."""
+    def finish(self, status: str, artifacts: Mapping[Path, str], tags: Mapping[str, str]) -> None:
+        """Send what is left, then artifacts, tags and status; not for longer than a while."""
         self._closing.set()
         self._thread.join(PATIENCE_S)
         if self._thread.is_alive() or not self._cursor["run_id"]:
@@ -128,6 +149,8 @@ class Mirror:
         client = MlflowClient(self._uri)
         for path, folder in artifacts.items():
             client.log_artifact(self._cursor["run_id"], str(path), folder)
+        for tag, value in tags.items():
+            client.set_tag(self._cursor["run_id"], tag, value)
         client.set_terminated(self._cursor["run_id"], status)
 
     def _work(self) -> None:
@@ -154,10 +177,9 @@ class Mirror:
         if not self._cursor["run_id"]:
             number = self._experiment_id(client)
             token = self._cursor["token"]
+            tags = {TOKEN_TAG: token, **self._nesting()}
             found = client.search_runs([number], f"tags.{TOKEN_TAG} = '{token}'")
-            run = (found or [None])[0] or client.create_run(
-                number, tags={TOKEN_TAG: token}, run_name=self._name
-            )
+            run = (found or [None])[0] or client.create_run(number, tags=tags, run_name=self._name)
             params = [Param(name, str(value)) for name, value in self._settings.items()]
             for first in range(0, len(params), MAX_PARAMS):
                 client.log_batch(run.info.run_id, params=params[first : first + MAX_PARAMS])
@@ -165,12 +187,22 @@ class Mirror:
         client.update_run(self._cursor["run_id"], status="RUNNING")
         self._open = True
 
+    def _nesting(self) -> dict[str, str]:
+        """The tag that nests the run; an OSError as long as MLflow does not know the parent."""
+        if not self._parent:
+            return {}
+        path = self._parent / CURSOR
+        parent_id = json.loads(path.read_text())["run_id"]
+        if not parent_id:
+            raise OSError(f"the parent run of {path} is not at the server yet")
+        return {PARENT_TAG: parent_id}
+
     def _experiment_id(self, client: MlflowClient) -> str:
         experiment = client.get_experiment_by_name(self._experiment)
         if experiment:
             return experiment.experiment_id
         embedded = "MLFLOW_TRACKING_URI" not in os.environ
-        folder = (self._dir.parent / "mlartifacts").as_uri() if embedded else None
+        folder = (self._runs_dir / "mlartifacts").as_uri() if embedded else None
         return client.create_experiment(self._experiment, artifact_location=folder)
 
     def _send(self, client: MlflowClient) -> bool:
