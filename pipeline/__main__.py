@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from pipeline.config import DIGITS, PRESETS, TrainConfig
+from pipeline.config import DIGITS, PRESETS, TrainConfig, read_preset
 from pipeline.console import open_console
 from pipeline.protocol import EvaluateConfig
 from pipeline.redact import excepthook, redact
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pipeline")
 
+PRESET_FILE = "--preset-file"
+
 # a file of published weights does not say what to evaluate it on
 REQUIRED = {"data": tyro.MISSING}
 
@@ -33,6 +35,7 @@ USAGE = """\
 usage: python -m pipeline COMMAND ...
 
   train PRESET [--dotted.setting value ...]    train, evaluate and record a run, or go on with one
+  train --preset-file FILE [...]               the same with settings from a file, as a search finds
   evaluate CHECKPOINT --data DIR --crops ...   accuracy of a checkpoint, or of published weights
   report RUN                                   one HTML page about a run
   track sync RUN                               send MLflow what it has not got yet of a run
@@ -92,13 +95,17 @@ def main(arguments: Sequence[str]) -> int:
 
 def train_command(preset: str, *settings: str) -> int:
     """`train PRESET`: read and check the settings, then train."""
-    if preset not in PRESETS:
+    path = None
+    if preset == PRESET_FILE:
+        path, *settings = settings or [""]
+    elif preset not in PRESETS:
         return refuse(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
-    prog = f"python -m pipeline train {preset}"
-    default = Train(config=PRESETS[preset]())
+    prog = f"python -m pipeline train {preset}" + (f" {path}" if path else "")
     try:
+        config = PRESETS[preset]() if path is None else read_preset(Path(path))
+        default = Train(config=config)
         parsed = tyro.cli(Train, args=settings, default=default, prog=prog)
-    except ValueError as error:  # a rule between settings
+    except (ValueError, OSError) as error:  # a rule between settings, or no such file
         return refuse(str(error))
     return train(parsed)
 
@@ -138,6 +145,9 @@ def train(command: Train) -> int:
     except KeyboardInterrupt:
         log.info("interrupted; the same command goes on from the last checkpoint")
         return 130
+    except FloatingPointError as error:
+        log.error("error: %s", error)
+        return 1
     log.info("\n%s", outcome.table(job))
     return 0
 
