@@ -15,6 +15,7 @@ pytest.importorskip("torchao", reason="quantisation needs the extra 'quant'")
 from vit.comparison import compare
 from vit.quant import (
     SCHEMES,
+    activation_nodes,
     finish_qat,
     load_quantised,
     prepare_qat,
@@ -26,6 +27,15 @@ from vit.quant import (
 CONFIG = ViTConfig(
     image_size=32, patch_size=8, width=128, depth=2, mlp_width=512, heads=2, num_classes=10
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads that wait for each other are slow where the cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -124,25 +134,46 @@ def test_weight_only_int8_agrees_at_a_third_of_the_size(trained, digits):
 
 
 def test_unfit_schemes_are_refused_with_the_reason(trained):
-    for scheme in ("int8-dynamic", "float8"):
-        with pytest.raises(ValueError, match="has no fast kernels on cpu .* choose int8-static"):
-            quantise(trained, scheme)
+    with pytest.raises(ValueError, match="float8 has no kernels on CPUs; choose int8-static"):
+        quantise(trained, "float8")
     with pytest.raises(ValueError, match="unknown scheme 'int3'; known: int8-static"):
         quantise(trained, "int3")
     assert "not for cuda" in refusal("int8-static", "cuda")
+    assert "no kernels on mps" in refusal("float8", "mps")
     assert [scheme for scheme in SCHEMES if refusal(scheme) is None][-1] == "int8-weight"
 
 
-def test_static_int8_is_refused_where_it_cannot_run(trained, monkeypatch):
+def test_schemes_are_refused_on_cpus_that_cannot_run_them_or_would_be_slow(trained, monkeypatch):
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    assert "on aarch64" in refusal("int8-static")
+    assert "this is aarch64" in refusal("int8-static")
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert "no C++ compiler" in refusal("int8-static")
-    monkeypatch.undo()
-    if not refusal("int8-static"):
-        with pytest.raises(ValueError, match="needs calibration"):
-            quantise(trained, "int8-static")
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    monkeypatch.setattr("vit.quant.has_vnni", lambda: False)
+    assert "over 20 times as long" in refusal("int8-dynamic")
+    assert refusal("int8-static") is None
+    monkeypatch.setattr("vit.quant.has_vnni", lambda: True)
+    assert refusal("int8-dynamic") is None
+    with pytest.raises(ValueError, match="needs calibration"):
+        quantise(trained, "int8-static")
+
+
+@needs_static
+def test_without_vnni_activations_keep_to_seven_bits(trained, digits, monkeypatch):
+    for vnni, top in ((True, 255), (False, 127)):
+        monkeypatch.setattr("vit.quant.has_vnni", lambda vnni=vnni: vnni)
+        graph = static(trained, digits).model.graph
+        assert {node.args[4] for node in activation_nodes(graph)} == {top}
+
+
+@pytest.mark.skipif(bool(refusal("int8-dynamic")), reason=str(refusal("int8-dynamic")))
+def test_dynamic_int8_agrees_on_a_cpu_with_vnni(trained, digits):
+    quantised = quantise(trained, "int8-dynamic")
+    quantised.compiled = False
+    images = digits[2]
+    agreement = (quantised(images).argmax(1) == trained(images).argmax(1)).float().mean()
+    assert agreement >= 0.98
 
 
 @pytest.mark.parametrize(

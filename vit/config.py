@@ -100,6 +100,21 @@ class ViTConfig:
         return self.grid**2 + (self.pool == "token")
 
     @property
+    def num_parameters(self) -> int:
+        """Trainable parameters, head included."""
+        width, hidden = self.width, self.mlp_width
+        tokens = self.grid**2 + (self.pool == "token")
+        embedding = 3 * self.patch_size**2 * width + width + (self.pool == "token") * width
+        positions = tokens * width if self.positions == "learned" else 0
+        mlp = 2 * width * hidden + hidden + width
+        attention = 4 * (width**2 + width)
+        block = attention + mlp + 4 * width
+        pool = (width + attention + 2 * width + mlp) if self.pool == "map" else 0
+        pre_logits = width**2 + width if self.pre_logits else 0
+        head = (width + 1) * (self.num_classes or 0)
+        return embedding + positions + self.depth * block + 2 * width + pool + pre_logits + head
+
+    @property
     def forward_flops(self) -> int:
         """Floating-point operations of one image's forward pass, 2 for each multiply-add.
 

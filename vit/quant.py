@@ -6,10 +6,10 @@ Every dense layer is quantised, but not the patch embedding (its inputs are pixe
 scheme that the device cannot run, or would run slower than the original, is refused with the
 reason (`refusal`). Needs the optional extra "quant".
 
-    int8-static   x86 CPU  weights and activations, ranges from calibration images; PyTorch's PT2E
-    int8-dynamic  CUDA     weights and activations, ranges taken for each token as it comes
-    float8        CUDA     likewise in 8-bit floating point
-    int8-weight   any      weights alone: a quarter of the size, not faster
+    int8-static   x86 CPUs              weights and activations, ranges from calibration images
+    int8-dynamic  CUDA, CPUs with VNNI  weights and activations, ranges of each token as it comes
+    float8        CUDA                  likewise in 8-bit floating point
+    int8-weight   any                   weights alone: a quarter of the size, not faster
 """
 
 import json
@@ -54,21 +54,13 @@ def refusal(scheme: str, device: torch.device | str = "cpu") -> str | None:
     device = torch.device(device)
     if scheme not in SCHEMES:
         return f"unknown scheme {scheme!r}; known: {', '.join(SCHEMES)}"
+    if device.type == "cpu":
+        return cpu_refusal(scheme)
     if scheme == STATIC:
-        if device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
-            return (
-                f"int8-static is compiled for x86 CPUs, not for {device.type} on"
-                f" {platform.machine()}; choose int8-dynamic or float8 on a GPU, int8-weight for"
-                " size alone"
-            )
-        if not any(shutil.which(name) for name in ("g++", "clang++", "c++", "cl")):
-            return "int8-static is compiled on first use, and there is no C++ compiler; install g++"
+        return f"int8-static is for x86 CPUs, not for {device.type}; choose int8-dynamic or float8"
     if scheme in CAPABILITY:
         if device.type != "cuda":
-            return (
-                f"{scheme} has no fast kernels on {device.type} (int8-dynamic took 24 times as"
-                " long as float32 on a CPU); choose int8-static on x86 CPUs, int8-weight for size"
-            )
+            return f"{scheme} has no kernels on {device.type}; choose int8-weight"
         lowest, found = CAPABILITY[scheme], torch.cuda.get_device_capability(device)
         if found < lowest:
             return (
@@ -76,6 +68,32 @@ def refusal(scheme: str, device: torch.device | str = "cpu") -> str | None:
                 f" {found[0]}.{found[1]}; choose int8-weight"
             )
     return None
+
+
+def cpu_refusal(scheme: str) -> str | None:
+    """Why a scheme is not for this CPU."""
+    if scheme == "int8-weight":
+        return None
+    if scheme == "float8":
+        return "float8 has no kernels on CPUs; choose int8-static on x86, int8-weight for size"
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return (
+            f"{scheme} is compiled for x86 CPUs, and this is {platform.machine()}; choose"
+            " int8-weight"
+        )
+    if not any(shutil.which(name) for name in ("g++", "clang++", "c++", "cl")):
+        return f"{scheme} is compiled on first use, and there is no C++ compiler; install g++"
+    if scheme == "int8-dynamic" and not has_vnni():
+        return (
+            "int8-dynamic takes over 20 times as long as float32 on a CPU without VNNI; choose"
+            " int8-static"
+        )
+    return None
+
+
+def has_vnni() -> bool:
+    """Whether this CPU multiplies 8-bit integers into 32-bit sums in one instruction."""
+    return not should_reduce_range(torch.device("cpu"))
 
 
 class QuantisedViT(nn.Module):
@@ -133,7 +151,7 @@ def quantise(
         if not batches:
             raise ValueError("int8-static needs calibration: pass some batches of images")
         return QuantisedViT(quantise_static(copy, batches), model.config, scheme)
-    if scheme in CAPABILITY:
+    if device.type == "cuda" and scheme in CAPABILITY:
         copy.to(torch.bfloat16)
     quantize_(copy, TORCHAO[scheme]())
     return QuantisedViT(copy, model.config, scheme)
@@ -143,8 +161,7 @@ def quantise_static(model: ViT, batches: list[Tensor]) -> fx.GraphModule:
     """The model's graph with int8 weights and fixed activation ranges."""
     # without VNNI the 8-bit products are summed in 16 bits, and saturate silently unless the
     # activations keep to 7 bits
-    reduce_range = should_reduce_range(torch.device("cpu"))
-    settings = x86.get_default_x86_inductor_quantization_config(reduce_range=reduce_range)
+    settings = x86.get_default_x86_inductor_quantization_config(reduce_range=not has_vnni())
     quantizer = x86.X86InductorQuantizer()
     quantizer.set_function_type_qconfig(nn.functional.linear, settings)
     size = model.config.image_size
