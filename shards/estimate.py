@@ -109,8 +109,8 @@ def _look_at_stream(found: Found, config: BuildConfig, sample: _Sample) -> None:
     taken = _tried(itertools.islice(_members(stream), PARTS * IMAGES), config, sample)
     sizes = list(taken)
     if sizes:
-        # JPEGs do not compress, so bytes of the archive are about bytes of images.
-        sample.files += (found.info.size or 0) / (sum(sizes) / len(sizes) + _HEADER)
+        unpacked_size = (found.info.size or 0) * stream.ratio
+        sample.files += unpacked_size / (sum(sizes) / len(sizes) + _HEADER)
 
 
 def _members(stream: layout.Stream) -> Iterator[Entry]:

@@ -21,6 +21,7 @@ from shards.archive import Fault, Found, Part
 from shards.config import Kind
 
 CHUNK = 4 << 20
+READ = 1 << 20
 UNKNOWN = 1 << 62
 _GZIP = 31  # zlib: a gzip header, the largest window
 _BEHIND = 2 << 20  # how far back a walk may look: a header and its long-name record
@@ -34,7 +35,9 @@ class Stream:
     """Forward reads of the inside of a gzip file, `stream(offset, size)`, short only at its end."""
 
     def __init__(self, found: Found) -> None:
-        self._pieces = _inflated(found.fs.open_input_stream(found.path, compression=None))
+        self._file = found.fs.open_input_stream(found.path, compression=None)
+        self._taken = 0
+        self._pieces = _inflated(self._compressed())
         self._start, self._data = 0, bytearray()
         self.damage = ""
 
@@ -67,14 +70,24 @@ class Stream:
         """How far the stream has been read."""
         return self._start + len(self._data)
 
+    @property
+    def ratio(self) -> float:
+        """Bytes given per compressed byte read."""
+        return self.end / max(self._taken, 1)
 
-def _inflated(file: pa.NativeFile) -> Iterator[bytes]:
-    """What a gzip file holds, in pieces; DamagedGzip after the last byte that can be had.
+    def _compressed(self) -> Iterator[bytes]:
+        while data := self._file.read(READ):
+            self._taken += len(data)
+            yield data
+
+
+def _inflated(file: Iterator[bytes]) -> Iterator[bytes]:
+    """What the bytes of a gzip file hold, in pieces; DamagedGzip after the last that can be had.
 
     `gzip` itself loses up to a whole read of good data before the damage.
     """
     engine = zlib.decompressobj(_GZIP)
-    while data := file.read(1 << 20):
+    for data in file:
         while data:
             if engine.eof:
                 if not data.strip(b"\0"):  # padding, as tapes have it

@@ -94,11 +94,14 @@ def _strays(given: ShardSet, shards: list[Shard]) -> list[Fault]:
     ]
     try:
         told = json.loads(store.read_bytes(given.fs, f"{given.root}/{format.TIMM_INFO}"))
-        lengths = {name: split["shard_lengths"] for name, split in told["splits"].items()}
+        lengths = {
+            name: length
+            for split in told["splits"].values()
+            for name, length in zip(split["filenames"], split["shard_lengths"], strict=True)
+        }
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
         return [*faults, Fault(format.TIMM_INFO, "", f"cannot be read: {type(error).__name__}")]
-    own = {name: [s.samples for s in split] for name, split in given.manifest.splits.items()}
-    if any(lengths.get(name) != counts for name, counts in own.items()):
+    if lengths != {shard.name: shard.samples for shard in shards}:
         faults.append(Fault(format.TIMM_INFO, "", "its counts differ from the manifest's"))
     return faults
 

@@ -1,0 +1,177 @@
+"""What a set is described as, the command line, class lists and the names of classes."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from archives import WNIDS, class_images, nested, small_archive
+
+from shards import classes, wordnet
+from shards.__main__ import main
+from shards.config import BuildConfig
+from shards.estimate import estimate
+from shards.info import describe
+from shards.pack import build
+from shards.progress import Meter, Progress, duration
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("info")
+    members = class_images(WNIDS[0], 8)
+    data = {WNIDS[0]: members, WNIDS[1]: [("x.JPEG", b"broken"), ("y.JPEG", members[0][1])]}
+    (folder / "a.tar").write_bytes(nested(data))
+    build([folder / "a.tar"], folder / "set", BuildConfig(resize_short=32, val_per_class=2))
+    return folder / "set"
+
+
+def test_description_counts_what_is_there(made):
+    told = describe(str(made))
+    assert told.classes == 2 and sum(split.images for split in told.splits.values()) == 8
+    assert sum(split.multi_label for split in told.splits.values()) == 1
+    assert told.short_side["32 to 64"] == 8 and told.aspect["1.5 to 2"] == 8
+    assert told.most[0] == (WNIDS[0], "tench, Tinca tinca", 8)
+    assert told.built["quarantined_count"] == 1 and told.built["duplicates"] == 1
+    text = str(told)
+    assert "no image in a known format" in text and "JPEG RGB" in text
+
+
+def test_info_as_json_and_as_a_page(made, tmp_path, capsys):
+    assert main(["info", str(made), "--json", "--html", str(tmp_path / "page.html")]) == 0
+    assert json.loads(capsys.readouterr().out)["classes"] == 2
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<svg") >= 5 and page.count("<figure>") == 8
+    assert "tench" in page and "http" not in page.replace("http-equiv", "")
+
+
+def test_help_answers_at_once():
+    start = time.monotonic()
+    for command in ((), ("build",), ("index",), ("verify",), ("info",)):
+        done = subprocess.run(
+            [sys.executable, "-m", "shards", *command, "--help"], capture_output=True, text=True
+        )
+        assert done.returncode == 0 and "usage: python -m shards" in done.stdout
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["build", "none.tar", "--out", "x", "--workers", "0"], 2, "no source at none.tar"),
+        (["build", "--out", "x", "--workers", "0"], 2, "no source given"),
+        (["build", "a", "--out", "x", "--workers", "-1"], 2, "workers"),
+        (["info", "nowhere"], 2, "no shard set at nowhere"),
+        (["index", "nowhere", "--workers", "0"], 2, "no shards"),
+    ],
+)
+def test_bad_requests_exit_with_2_and_say_what_to_do(arguments, status, says, caplog):
+    assert main(arguments) == status
+    assert says in caplog.text
+
+
+@pytest.mark.parametrize("arguments", [["build"], ["build", "a"], ["pack"],
+                                       ["build", "a", "--out", "x", "--quality", "0"]])  # fmt: skip
+def test_arguments_that_do_not_parse_exit_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+
+
+def test_build_from_the_command_line_and_again(tmp_path, capsys):
+    source = small_archive(tmp_path / "a.tar")
+    command = ["build", str(source), "--out", str(tmp_path / "set"), "--workers", "0"]
+    assert main([*command, "--resize-short", "32", "--val-per-class", "1"]) == 0
+    first = capsys.readouterr().out
+    assert "train: 21 images in 1 shards" in first and "0 of 24 files give no image" in first
+    assert main([*command, "--resize-short", "32", "--val-per-class", "1"]) == 0
+    assert capsys.readouterr().out == first
+    assert main(command) == 2
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_a_dry_run_is_about_right_and_writes_nothing(tmp_path, compress, capsys):
+    source = small_archive(tmp_path / "a.tar", classes=5, images=40)
+    if compress:
+        import gzip
+
+        data = gzip.compress(source.read_bytes())
+        source = tmp_path / "a.tar.gz"
+        source.write_bytes(data)
+    config = BuildConfig(resize_short=32, shard_samples=20)
+    told = estimate([str(source)], config)
+    assert 180 <= told.images <= 230 and 9 <= told.shards <= 12
+    before = sorted(tmp_path.rglob("*"))
+    out = ["--out", str(tmp_path / "set"), "--dry-run"]
+    assert main(["build", str(source), *out]) == 0
+    assert "nothing was written" in capsys.readouterr().out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_progress_lines_give_rate_and_time_left():
+    clock, lines = iter([0.0, 1.0, 10.0, 11.0, 20.0, 21.0]), []
+    meter = Meter(lines.append, clock=lambda: next(clock))
+    for done in (1, 2, 3, 4):
+        meter(Progress("catalogue", done, 4, 100 * done, 10**6 * done))
+    assert len(lines) == 2
+    assert "2/4" in lines[0] and "20 img/s" in lines[0] and "eta 0m10s" in lines[0]
+    assert duration(3725) == "1h02m" and duration(59.7) == "1m00s"
+
+
+def test_built_in_lists_relate_as_published():
+    sets = {name: set(classes.class_list(name)) for name in classes.BUILT_IN}
+    sizes = {"fall11": 21841, "goog": 21843, "miil-fall11": 11221, "miil-winter21": 10450,
+             "12k": 11821, "1k": 1000}  # fmt: skip
+    assert {name: len(wnids) for name, wnids in sets.items()} == sizes
+    assert sets["goog"] - sets["fall11"] == {"n03931044", "n09859684"}
+    goog = classes.class_list("goog")
+    assert (goog.index("n03931044"), goog.index("n09859684")) == (9205, 15027)
+    assert sets["miil-winter21"] < sets["miil-fall11"] < sets["12k"] < sets["fall11"]
+    assert sets["1k"] - sets["fall11"] == {"n04399382"}
+    assert len(sets["1k"] - sets["miil-fall11"]) == 9 and len(sets["1k"] - sets["12k"]) == 7
+
+
+def test_sets_of_classes_are_told():
+    assert classes.described(classes.class_list("fall11")) == "fall11: 21,841 classes"
+    winter = classes.class_list("fall11")[:19167]
+    assert classes.described(winter) == "winter21 (by its number of classes): 19,167 classes"
+    assert classes.described(["n01440764"]) == "1 classes, all of them in 1k"
+    assert classes.described(["cat", "dog"]) == "2 classes"
+
+
+def test_mapping_between_sets():
+    small, large = classes.class_list("1k"), classes.class_list("fall11")
+    there = classes.mapping(small, large)
+    assert there.count(-1) == 1 and small[there.index(-1)] == "n04399382"
+    assert all(large[to] == small[at] for at, to in enumerate(there) if to >= 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("", "is empty"), ("n1\nn2\nn1\n", "n1 twice")]
+)  # fmt: skip
+def test_class_files_that_make_no_sense_are_refused(tmp_path, text, message):
+    (tmp_path / "list.txt").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        classes.class_list(str(tmp_path / "list.txt"))
+
+
+def test_an_unknown_class_list_names_the_known_ones():
+    with pytest.raises(FileNotFoundError, match="fall11, goog, miil-fall11"):
+        classes.class_list("imagenet22k")
+
+
+def test_every_class_has_a_name_and_a_way_to_the_root():
+    for wnid in classes.class_list("goog"):
+        assert wordnet.name(wnid) != wnid
+        assert (
+            wnid == "n00001740" or list(wordnet.ancestors(wnid))[-1:] or not wordnet.hypernyms(wnid)
+        )
+    assert wordnet.hypernyms("n01440764") == ("n01439121",)
+    assert list(wordnet.ancestors("n01440764"))[-1] == "n00001740"
+    assert wordnet.name("cat") == "cat" and wordnet.hypernyms("cat") == ()
+
+
+def test_parents_are_the_nearest_ancestors_in_the_set():
+    given = ("n01440764", "n01439121", "n00001740", "cat")
+    assert wordnet.parents(given) == [1, 2, -1, -1]

@@ -1,0 +1,178 @@
+"""Verify finds every kind of fault and names it; repair makes the shard that was."""
+
+import gzip
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from archives import WNIDS, class_images, contents, jpeg, nested, small_archive, tar_bytes
+
+from shards.__main__ import main
+from shards.config import BuildConfig
+from shards.format import open_set
+from shards.index import index
+from shards.pack import build
+from shards.verify import repair, verify
+
+CONFIG = BuildConfig(resize_short=32, shard_samples=8, val_per_class=2)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("verify")
+    source = small_archive(folder / "fall11_whole.tar")
+    build([source], folder / "set", CONFIG)
+    return folder / "set"
+
+
+@pytest.fixture
+def copy(made, tmp_path):
+    shutil.copytree(made, tmp_path / "set")
+    return tmp_path / "set"
+
+
+def faults(folder, **options) -> list[str]:
+    return [str(fault) for fault in verify(str(folder), **options).faults]
+
+
+def members(path: Path) -> list[tuple[str, bytes]]:
+    with tarfile.open(path) as file:
+        return [(m.name, file.extractfile(m).read()) for m in file]
+
+
+def rewrite(path: Path, change) -> None:
+    path.write_bytes(tar_bytes(change(members(path)), tarfile.USTAR_FORMAT))
+
+
+def test_a_whole_set_has_no_faults(made):
+    found = verify(str(made))
+    assert not found.faults and found.samples == 24 and found.decoded
+    assert "no faults in 24 samples of 4 shards; every image decoded" in str(found)
+    assert not verify(str(made), quick=True).decoded
+
+
+def flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 0xFF
+    path.write_bytes(data)
+
+
+def first(folder):
+    shard = open_set(folder).manifest.splits["train"][0]
+    return folder / shard.name, open_set(folder).read_index(shard).to_pylist()
+
+
+@pytest.mark.parametrize("repaired", [False, True])
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda path, rows: flip(path, rows[2]["offset"] + 300), "SHA-256 of its image"),
+        (lambda path, rows: flip(path, rows[2]["start"] + 5), "no tar header"),
+        (lambda path, rows: flip(path, rows[2]["start"] + 512), "label"),
+        (lambda path, rows: path.write_bytes(path.read_bytes()[:-3000]), "cut short"),
+        (lambda path, rows: path.write_bytes(path.read_bytes()[: rows[3]["start"]]),
+         "not in the tar"),
+        (lambda path, rows: path.unlink(), "missing"),
+        (lambda path, rows: path.write_bytes(b""), "0 bytes"),
+        (lambda path, rows: path.with_suffix(".parquet").unlink(), "index cannot be read"),
+        (lambda path, rows: path.with_suffix(".parquet").write_bytes(b"no"), "index cannot"),
+        (lambda path, rows: rewrite(path, lambda m: m[:4] + m[6:]), "the index has"),
+        (lambda path, rows: rewrite(path, lambda m: [*m[2:4], *m[:2], *m[4:]]), "the index has"),
+        (lambda path, rows: rewrite(path, lambda m: m[:-1]), "no image, only"),
+        (lambda path, rows: rewrite(path, lambda m: [(m[0][0], b"99"), *m[1:]]), "label 99"),
+        (lambda path, rows: rewrite(path, lambda m: [m[0], *m]), "twice in one sample"),
+        (lambda path, rows: rewrite(path, lambda m: [m[0], (m[1][0], jpeg(1)[:900]), *m[2:]]),
+         "does not decode"),
+        (lambda path, rows: rewrite(path, lambda m: [m[0], (m[1][0], jpeg(1)), *m[2:]]),
+         "96x64 pixels"),
+    ],
+)  # fmt: skip
+def test_damage_is_named_by_shard_and_repaired(copy, made, damage, says, repaired):
+    damage(*first(copy))
+    found = verify(str(copy))
+    assert any(says in str(fault) for fault in found.faults), str(found)
+    assert {fault.shard for fault in found.faults} == {"train-00000.tar"}
+    if repaired:
+        assert list(repair(str(copy), found)) == ["train-00000.tar"]
+        assert contents(copy) == contents(made)
+
+
+def test_quick_leaves_decoding_out_and_nothing_else(copy):
+    path, rows = first(copy)
+    flip(path, rows[2]["offset"] + 300)
+    assert any(rows[2]["key"] in fault for fault in faults(copy, quick=True))
+    assert not any("decode" in fault for fault in faults(copy, quick=True))
+
+
+def test_shards_that_do_not_belong_and_counts_that_differ_are_faults(copy):
+    (copy / "train-00009.tar").write_bytes(tar_bytes([]))
+    info = (copy / "_info.json").read_text()
+    (copy / "_info.json").write_text(
+        info.replace('"train-00000.tar"', '"x.tar"', 1).replace("6", "7")
+    )
+    found = verify(str(copy))
+    assert {fault.shard for fault in found.faults} == {"train-00009.tar", "_info.json"}
+    list(repair(str(copy), found))
+    assert not faults(copy)
+
+
+def test_a_key_that_occurs_in_two_shards_is_a_fault(tmp_path):
+    for name in ("train-0.tar", "train-1.tar"):
+        (tmp_path / name).write_bytes(tar_bytes([("same.cls", b"0"), ("same.jpg", jpeg(1))]))
+    index(str(tmp_path))
+    assert faults(tmp_path) == [
+        "train-0.tar: same: a key that occurs twice",
+        "train-1.tar: same: a key that occurs twice",
+    ]
+
+
+def test_repair_of_a_compressed_source_and_of_kept_bytes(tmp_path):
+    classes = {wnid: class_images(wnid, 5) for wnid in WNIDS[:2]}
+    source = tmp_path / "winter21_whole.tar.gz"
+    source.write_bytes(gzip.compress(nested(classes)))
+    build([source], tmp_path / "set", BuildConfig(keep_bytes=True, val_fraction=0))
+    before = contents(tmp_path / "set")
+    flip(tmp_path / "set" / "train-00000.tar", 4000)
+    list(repair(str(tmp_path / "set"), verify(str(tmp_path / "set"))))
+    assert contents(tmp_path / "set") == before
+
+
+def test_a_source_that_changed_cannot_repair(copy, tmp_path):
+    source = tmp_path / "changed.tar"
+    source.write_bytes(nested({wnid: class_images(wnid, 8, 500) for wnid in WNIDS[:3]}))
+    saved = (copy / "report.json").read_text()
+    old = json.loads(saved)["locations"][0]
+    (copy / "report.json").write_text(saved.replace(old, str(source)))
+    table = pq.read_table(copy / "plan" / "train.parquet")
+    paths = [str(source)] * table.num_rows
+    at = table.schema.get_field_index("path")
+    schema = table.schema
+    table = table.set_column(at, schema.field("path"), [paths])
+    with pq.ParquetWriter(copy / "plan" / "train.parquet", schema) as writer:
+        sizes = [s.samples for s in open_set(copy).manifest.splits["train"]]
+        for number, size in enumerate(sizes):
+            writer.write_table(table.slice(sum(sizes[:number]), size))
+    flip(copy / "train-00000.tar", 4000)
+    with pytest.raises(ValueError, match="not what the catalogue saw|cannot now"):
+        list(repair(str(copy), verify(str(copy))))
+
+
+def test_foreign_shards_cannot_be_repaired(tmp_path):
+    (tmp_path / "a.tar").write_bytes(tar_bytes([("k.cls", b"0"), ("k.jpg", jpeg(1))]))
+    index(str(tmp_path))
+    (tmp_path / "a.tar").write_bytes(b"")
+    with pytest.raises(ValueError, match="was not built here"):
+        list(repair(str(tmp_path), verify(str(tmp_path))))
+
+
+def test_the_command_exits_with_1_on_faults_and_0_after_repair(copy, capsys):
+    assert main(["verify", str(copy), "--workers", "0"]) == 0
+    path, rows = first(copy)
+    flip(path, rows[1]["offset"] + 200)
+    assert main(["verify", str(copy), "--workers", "0", "--quick"]) == 1
+    assert f"train-00000.tar: {rows[1]['key']}: " in capsys.readouterr().out
+    assert main(["verify", str(copy), "--workers", "0", "--repair"]) == 0
+    assert main(["verify", str(copy.parent / "none"), "--workers", "0"]) == 2
