@@ -12,12 +12,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from pipeline.config import DIGITS, PRESETS, TrainConfig, read_preset
+from pipeline.budget import PEAK_FLOPS, Budget
+from pipeline.config import DIGITS, TrainConfig
 from pipeline.console import open_console
+from pipeline.presets import PRESETS, read_preset
 from pipeline.protocol import EvaluateConfig
 from pipeline.redact import excepthook, redact
 
@@ -53,6 +55,12 @@ class Train:
     """Train, evaluate and record a run; the same command goes on with one that was interrupted."""
 
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    plan: bool = False
+    """Only say what the run would cost: steps, FLOPs, hours, input, storage."""
+    plan_gpu: Literal[tuple(PEAK_FLOPS)] = "H100"
+    """With --plan: kind of GPU; as many as there are workers."""
+    plan_mfu: float = 0.4
+    """With --plan: share of the GPU's peak that the training step is taken to reach."""
     verbose: bool = False
     """Show what Ray and the other libraries say."""
 
@@ -125,8 +133,20 @@ def refuse(message: str) -> int:
     return 2
 
 
+def plan(command: Train) -> int:
+    """Say what the run would cost; the exit status."""
+    try:
+        budget = Budget.of(absolute(command.config), gpu=command.plan_gpu, mfu=command.plan_mfu)
+    except (ValueError, FileNotFoundError) as error:
+        return refuse(str(error))
+    sys.stdout.write(f"{budget}\n")
+    return 0
+
+
 def train(command: Train) -> int:
     """Carry out the command; its exit status."""
+    if command.plan:
+        return plan(command)
     open_console(verbose=command.verbose)
     # before Ray is imported: workers stay in this folder, and no bars between the lines
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
@@ -235,6 +255,8 @@ def absolute(config: TrainConfig) -> TrainConfig:
     paths = {"runs_dir": str(Path(config.runs_dir).absolute())}
     if config.data.dir != DIGITS and "://" not in config.data.dir:
         paths["data.dir"] = str(Path(config.data.dir).absolute())
+    if config.init_from:
+        paths["init_from"] = str(Path(config.init_from).absolute())
     return config.replace(paths)
 
 

@@ -33,7 +33,7 @@ NAME = re.compile(r"step-(\d{9})")
 BEST = "val/top1"
 # what may change between the parts of one run without changing what it computes
 FREE = re.compile(
-    r"runs_dir|experiment|workers|micro_batch|parallel|compile|log_every|eval_every|"
+    r"runs_dir|experiment|workers|min_workers|micro_batch|parallel|compile|log_every|eval_every|"
     r"checkpoint_every|keep_checkpoints|crops|max_restarts|audit|"
     r"data\.(dir|extra|task_samples|prefetch_batches|max_bad_samples|verify)"
 )
@@ -144,6 +144,21 @@ def best(folder: Path) -> Checkpoint | None:
     """The checkpoint of the highest top-1 on the eval split; the earliest of equals."""
     rated = [item for item in checkpoints(folder) if BEST in item.metrics]
     return max(rated, key=lambda item: (item.metrics[BEST], -item.step), default=None)
+
+
+def weights_of(location: str) -> Path:
+    """Path of the weights to begin with: of a run, those of its best checkpoint."""
+    path = Path(location)
+    if (path / "checkpoints").is_dir():
+        top = best(path / "checkpoints")
+        if top is None:
+            raise ValueError(f"init_from {path} is a run without an evaluated checkpoint yet")
+        return top.path
+    if not path.exists():
+        raise FileNotFoundError(
+            f"init_from {path} is not there; give a run, a checkpoint, or a file of weights"
+        )
+    return path
 
 
 def prune(folder: Path, keep: int) -> None:

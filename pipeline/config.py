@@ -1,16 +1,13 @@
-"""Everything that defines a run, and the named runs.
+"""Everything that defines a run.
 
-A preset is a function that returns a `TrainConfig`; its docstring says where the recipe comes from
-and what it should reach. One dotted name (`optim.lr`) serves the command line, the search spaces,
+One dotted name (`optim.lr`) serves the command line, the search spaces,
 MLflow's parameters and the `config.json` of a checkpoint. Nothing here imports torch or Ray.
 """
 
 import dataclasses
-import json
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from vit.config import ImageConfig, LossConfig, MixConfig, OptimConfig, ViTConfig
@@ -82,6 +79,13 @@ class TrainConfig:
     mix: MixConfig = field(default_factory=MixConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    init_from: str | None = None
+    """Weights to begin with: a run (its best checkpoint), a checkpoint, a safetensors or .pth file
+    of timm or Hugging Face, or Google's .npz; None initialises them by the seed."""
+    init_head: Literal["drop", "keep"] = "drop"
+    """Of init_from: leave the head behind and begin with a zero one, or keep it."""
+    init_positions: Literal["bilinear", "bicubic"] = "bilinear"
+    """Of init_from: how positions come to another image size, as the ViT paper or as timm."""
     epochs: float = 90.0
     """Passes over the training split."""
     global_batch: int = 4096
@@ -90,6 +94,9 @@ class TrainConfig:
     """Images per forward and backward pass on one worker; the rest of its share is accumulated."""
     workers: int = 1
     """Ray Train workers: one GPU each, or one CPU process each where there is no GPU."""
+    min_workers: int | None = None
+    """Go on with fewer workers, down to this number, while nodes are missing; None waits for all.
+    The global batches stay the same."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Arithmetic of forward and backward pass; the parameters are float32 either way."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
@@ -131,6 +138,8 @@ class TrainConfig:
                 f"workers ({self.workers}) cannot share a global_batch of {self.global_batch}; "
                 f"at most {self.global_batch} workers"
             )
+        if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
+            wrong.append(f"min_workers ({self.min_workers}) must be 1 to workers ({self.workers})")
         if not self.name or "/" in self.name or self.name.startswith("."):
             wrong.append(f"name ({self.name!r}) must be a plain folder name")
         if wrong:
@@ -172,46 +181,3 @@ def _replace(config: object, settings: Mapping[str, object], prefix: str) -> typ
             new = settings[name]
             changes[item.name] = tuple(new) if isinstance(new, list) else new
     return dataclasses.replace(config, **changes)
-
-
-def demo() -> TrainConfig:
-    """The whole line on handwritten digits: no data, no GPU, no server; a few minutes.
-
-    Source: scikit-learn's digits (1,797 images of 8 x 8 pixels). Expected: top-1 above 0.95.
-    """
-    return TrainConfig(
-        name="demo",
-        data=DataConfig(slice_samples=8),
-        model=ViTConfig(
-            image_size=32, patch_size=8, width=128, depth=4, mlp_width=512, heads=4, pool="mean"
-        ),
-        images=ImageConfig(crop_area=(0.6, 1.0), flip=False),
-        optim=OptimConfig(lr=2e-3, weight_decay=0.05, warmup=0.1),
-        epochs=40,
-        global_batch=128,
-        micro_batch=64,
-        workers=2,
-        precision="fp32",
-        compile=False,
-        log_every=20,
-        eval_every=60,
-        checkpoint_every=30,
-        crops="five",  # a mirrored digit is none
-    )
-
-
-PRESETS: dict[str, Callable[[], TrainConfig]] = {"demo": demo}
-
-
-def read_preset(path: Path) -> TrainConfig:
-    """A run from a preset file, JSON of {"preset": name, "settings": {dotted name: value}}."""
-    try:
-        content = json.loads(path.read_text())
-        preset, settings = content["preset"], content["settings"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is no preset file ({error!r}): it must be JSON with a preset and its settings"
-        ) from error
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r} in {path}; known: {', '.join(PRESETS)}")
-    return PRESETS[preset]().replace(settings)

@@ -82,6 +82,8 @@ def prepare(config: TrainConfig) -> Job:
         eval=open_eval(data, location),
     )
     job.learning_rate(0)  # refuses a warm-up that does not fit into the run
+    if config.init_from:
+        checkpoint.weights_of(config.init_from)  # refuses what is not there
     check_folder(job)
     return job
 

@@ -8,19 +8,9 @@ from typing import TypeVar
 
 import torch
 
-T = TypeVar("T")
+from pipeline.budget import PEAK_FLOPS
 
-# dense bf16 FLOP/s by a word of the device's name: NVIDIA's data sheets, without sparsity
-PEAK_FLOPS = {
-    "B200": 2250e12,
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "A10": 125e12,
-    "V100": 125e12,
-}
+T = TypeVar("T")
 
 
 class Meter:

@@ -49,6 +49,8 @@ OnRecord = Callable[[dict], str | None]
 PROGRESS_S = 5.0
 # seconds that an interrupted run has for its last checkpoint
 GRACE_S = 60.0
+# seconds between two looks whether an elastic run could have more workers
+RESIZE_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,15 +233,21 @@ def train_workers(job: Job, desk: ActorHandle, trial: Trial | None) -> None:
     """Run the worker loop on Ray Train until the last step; restarted by Ray after a failure."""
     config, resources = job.config, ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), int(resources["CPU"])
-    if gpus and gpus < config.workers:
-        raise ValueError(f"workers ({config.workers}) need a GPU each, the cluster has {gpus}")
+    least = config.min_workers or config.workers
+    if gpus and gpus < least:
+        raise ValueError(f"workers ({least}) need a GPU each, the cluster has {gpus}")
     # without GPUs, half of the cores compute and the others read and decode
     share = trial.worker_cpus if trial else max(1, cpus // (2 * config.workers))
     each = {"GPU": 1, "CPU": 1} if gpus else {"CPU": share}
     trainer = TorchTrainer(
         partial(attempt, job, desk),
         scaling_config=ScalingConfig(
-            num_workers=config.workers, use_gpu=bool(gpus), resources_per_worker=each
+            num_workers=(config.min_workers, config.workers)
+            if config.min_workers
+            else config.workers,
+            use_gpu=bool(gpus),
+            resources_per_worker=each,
+            elastic_resize_monitor_interval_s=RESIZE_S,
         ),
         # the folder is Ray's own; each start is new to Ray, and resumed from our checkpoint
         run_config=RunConfig(

@@ -16,7 +16,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint import Checkpoint, weights_of
 from pipeline.config import TrainConfig
 from vit.model import ViT
 from vit.optim import Ema, make_optimizer
@@ -35,6 +35,13 @@ class State:
         self.model = ViT(config.model)
         if found:
             load_weights(self.model, found.path)
+        elif config.init_from:
+            load_weights(
+                self.model,
+                weights_of(config.init_from),
+                positions=config.init_positions,
+                head=config.init_head,
+            )
         self.module = self._parallel(device)
         self.forward = torch.compile(self.module) if config.compile else self.module
         self.optimizer = make_optimizer(self.model, config.optim)
@@ -48,8 +55,9 @@ class State:
             return DistributedDataParallel(
                 self.model.to(device),
                 gradient_as_bucket_view=True,
-                # a compiled model is cut at the buckets, which a static graph rules out
-                static_graph=not self.config.compile,
+                # a compiled model is cut at the buckets, which a static graph rules out, and so
+                # are passes without reduction
+                static_graph=not self.config.compile and not accumulates(self.config),
             )
         half = torch.bfloat16 if self.config.precision == "bf16" else None
         policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
@@ -109,6 +117,12 @@ class State:
                 average["weights"][name] = alike(average["weights"][name], own)
             self.ema.load_state_dict(average)
             self.ema.swap(self.model)  # a checkpoint's model is the average
+
+
+def accumulates(config: TrainConfig) -> bool:
+    """Whether any worker needs more than one pass for its share of a global batch."""
+    pairs = -(-config.global_batch // 2)
+    return 2 * -(-pairs // torch.distributed.get_world_size()) > config.micro_batch
 
 
 def mapped(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:  # noqa: ANN401

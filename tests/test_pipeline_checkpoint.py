@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline import checkpoint
-from pipeline.config import PRESETS
+from pipeline.presets import PRESETS
 
 CONFIG = PRESETS["demo"]()
 

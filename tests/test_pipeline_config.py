@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from pipeline.config import PRESETS, TrainConfig
+from pipeline.config import TrainConfig
+from pipeline.presets import PRESETS
 from vit.model import ViT
 
 
