@@ -183,15 +183,18 @@ def run_model(name: str, options: argparse.Namespace, peak: float) -> list[dict]
                 "rounds_s": variant.times,
             }
             rows.append(row)
-            memory = f"{row['memory_gib']:6.2f} GiB" if variant.memory_bytes else "   -"
-            line = "%-6s %-5s %-9s batch %4d  %9.2f img/s  %7.1f ms  MFU %5.3f  %s"
-            log.info(
-                *(line, name, library, mode, options.batch, row["images_per_s"], seconds * 1e3),
-                *(row["utilisation"], memory),
-            )
+            report(row)
         del variants
         torch.compiler.reset()
     return rows
+
+
+def report(row: dict) -> None:
+    """One line of the table."""
+    memory = f"{row['memory_gib']:6.2f} GiB" if row["memory_gib"] else "   -"
+    line = "%-6s %-5s %-9s batch %4d  %9.2f img/s  %7.1f ms  MFU %5.3f  %s"
+    shown = (row["model"], row["library"], row["mode"], row["batch"], row["images_per_s"])
+    log.info(line, *shown, row["step_s"] * 1e3, row["utilisation"], memory)
 
 
 def parse() -> argparse.Namespace:
@@ -240,8 +243,8 @@ def main() -> None:
     )
     rows = [row for name in options.models for row in run_model(name, options, peak)]
     if options.json:
-        report = {"device": device, "torch": torch.__version__, "rows": rows}
-        Path(options.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        results = {"device": device, "torch": torch.__version__, "rows": rows}
+        Path(options.json).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

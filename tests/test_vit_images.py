@@ -303,6 +303,14 @@ def test_random_views_follow_their_seed():
     assert (crop_views(pixels, PLAIN, 32, "random-5", seed=4) != first).any()
 
 
+def test_squares_along_the_long_side_need_one():
+    squash = ImageConfig(eval_resize="squash")
+    for protocol in ("three", "inception-144"):
+        with pytest.raises(ValueError, match="set eval_resize='short'"):
+            crop_views(photo(), squash, 32, protocol)
+    assert crop_views(photo(), squash, 32, "ten").shape == (10, 32, 32, 3)
+
+
 @pytest.mark.parametrize("protocol", ["twelve", "random-0", "random-", "random-x", "", "random"])
 def test_unknown_protocols_are_refused(protocol):
     with pytest.raises(

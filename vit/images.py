@@ -102,6 +102,11 @@ def crop_views(
     count = num_views(protocol)  # also refuses unknown names
     if protocol == "center":
         return eval_view(pixels, config, size)[None]
+    if config.eval_resize == "squash" and protocol in ("three", "inception-144"):
+        raise ValueError(
+            f"crops {protocol!r} are squares along the long side, and eval_resize 'squash' leaves"
+            " none; set eval_resize='short', or choose five, ten or random-N"
+        )
     if protocol == "three":
         return np.stack([crop(resize(pixels, config, size), size, t, t) for t in (0, 0.5, 1)])
     if protocol == "five" or protocol == "ten":

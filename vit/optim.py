@@ -100,21 +100,7 @@ def learning_rate(
         global_batch: Images per step; needed where a length is in epochs or examples.
         examples_per_epoch: Images of an epoch; needed where a length is in epochs.
     """
-    per_unit = {
-        "steps": 1.0,
-        "fraction": float(total_steps),
-        "examples": 1 / global_batch if global_batch else None,
-        "epochs": examples_per_epoch / global_batch
-        if examples_per_epoch and global_batch
-        else None,
-    }
-    warmup = duration("warmup", config.warmup, config.warmup_unit, per_unit)
-    cooldown = duration("cooldown", config.cooldown, config.cooldown_unit, per_unit)
-    if total_steps > 1 and warmup >= total_steps:
-        raise ValueError(
-            f"warmup is {warmup} steps ({config.warmup:g} {config.warmup_unit}), but the run has"
-            f" {total_steps}; shorten it or train longer"
-        )
+    warmup, cooldown = ramps(config, total_steps, global_batch, examples_per_epoch)
     lr, end = config.lr, config.final_lr
     progress = min(max((step - warmup) / max(total_steps - warmup, 1), 0.0), 1.0)
     if config.schedule == "cosine":
@@ -126,6 +112,30 @@ def learning_rate(
     if step < warmup:
         lr = config.warmup_lr + (lr - config.warmup_lr) * step / warmup
     return lr * min(1.0, (total_steps - step) / cooldown) if cooldown else lr
+
+
+def ramps(
+    config: OptimConfig,
+    total_steps: int,
+    global_batch: int | None = None,
+    examples_per_epoch: int | None = None,
+) -> tuple[int, int]:
+    """Steps of the warm-up and of the cooldown; ValueError if they do not fit into the run."""
+    per_epoch = examples_per_epoch / global_batch if examples_per_epoch and global_batch else None
+    per_unit = {
+        "steps": 1.0,
+        "fraction": float(total_steps),
+        "examples": 1 / global_batch if global_batch else None,
+        "epochs": per_epoch,
+    }
+    warmup = duration("warmup", config.warmup, config.warmup_unit, per_unit)
+    cooldown = duration("cooldown", config.cooldown, config.cooldown_unit, per_unit)
+    if total_steps > 1 and warmup >= total_steps:
+        raise ValueError(
+            f"warmup is {warmup} steps ({config.warmup:g} {config.warmup_unit}), but the run has"
+            f" {total_steps}; shorten it or train longer"
+        )
+    return warmup, cooldown
 
 
 def duration(name: str, value: float, unit: str, per_unit: dict[str, float | None]) -> int:

@@ -25,6 +25,10 @@ log = logging.getLogger(__name__)
 MODEL_FILE = "model.safetensors"  # within a checkpoint directory
 PICKLED = (".pth", ".pt", ".bin", ".tar")
 WRAPPERS = ("state_dict", "model")  # under which training programs put the weights
+REMEDY = (
+    "Make the model of the file's shape (width, depth, patch_size, pool, pre_logits), and choose"
+    " head='drop' or a class mapping for another set of classes"
+)
 
 
 def save_safetensors(
@@ -67,30 +71,28 @@ def load_weights(
     own = model.state_dict()
     fit_head(tensors, own, head)
     fit_positions(tensors, own, model, positions, path)
+    problems = misfits(tensors, own)
+    if problems:
+        raise ValueError(f"{path} does not fit the model: {'; '.join(problems)}. {REMEDY}")
+    model.load_state_dict(tensors)
+
+
+def misfits(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """What keeps tensors of a file from being a model's, key by key."""
     problems = [
-        f"{name} {tuple(own[name].shape)} is missing in the file"
-        for name in own
+        f"{name} {tuple(tensor.shape)} is missing in the file"
+        for name, tensor in own.items()
         if name not in tensors
     ]
     for name, tensor in tensors.items():
         if name not in own:
             problems.append(f"{name} {tuple(tensor.shape)} is not in the model")
         elif tensor.shape != own[name].shape:
-            problems.append(
-                f"{name} is {tuple(tensor.shape)} in the file and {tuple(own[name].shape)} in the"
-                " model"
-            )
+            shapes = tuple(tensor.shape), tuple(own[name].shape)
+            problems.append(f"{name} is {shapes[0]} in the file and {shapes[1]} in the model")
         elif not tensor.is_floating_point():
             problems.append(f"{name} is {tensor.dtype}, but weights are floating point")
-    if problems:
-        raise ValueError(f"{path} does not fit the model: {'; '.join(problems)}. {REMEDY}")
-    model.load_state_dict(tensors)
-
-
-REMEDY = (
-    "Make the model of the file's shape (width, depth, patch_size, pool, pre_logits), and choose"
-    " head='drop' or a class mapping for another set of classes"
-)
+    return problems
 
 
 def read_weights(path: Path | str, *, heads: int | None = None) -> dict[str, Tensor]:
