@@ -63,6 +63,70 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """What the features are worth on other data while the model is pre-trained; off by default."""
+
+    data: tuple[str, ...] = ()
+    """Shard sets to probe on, each with the two splits; empty probes nothing."""
+    train_split: str = "train"
+    """Split whose images are the few shots, and the neighbours."""
+    eval_split: str = "val"
+    """Split that is classified."""
+    every: int = 25_000
+    """Steps between two probes; the last step is always probed."""
+    shots: tuple[int, ...] = (1, 5, 10, 25)
+    """Images of each class for the few-shot linear regression."""
+    seeds: int = 3
+    """Draws of the shots; each is reported, and their mean."""
+    neighbours: int = 20
+    """Neighbours of the weighted kNN; 0 leaves it out."""
+    temperature: float = 0.07
+    """Temperature of the neighbours' weights."""
+
+    def __post_init__(self) -> None:
+        """Reject counts that are none."""
+        if min((self.every, self.seeds, *self.shots)) < 1:
+            raise ValueError(
+                f"probe.every ({self.every}), probe.seeds ({self.seeds}) and probe.shots "
+                f"{self.shots} must be at least 1; probe.data () turns the probes off"
+            )
+        if self.neighbours < 0 or self.temperature <= 0:
+            raise ValueError(
+                f"probe.neighbours ({self.neighbours}) must be at least 0 and probe.temperature "
+                f"({self.temperature}) above 0"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordConfig:
+    """What is recorded of a run beside its numbers."""
+
+    models: Literal["best", "kept", "none"] = "best"
+    """Checkpoints that become models in MLflow when the run ends, ready for
+    mlflow.pytorch.load_model: the best one, all that are kept, or none."""
+    register: str | None = None
+    """Name in MLflow's model registry under which they become versions; the best one of all runs
+    gets the alias "best", and MLflow reads "latest" as the newest."""
+    system_every_s: float = 10.0
+    """Seconds between two samples of GPU, CPU, memory and network; 0 takes none."""
+    price_per_hour: float | None = None
+    """Price of one worker for an hour, in any currency, to state what the run cost."""
+
+    def __post_init__(self) -> None:
+        """Reject lengths and prices below zero, and versions of nothing."""
+        if self.system_every_s < 0 or (self.price_per_hour or 0) < 0:
+            raise ValueError(
+                f"record.system_every_s ({self.system_every_s}) and record.price_per_hour "
+                f"({self.price_per_hour}) must be at least 0"
+            )
+        if self.register and self.models == "none":
+            raise ValueError(
+                f"record.register ({self.register!r}) needs models to register; set record.models "
+                f"to best or kept"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run: pre-training, training from scratch, or fine-tuning."""
 
@@ -79,6 +143,11 @@ class TrainConfig:
     mix: MixConfig = field(default_factory=MixConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    record: RecordConfig = field(default_factory=RecordConfig)
+    worker_cpus: int | None = None
+    """CPUs that each worker reserves; None takes 1 beside a GPU, and without GPUs its part of half
+    of the cluster's, so that the other half can read and decode."""
     init_from: str | None = None
     """Weights to begin with: a run (its best checkpoint), a checkpoint, a safetensors or .pth file
     of timm or Hugging Face, or Google's .npz; None initialises them by the seed."""

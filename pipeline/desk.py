@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import ray
@@ -17,6 +18,7 @@ class Desk:
 
     def __init__(self) -> None:
         self._records: list[dict] = []
+        self._handed = False
         self._stopping = False
 
     def put(self, record: dict) -> None:
@@ -28,9 +30,14 @@ class Desk:
         self._records.append({"kind": "line", "text": text})
 
     def take(self) -> list[dict]:
-        """All records since the last time, in order."""
+        """All records since the last time, in order; those of the last time have been kept."""
         taken, self._records = self._records, []
+        self._handed = bool(taken)
         return taken
+
+    def settled(self) -> bool:
+        """Whether the driver has kept everything that was left here."""
+        return not self._records and not self._handed
 
     def stop(self) -> None:
         """Ask the workers to write a checkpoint and end."""
@@ -55,6 +62,12 @@ class Wish:
             self._asked = self._desk.stopping.remote()
             return False
         return bool(ready)
+
+
+def wait_until_settled(desk: ActorHandle) -> None:
+    """Wait until the driver has kept what this process left at the desk before."""
+    while not ray.get(desk.settled.remote()):
+        time.sleep(PAUSE_S)
 
 
 @contextlib.contextmanager

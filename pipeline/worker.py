@@ -110,7 +110,7 @@ def train(job: Job, desk: ActorHandle) -> None:
         saves = evaluates or bool(stop) or state.step % config.checkpoint_every == 0
         if logs and rank == 0:
             epoch = state.step * config.global_batch / job.train.samples
-            values = {"epoch": epoch, "train/loss": loss.item(), "lr": rate}
+            values = {"epoch": epoch, "workers": workers, "train/loss": loss.item(), "lr": rate}
             desk.put.remote(meter.record(state.step, {**values, "grad_norm": norm.item()}))
         if logs and not preempted:
             preempted = ray.train.get_preemption_info() is not None

@@ -6,6 +6,7 @@ from ray.actor import ActorHandle
 from torch import Tensor
 
 from pipeline import checkpoint
+from pipeline.desk import wait_until_settled
 from pipeline.job import Job
 from pipeline.state import State
 
@@ -47,6 +48,8 @@ class Writer:
         self, step: int, weights: dict[str, Tensor], held: dict, metrics: dict[str, float]
     ) -> None:
         job = self._job
+        # a resumed run does not repeat the records before its checkpoint: they must be safe first
+        wait_until_settled(self._desk)
         path = checkpoint.save(
             job.checkpoints,
             step=step,

@@ -1,0 +1,84 @@
+"""What the order of samples costs each worker of a large cluster: memory and seconds.
+
+    python benchmarks/scale.py
+
+Nothing is read: the slice tables of 21 million images in 2,100 shards stand for the data, and a few
+of the 512 workers (8 on each of 64 nodes) do all the bookkeeping that the stream asks of them for
+one segment of tasks. Then images are doubled at equal slices, and slices at equal images.
+"""
+
+import argparse
+import pickle
+import statistics
+import sys
+import time
+import tracemalloc
+
+import numpy as np
+
+from pipeline.stream import SEGMENT_TASKS
+from shards.plan import Order, Pieces, Share, Slices
+
+WORKERS, GLOBAL_BATCH, TASK_SAMPLES, SHARD_SAMPLES = 512, 16_384, 256, 10_000
+
+
+def table(images: int, slice_samples: int) -> Slices:
+    """Slices of shards of 10,000 images of 30 KB."""
+    edges = np.arange(SHARD_SAMPLES + 1, dtype=np.int64) * 30_000
+    return Slices.cut([(edges[:-1], edges[1:])] * (images // SHARD_SAMPLES), slice_samples)
+
+
+def segment(order: Order, share: Share, first: int) -> list[Pieces]:
+    """Pieces of the tasks of one segment of a worker's stream, as the stream makes them."""
+    return [
+        Pieces.joined([order.pieces(a, b) for a, b in share.stretches(row, row + TASK_SAMPLES)])
+        for row in range(first, first + SEGMENT_TASKS * TASK_SAMPLES, TASK_SAMPLES)
+    ]
+
+
+def measure(images: int, slice_samples: int, ranks: int) -> dict[str, float]:
+    """Medians over workers: seconds to plan an epoch and a segment, MB of plan and of tasks."""
+    slices = table(images, slice_samples)
+    plan_s, segment_s, plan_mb = [], [], []
+    for rank in range(0, WORKERS, WORKERS // ranks):
+        share = Share.of(rank, WORKERS, GLOBAL_BATCH)
+        tracemalloc.start()
+        order = Order(counts=slices.count, seed=rank)  # no two share a cached permutation
+        begin = time.perf_counter()
+        order.pieces(share.low, share.high)
+        planned = time.perf_counter()
+        pieces = segment(order, share, 0)
+        segment_s.append(time.perf_counter() - planned)
+        plan_s.append(planned - begin)
+        plan_mb.append(tracemalloc.get_traced_memory()[1] / 1e6)
+        tracemalloc.stop()
+    return {
+        "slices": len(slices.count),
+        "plan_s": statistics.median(plan_s),
+        "segment_s": statistics.median(segment_s),
+        "plan_mb": statistics.median(plan_mb),
+        "table_mb": len(pickle.dumps(slices)) / 1e6,
+        "tasks_mb": len(pickle.dumps(pieces)) / 1e6,
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--ranks", type=int, default=8, help="workers that are measured")
+    ranks = parser.parse_args().ranks
+    cases = {
+        "21 M images, slices of 32": (21_000_000, 32),
+        "42 M images, slices of 64": (42_000_000, 64),
+        "21 M images, slices of 16": (21_000_000, 16),
+    }
+    names = ("slices", "plan_s", "segment_s", "plan_mb", "table_mb", "tasks_mb")
+    sys.stdout.write(f"{'':<28}" + "".join(f"{name:>12}" for name in names) + "\n")
+    for case, (images, slice_samples) in cases.items():
+        found = measure(images, slice_samples, ranks)
+        figures = "".join(f"{found[name]:>12,.2f}" for name in names)
+        sys.stdout.write(f"{case:<28}{figures}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""Images per second of the Ray stream beside what it could be, and beside other loaders.
+
+    python benchmarks/stream.py [--images 4000] [--rounds 3] [--cores 2]
+
+All read the same shards (500 x 375 photographs brought to shorter side 256, quality 90) with the
+same crop, flip and decoder, on the same cores, in turn:
+
+    bare          processes that read, decode and crop, and hand nothing over
+    stream        pipeline.stream as a training worker uses it
+    webdataset    webdataset + torch DataLoader
+    ray           ray.data.read_webdataset + map_batches
+
+The first row is images/s, the median of the rounds; ratios are medians of ratios within a round.
+"""
+
+import argparse
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+
+import numpy as np
+import ray
+import ray.data
+import torch
+import webdataset
+from PIL import Image
+
+from pipeline.reader import Reader, View
+from pipeline.source import Source
+from pipeline.stream import Stream, quiet
+from shards.config import BuildConfig
+from shards.pack import build
+from shards.plan import Share
+from vit.config import ImageConfig
+from vit.images import decode, train_view
+
+SIZE, TASK_SAMPLES = 224, 256
+IMAGES = ImageConfig()
+
+
+def photographs(folder: Path, count: int) -> None:
+    """A folder per class of images with the spectrum of photographs (amplitude 1/f)."""
+    draw = np.random.default_rng(0)
+    rows, columns = np.fft.fftfreq(375)[:, None], np.fft.rfftfreq(500)[None]
+    fall = 1 / np.maximum(np.hypot(rows, columns), 1 / 500)
+    for number in range(count):
+        phases = np.exp(2j * np.pi * draw.random((3, *fall.shape)))
+        pixels = np.fft.irfft2(phases * fall, s=(375, 500))
+        pixels = (pixels - pixels.mean()) / pixels.std() * 50 + 128
+        image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
+        path = folder / f"n{number % 10:08d}" / f"{number}.JPEG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path, quality=96, subsampling=0)
+
+
+def bare_task(reader: Reader, span: tuple[int, int]) -> int:
+    """Read, decode and crop what one task of the stream does."""
+    return len(reader(reader.source.order(0).pieces(*span))["position"])
+
+
+def bare(reader: Reader, cores: int, total: int) -> Iterator[int]:
+    """Rows done, as they are done, by processes without a framework."""
+    spans = [(i, min(i + TASK_SAMPLES, total)) for i in range(0, total, TASK_SAMPLES)]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(cores, mp_context=context) as pool:
+        yield from pool.map(partial(bare_task, reader), spans)
+
+
+def stream(reader: Reader, total: int) -> Iterator[int]:
+    """Rows as a single training worker receives them."""
+    found = Stream(
+        reader=reader,
+        order=reader.source.order(0),
+        share=Share.of(0, 1, 256),
+        task_samples=TASK_SAMPLES,
+    )
+    for block in found.blocks(0, total):
+        yield len(block["position"])
+
+
+def transform(data: bytes, key: str) -> np.ndarray:
+    """The same view as the stream's, seeded by the key."""
+    return train_view(decode(data), IMAGES, SIZE, hash(key) & (2**63 - 1))
+
+
+def webdataset_loader(files: list[str], cores: int, total: int) -> Iterator[int]:
+    """Rows of webdataset's own loader."""
+    dataset = (
+        webdataset.WebDataset(files, shardshuffle=len(files), empty_check=False)
+        .map(lambda s: (transform(s["jpg"], s["__key__"]), int(s["cls"])))
+        .batched(TASK_SAMPLES)
+    )
+    loader = webdataset.WebLoader(dataset, batch_size=None, num_workers=cores, prefetch_factor=2)
+    done = 0
+    while done < total:
+        for images, _ in loader:
+            done += len(images)
+            yield len(images)
+
+
+def ray_webdataset(files: list[str], total: int) -> Iterator[int]:
+    """Rows of Ray's own reader."""
+
+    def crop(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        views = [
+            transform(data, key) for data, key in zip(batch["jpg"], batch["__key__"], strict=True)
+        ]
+        return {"images": np.stack(views), "labels": np.array([int(c) for c in batch["cls"]])}
+
+    done = 0
+    while done < total:
+        dataset = ray.data.read_webdataset(files, decoder=None, override_num_blocks=len(files))
+        dataset = dataset.map_batches(crop, batch_size=TASK_SAMPLES)
+        for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):
+            done += len(batch["labels"])
+            yield len(batch["labels"])
+
+
+def rate(rows: Callable[[], Iterator[int]], epoch: int) -> tuple[float, float, float]:
+    """Images/s after the first batch, seconds to it, and the rate about the epoch's end."""
+    begin = time.perf_counter()
+    marks = []  # (time, rows so far)
+    for count in rows():
+        marks.append((time.perf_counter(), count + (marks[-1][1] if marks else 0)))
+    first, last = marks[0], marks[-1]
+    around = [mark for mark in marks if abs(mark[1] - epoch) <= 4 * TASK_SAMPLES]
+    seam = speed(around[0], around[-1]) if len(around) > 1 else float("nan")
+    return speed(first, last), first[0] - begin, seam
+
+
+def speed(first: tuple[float, int], last: tuple[float, int]) -> float:
+    """Rows per second between two marks."""
+    return (last[1] - first[1]) / (last[0] - first[0])
+
+
+def main() -> None:
+    """Measure in turn and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=4000, help="images of an epoch")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cores", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        photographs(folder / "raw", options.images)
+        settings = BuildConfig(val_fraction=0.0, shard_samples=250)
+        build([folder / "raw"], folder / "shards", settings)
+        source = Source.open([str(folder / "shards")], "train", slice_samples=32)
+        reader = Reader(source=source, view=View(images=IMAGES, size=SIZE))
+        files = sorted(str(path) for path in (folder / "shards").glob("train-*.tar"))
+        ray.init(num_cpus=options.cores, include_dashboard=False, log_to_driver=False)
+        quiet()
+        total = source.samples + source.samples // 2  # across an epoch's end
+        loaders = {
+            "bare": partial(bare, reader, options.cores, total),
+            "stream": partial(stream, reader, total),
+            "webdataset": partial(webdataset_loader, files, options.cores, total),
+            "ray": partial(ray_webdataset, files, total),
+        }
+        rounds = [
+            {name: rate(rows, source.samples) for name, rows in loaders.items()}
+            for _ in range(options.rounds)
+        ]
+        report(rounds)
+
+
+def report(rounds: list[dict[str, tuple[float, float, float]]]) -> None:
+    """Print medians and ratios."""
+    for name in rounds[0]:
+        images = statistics.median(found[name][0] for found in rounds)
+        first = statistics.median(found[name][1] for found in rounds)
+        sys.stdout.write(f"{name:<12}{images:>9,.0f} images/s   first batch {first:5.1f} s\n")
+    for name in rounds[0]:
+        if name != "stream":
+            ratio = statistics.median(found["stream"][0] / found[name][0] for found in rounds)
+            sys.stdout.write(f"stream over {name:<12}{ratio:6.2f}\n")
+    seam = statistics.median(found["stream"][2] / found["stream"][0] for found in rounds)
+    sys.stdout.write(f"stream about an epoch's end over all of it {seam:6.2f}\n")
+
+
+if __name__ == "__main__":
+    main()

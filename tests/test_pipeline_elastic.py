@@ -1,0 +1,96 @@
+"""A run goes on with fewer workers when a node is lost, and with more when one comes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.reader import Reader, View
+from pipeline.source import Source
+from vit.config import ImageConfig
+
+pytestmark = pytest.mark.ray
+
+STEPS, BATCH = 1500, 50
+
+# its own process: Ray's cluster utility starts several nodes on this machine
+SCRIPT = """
+import json, sys, threading, time
+from pathlib import Path
+from ray.cluster_utils import Cluster
+import ray
+from pipeline import run
+from pipeline.config import DataConfig, TrainConfig
+from vit.config import ImageConfig, OptimConfig, ViTConfig
+
+runs, digits, steps, batch = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+run.RESIZE_S = 2.0
+config = TrainConfig(
+    name="elastic",
+    runs_dir=str(runs),
+    data=DataConfig(dir=digits, slice_samples=7, task_samples=400),
+    model=ViTConfig(
+        image_size=16, patch_size=8, width=32, depth=2, mlp_width=64, heads=2, pool="mean"
+    ),
+    images=ImageConfig(crop_area=(0.5, 1.0), flip=False),
+    optim=OptimConfig(lr=1e-3),
+    epochs=steps * batch / 1437,
+    global_batch=batch,
+    workers=2,
+    min_workers=1,
+    worker_cpus=2,
+    precision="fp32",
+    compile=False,
+    log_every=10,
+    eval_every=10_000,
+    checkpoint_every=50,
+    crops="center",
+    audit=True,
+    max_restarts=20,
+)
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
+second = cluster.add_node(num_cpus=2)
+ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+seen = []
+
+
+def follow(record):
+    if record["kind"] == "train" and (not seen or seen[-1] != record["workers"]):
+        seen.append(record["workers"])
+        threading.Thread(target=change).start()
+    return False
+
+
+def change():
+    if seen == [2]:
+        cluster.remove_node(second, allow_graceful=False)
+    elif seen == [2, 1]:
+        cluster.add_node(num_cpus=2)
+
+
+run.fit(config, on_record=follow)
+print(json.dumps(seen))
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+def test_two_workers_become_one_and_two_again_and_the_sequence_stays_exact(digits, tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path), str(digits), str(STEPS), str(BATCH)],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+        env={key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
+    assert json.loads(result.stdout.splitlines()[-1]) == [2, 1, 2]
+    paths = sorted((tmp_path / "elastic" / "samples").iterdir())
+    consumed = [key for path in paths for key in json.loads(path.read_text())]
+    source = Source.open([str(digits)], "train", slice_samples=7)
+    reader = Reader(source=source, view=View(images=ImageConfig(), size=16))
+    pieces = source.order(seed=0).pieces(0, STEPS * BATCH)
+    assert consumed == [record.key for _, _, record in reader.samples(pieces)]

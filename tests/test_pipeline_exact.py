@@ -1,0 +1,157 @@
+"""A run that is killed anywhere ends with the same bits; any number of workers, same batches."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from safetensors.numpy import load_file
+
+from pipeline.config import DataConfig, TrainConfig
+from pipeline.run import fit
+from vit.config import ImageConfig, MixConfig, OptimConfig, ViTConfig
+
+pytestmark = pytest.mark.ray
+
+STEPS, BATCH = 200, 50
+KILLS = 10
+TIMEOUT_S = 300
+
+
+def config(name: str, runs: Path, digits: Path, **changes) -> TrainConfig:
+    """200 small steps with augmentation, mixing, averaging and accumulation at work."""
+    settings = {
+        "name": name,
+        "runs_dir": str(runs),
+        "data": DataConfig(dir=str(digits), slice_samples=7, task_samples=100),
+        "model": ViTConfig(
+            image_size=16, patch_size=8, width=32, depth=2, mlp_width=64, heads=2, pool="mean"
+        ),
+        "images": ImageConfig(crop_area=(0.5, 1.0), flip=False),
+        "mix": MixConfig(mixup=0.2),
+        "optim": OptimConfig(lr=1e-3, warmup=20, warmup_unit="steps", ema=0.99),
+        "epochs": STEPS * BATCH / 1437,
+        "global_batch": BATCH,
+        "micro_batch": 14,
+        "workers": 2,
+        "precision": "fp32",
+        "compile": False,
+        "log_every": 10,
+        "eval_every": 100,
+        "checkpoint_every": 10,
+        "crops": "center",
+        "audit": True,
+        "max_restarts": KILLS,
+        **changes,
+    }
+    return TrainConfig(**settings)
+
+
+def keys(run: Path) -> list[list[str]]:
+    """Keys of every global batch, in order."""
+    paths = sorted((run / "samples").iterdir())
+    assert [path.name for path in paths] == [f"step-{n + 1:09d}.json" for n in range(STEPS)]
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def losses(run: Path) -> dict[int, float]:
+    records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return {r["step"]: r["train/loss"] for r in records if r["kind"] == "train"}
+
+
+def weights(run: Path) -> dict:
+    return load_file(run / "checkpoints" / f"step-{STEPS:09d}" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_cluster, digits, tmp_path_factory):
+    """Folder of a run with two workers that nothing happened to."""
+    runs = tmp_path_factory.mktemp("exact")
+    fit(config("undisturbed", runs, digits))
+    return runs / "undisturbed"
+
+
+def start(settings: TrainConfig) -> subprocess.Popen:
+    """The run as a process of its own, with a Ray of its own."""
+    code = (
+        "import json, sys\n"
+        "from pipeline.config import TrainConfig\n"
+        "from pipeline.run import fit\n"
+        "if __name__ == '__main__':\n"
+        "    fit(TrainConfig().replace(json.loads(sys.argv[1])))\n"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code, json.dumps(settings.flat())],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
+    )
+
+
+def kill(process: subprocess.Popen, victim: str, draw: random.Random) -> None:
+    """SIGKILL a training worker, the driver, or the whole tree."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    workers = [
+        p for p in family if p.is_running() and "RayTrainWorker" in p.name() + str(p.cmdline())
+    ]
+    if victim == "worker" and workers:
+        os.kill(draw.choice(workers).pid, signal.SIGKILL)
+        return
+    process.kill()
+    if victim == "tree":
+        for member in family:
+            member.kill()
+    process.communicate()
+    psutil.wait_procs(family, timeout=30)
+
+
+def test_killed_at_ten_random_moments_the_run_ends_with_the_same_bits(
+    undisturbed, digits, tmp_path
+):
+    settings, draw = config("killed", tmp_path, digits), random.Random(7)
+    run = tmp_path / "killed"
+    moments = sorted(draw.sample(range(5, STEPS - 5), KILLS))
+    process = start(settings)
+    for number, moment in enumerate(moments):
+        reached = run / "samples" / f"step-{moment:09d}.json"
+        deadline = time.monotonic() + TIMEOUT_S
+        while not reached.exists():
+            assert time.monotonic() < deadline
+            if process.poll() is not None:
+                pytest.fail(process.communicate()[0])
+            time.sleep(0.02)
+        kill(process, ("worker", "driver", "tree")[number % 3], draw)
+        if process.poll() is not None:
+            process = start(settings)
+    output, _ = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, output
+    assert keys(run) == keys(undisturbed)
+    expected = weights(undisturbed)
+    assert all((tensor == expected[name]).all() for name, tensor in weights(run).items())
+    assert losses(run) == losses(undisturbed)
+
+
+def test_every_sample_is_consumed_exactly_once_in_an_epoch(undisturbed):
+    consumed = [key for batch in keys(undisturbed) for key in batch]
+    assert len(consumed) == STEPS * BATCH
+    for epoch in range(STEPS * BATCH // 1437):
+        assert len(set(consumed[epoch * 1437 : (epoch + 1) * 1437])) == 1437
+
+
+@pytest.mark.parametrize("workers", [1, 3, 4])
+def test_other_numbers_of_workers_see_the_same_batches_and_losses(
+    undisturbed, digits, tmp_path, workers
+):
+    fit(config("other", tmp_path, digits, workers=workers))
+    run = tmp_path / "other"
+    assert keys(run) == keys(undisturbed)
+    expected = losses(undisturbed)
+    assert losses(run) == pytest.approx(expected, abs=1e-4)
+    assert len(expected) == STEPS // 10
