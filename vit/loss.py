@@ -73,8 +73,8 @@ def sigmoid_loss(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Ten
     numbers near 10 to get the 0.00005 of each negative class, and float32 loses 1 % of that.)
     """
     logits = logits.float()
-    targets = targets * (1 - smoothing) + smoothing / targets.shape[1]
-    return -(targets * F.logsigmoid(logits) + (1 - targets) * F.logsigmoid(-logits)).sum(1)
+    targets = targets * (1 - smoothing) + smoothing / targets.shape[1] if smoothing else targets
+    return (F.softplus(logits) - targets * logits).sum(1)
 
 
 class SemanticLoss(nn.Module):
