@@ -76,6 +76,8 @@ class Job:
     identity: str
     """Hash of sources and settings; parts of another catalogue are made anew."""
     config: PictureConfig
+    hashed: bool
+    """Whether perceptual hashes are needed."""
 
     def part(self, number: int) -> str:
         """Path of a unit's part of the catalogue."""
@@ -128,7 +130,7 @@ def catalogue_unit(job: Job, unit: Unit) -> Done:
             table = _Rows(writer, schema)
             spooled = images = size = problems = 0
             for entry in entries(unit.fs, unit.parts, unit.faults):
-                row, jpeg = _row(unit.source, entry, job.config, spooled)
+                row, jpeg = _row(unit.source, entry, job, spooled)
                 table.add(row)
                 if jpeg is not None:
                     spool.write(jpeg)
@@ -174,9 +176,7 @@ class _Rows:
             self.rows.clear()
 
 
-def _row(
-    source: int, entry: Entry, config: PictureConfig, spooled: int
-) -> tuple[dict[str, Any], bytes | None]:
+def _row(source: int, entry: Entry, job: Job, spooled: int) -> tuple[dict[str, Any], bytes | None]:
     """A catalogue row, and the bytes for the spool where there are any."""
     row: dict[str, Any] = {
         "source": source,
@@ -195,7 +195,7 @@ def _row(
     try:
         data = unpacked(entry.data)
         row["sha256"] = hashlib.sha256(data).digest()
-        found = picture(data, config)
+        found = picture(data, job.config, job.hashed)
     except Unusable as error:
         row["problem"] = str(error)
         return row, None

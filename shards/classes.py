@@ -34,11 +34,16 @@ def _bits() -> dict[str, int]:
     return {wnid: int(bits) for wnid, bits in (line.split("\t") for line in lines)}
 
 
+@functools.cache
+def _built_in(name: str) -> tuple[str, ...]:
+    bit = 1 << list(BUILT_IN).index(name)
+    return tuple(sorted(wnid for wnid, bits in _bits().items() if bits & bit))
+
+
 def class_list(name: str) -> tuple[str, ...]:
     """The built-in list of this name, or the first words of a file's lines, "#" being a comment."""
     if name in BUILT_IN:
-        bit = 1 << list(BUILT_IN).index(name)
-        return tuple(sorted(wnid for wnid, bits in _bits().items() if bits & bit))
+        return _built_in(name)
     system, path = store.locate(name)
     try:
         text = store.read_bytes(system, path).decode()
@@ -60,15 +65,13 @@ def class_list(name: str) -> tuple[str, ...]:
 def described(wnids: Collection[str]) -> str:
     """What a set of classes is: "fall11: 21,841 classes"."""
     given = set(wnids)
-    for name in BUILT_IN:
-        if given == set(class_list(name)):
+    within = [name for name in BUILT_IN if given.issubset(_built_in(name))]
+    for name in within:
+        if len(given) == len(_built_in(name)):
             return f"{name}: {len(given):,} classes"
-    if len(given) == WINTER21_CLASSES and given <= set(class_list("fall11")):
+    if len(given) == WINTER21_CLASSES and "fall11" in within:
         return f"winter21 (by its number of classes): {len(given):,} classes"
-    within = [name for name in BUILT_IN if given <= set(class_list(name))]
-    if within:
-        return f"{len(given):,} classes, all of them in {within[-1]}"
-    return f"{len(given):,} classes"
+    return f"{len(given):,} classes" + (f", all of them in {within[-1]}" if within else "")
 
 
 def mapping(source: Sequence[str], target: Sequence[str]) -> list[int]:

@@ -72,8 +72,10 @@ def build(
     known = Excluded.load(config.exclude, config.exclude_distance, run) if config.exclude else None
     listen = progress or unheard
 
-    seen = _hash(given, repr(config.picture), repr(classes), config.source_kind, str(SCHEME))
-    job = catalogue.Job(system, root, f"{root}/work", seen, config.picture)
+    look = str(config.picture), str(classes), config.source_kind, str(known is None), str(SCHEME)
+    job = catalogue.Job(
+        system, root, f"{root}/work", _hash(given, *look), config.picture, known is not None
+    )
     units = catalogue.units(found)
     for _ in _heard("catalogue", catalogue.catalogue_unit, job, units, run, listen):
         pass

@@ -67,9 +67,26 @@ def padded(size: int) -> int:
 
 def header(name: str, size: int) -> bytes:
     """A USTAR header with fixed owner, mode and time: the same members give the same bytes."""
-    info = tarfile.TarInfo(name)
-    info.size, info.mode, info.mtime = size, 0o644, 0
-    return info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
+    text = name.encode("ascii")
+    if len(text) > 100 or size >= 8**11:
+        raise ValueError(f"{name!r} ({size} bytes) does not fit a USTAR header; shorten the name")
+    block = bytearray(_TEMPLATE)
+    block[: len(text)] = text
+    block[124:135] = b"%011o" % size
+    block[148:155] = b"%06o\0" % sum(block)
+    return bytes(block)
+
+
+def _template() -> bytes:
+    """A header as tarfile writes it, but for name, size and checksum."""
+    info = tarfile.TarInfo()
+    info.mode, info.mtime = 0o644, 0
+    block = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
+    block[148:156] = b" " * 8  # what the checksum counts itself as
+    return bytes(block)
+
+
+_TEMPLATE = _template()
 
 
 def _number(field: bytes) -> int:

@@ -56,6 +56,15 @@ def test_our_headers_are_read_by_tarfile_and_have_fixed_owner_mode_and_time():
     assert data[257:265] == b"ustar\x0000"
 
 
+@pytest.mark.parametrize(("name", "size"), [("a.cls", 1), ("k" * 96 + ".jpg", 8**11 - 1)])
+def test_our_headers_are_those_of_tarfile(name, size):
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.mtime = size, 0o644, 0
+    assert tar.header(name, size) == info.tobuf(tarfile.USTAR_FORMAT)
+    with pytest.raises(ValueError, match="does not fit"):
+        tar.header("k" * 101, 1)
+
+
 @pytest.mark.parametrize(
     ("type_", "kind"),
     [
