@@ -35,7 +35,7 @@ BEST = "val/top1"
 FREE = re.compile(
     r"runs_dir|experiment|workers|min_workers|worker_cpus|micro_batch|parallel|compile|log_every|"
     r"eval_every|checkpoint_every|keep_checkpoints|crops|max_restarts|audit|(probe|record)\..*|"
-    r"data\.(dir|extra|task_samples|prefetch_batches|max_bad_samples|verify)"
+    r"data\.(dir|extra|task_samples|buffer_gib|prefetch_batches|max_bad_samples|verify)"
 )
 
 

@@ -39,6 +39,8 @@ class DataConfig:
     shuffle."""
     task_samples: int = 256
     """Samples that one Ray Data task reads and decodes."""
+    buffer_gib: float = 4.0
+    """Memory of Ray's object store that the decoded samples of one worker may fill."""
     prefetch_batches: int = 4
     """Batches that wait for the training step, decoded and on the device."""
     max_bad_samples: int = 0
@@ -51,6 +53,8 @@ class DataConfig:
         for name in ("slice_samples", "task_samples", "prefetch_batches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name} ({getattr(self, name)}) must be at least 1")
+        if self.buffer_gib <= 0:
+            raise ValueError(f"data.buffer_gib ({self.buffer_gib}) must be above 0")
         if not 0 < self.fraction <= 1:
             raise ValueError(f"data.fraction ({self.fraction}) must be above 0 and at most 1")
         if self.max_bad_samples < 0:

@@ -40,6 +40,8 @@ from vit.model import ViT
 TOP = 5
 # a block of decoded crops that one task hands over
 TASK_BYTES = 64 << 20
+# memory of the object store that the crops of one worker may fill
+BUFFER_GIB = 2.0
 # batches that wait for the model, decoded and on the device
 PREFETCH_BATCHES = 3
 METRICS = ("loss", "top1", "top5")
@@ -65,7 +67,7 @@ class Exam:
         judge = Judge.of(self, device)
         waiting: tuple[Block, dict[str, Tensor]] | None = None
         with torch.no_grad():  # inference mode would leave its mark on parameters that are sharded
-            for batch, images, labels in self._batches(spans, device):
+            for batch, images, labels in self.batches(spans, device):
                 with torch.autocast(device.type, torch.bfloat16, self.settings.precision == "bf16"):
                     logits = model(normalise(images.flatten(0, 1), self.settings.images))
                 given = judge(logits.float().unflatten(0, images.shape[:2]), labels)
@@ -75,7 +77,7 @@ class Exam:
             if waiting:
                 yield fetched(*waiting)
 
-    def _batches(
+    def batches(
         self, spans: Sequence[tuple[int, int]], device: torch.device
     ) -> Iterator[tuple[Block, Tensor, Tensor]]:
         """Positions with labels, crops (B, C, S, S, 3) uint8 and labels on the device."""
@@ -88,6 +90,7 @@ class Exam:
             order=self.source.order(seed=None),
             share=Share(global_batch=samples, low=0, high=samples),
             task_samples=min(fit, 256),
+            buffer_gib=BUFFER_GIB,
         )
 
         def on_device(block: Block) -> tuple[Block, Tensor, Tensor]:
@@ -101,12 +104,12 @@ class Exam:
                 labels.to(device, non_blocking=True),
             )
 
-        def batches() -> Iterator[tuple[Block, Tensor, Tensor]]:
+        def cut() -> Iterator[tuple[Block, Tensor, Tensor]]:
             for start, stop in spans:
                 blocks = rebatch(stream.blocks(start, stop), settings.batch_images)
                 yield from map(on_device, blocks)
 
-        return ahead(batches(), PREFETCH_BATCHES)
+        return ahead(cut(), PREFETCH_BATCHES)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ class Meter:
         self._begin()
 
     def _begin(self) -> None:
-        self._steps, self._wait_s, self._paused_s = 0, 0.0, 0.0
+        self._steps, self._wait_s, self._paused_s, self._stalled_s = 0, 0.0, 0.0, 0.0
         self._since = time.perf_counter()
 
     def timed(self, batches: Iterator[T]) -> Iterator[T]:
@@ -49,12 +49,20 @@ class Meter:
         yield
         self._paused_s += time.perf_counter() - before
 
+    @contextmanager
+    def stalled(self) -> Iterator[None]:
+        """Time within the block, inside a pause, is what a checkpoint costs."""
+        before = time.perf_counter()
+        yield
+        self._stalled_s += time.perf_counter() - before
+
     def record(self, step: int, values: dict[str, float]) -> dict[str, str | int | float]:
         """A record of the interval that ends with `step`; the next one begins."""
         busy_s = time.perf_counter() - self._since - self._paused_s
         rates = {
             "images_per_s": self._steps * self._images / busy_s,
             "wait": self._wait_s / busy_s,
+            "stall": self._stalled_s / (busy_s + self._stalled_s),
             "memory_gib": peak_memory_bytes() / 2**30,
             "eta_s": (self._total - step) * busy_s / self._steps,
         }

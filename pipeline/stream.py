@@ -21,6 +21,7 @@ from typing import TypeVar
 
 import numpy as np
 import ray.data
+from ray.data import ExecutionResources
 
 from pipeline.reader import Reader
 from shards.plan import Mixture, Order, Pieces, Share
@@ -46,6 +47,7 @@ class Stream:
     order: Order | Mixture
     share: Share
     task_samples: int
+    buffer_gib: float
 
     def blocks(self, first: int, last: int) -> Iterator[Block]:
         """Rows [first, last) of the share, in order, in blocks of at most task_samples."""
@@ -69,40 +71,41 @@ class Stream:
         """Begin to execute one dataset: a task a row, each block a task's samples."""
         pieces = [self._pieces(first, last) for first, last in tasks]
         blocks = iter(
-            decoded(self.reader, pieces).iter_batches(
+            self._dataset(pieces).iter_batches(
                 batch_size=None, batch_format="numpy", prefetch_batches=PREFETCH_BLOCKS
             )
         )
         # Ray Data begins with the first block that is asked for
         return chain([next(blocks)], blocks)
 
+    def _dataset(self, pieces: list[Pieces]) -> ray.data.Dataset:
+        """A dataset of one block, and one task, for each entry of `pieces`, in their order."""
+        reader = self.reader
+
+        def read(row: Block) -> Block:
+            try:
+                return reader(pieces[int(row["id"][0])])
+            except (OSError, ValueError) as error:  # for `checked`: Ray would bury its words
+                return {ERROR: np.array([f"{type(error).__name__}: {error}"])}
+
+        # with as many blocks as rows, reading and decoding fuse into one task
+        dataset = ray.data.range(len(pieces), override_num_blocks=len(pieces)).map_batches(
+            read, batch_size=None, zero_copy_batch=True
+        )
+        options = dataset.context.execution_options
+        options.preserve_order = True
+        options.resource_limits = ExecutionResources(
+            object_store_memory=int(self.buffer_gib * 2**30)
+        )
+        # a block is what one task decoded, whatever its size
+        dataset.context.target_max_block_size = None
+        # an evaluation between two batches is not a stalled pipeline
+        dataset.context.execution_no_progress_timeout_s = -1
+        return dataset
+
     def _pieces(self, first: int, last: int) -> Pieces:
         stretches = self.share.stretches(first, last)
         return Pieces.joined([self.order.pieces(start, stop) for start, stop in stretches])
-
-
-def decoded(reader: Reader, pieces: list[Pieces]) -> ray.data.Dataset:
-    """A dataset of one block, and one task, for each entry of `pieces`, in their order.
-
-    Take its blocks through `checked`.
-    """
-
-    def read(row: Block) -> Block:
-        try:
-            return reader(pieces[int(row["id"][0])])
-        except (OSError, ValueError) as error:  # handed to `checked`, as it would be lost in Ray's
-            return {ERROR: np.array([f"{type(error).__name__}: {error}"])}
-
-    # with as many blocks as rows, reading and decoding fuse into one task
-    dataset = ray.data.range(len(pieces), override_num_blocks=len(pieces)).map_batches(
-        read, batch_size=None, zero_copy_batch=True
-    )
-    dataset.context.execution_options.preserve_order = True
-    # a block is what one task decoded, whatever its size
-    dataset.context.target_max_block_size = None
-    # an evaluation between two batches is not a stalled pipeline
-    dataset.context.execution_no_progress_timeout_s = -1
-    return dataset
 
 
 def checked(block: Block) -> Block:

@@ -155,3 +155,15 @@ def test_other_numbers_of_workers_see_the_same_batches_and_losses(
     expected = losses(undisturbed)
     assert losses(run) == pytest.approx(expected, abs=1e-4)
     assert len(expected) == STEPS // 10
+
+
+def test_a_sharded_run_goes_on_replicated_with_the_same_losses(undisturbed, digits, tmp_path):
+    def halfway(record: dict) -> bool:
+        return record["kind"] == "train" and record["step"] >= 100
+
+    stopped = fit(config("sharded", tmp_path, digits, parallel="fsdp"), on_record=halfway)
+    assert stopped is None
+    fit(config("sharded", tmp_path, digits, parallel="ddp"))
+    run = tmp_path / "sharded"
+    assert keys(run) == keys(undisturbed)
+    assert losses(run) == pytest.approx(losses(undisturbed), abs=1e-4)

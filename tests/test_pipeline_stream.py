@@ -20,6 +20,7 @@ def stream_of(source: Source, rank: int, workers: int, task_samples: int = 64) -
         order=source.order(11),
         share=Share.of(rank, workers, BATCH),
         task_samples=task_samples,
+        buffer_gib=0.1,
     )
 
 
