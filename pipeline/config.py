@@ -188,6 +188,9 @@ class TrainConfig:
     """Latest checkpoints to keep, besides the best one."""
     crops: str = "ten"
     """Crop protocol of the final evaluation, reported beside the single centre crop."""
+    storage: str | None = None
+    """URI (s3://, gs://) where checkpoints are kept too: for clusters whose nodes share no disk,
+    and for folders that do not outlive a node. None keeps them in the folder of the run alone."""
     audit: bool = False
     """Write the keys of every global batch to samples/ in the folder of the run, to prove what was
     consumed; for short runs."""

@@ -5,9 +5,10 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import checkpoint, digits
+from pipeline import checkpoint, digits, storage
 from pipeline.config import DIGITS, TrainConfig
 from pipeline.console import station
+from pipeline.probe import Probe
 from pipeline.source import Source, open_eval, open_train
 from shards.pack import BuildConfig, build
 from shards.plan import Mixture, Order
@@ -27,6 +28,7 @@ class Job:
     config: TrainConfig
     train: Source
     eval: Source
+    probes: tuple[Probe, ...] = ()
 
     @property
     def dir(self) -> Path:
@@ -37,6 +39,17 @@ class Job:
     def checkpoints(self) -> Path:
         """Folder of the run's checkpoints."""
         return self.dir / "checkpoints"
+
+    @property
+    def store(self) -> str:
+        """The run's place in the store."""
+        return f"{self.config.storage}/{self.config.name}"
+
+    def latest(self) -> checkpoint.Checkpoint | None:
+        """The newest checkpoint; fetched first where there is a store."""
+        if self.config.storage:
+            storage.pull(self.store, self.checkpoints)
+        return checkpoint.latest(self.checkpoints)
 
     @property
     def order(self) -> Order | Mixture:
@@ -80,6 +93,7 @@ def prepare(config: TrainConfig) -> Job:
         config=with_classes(config, len(train.classes)),
         train=train,
         eval=open_eval(data, location),
+        probes=Probe.open_all(config.probe),
     )
     job.learning_rate(0)  # refuses a warm-up that does not fit into the run
     if config.init_from:
@@ -117,7 +131,7 @@ def check_folder(job: Job) -> None:
     if not recorded.exists():
         return
     odd = checkpoint.differences(job.config, json.loads(recorded.read_text()))
-    found, fingerprint = checkpoint.latest(job.checkpoints), job.train.fingerprint
+    found, fingerprint = job.latest(), job.train.fingerprint
     if found and found.fingerprint != fingerprint:
         odd.append(f"the shard set ({found.fingerprint[:12]} before, {fingerprint[:12]} now)")
     if odd:

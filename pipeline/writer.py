@@ -5,7 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from ray.actor import ActorHandle
 from torch import Tensor
 
-from pipeline import checkpoint
+from pipeline import checkpoint, storage
 from pipeline.desk import wait_until_settled
 from pipeline.job import Job
 from pipeline.state import State
@@ -62,5 +62,7 @@ class Writer:
             fingerprint=job.train.fingerprint,
         )
         checkpoint.prune(job.checkpoints, job.config.keep_checkpoints)
+        if job.config.storage:
+            storage.push(path, job.store)
         size = sum(file.stat().st_size for file in path.iterdir())
         self._desk.put.remote({"kind": "checkpoint", "step": step, "checkpoint_bytes": size})

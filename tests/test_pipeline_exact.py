@@ -13,6 +13,7 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
+from pipeline import checkpoint
 from pipeline.config import DataConfig, TrainConfig
 from pipeline.run import fit
 from vit.config import ImageConfig, MixConfig, OptimConfig, ViTConfig
@@ -167,3 +168,35 @@ def test_a_sharded_run_goes_on_replicated_with_the_same_losses(undisturbed, digi
     run = tmp_path / "sharded"
     assert keys(run) == keys(undisturbed)
     assert losses(run) == pytest.approx(losses(undisturbed), abs=1e-4)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 2 MB for the checkpoints of the run "full"; a function that makes it larger."""
+    folder = tmp_path / "full" / "checkpoints"
+    folder.mkdir(parents=True)
+
+    def mount(*options: str) -> None:
+        command = ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(folder)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode:
+            pytest.skip(f"cannot mount a small disk here: {result.stderr.strip()}")
+
+    mount("size=2m")
+    yield lambda: mount("remount", "size=100m")
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_stops_the_run_and_room_lets_it_go_on(
+    undisturbed, digits, tmp_path, small_disk
+):
+    settings = config("full", tmp_path, digits, keep_checkpoints=100, max_restarts=0)
+    with pytest.raises(Exception, match="could not be written .*No space left.*make room"):
+        fit(settings)
+    kept = checkpoint.checkpoints(tmp_path / "full" / "checkpoints")
+    assert 1 <= len(kept) < STEPS // 10
+    assert kept[-1].state()["optimizer"]
+    small_disk()
+    fit(settings)
+    assert keys(tmp_path / "full") == keys(undisturbed)
+    assert losses(tmp_path / "full") == losses(undisturbed)
