@@ -7,8 +7,9 @@ model and, where timm imports, of timm's under the same loop, loss and optimizer
 turns in rounds, and each keeps its fastest round, so that a neighbour's load hits all of them
 alike. On a GPU bfloat16 autocast and wall time; on a CPU float32, one thread and CPU time.
 
-Utilisation is 3 x the forward pass's matrix FLOPs (`ViTConfig.forward_flops`) over the peak: the
-vendor's dense bfloat16 figure of a known GPU, else the fastest large matrix product of this run.
+Utilisation is 3 x the forward pass's matrix FLOPs over the peak: the vendor's dense bfloat16 figure
+of a known GPU, else the fastest large matrix product of this run. FLOPs are those that each model
+computes: ours leaves out what the head does not read of the last block, and is not credited for it.
 """
 
 import argparse
@@ -104,7 +105,8 @@ def make_variant(
         optimizer.step()
         optimizer.zero_grad()
 
-    return Variant(name=name, step=step, images=batch, flops=3 * batch * config.forward_flops)
+    flops = config.forward_flops if isinstance(model, ViT) else config.published_flops
+    return Variant(name=name, step=step, images=batch, flops=3 * batch * flops)
 
 
 def clock(device: str) -> float:

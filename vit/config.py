@@ -115,10 +115,10 @@ class ViTConfig:
         return embedding + positions + self.depth * block + 2 * width + pool + pre_logits + head
 
     @property
-    def forward_flops(self) -> int:
+    def published_flops(self) -> int:
         """Floating-point operations of one image's forward pass, 2 for each multiply-add.
 
-        Matrix products only, attention included; a training step costs three times as many.
+        Matrix products only, attention included. Papers and timm print half of it as "GFLOPs".
         """
         tokens, width = self.num_tokens, self.width
         block = tokens * (4 * width**2 + 2 * width * self.mlp_width) + 2 * tokens**2 * width
@@ -126,6 +126,19 @@ class ViTConfig:
         if self.pool == "map":
             head += 2 * width * ((tokens + 1) * width + tokens + self.mlp_width)
         return 2 * (self.grid**2 * 3 * self.patch_size**2 * width + self.depth * block + head)
+
+    @property
+    def forward_flops(self) -> int:
+        """What of `published_flops` is really computed; a training step costs three times as much.
+
+        With a class token the last block makes no other token, beyond its queries, keys and
+        values: 6 % less for B/16.
+        """
+        if self.pool != "token":
+            return self.published_flops
+        spared = self.grid**2  # tokens
+        per_token = self.width**2 + 2 * self.width * self.mlp_width
+        return self.published_flops - 2 * spared * (per_token + 2 * self.num_tokens * self.width)
 
 
 @dataclass(frozen=True, kw_only=True)

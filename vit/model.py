@@ -56,11 +56,11 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.proj = nn.Linear(config.width, config.width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix tokens: (B, N, D) -> (B, N, D)."""
+    def forward(self, x: Tensor, keep: int | None = None) -> Tensor:
+        """Mix tokens, and give the first `keep` of them (all): (B, N, D) -> (B, keep, D)."""
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, N, 3, A, D/A)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, A, N, D/A) each
-        x = F.scaled_dot_product_attention(q, k, v)
+        x = F.scaled_dot_product_attention(q[:, :, :keep], k, v)
         return self.proj(x.transpose(1, 2).flatten(2))
 
 
@@ -91,9 +91,10 @@ class Block(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         self.drop_path = drop_path
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D)."""
-        x = x + self.skip(self.drop(self.attn(self.norm1(x))))
+    def forward(self, x: Tensor, keep: int | None = None) -> Tensor:
+        """The first `keep` tokens (all) of the output: (B, N, D) -> (B, keep, D)."""
+        # contiguous: into a view of rows, Inductor's int8 product adds the wrong ones (torch 2.13)
+        x = x[:, :keep].contiguous() + self.skip(self.drop(self.attn(self.norm1(x), keep)))
         return x + self.skip(self.drop(self.mlp(self.norm2(x))))
 
     def skip(self, branch: Tensor) -> Tensor:
@@ -188,11 +189,13 @@ class ViT(nn.Module):
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         x = self.drop(x + self.pos_embed)
-        for block in self.blocks:
+        for i, block in enumerate(self.blocks, start=1):
+            # of the last block the head reads the class token alone: the rest need not be made
+            keep = 1 if self.cls_token is not None and i == len(self.blocks) else None
             if self.config.checkpoint_blocks and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
+                x = checkpoint(block, x, keep, use_reentrant=False)
             else:
-                x = block(x)
+                x = block(x, keep)
         return self.pre_logits(self.pool(self.norm(x)))
 
     def pool(self, x: Tensor) -> Tensor:
