@@ -1,0 +1,79 @@
+"""The room that trials have beside each other.
+
+A trial needs all of its workers at once and a core for their data, or it waits while it holds what
+others wait for. So the number of trials at the same time follows from the cluster before the first
+one starts, and what the workers of all of them take leaves room to read and decode.
+"""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import ray
+
+# without GPUs, more trials than this are no faster and learn less from each other
+MAX_CPU_TRIALS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """How many trials run at the same time, and what a worker of each takes."""
+
+    trials: int
+    worker_cpus: int
+    idle_gpus: int
+
+    @classmethod
+    def of(cls, *, cpus: int, gpus: int, workers: int, wanted: int | None) -> "Room":
+        """The room in a cluster; too little for one trial, or for those wanted, is a ValueError."""
+        if gpus:
+            # a core for each worker, and at least one for the data
+            most = min(gpus // workers, (cpus - 1) // workers)
+            needs = f"{workers} GPUs and {workers + 1} CPUs"
+        else:
+            # half of the cores compute and the others read and decode
+            most = min(MAX_CPU_TRIALS, cpus // 2 // workers)
+            needs = f"{2 * workers} CPUs"
+        found = f"the cluster has {gpus} GPUs and {cpus} CPUs"
+        if most < 1:
+            raise ValueError(f"a trial of {workers} workers needs {needs}; {found}")
+        trials = wanted or most
+        if trials > most:
+            raise ValueError(
+                f"concurrent ({trials}) trials of {workers} workers would wait for each other: "
+                f"each needs {needs}, {found}; at most {most}"
+            )
+        return cls(
+            trials=trials,
+            worker_cpus=1 if gpus else max(1, cpus // 2 // (trials * workers)),
+            idle_gpus=gpus - trials * workers if gpus else 0,
+        )
+
+    @classmethod
+    def here(cls, *, workers: int, wanted: int | None) -> "Room":
+        """The room in the cluster that Ray is connected to."""
+        resources = ray.cluster_resources()
+        cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+        return cls.of(cpus=cpus, gpus=gpus, workers=workers, wanted=wanted)
+
+
+@contextlib.contextmanager
+def ray_session(*, workers: int, verbose: bool) -> Iterator[None]:
+    """Ray: as it is if it runs, the cluster of RAY_ADDRESS, or a local one for the block."""
+    if ray.is_initialized():
+        yield
+        return
+    cores = os.cpu_count()
+    local = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": cores + max(cores, workers)}
+    ray.init(
+        **local,
+        include_dashboard=None if verbose else False,
+        log_to_driver=verbose,
+        logging_level=logging.INFO if verbose else logging.ERROR,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,134 @@
+"""What one setting of a search may be: numbers of a range, options, or named levels.
+
+    loguniform(1e-4,1e-2)  uniform(0,0.2)  randint(1,4)  choice(0.03,0.1)
+
+Nothing here imports torch or Ray.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+CALL = re.compile(r"(\w+)\((.*)\)", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """Numbers from low to high, both included."""
+
+    low: float
+    high: float
+    log: bool = False
+    whole: bool = False
+
+    def __post_init__(self) -> None:
+        """Reject a range without numbers."""
+        if not (math.isfinite(self.low) and math.isfinite(self.high)):
+            raise ValueError(f"range {self} must have finite ends")
+        if self.low >= self.high:
+            raise ValueError(f"range {self} is empty: low must be below high")
+        if self.log and self.low <= 0:
+            raise ValueError(f"range {self} is logarithmic: low must be above 0")
+
+    def __str__(self) -> str:
+        kind = "randint" if self.whole else "loguniform" if self.log else "uniform"
+        return f"{kind}({self.low:.4g},{self.high:.4g})"
+
+    def at(self, share: float) -> float | int:
+        """The value at a share of the way from low to high."""
+        if self.whole:
+            return min(int(self.high), int(self.low + share * (self.high - self.low + 1)))
+        if self.log:
+            value = math.exp(math.log(self.low) * (1 - share) + math.log(self.high) * share)
+        else:
+            value = self.low * (1 - share) + self.high * share
+        return min(max(float(f"{value:.6g}"), self.low), self.high)
+
+    def share(self, value: float) -> float:
+        """Where a value lies between low (0) and high (1); the inverse of `at`."""
+        low, high = self.low, self.high
+        if self.log:
+            low, high, value = math.log(low), math.log(high), math.log(max(value, 1e-300))
+        return (value - low) / (high - low)
+
+    def points(self, number: int) -> list:
+        """As many values as that, the ends among them."""
+        if self.whole:
+            step = (self.high - self.low) / (number - 1)
+            return sorted({round(self.low + step * i) for i in range(number)})
+        return [self.at(i / (number - 1)) for i in range(number)]
+
+    def contains(self, value: object) -> bool:
+        """Whether a value is one that could be drawn."""
+        return isinstance(value, int | float) and self.low <= value <= self.high
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One of some values."""
+
+    options: tuple[object, ...]
+
+    def __post_init__(self) -> None:
+        """Reject a choice of nothing."""
+        if not self.options:
+            raise ValueError("choice() is empty: name at least one value")
+
+    def __str__(self) -> str:
+        return f"choice({','.join(map(json.dumps, self.options))})"
+
+    def at(self, share: float) -> object:
+        """The value at a share of the way through the options."""
+        return self.options[min(int(share * len(self.options)), len(self.options) - 1)]
+
+    def points(self, number: int) -> list:  # noqa: ARG002
+        """All options, whatever the number."""
+        return list(self.options)
+
+    def contains(self, value: object) -> bool:
+        """Whether a value is one of the options."""
+        return value in self.options
+
+
+@dataclass(frozen=True, kw_only=True)
+class Levels(Choice):
+    """One of some named levels, each of which is several settings."""
+
+    settings: Mapping[str, Mapping[str, object]]
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Mapping[str, object]]) -> "Levels":
+        """Levels by name."""
+        return cls(options=tuple(settings), settings=settings)
+
+
+Dimension = Range | Choice
+
+
+def parse(text: str) -> Dimension | object:
+    """A range or a choice from its notation; anything else is a plain JSON value or a word."""
+    call = CALL.fullmatch(text.strip())
+    if not call:
+        return value_of(text)
+    kind, inner = call.groups()
+    values = [value_of(part) for part in inner.split(",")] if inner.strip() else []
+    if kind == "choice":
+        return Choice(options=tuple(values))
+    kinds = {"uniform": {}, "loguniform": {"log": True}, "randint": {"whole": True}}
+    if kind not in kinds:
+        raise ValueError(f"unknown range {text!r}; known: {', '.join(kinds)}, choice")
+    if len(values) != 2 or not all(isinstance(value, int | float) for value in values):
+        raise ValueError(f"{text!r} must have two numbers, low and high")
+    if kind == "randint" and not all(isinstance(value, int) for value in values):
+        raise ValueError(f"{text!r} must have two whole numbers, both included")
+    return Range(low=values[0], high=values[1], **kinds[kind])
+
+
+def value_of(text: str) -> object:
+    """A JSON value, or the text itself where it is none."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text.strip().strip("'")
