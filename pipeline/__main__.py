@@ -19,6 +19,7 @@ import tyro
 from pipeline.budget import PEAK_FLOPS, Budget
 from pipeline.config import DIGITS, TrainConfig
 from pipeline.console import open_console
+from pipeline.journal import EVENTS
 from pipeline.presets import PRESETS, read_preset
 from pipeline.protocol import EvaluateConfig
 from pipeline.redact import excepthook, redact
@@ -151,6 +152,8 @@ def train(command: Train) -> int:
     # before Ray is imported: workers stay in this folder, and no bars between the lines
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    # nodes that are just starting, or busy, need longer than Ray's minute to start their workers
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "900")
     from pipeline.job import prepare
 
     try:
@@ -207,7 +210,21 @@ def evaluate(subject: "Subject", command: Evaluate) -> int:
         log.info("interrupted; the same command goes on from the answers in %s", folder)
         return 130
     log.info("\n%s\n\nresult      %s", assessment.result_table(result), folder)
+    if subject.run_dir and (subject.run_dir / EVENTS).exists():
+        attach_and_send(subject, folder)
     return 0
+
+
+def attach_and_send(subject: "Subject", folder: Path) -> None:
+    """Add an evaluation to the record of the run that made the checkpoint, and send it."""
+    from pipeline import history, mirror
+    from pipeline.checkpoint import Checkpoint
+
+    history.attach(subject.run_dir, Checkpoint.open(subject.path), folder)
+    try:
+        mirror.sync(subject.run_dir)
+    except mirror.Taken:  # the run goes on, and its own thread sends
+        log.info("the run itself sends the result to MLflow")
 
 
 def located(path: str | None) -> str | None:
@@ -252,12 +269,17 @@ COMMANDS = {
 
 def absolute(config: TrainConfig) -> TrainConfig:
     """The config with absolute paths: workers run in other folders, on other machines."""
-    paths = {"runs_dir": str(Path(config.runs_dir).absolute())}
-    if config.data.dir != DIGITS and "://" not in config.data.dir:
-        paths["data.dir"] = str(Path(config.data.dir).absolute())
-    if config.init_from:
-        paths["init_from"] = str(Path(config.init_from).absolute())
-    return config.replace(paths)
+    data = config.data
+    return config.replace(
+        {
+            "runs_dir": located(config.runs_dir),
+            "init_from": located(config.init_from),
+            "data.dir": data.dir if data.dir == DIGITS else located(data.dir),
+            "data.extra": tuple(map(located, data.extra)),
+            "data.classes": located(data.classes),
+            "probe.data": tuple(map(located, config.probe.data)),
+        }
+    )
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ class Desk:
     def __init__(self) -> None:
         self._records: list[dict] = []
         self._handed = False
+        self._abandoned = False
         self._stopping = False
 
     def put(self, record: dict) -> None:
@@ -36,12 +37,18 @@ class Desk:
         return taken
 
     def settled(self) -> bool:
-        """Whether the driver has kept everything that was left here."""
+        """Whether the driver has kept everything that was left here; it must be able to."""
+        if self._abandoned:
+            raise RuntimeError("the driver keeps no records any more; it tells the reason itself")
         return not self._records and not self._handed
 
     def stop(self) -> None:
         """Ask the workers to write a checkpoint and end."""
         self._stopping = True
+
+    def abandon(self) -> None:
+        """Say that nobody takes records any more, and ask the workers to end."""
+        self._abandoned = self._stopping = True
 
     def stopping(self) -> bool:
         """Whether the workers were asked to end."""
@@ -91,7 +98,7 @@ def staffed(record: Callable[[dict], bool]) -> Iterator[ActorHandle]:
                 hand_over()
         except Exception as error:  # noqa: BLE001 - raised again in the driver's own thread
             raised.append(error)
-            desk.stop.remote()
+            desk.abandon.remote()
 
     thread = threading.Thread(target=attend, name="desk")
     thread.start()

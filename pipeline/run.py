@@ -24,7 +24,7 @@ from pathlib import Path
 import ray
 import ray.train
 from ray.actor import ActorHandle
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
 from pipeline import checkpoint
@@ -32,10 +32,13 @@ from pipeline.assessment import assess, default_folder, result_table
 from pipeline.config import TrainConfig
 from pipeline.console import duration, record_line, station
 from pipeline.desk import staffed
+from pipeline.hardware import sampling
+from pipeline.history import record_circumstances, record_result
 from pipeline.job import CONFIG, Job, prepare
 from pipeline.protocol import CENTER
+from pipeline.record import Recorder
 from pipeline.subject import Subject
-from pipeline.track import Recorder, page_command
+from pipeline.track import page_command
 from pipeline.worker import train
 
 log = logging.getLogger(__name__)
@@ -140,13 +143,17 @@ def train_and_evaluate(
     job: Job, recorder: Recorder, on_record: OnRecord | None, trial: Trial | None
 ) -> Outcome | None:
     """The part of a run that needs Ray."""
-    total, found = job.total_steps, checkpoint.latest(job.checkpoints)
+    record_circumstances(recorder, job)
+    total, found = job.total_steps, job.latest()
     station(job.num_stations - 1, job.num_stations, describe(job, found))
     rates, words = [0.0], []
 
     def record(item: dict) -> bool:
         if item["kind"] == "line":
             log.warning(item["text"])
+            return False
+        if item["kind"].startswith("system"):
+            recorder.add(item)
             return False
         rates.append(item.get("images_per_s", rates[-1]))
         if not recorder.add(item):
@@ -160,7 +167,7 @@ def train_and_evaluate(
     if not found or found.step < total:
         with staffed(record) as desk:
             train_workers(job, desk, trial)
-        found = checkpoint.latest(job.checkpoints)
+        found = job.latest()
         if found.step < total:
             recorder.finish("FINISHED", tags={OUTCOME_TAG: words[0]})
             return None
@@ -185,8 +192,7 @@ def train_and_evaluate(
         evaluation=str(folder),
     )
     outcome.write(job.dir)
-    kept = [path for path in top.path.iterdir() if path.name != "state.pt"]
-    recorder.finish("FINISHED", {job.dir / RESULT: "", **dict.fromkeys(kept, "checkpoint")})
+    record_result(recorder, job, top, folder, job.dir / RESULT)
     return outcome
 
 
@@ -224,7 +230,8 @@ def conclude(
 def attempt(job: Job, desk: ActorHandle) -> str | None:
     """One worker's part; returns what it says of a loss that no restart would make finite."""
     try:
-        train(job, desk)
+        with sampling(desk, job.config.record.system_every_s):
+            train(job, desk)
     except FloatingPointError as error:
         return str(error)
 
@@ -237,8 +244,8 @@ def train_workers(job: Job, desk: ActorHandle, trial: Trial | None) -> None:
     if gpus and gpus < least:
         raise ValueError(f"workers ({least}) need a GPU each, the cluster has {gpus}")
     # without GPUs, half of the cores compute and the others read and decode
-    share = trial.worker_cpus if trial else max(1, cpus // (2 * config.workers))
-    each = {"GPU": 1, "CPU": 1} if gpus else {"CPU": share}
+    own = trial.worker_cpus if trial else 1 if gpus else max(1, cpus // (2 * config.workers))
+    each = {"CPU": config.worker_cpus or own} | ({"GPU": 1} if gpus else {})
     trainer = TorchTrainer(
         partial(attempt, job, desk),
         scaling_config=ScalingConfig(
@@ -254,6 +261,7 @@ def train_workers(job: Job, desk: ActorHandle, trial: Trial | None) -> None:
             name=f"start-{time.time_ns()}",
             storage_path=str(job.dir / "ray"),
             failure_config=FailureConfig(max_failures=config.max_restarts),
+            callbacks=[Herald(desk)],
         ),
     )
     thread = ThreadPoolExecutor(1, "trainer")
@@ -269,6 +277,21 @@ def train_workers(job: Job, desk: ActorHandle, trial: Trial | None) -> None:
         thread.shutdown(wait=False)
     if fault:
         raise FloatingPointError(fault)
+
+
+class Herald(UserCallback):
+    """Tells the console of failures that Ray Train answers with a restart."""
+
+    def __init__(self, desk: ActorHandle) -> None:
+        """For the desk of the driver."""
+        self._desk = desk
+
+    def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
+        """Name each worker's failure in a line."""
+        for rank, error in sorted(worker_exceptions.items()):
+            last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+            self._desk.say.remote(f"worker {rank} failed: {last[0]}")
+        self._desk.say.remote("training goes on from the last checkpoint, if restarts are left")
 
 
 def describe(job: Job, found: checkpoint.Checkpoint | None) -> str:

@@ -21,11 +21,11 @@ import torch.distributed
 from ray.actor import ActorHandle
 from torch import Tensor
 
-from pipeline import checkpoint
 from pipeline.desk import Wish
 from pipeline.evaluate import evaluate_share
 from pipeline.job import Job
 from pipeline.meter import Meter
+from pipeline.probe import probe_share
 from pipeline.reader import Reader, View
 from pipeline.state import State
 from pipeline.stream import Block, Stream, ahead, quiet, rebatch
@@ -62,7 +62,7 @@ def train(job: Job, desk: ActorHandle) -> None:
     rank, workers = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
     share = Share.of(rank, workers, config.global_batch)
-    state = State(config, device, checkpoint.latest(job.checkpoints))
+    state = State(config, device, job.latest())
     loss_of = make_loss(config.loss)
     meter = Meter(
         images=config.global_batch,
@@ -107,7 +107,8 @@ def train(job: Job, desk: ActorHandle) -> None:
         last = state.step == total
         logs = last or state.step % config.log_every == 0
         evaluates = last or state.step % config.eval_every == 0
-        saves = evaluates or bool(stop) or state.step % config.checkpoint_every == 0
+        probes = bool(job.probes) and (last or state.step % config.probe.every == 0)
+        saves = evaluates or probes or bool(stop) or state.step % config.checkpoint_every == 0
         if logs and rank == 0:
             epoch = state.step * config.global_batch / job.train.samples
             values = {"epoch": epoch, "workers": workers, "train/loss": loss.item(), "lr": rate}
@@ -120,7 +121,12 @@ def train(job: Job, desk: ActorHandle) -> None:
                 metrics = {}
                 if evaluates:
                     metrics = evaluate_share(state.model, config, job.eval, rank, workers)
-                writer.save(state, metrics)
+                if probes:
+                    found = probe_share(state.model, config, job.probes, rank, workers)
+                    if rank == 0:
+                        desk.put.remote({"kind": "probe", "step": state.step, **found})
+                with meter.stalled():
+                    writer.save(state, metrics)
         if stop:
             break
     writer.close()
@@ -140,6 +146,7 @@ def device_batches(job: Job, share: Share, step: int, device: torch.device) -> I
         order=job.order,
         share=share,
         task_samples=config.data.task_samples,
+        buffer_gib=config.data.buffer_gib,
     )
 
     def on_device(block: Block) -> Batch:
