@@ -24,7 +24,7 @@ from shards.archive import Source
 from shards.classes import class_list
 from shards.config import BuildConfig
 from shards.exclude import Excluded
-from shards.format import MANIFEST, Manifest, Shard, write_info, write_manifest
+from shards.format import MANIFEST, Manifest, Shard, open_set, write_info, write_manifest
 from shards.progress import Listen, Progress
 from shards.report import BuildReport
 
@@ -57,8 +57,8 @@ def build(
     """Make the shard set at out from sources; does what is missing, nothing where all is there."""
     system, root = store.locate(out)
     locations = [str(location) for location in sources]
-    given = source.fingerprint(locations)
-    identity = _hash(given, json.dumps(settings(config), sort_keys=True))
+    told, given = settings(config), source.fingerprint(locations)
+    identity = _hash(given, json.dumps(told, sort_keys=True))
     there = _finished(system, root, identity)
     if there is not None:
         return there
@@ -72,38 +72,51 @@ def build(
     known = Excluded.load(config.exclude, config.exclude_distance, run) if config.exclude else None
     listen = progress or unheard
 
-    look = str(config.picture), str(classes), config.source_kind, str(known is None), str(SCHEME)
-    job = catalogue.Job(
-        system, root, f"{root}/work", _hash(given, *look), config.picture, known is not None
-    )
+    job = _job(system, root, config, _hash(given, str(classes)), known is not None)
     units = catalogue.units(found)
     for _ in _heard("catalogue", catalogue.catalogue_unit, job, units, run, listen):
         pass
     parts = [(unit.number, job.part(unit.number)) for unit in units]
     tally = placement.place(system, root, parts, rules, identity, known)
-    work = writer.Work(
-        system, root, identity, tuple(s.fs for s in found), f"{root}/work", config.picture
-    )
+    systems = tuple(one.fs for one in found)
+    work = writer.Work(system, root, identity, systems, job.work, config.picture)
     splits = _shards(work, tally, run, listen)
 
     made = report.collected(system, root, found, [path for _, path in parts], tally, splits)
     made = dataclasses.replace(made, notes=(*made.notes, *_notes(config, rules)))
-    _publish(system, root, config, found, tally, splits)
+    _publish(system, root, told, found, tally, splits)
     # The report names the build that is complete: it comes last.
     report.write(system, root, identity, [store.absolute(one) for one in locations], made)
     _clean(system, root, splits, len(units), config.keep_work)
     return made
 
 
+def _job(
+    system: pafs.FileSystem, root: str, config: BuildConfig, given: str, hashed: bool
+) -> catalogue.Job:
+    """What the tasks of the catalogue share; its identity is all that decides their bytes."""
+    seen = _hash(given, str(config.picture), config.source_kind, str(hashed), str(_versions()))
+    return catalogue.Job(system, root, f"{root}/work", seen, config.picture, hashed)
+
+
+def _versions() -> dict[str, str | int]:
+    """What makes the bytes, beside the settings."""
+    libraries = {"pillow": PIL.__version__, "simplejpeg": simplejpeg.__version__}
+    return {**libraries, "scheme": SCHEME}
+
+
 def settings(config: BuildConfig) -> dict[str, Any]:
-    """All that decides the bytes of a shard set beside its sources, as manifest.json keeps it."""
+    """All that decides the bytes of a shard set beside its sources, as manifest.json keeps it.
+
+    Files and sets are told by their content, so that no path of this machine is in it.
+    """
     fields = dataclasses.asdict(config)
     fields = {name: value for name, value in fields.items() if name not in _NOT_IN_THE_BYTES}
     if config.classes:
+        fields["classes"] = Path(config.classes).name
         fields["classes_sha256"] = _hash(*class_list(config.classes))
-    libraries = {"pillow": PIL.__version__, "simplejpeg": simplejpeg.__version__}
-    # Tuples are lists in JSON: what is compared must be what was read.
-    return json.loads(json.dumps(fields | libraries | {"scheme": SCHEME}))
+    fields["exclude"] = [open_set(location).fingerprint for location in config.exclude]
+    return fields | _versions()
 
 
 def _hash(*texts: str) -> str:
@@ -187,7 +200,7 @@ def _shards(
 def _publish(
     system: pafs.FileSystem,
     root: str,
-    config: BuildConfig,
+    told: dict[str, Any],
     found: Sequence[Source],
     tally: placement.Tally,
     splits: dict[str, tuple[Shard, ...]],
@@ -199,7 +212,7 @@ def _publish(
     manifest = Manifest(
         classes=tally.classes,
         splits=splits,
-        settings=settings(config),
+        settings=told,
         source=tuple({"name": s.name, "kind": s.kind, "bytes": s.bytes} for s in found),
     )
     write_info(system, root, manifest)
@@ -221,7 +234,7 @@ def _clean(
     for info in store.listing(system, f"{root}/catalogue")[units:]:
         store.discard(system, info.path)
     for info in store.listing(system, f"{root}/plan"):
-        if info.base_name.removesuffix(".parquet") not in splits:
+        if info.base_name not in (placement.TALLY, *(f"{split}.parquet" for split in splits)):
             store.discard(system, info.path)
     if not keep_work:
         system.delete_dir(f"{root}/work")

@@ -8,8 +8,8 @@ memory at a time. Row group i of a plan file is shard i: a task reads its own an
 """
 
 import contextlib
-import hashlib
-import re
+import dataclasses
+import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -25,14 +25,14 @@ from pyarrow import fs as pafs
 from shards import store
 from shards.bucket import Appender, heads, mixed
 from shards.duplicate import LEFT_OUT, Known, exclude, merge
+from shards.key import stem, stem_hashes
 
 BUCKET_ROWS = 1 << 18
 PLAN_ID = b"plan"
+TALLY = "tally.json"
 SHARD_BYTES = 200_000_000
 TAR_OVERHEAD = 2048  # two headers, the label's block, and half a block of padding on average
 _SPLIT_SEED = 0x5EED  # the val split does not follow the seed of the shuffle
-_NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9_-]")
-_LONGEST_KEY = 80  # with suffix and extension below the 100 characters of a USTAR name
 READ = (
     "source archive member path offset size sha256 wnids split phash spool_offset stored_size "
     "stored_width stored_height stored_sha256"
@@ -107,31 +107,17 @@ def place(
     known: Known | None = None,
 ) -> Tally:
     """Write the plan of every split for the catalogue parts given by number and path."""
+    done = _done(system, root, plan_id)
+    if done is not None:
+        return done
     tally = Tally()
-    with tempfile.TemporaryDirectory(prefix="placement-") as folder:
-        buckets = _scatter(system, parts, rules, Path(folder), tally)
+    with tempfile.TemporaryDirectory(prefix="placement-") as name:
+        folder = Path(name)
+        buckets = _scatter(system, parts, rules, folder, tally)
         counts = _Counts(rules)
-        merged = []
-        with (
-            _listed(system, f"{root}/duplicates.parquet") as duplicates,
-            _listed(system, f"{root}/excluded.parquet") as excluded,
-        ):
-            for number, bucket in enumerate(buckets):
-                table, copies, crossing = merge(bucket.table())
-                tally.merged += copies.num_rows
-                tally.crossing += crossing
-                duplicates.write_table(copies)
-                if known is not None and table.num_rows:
-                    table, lying = exclude(table, known)
-                    tally.excluded += lying.num_rows
-                    excluded.write_table(lying)
-                counts.add(table)
-                merged.append(Appender(Path(folder) / f"merged-{number}.arrow"))
-                merged[-1].write(table)
-                merged[-1].close()
-                bucket.path.unlink(missing_ok=True)
+        merged = _merged(system, root, buckets, counts, known, tally)
         tally.classes, numbers = counts.choose(tally)
-        final = {split: Appender(Path(folder) / f"{split}.arrow") for split in ("train", "val")}
+        final = {split: Appender(folder / f"{split}.arrow") for split in ("train", "val")}
         for bucket in merged:
             if bucket.count:
                 table = _settle(bucket.table(), counts, numbers, tally)
@@ -140,7 +126,50 @@ def place(
         for split, rows in final.items():
             rows.close()
             _cut(system, root, split, rows, rules, plan_id, tally)
+    text = json.dumps({"plan": plan_id, "tally": dataclasses.asdict(tally)}, indent=1)
+    store.write_bytes(system, f"{root}/plan/{TALLY}", text.encode())
     return tally
+
+
+def _done(system: pafs.FileSystem, root: str, plan_id: str) -> Tally | None:
+    """What placement did, where it is done already."""
+    if not store.exists(system, f"{root}/plan/{TALLY}"):
+        return None
+    fields = json.loads(store.read_bytes(system, f"{root}/plan/{TALLY}"))
+    if fields["plan"] != plan_id:
+        return None
+    return Tally(**{**fields["tally"], "classes": tuple(fields["tally"]["classes"])})
+
+
+def _merged(
+    system: pafs.FileSystem,
+    root: str,
+    buckets: Sequence[Appender],
+    counts: "_Counts",
+    known: Known | None,
+    tally: Tally,
+) -> list[Appender]:
+    """Buckets in order, without copies and without images of other sets, which are listed."""
+    found = []
+    with (
+        _listed(system, f"{root}/duplicates.parquet") as duplicates,
+        _listed(system, f"{root}/excluded.parquet") as excluded,
+    ):
+        for bucket in buckets:
+            table, copies, crossing = merge(bucket.table())
+            tally.merged += copies.num_rows
+            tally.crossing += crossing
+            duplicates.write_table(copies)
+            if known is not None and table.num_rows:
+                table, lying = exclude(table, known)
+                tally.excluded += lying.num_rows
+                excluded.write_table(lying)
+            counts.add(table)
+            found.append(Appender(bucket.path.with_suffix(".merged")))
+            found[-1].write(table)
+            found[-1].close()
+            bucket.path.unlink(missing_ok=True)
+    return found
 
 
 @contextlib.contextmanager
@@ -210,7 +239,7 @@ class _Counts:
                 old = self._lowest.get(wnid, np.zeros(0, np.uint64))
                 joined = np.sort(np.concatenate([old, hashes[rows]]))
                 self._lowest[wnid] = joined[: self.rules.val_per_class]
-        self._stems.append(_stem_hashes(table["member"].to_pylist()))
+        self._stems.append(stem_hashes(table["member"].to_pylist()))
 
     def choose(self, tally: Tally) -> tuple[tuple[str, ...], dict[str, int]]:
         """The classes in order, and the number of each class that keeps its images."""
@@ -229,24 +258,12 @@ class _Counts:
         return classes, numbers
 
 
-def stem(member: str) -> str:
-    """The key that a file name gives: nothing that a tar name or WebDataset would stumble over."""
-    base = member.rpartition("/")[2]
-    name = base.rpartition(".")[0] or base
-    return _NOT_IN_KEYS.sub("_", name)[:_LONGEST_KEY]
-
-
-def _stem_hashes(members: list[str]) -> np.ndarray:
-    raw = b"".join(hashlib.blake2b(stem(m).encode(), digest_size=8).digest() for m in members)
-    return np.frombuffer(raw, np.uint64)
-
-
 def _settle(table: pa.Table, counts: _Counts, numbers: dict[str, int], tally: Tally) -> pa.Table:
     """A merged bucket with classes, split and key of each row; rows without a class are gone."""
     wnids, splits = table["wnids"].to_pylist(), table["split"].to_pylist()
     members, hashes = table["member"].to_pylist(), table["sha256"].to_pylist()
     lots = mixed(heads(table["sha256"]), _SPLIT_SEED) if hashes else np.zeros(0, np.uint64)
-    clash = np.isin(_stem_hashes(members), counts.clashing)
+    clash = np.isin(stem_hashes(members), counts.clashing)
     keep, classes, keys = [], [], []
     for row, names in enumerate(wnids):
         found = [numbers[wnid] for wnid in names if wnid in numbers]

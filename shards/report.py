@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
@@ -127,47 +128,61 @@ def collected(
     splits: Mapping[str, Sequence[Shard]],
 ) -> BuildReport:
     """Write the quarantine list, and say what was done."""
-    files, first = 0, []
-    reasons: Counter[str] = Counter()
-    modes: Counter[str] = Counter()
-    wnids: dict[int, set[str]] = {}
-    names = [*catalogue.QUARANTINE.names, "source", "wnids", "format", "mode"]
+    seen = _Seen()
     with (
         store.written(system, f"{root}/{QUARANTINE}") as file,
         pq.ParquetWriter(file, catalogue.QUARANTINE) as bad,
     ):
         for path in parts:
-            table = pq.read_table(path, columns=names, filesystem=system)
-            files += table.num_rows
-            for number in pc.unique(table["source"]).to_pylist():
-                own = table.filter(pc.equal(table["source"], number))["wnids"]
-                wnids.setdefault(number, set()).update(pc.unique(pc.list_flatten(own)).to_pylist())
-            faults = table.filter(pc.not_equal(table["problem"], ""))
-            bad.write_table(faults.select(catalogue.QUARANTINE.names).cast(catalogue.QUARANTINE))
-            rows = faults.to_pylist()
-            reasons.update(kind_of(row["problem"]) for row in rows)
-            room = rows[: SHOWN - len(first)]
-            first += [Quarantined(row["archive"], row["member"], row["problem"]) for row in room]
-            good = table.filter(pc.equal(table["problem"], "")).group_by(["format", "mode"])
-            for row in good.aggregate([([], "count_all")]).to_pylist():
-                modes[f"{row['format']} {row['mode']}"] += row["count_all"]
+            bad.write_table(seen.add(pq.read_table(path, columns=_READ, filesystem=system)))
     return BuildReport(
-        sources=tuple(source.described(s, wnids.get(n, set())) for n, s in enumerate(found)),
+        sources=tuple(source.described(s, seen.wnids.get(n, set())) for n, s in enumerate(found)),
         classes=len(tally.classes),
         images=tally.images,
         shards=tally.shards,
         bytes={split: sum(shard.bytes for shard in shards) for split, shards in splits.items()},
-        files=files,
-        quarantined_count=reasons.total(),
-        quarantined=tuple(first),
-        reasons=dict(reasons.most_common()),
-        modes=dict(modes.most_common()),
+        files=seen.files,
+        quarantined_count=seen.reasons.total(),
+        quarantined=tuple(seen.first),
+        reasons=dict(seen.reasons.most_common()),
+        modes=dict(seen.modes.most_common()),
         duplicates=tally.merged,
         multi_label=tally.multi_label,
         crossing=tally.crossing,
         excluded=tally.excluded,
         left_out=_left_out(tally),
     )
+
+
+_READ = [*catalogue.QUARANTINE.names, "source", "wnids", "format", "mode"]
+
+
+class _Seen:
+    """What the parts of the catalogue add up to."""
+
+    def __init__(self) -> None:
+        self.files = 0
+        self.first: list[Quarantined] = []
+        self.reasons: Counter[str] = Counter()
+        self.modes: Counter[str] = Counter()
+        self.wnids: dict[int, set[str]] = {}
+
+    def add(self, table: pa.Table) -> pa.Table:
+        """Take a part; gives its quarantined rows."""
+        self.files += table.num_rows
+        for number in pc.unique(table["source"]).to_pylist():
+            own = table.filter(pc.equal(table["source"], number))["wnids"]
+            found = pc.unique(pc.list_flatten(own)).to_pylist()
+            self.wnids.setdefault(number, set()).update(found)
+        good = table.filter(pc.equal(table["problem"], "")).group_by(["format", "mode"])
+        for row in good.aggregate([([], "count_all")]).to_pylist():
+            self.modes[f"{row['format']} {row['mode']}"] += row["count_all"]
+        faults = table.filter(pc.not_equal(table["problem"], ""))
+        rows = faults.to_pylist()
+        self.reasons.update(kind_of(row["problem"]) for row in rows)
+        for row in rows[: SHOWN - len(self.first)]:
+            self.first.append(Quarantined(row["archive"], row["member"], row["problem"]))
+        return faults.select(catalogue.QUARANTINE.names).cast(catalogue.QUARANTINE)
 
 
 def kind_of(reason: str) -> str:

@@ -7,6 +7,7 @@ reader = Reader(fs, path)                  # reader(offset, size) -> bytes, read
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -19,6 +20,7 @@ REMOTE_BLOCK = (
     8 << 20
 )  # one request of an object store costs tens of milliseconds, whatever its size
 TEMPORARY = ".part"
+_SECRETS = re.compile(r"://[^/@]*@")  # s3://KEY:SECRET@bucket
 
 
 def locate(location: str | Path) -> tuple[pafs.FileSystem, str]:
@@ -29,16 +31,16 @@ def locate(location: str | Path) -> tuple[pafs.FileSystem, str]:
             system, path = pafs.FileSystem.from_uri(text)
         except pa.ArrowInvalid as error:
             raise ValueError(
-                f"location {text!r} cannot be opened ({error}); give a path, s3://..., gs://... "
-                "or file:///..."
+                f"location {absolute(text)!r} cannot be opened ({error}); give a path, s3://..., "
+                "gs://... or file:///..."
             ) from error
         return system, path.rstrip("/") or path
     return pafs.LocalFileSystem(), str(Path(text).expanduser().absolute())
 
 
 def absolute(location: str) -> str:
-    """The location so that it means the same in another directory."""
-    return location if "://" in location else locate(location)[1]
+    """The location so that it means the same in another directory, without secrets in it."""
+    return _SECRETS.sub("://", location) if "://" in location else locate(location)[1]
 
 
 def is_local(system: pafs.FileSystem) -> bool:

@@ -1,5 +1,6 @@
 """What a shard set is on disk: manifest, index, and samples of a byte range."""
 
+import io
 import pickle
 import tarfile
 
@@ -8,7 +9,7 @@ from archives import jpeg, small_archive, tar_bytes
 
 from shards.format import Manifest, Shard, open_set, parse_records
 from shards.pack import BuildConfig, build
-from shards.store import read_bytes
+from shards.store import absolute, read_bytes
 from shards.writer import sample_bytes
 
 
@@ -79,7 +80,7 @@ def test_several_classes_are_read_from_json_and_the_first_stands_in_cls():
     (record,) = parse_records(data, "here")
     assert record.classes == (3, 1)
     assert data[at : at + 5] == b"image"
-    with tarfile.open(fileobj=__import__("io").BytesIO(data + bytes(1024))) as file:
+    with tarfile.open(fileobj=io.BytesIO(data + bytes(1024))) as file:
         assert file.extractfile("k.cls").read() == b"3"
 
 
@@ -128,3 +129,26 @@ def test_a_range_cut_at_any_byte_raises_or_ends_between_members():
             assert "here: byte" in str(error)
         else:
             assert cut % 512 == 0 and keys == whole[: len(keys)]
+
+
+def test_locations_are_kept_without_their_secrets(tmp_path, monkeypatch):
+    assert absolute("s3://KEY:SECRET@bucket/a?x=y") == "s3://bucket/a?x=y"
+    monkeypatch.chdir(tmp_path)
+    assert absolute("set") == str(tmp_path / "set")
+    with pytest.raises(ValueError, match=r"'nope://b' cannot be opened") as error:
+        open_set("nope://KEY:SECRET@b")
+    assert "SECRET" not in str(error.value).partition("cannot")[0]
+
+
+@pytest.mark.ray
+def test_ray_reads_our_shards(made, ray_cluster):
+    import ray.data
+
+    paths = [made.path(shard) for shard in made.manifest.splits["train"]]
+    rows = ray.data.read_webdataset(paths, decoder=None, override_num_blocks=2).take_all()
+    expected = {
+        row["key"]: row["classes"]
+        for shard in made.manifest.splits["train"]
+        for row in made.read_index(shard).to_pylist()
+    }
+    assert {row["__key__"]: [int(row["cls"])] for row in rows} == expected

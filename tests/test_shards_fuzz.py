@@ -1,9 +1,11 @@
 """Broken images and broken archives: nothing crashes, each is reported, all good images arrive."""
 
+import base64
 import bz2
 import gzip
 import io
 import lzma
+import re
 import tarfile
 import zipfile
 import zlib
@@ -86,7 +88,7 @@ BROKEN_IMAGES = {
     "bytes swapped in front": b"\xd8\xff" + WHOLE[2:],
     "line ends translated": WHOLE.replace(b"\n", b"\r\n").replace(b"\x00", b"\x20"),
     "upper bits lost": bytes(b & 0x7F for b in WHOLE),
-    "as base64": __import__("base64").b64encode(WHOLE),
+    "as base64": base64.b64encode(WHOLE),
     "cut cmyk": jpeg(1, 200, 150, mode="CMYK")[:-1500] + b"\xff\xd9",
     "cut progressive": jpeg(1, 200, 150, progressive=True)[:3000],
     "gzip cut": gzip.compress(WHOLE)[:-400],
@@ -223,7 +225,7 @@ def test_a_broken_archive_is_reported_and_its_good_images_arrive(tmp_path, name)
     assert arrived(tmp_path / "out") >= good
     if reason is not None:
         reasons = " ".join(row["problem"] for row in quarantined(tmp_path / "out"))
-        assert report.quarantined_count and __import__("re").search(reason, reasons), reasons
+        assert report.quarantined_count and re.search(reason, reasons), reasons
 
 
 @settings(max_examples=250, deadline=None)
