@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 
 from pipeline.config import TrainConfig
+from pipeline.redact import redacted
 from vit.weights import save_safetensors
 
 log = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ def save(
         aside.mkdir(parents=True)
         save_safetensors(aside / "model.safetensors", model, {"format": "pt"})
         torch.save(state, aside / "state.pt")
-        (aside / "config.json").write_text(json.dumps(config.flat(), indent=1))
+        (aside / "config.json").write_text(json.dumps(redacted(config.flat()), indent=1))
         (aside / "meta.json").write_text(json.dumps(meta, indent=1))
         for file in aside.iterdir():
             _sync(file)
@@ -177,7 +178,7 @@ def clear_unfinished(folder: Path) -> None:
 
 def differences(config: TrainConfig, other: Mapping[str, object]) -> list[str]:
     """Settings in which a run differs from a recorded one so that it cannot go on from there."""
-    mine = config.flat()
+    mine = redacted(config.flat())
     return [
         f"{name} ({other.get(name, 'absent')} before, {mine.get(name, 'absent')} now)"
         for name in sorted(mine.keys() | other.keys())

@@ -4,6 +4,8 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 
+from pipeline.redact import RedactingFormatter
+
 log = logging.getLogger(__name__)
 
 Record = Mapping[str, str | int | float]
@@ -12,7 +14,7 @@ Record = Mapping[str, str | int | float]
 def open_console(*, verbose: bool) -> None:
     """Send the project's lines to standard output; those of the libraries too when verbose."""
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(RedactingFormatter("%(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.INFO if verbose else logging.ERROR)
     for package in ("pipeline", "shards", "tune", "vit"):
         logging.getLogger(package).setLevel(logging.INFO)

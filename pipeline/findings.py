@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.chart import chart
-from pipeline.page import figures, folded, picture, section, table, text
+from pipeline.page import folded, picture, section, table, text
 from pipeline.protocol import CENTER
 from pipeline.sheet import GROUPS
 from pipeline.story import Evaluation
@@ -35,7 +35,10 @@ def evaluation_parts(item: Evaluation) -> list[str]:
         lost = f"<p>{count} classes of the data are not in the head: {text(names)}</p>"
     return [
         section("One crop against many", about, crop_table(result), lost),
-        section("Calibration and confusions", calibration_part(result), confusion_table(result)),
+        section(
+            "Calibration and confusions",
+            f'<div class="grid2">{calibration_part(result)}{confusion_table(result)}</div>',
+        ),
         section("Classes", class_tables(item.classes)),
         section("Predictions and their crops", sheet(item.sheet)),
     ]
@@ -94,7 +97,8 @@ def calibration_part(result: Mapping) -> str:
     for name, bins in result["calibration"].items():
         lines[name] = [(sure, right) for count, sure, right in bins if count]
     lines["ideal"] = [(0.0, 0.0), (1.0, 1.0)]
-    return figures({"Accuracy by confidence": chart(lines, label="confidence", percent=True)})
+    title = "Accuracy by confidence; ECE is the mean distance from the ideal"
+    return f"<figure><h3>{title}</h3>{chart(lines, label='confidence', percent=True)}</figure>"
 
 
 def confusion_table(result: Mapping) -> str:

@@ -70,6 +70,8 @@ def sampling(desk: ActorHandle, every_s: float) -> Iterator[None]:
         samplers.append(Gpu(rank))
 
     def work() -> None:
+        for sampler in samplers:
+            sampler.sample()  # the first one only sets the clocks
         while not closing.wait(every_s):
             values = {k: v for sampler in samplers for k, v in sampler.sample().items()}
             desk.put.remote({"kind": f"system/{rank}", **values})
@@ -90,17 +92,17 @@ class Host:
 
     def __init__(self, node_rank: int) -> None:
         self._prefix = "system/" if node_rank == 0 else f"system/node_{node_rank}/"
-        self._last = psutil.net_io_counters(), time.monotonic()
-        psutil.cpu_percent()  # the first call only sets the clock
+        self._last = traffic(), time.monotonic()
 
     def sample(self) -> dict[str, float]:
         """Values since the last sample, by MLflow's names; rates of the network are per second."""
         memory, disk = psutil.virtual_memory(), psutil.disk_usage("/")
-        (before, then), (network, now) = self._last, (psutil.net_io_counters(), time.monotonic())
+        (before, then), (network, now) = self._last, (traffic(), time.monotonic())
         self._last = network, now
         seconds = max(now - then, 1e-9)
-        received = (network.bytes_recv - before.bytes_recv) / seconds / MEGABYTE
-        sent = (network.bytes_sent - before.bytes_sent) / seconds / MEGABYTE
+        received, sent = (
+            (a - b) / seconds / MEGABYTE for a, b in zip(network, before, strict=True)
+        )
         values = {
             "cpu_utilization_percentage": psutil.cpu_percent(),
             "system_memory_usage_megabytes": memory.used / MEGABYTE,
@@ -110,6 +112,13 @@ class Host:
             "network_transmit_megabytes_per_s": sent,
         }
         return {f"{self._prefix}{name}": value for name, value in values.items()}
+
+
+def traffic() -> tuple[int, int]:
+    """Bytes received and sent so far over all networks but the machine's own."""
+    counters = psutil.net_io_counters(pernic=True)
+    others = [found for name, found in counters.items() if name != "lo"]
+    return sum(found.bytes_recv for found in others), sum(found.bytes_sent for found in others)
 
 
 class Gpu:

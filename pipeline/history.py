@@ -65,7 +65,7 @@ def record_result(
     recorder.artifact(result)
     for path in result_files(evaluation):
         recorder.artifact(path, f"evaluations/{evaluation.name}")
-    recorder.artifact(write_report(job.dir))
+    recorder.artifact(write_report(job.dir, status="FINISHED"))
     recorder.finish("FINISHED")
 
 

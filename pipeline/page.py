@@ -22,10 +22,11 @@ h2 { font-size: 19px; margin: 44px 0 12px; padding-bottom: 6px;
   border-bottom: 1px solid var(--line); }
 h3 { font-size: 14px; margin: 0 0 6px; color: var(--soft); font-weight: 600; }
 p { margin: 6px 0; } .soft { color: var(--soft); }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px;
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 12px;
   margin: 24px 0 0; }
 .tile { background: var(--wash); border-radius: 10px; padding: 14px 16px; }
-.tile b { display: block; font-size: 23px; line-height: 1.25; font-variant-numeric: tabular-nums; }
+.tile b { display: block; font-size: 21px; line-height: 1.25; white-space: nowrap;
+  font-variant-numeric: tabular-nums; }
 .tile span { color: var(--soft); font-size: 13px; }
 .grid2 { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr));
   gap: 24px; }

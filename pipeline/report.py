@@ -19,15 +19,17 @@ from pipeline.story import Story
 PAGE = "report.html"
 
 
-def write_report(run_dir: Path, *, price_per_hour: float | None = None) -> Path:
+def write_report(
+    run_dir: Path, *, price_per_hour: float | None = None, status: str | None = None
+) -> Path:
     """Write the page about a run, finished or not; its path.
 
-    `price_per_hour` of one worker overrides the run's own setting.
+    `price_per_hour` of one worker overrides the run's own setting, `status` what its record says.
     """
     story = Story.read(run_dir)
     price = price_per_hour or story.settings.get("record.price_per_hour")
     body = [
-        heading(story),
+        heading(story, status or story.status()),
         tiles(numbers(story, price)),
         section("Curves", figures(curves(story.lines))),
         *(evaluation_parts(story.evaluations[0]) if story.evaluations else []),
@@ -46,18 +48,18 @@ def write_report(run_dir: Path, *, price_per_hour: float | None = None) -> Path:
     return path
 
 
-def heading(story: Story) -> str:
+def heading(story: Story, status: str) -> str:
     """Name, state and one sentence on what was trained."""
     s = story.settings
     model = (
         f"ViT of {s['model.depth']} blocks, width {s['model.width']}, patches of "
         f"{s['model.patch_size']} on {s['model.image_size']} pixels"
     )
-    status = {"FINISHED": "good", "FAILED": "bad"}.get(story.status(), "soft")
+    kind = {"FINISHED": "good", "FAILED": "bad"}.get(status, "soft")
     return (
         f'<h1>{text(s["name"])}</h1><p class="soft">{text(model)}; {text(s["model.num_classes"])} '
         f"classes; begun {clock(story.sessions[0].start)}; "
-        f'<span class="{status}">{text(story.status().lower())}</span></p>'
+        f'<span class="{kind}">{text(status.lower())}</span></p>'
     )
 
 
@@ -67,7 +69,7 @@ def numbers(story: Story, price: float | None) -> dict[str, str]:
     if story.evaluations:
         for name, values in story.evaluations[0].result["protocols"].items():
             half = (values["top1_high"] - values["top1_low"]) / 2
-            found[f"top-1, {crops(name, values)}"] = f"{values['top1']:.2%} ± {100 * half:.1f}"
+            found[f"top-1, {crops(name, values)}"] = f"{values['top1']:.1%} ±{100 * half:.1f}"
     elif "val/top1" in story.lines:
         found["top-1, best so far"] = f"{max(y for _, y in story.lines['val/top1']):.2%}"
     found["steps"] = f"{story.last_step:,}"
@@ -85,7 +87,7 @@ def curves(lines: Mapping[str, list]) -> dict[str, str]:
     def of(*names: str) -> dict[str, list]:
         return {name: lines[name] for name in names if name in lines}
 
-    probes = {name: line for name, line in lines.items() if name.startswith("probe/")}
+    probes = {n.removeprefix("probe/"): v for n, v in lines.items() if n.startswith("probe/")}
     means = {name: line for name, line in probes.items() if "seed" not in name}
     return {
         "Loss": chart(of("train/loss", "val/loss"), label="step"),
@@ -93,7 +95,7 @@ def curves(lines: Mapping[str, list]) -> dict[str, str]:
         "Learning rate": chart(of("lr"), label="step"),
         "Throughput, images/s": chart(of("images_per_s"), label="step"),
         "Wait for data, share of step time": chart(of("wait"), label="step", percent=True),
-        "Gradient norm": chart(of("grad_norm"), label="step", logarithmic=True),
+        "Gradient norm": chart(of("grad_norm"), label="step"),
         "Model FLOP utilisation": chart(of("mfu"), label="step", percent=True),
         "Probes, top-1": chart(means, label="step", percent=True),
     }

@@ -37,6 +37,7 @@ from pipeline.history import record_circumstances, record_result
 from pipeline.job import CONFIG, Job, prepare
 from pipeline.protocol import CENTER
 from pipeline.record import Recorder
+from pipeline.redact import redacted
 from pipeline.subject import Subject
 from pipeline.track import page_command
 from pipeline.worker import train
@@ -134,7 +135,7 @@ def execute(
     with exclusive(job.dir / LOCK):
         checkpoint.clear_unfinished(job.checkpoints)
         if not (job.dir / CONFIG).exists():
-            write_json(job.dir / CONFIG, job.config.flat())
+            write_json(job.dir / CONFIG, redacted(job.config.flat()))
         with recording(job, trial) as recorder, ray_session(job.config, verbose=verbose):
             return train_and_evaluate(job, recorder, on_record, trial)
 

@@ -85,7 +85,7 @@ class Server:
         return MlflowClient(self._uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI"))
 
     def open_run(self, start: Mapping, token: str, parent_id: str | None) -> dict[str, object]:
-        """Find the run of the token, or create it with parameters; its ids, and whether it is new."""
+        """Find the run of the token, or create it with parameters; its ids, and if it is new."""
         client, number = self._client, self._experiment_id(start["experiment"])
         found = client.search_runs([number], f"tags.{TOKEN_TAG} = '{token}'")
         tags = {TOKEN_TAG: token} | ({PARENT_TAG: parent_id} if parent_id else {})
