@@ -194,7 +194,7 @@ class TrainConfig:
     audit: bool = False
     """Write the keys of every global batch to samples/ in the folder of the run, to prove what was
     consumed; for short runs."""
-    max_restarts: int = 3
+    max_restarts: int = 10
     """Failures of workers that are answered with a restart from the last checkpoint."""
 
     def __post_init__(self) -> None:
