@@ -54,13 +54,13 @@ class Appender:
 
     def read(self) -> "Waiting":
         """The rows in order."""
-        return Waiting(pa.ipc.open_stream(pa.memory_map(str(self.path))))
+        return Waiting(pa.ipc.open_stream(pa.OSFile(str(self.path), "rb")))
 
     def table(self) -> pa.Table:
         """All rows."""
         if not self.count:
             return pa.table({})
-        return pa.ipc.open_stream(pa.memory_map(str(self.path))).read_all()
+        return pa.ipc.open_stream(pa.OSFile(str(self.path), "rb")).read_all()
 
 
 class Waiting:

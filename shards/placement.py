@@ -27,7 +27,7 @@ from shards.bucket import Appender, heads, mixed
 from shards.duplicate import LEFT_OUT, Known, exclude, merge
 from shards.key import stem, stem_hashes
 
-BUCKET_ROWS = 1 << 18
+BUCKET_ROWS = 1 << 17
 PLAN_ID = b"plan"
 TALLY = "tally.json"
 SHARD_BYTES = 200_000_000

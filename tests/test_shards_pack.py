@@ -99,7 +99,6 @@ def test_parallel_builds_give_identical_bytes(source, tmp_path):
 def test_the_cut_into_units_does_not_change_the_shards(source, tmp_path, monkeypatch):
     build([source], tmp_path / "one", SMALL)
     monkeypatch.setattr(archive, "PART_BYTES", 30_000)
-    monkeypatch.setattr(bucket, "BUCKET_ROWS", 5, raising=False)
     monkeypatch.setattr(placement, "BUCKET_ROWS", 5)
     build([source], tmp_path / "many", SMALL)
     for name, data in contents(tmp_path / "one").items():
