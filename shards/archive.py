@@ -123,7 +123,8 @@ def find(location: str) -> Found:
     if not info.size:
         raise ValueError(f"source {location} is an empty file; was its download cut short?")
     with system.open_input_file(path) as file:
-        return Found(location, system, path, info, file.read(2) == b"\x1f\x8b")
+        magic = store.read_range(file, path, 0, min(2, info.size))
+    return Found(location, system, path, info, magic == b"\x1f\x8b")
 
 
 def split_of(name: str) -> str:

@@ -23,6 +23,10 @@ TEMPORARY = ".part"
 _SECRETS = re.compile(r"://[^/@]*@")  # s3://KEY:SECRET@bucket
 
 
+class StorageError(OSError):
+    """Storage failed; the message says what was being done and what to do."""
+
+
 def locate(location: str | Path) -> tuple[pafs.FileSystem, str]:
     """The file system of a path or URI, and the path inside it."""
     text = str(location)
@@ -81,9 +85,12 @@ def written(system: pafs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
             yield stream
         # Also on object stores: closing a stream there publishes it, even after a failed write.
         system.move(temporary, path)
+    except StorageError:  # a read that failed while this file was being written
+        discard(system, temporary)
+        raise
     except OSError as error:
         discard(system, temporary)
-        raise OSError(
+        raise StorageError(
             f"cannot write {path}: {error}; once there is room and permission, run the same "
             "command again: finished parts are kept"
         ) from error
@@ -116,9 +123,26 @@ def make_folder(system: pafs.FileSystem, folder: str) -> None:
     try:
         system.create_dir(folder, recursive=True)
     except OSError as error:
-        raise OSError(
+        raise StorageError(
             f"cannot create the folder {folder}: {error}; give another --out or its permission"
         ) from error
+
+
+def read_range(file: pa.NativeFile, path: str, offset: int, size: int) -> bytes:
+    """Bytes [offset, offset + size) of an open file, all of them."""
+    try:
+        data = file.read_at(size, offset)
+    except OSError as error:
+        raise StorageError(
+            f"cannot read {size} bytes at byte {offset} of {path}: {error}; once it can be read, "
+            "run the same command again: finished parts are kept"
+        ) from error
+    if len(data) < size:
+        raise StorageError(
+            f"{path} gave {len(data)} of {size} bytes at byte {offset}: it was cut short since it "
+            "was opened; run the same command again"
+        )
+    return data
 
 
 class Reader:
@@ -140,12 +164,7 @@ class Reader:
         place = offset - self._start
         if place < 0 or place + size > len(self._data):
             length = min(max(size, self.block), self.size - offset)
-            self._data = self._file.read_at(length, offset) if length > 0 else b""
-            if len(self._data) < length:
-                raise OSError(
-                    f"{self.path} gave {len(self._data)} of {length} bytes at byte {offset}; it "
-                    "was cut short while being read"
-                )
+            self._data = read_range(self._file, self.path, offset, length) if length > 0 else b""
             self._start, place = offset, 0
         return self._data[place : place + size]
 

@@ -182,10 +182,7 @@ class _Files:
 
     def read(self, system: pafs.FileSystem, path: str, offset: int, size: int) -> bytes:
         """Bytes [offset, offset + size) of a file, all of them."""
-        data = self._open(_Hashable(system), path).read_at(size, offset)
-        if len(data) < size:
-            raise OSError(f"{path} gave {len(data)} of {size} bytes at byte {offset}")
-        return data
+        return store.read_range(self._open(_Hashable(system), path), path, offset, size)
 
 
 class _Hashable:
