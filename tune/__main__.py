@@ -41,6 +41,7 @@ python -m pipeline train --preset-file, and a page with the map, the curves and 
 """
 # before Ray is imported: trials stay in this folder, nothing between the lines, Ctrl-C is ours
 ENVIRONMENT = {
+    "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -114,6 +115,8 @@ def search(preset: str, command: Search) -> int:
     except (ValueError, OSError) as error:
         return refuse(str(error))
     log.info("%s\n", plan.describe())
+    if not command.verbose:
+        logging.getLogger("ray.tune").setLevel(logging.ERROR)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
     try:
         found = search(plan, verbose=command.verbose)

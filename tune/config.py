@@ -40,13 +40,13 @@ class SearchConfig:
     """Stop trials that are behind: asynchronous successive halving, the median rule, or never."""
     reduction: int = 2
     """ASHA: of the trials that reach a rung, one in this many goes on."""
-    rungs_from: float | None = None
-    """Share of a trial before which none is stopped; None: the longest warm-up of the space and a
-    quarter of the rest."""
+    rungs_from: float = 0.5
+    """Share of a trial's own way down from its peak rate before which it is not stopped; nor is it
+    before the longest warm-up of the space is over."""
     horizon: float | None = None
     """Length of a trial as a share of the real run, with a complete schedule of its own; None:
     0.25, and 1 for finetune."""
-    evals: int = 12
+    evals: int = 16
     """Evaluations of each trial, equally spaced; the stopper looks at these."""
     decay: Literal["alone", "product"] = "alone"
     """What stays while the rate is searched: weight_decay alone, or lr x weight_decay."""

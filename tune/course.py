@@ -56,6 +56,7 @@ class Course:
             repeat=repeat,
             config=config,
             total_steps=config.steps(plan.samples),
+            warmup=plan.warmup_of(entry.settings),
             # the preset's own settings are what all others are held against
             judged=judged and number > 0,
         )

@@ -172,7 +172,7 @@ def rule_card(plan: Plan, found: Answer) -> str:
     words = (
         f"<p>Settings are carried {text(plan.rule())}.</p>"
         f"<p>Trials are compared fairly: each runs a complete schedule over its own length. "
-        f"Stopping: {text(plan.stopping())}. A trial that still warms up is behind because it "
-        f"warms up, so no comparison is made before that.</p>"
+        f"Stopping: {text(plan.stopping())}. A trial whose rate is still high is behind because "
+        f"of that, so trials are compared where their rates have fallen by the same factor.</p>"
     )
     return card("How it was done", "", words)

@@ -16,6 +16,11 @@ from tune.space import Space
 
 SEARCH = "search.json"
 HORIZON = 0.25
+# what a run does beside training, and a trial does not; workers are as many as asked for
+OFF = {
+    **{"record.models": "none", "record.register": None, "probe.data": [], "audit": False},
+    **{"storage": None, "min_workers": None, "worker_cpus": None},
+}
 # what the plan knows of the data
 DATA = ("samples", "eval_samples", "num_classes", "data_dir")
 
@@ -62,20 +67,24 @@ class Plan:
         """The real run with its own settings as a trial."""
         return shortened(self.run, self.config, self.samples)
 
+    def warmup_of(self, settings: Mapping[str, object]) -> float:
+        """Share of a trial that its warm-up takes."""
+        return transfer.share_of_run(self.tuned(settings), "warmup", self.samples)
+
     @property
     def longest_warmup(self) -> float:
         """Share of a trial that the longest warm-up of the space takes."""
-        configs = [self.tuned(self.settings(corner)) for corner in self.space.corners()]
-        shares = [transfer.share_of_run(one, "warmup", self.samples) for one in configs]
-        return max([*shares, transfer.share_of_run(self.short, "warmup", self.samples)])
+        return max(self._warmups())
 
     @property
     def first_rung(self) -> float:
-        """Share of a trial before which none is stopped."""
-        if self.config.rungs_from is not None:
-            return self.config.rungs_from
-        longest = self.longest_warmup
-        return longest + (1 - longest) / 4
+        """Share of a trial before which none at all is stopped."""
+        shortest, way = min(self._warmups()), self.config.rungs_from
+        return max(self.longest_warmup, shortest + way * (1 - shortest))
+
+    def _warmups(self) -> list[float]:
+        settings = [self.settings(corner) for corner in self.space.corners()]
+        return [self.warmup_of(one) for one in [{}, *settings]]
 
     def settings(self, sample: Mapping[str, object]) -> dict[str, object]:
         """Settings of a sample, with those that follow from them."""
@@ -121,6 +130,7 @@ class Plan:
                 "eval_every": max(1, -(-steps // evals)),
                 "checkpoint_every": max(config.checkpoint_every, 1),
                 "keep_checkpoints": 1,
+                **OFF,
             }
         )
 
@@ -175,7 +185,8 @@ class Plan:
         if self.config.stopper == "none":
             return "none, every trial is run to its end"
         return (
-            f"{self.config.stopper}, not before {self.first_rung:.0%} of a trial: the longest "
+            f"{self.config.stopper}, from {self.config.rungs_from:.0%} of a trial's own way down "
+            f"from its peak on, none before {self.first_rung:.0%} of its length; the longest "
             f"warm-up takes {self.longest_warmup:.0%}"
         )
 

@@ -101,7 +101,8 @@ def run_all(plan: Plan, course: Course, fit: Fit) -> None:
     bench = Bench(
         search_dir=plan.dir,
         worker_cpus=room.worker_cpus,
-        first_rung=plan.first_rung,
+        search=config,
+        longest_warmup=plan.longest_warmup,
         fit=fit,
     )
     first = [(number, 0) for number in range(config.trials)]

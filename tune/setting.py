@@ -47,5 +47,5 @@ def check_value(base: TrainConfig, name: str, value: object, where: str) -> None
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     if not takes(kind, value):
-        shown = getattr(kind, "__name__", None) or str(kind).replace("typing.", "")
+        shown = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
         raise ValueError(f"{where}: {name} cannot be {value!r}; it takes {shown}")

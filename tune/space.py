@@ -99,17 +99,18 @@ class Space:
 
     def check(self, base: TrainConfig) -> None:
         """Refuse, with the name of the setting, what the preset's config does not take."""
-        for name, dimension in self.dimensions.items():
-            for value in dimension.points(2):
-                for setting, single in self.settings({name: value}).items():
-                    where = f"space {self.name!r}, {name} = {dimension}"
-                    check_value(base, setting, single, where)
-                    try:
-                        base.replace({**self.shared, **self.settings({name: value})})
-                    except ValueError as error:
-                        raise ValueError(f"{where}: {name} = {value}: {error}") from error
         for setting, value in self.shared.items():
             check_value(base, setting, value, f"space {self.name!r}")
+        for name, dimension in self.dimensions.items():
+            where = f"space {self.name!r}, {name} = {dimension}"
+            for value in dimension.points(2):
+                settings = self.settings({name: value})
+                for setting, single in settings.items():
+                    check_value(base, setting, single, where)
+                try:
+                    base.replace(settings)
+                except ValueError as error:
+                    raise ValueError(f"{where}: {name} = {value}: {error}") from error
 
 
 def warmup_lr(base: TrainConfig, scale: float, samples: int) -> Space:  # noqa: ARG001

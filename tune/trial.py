@@ -23,9 +23,9 @@ import ray.tune
 from pipeline import run
 from pipeline.config import TrainConfig
 from pipeline.journal import RECORDS, read_lines
-from tune.config import OBJECTIVES
+from tune.config import OBJECTIVES, SearchConfig
 from tune.ledger import DIVERGED, DONE, FAILED, STOPPED
-from tune.stopper import RUNG
+from tune.stopper import RUNG, rung_of
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,8 @@ class Bench:
 
     search_dir: Path
     worker_cpus: int
-    first_rung: float
+    search: SearchConfig
+    longest_warmup: float
     fit: Fit = run.fit
 
 
@@ -55,6 +56,8 @@ class Task:
     repeat: int
     config: TrainConfig
     total_steps: int
+    warmup: float
+    """Share of it that its warm-up takes."""
     judged: bool
     """Whether the stopper may stop it."""
 
@@ -133,9 +136,12 @@ class Following:
                 f"{FAR_ABOVE:g} times that of a model that knows nothing"
             )
         if record["kind"] == "eval" and not self._word:
-            share = record["step"] / self._task.total_steps
-            if self._task.judged and share >= self._bench.first_rung:
-                self._rung += 1
+            self._rung = rung_of(
+                self._bench.search,
+                share=record["step"] / self._task.total_steps,
+                warmup=self._task.warmup,
+                longest=self._bench.longest_warmup,
+            )
             self.results.put(self._result())
         return self._word
 

@@ -1,0 +1,307 @@
+"""A search from its command to its answer: on Ray, with runs that cost nothing."""
+
+import dataclasses
+import math
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ray import cloudpickle
+from test_tune_space import DEMO
+
+from pipeline.journal import RECORDS, write_line
+from pipeline.presets import PRESETS, read_preset
+from pipeline.protocol import CENTER
+from pipeline.run import Outcome
+from tune.answer import answer
+from tune.assembly import assemble, read_plan
+from tune.cluster import Room
+from tune.config import SearchConfig
+from tune.ledger import BEGUN, DIVERGED, DONE, TRIALS, Entry, Ledger, read_entries
+from tune.verdict import sentences
+
+# the processes of the trials cannot import a test
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+def late_bloomer(config, share):
+    """Accuracy on the way: best for lr 2e-3 and the longest warm-up, which shows it last."""
+    warmup = config.optim.warmup
+    area = share**2 / (2 * warmup) if share < warmup else share - warmup / 2
+    rate = math.log(config.optim.lr / 2e-3)
+    top = 0.55 + 0.35 * math.log(warmup / 0.02) / math.log(24) - 0.05 * rate**2
+    return top * (1 - math.exp(-4 * area)) + 0.002 * config.seed
+
+
+def fit(config, *, on_record, trial):
+    """A run that costs nothing; a rate above 0.02 does not end well."""
+    folder = Path(config.runs_dir) / config.name
+    folder.mkdir(parents=True, exist_ok=True)
+    steps = config.steps(DEMO["samples"])
+    for step in range(config.eval_every, steps + config.eval_every, config.eval_every):
+        step = min(step, steps)
+        if config.optim.lr > 0.05:
+            raise FloatingPointError(f"loss nan in step {step}")
+        loss = 50.0 if config.optim.lr > 0.02 else 1.0
+        top1 = late_bloomer(config, step / steps)
+        train = {"kind": "train", "step": step, "train/loss": loss, "images_per_s": 100.0}
+        values = {"kind": "eval", "step": step, "val/top1": top1, "val/loss": 1 - top1}
+        for record in (train, values):
+            write_line(folder / RECORDS, record)
+            if on_record(record):
+                return None
+        time.sleep(0.02)
+    scores = {"top1": top1, "loss": 1 - top1}
+    return Outcome(steps=steps, images_per_s=1.0, checkpoint="", protocols={CENTER: scores})
+
+
+def plan_in(folder, **settings):
+    changes = {"runs_dir": str(folder)}
+    plan = assemble("demo", changes, SearchConfig(**settings), **DEMO)
+    from tune.search import open_folder
+
+    open_folder(plan, resume=False)
+    return plan
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory, ray_cluster):
+    """A search as shipped over a space that reaches into rates at which runs diverge."""
+    from tune.search import search
+
+    folder = tmp_path_factory.mktemp("search")
+    wide = ("optim.lr=loguniform(3e-4,0.3)",)
+    plan = plan_in(folder, trials=16, set=wide)
+    return plan, search(plan, fit=fit)
+
+
+@pytest.mark.ray
+def test_the_known_optimum_is_found_by_the_search_as_shipped(searched):
+    _, found = searched
+    assert found.best.sample["optim.warmup"] > 0.3
+    assert 1e-3 < found.best.sample["optim.lr"] < 4e-3
+    assert found.best.mean("val/top1") >= found.own.mean("val/top1")
+
+
+@pytest.mark.ray
+def test_divergence_is_a_result_and_no_error(searched):
+    plan, found = searched
+    counts = found.counts()
+    assert counts[DIVERGED] >= 1 and "failed" not in counts
+    diverged = [e for e in read_entries(plan.dir / TRIALS) if e.status == DIVERGED]
+    assert all(entry.sample["optim.lr"] > 0.02 and "loss" in entry.reason for entry in diverged)
+
+
+@pytest.mark.ray
+def test_the_preset_comes_first_and_is_repeated_with_the_best(searched):
+    plan, found = searched
+    entries = read_entries(plan.dir / TRIALS)
+    assert entries[0].number == 0 and entries[0].settings == {}
+    repeated = {entry.number for entry in entries if entry.repeat}
+    assert 0 in repeated and found.best.number in repeated
+    assert len(repeated) in (2, 3)
+    assert {len(group.runs) for group in found.groups if group.number in repeated} == {3}
+    assert found.best.spread("val/top1") == pytest.approx(0.002, rel=0.01)
+
+
+@pytest.mark.ray
+def test_best_settings_are_a_preset_file(searched):
+    plan, found = searched
+    config = read_preset(plan.dir / "best.json")
+    assert config.optim.lr == pytest.approx(found.best.sample["optim.lr"])
+    assert config.optim.warmup_unit == "examples"
+    share = found.best.sample["optim.warmup"] * plan.horizon
+    assert config.optim.warmup == pytest.approx(share * 40 * 1437, rel=1e-3)
+    assert config.epochs == PRESETS["demo"]().epochs
+    assert config.name == f"{plan.name}-best"
+
+
+@pytest.mark.ray
+def test_three_sentences_say_what_to_use_how_sure_and_what_it_rests_on(searched):
+    _, found = searched
+    use, flat, rest = sentences(found)
+    assert "a warm-up of" in use and "over 3 seeds" in use and "preset's own" in use
+    assert "optimum" in flat and "seeds" in flat
+    assert "number of examples (--transfer)" in rest and "images" in rest
+
+
+@pytest.mark.ray
+def test_report_makes_the_answer_again(searched):
+    plan, found = searched
+    page = (plan.dir / "report.html").read_bytes()
+    (plan.dir / "report.html").unlink()
+    again = subprocess.run(
+        [sys.executable, "-m", "tune", "report", str(plan.dir)], capture_output=True, text=True
+    )
+    assert again.returncode == 0, again.stderr
+    assert sentences(found)[0] in again.stdout
+    assert (plan.dir / "report.html").read_bytes() == page
+
+
+@pytest.mark.ray
+def test_page_has_the_map_the_curves_and_the_answer(searched):
+    plan, found = searched
+    page = (plan.dir / "report.html").read_text()
+    for name in ("map", "curves", "seeds", "importance"):
+        assert f'<svg id="{name}"' in page
+    entries = read_entries(plan.dir / TRIALS)
+    assert page.count("<polyline") == len([e for e in entries if e.values or e.status != DIVERGED])
+    assert "no trial is stopped here" in page
+    assert not re.findall(r"""(?:src|href)=["']?http""", page)
+
+
+@pytest.mark.ray
+@pytest.mark.skipif(not CHROMIUM, reason="no chromium")
+def test_page_shows_map_and_curves_in_a_browser(searched, tmp_path):
+    plan, _ = searched
+    picture = tmp_path / "page.png"
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    flags += [f"--user-data-dir={tmp_path / 'profile'}", "--hide-scrollbars"]
+    flags += [f"--screenshot={picture}", "--window-size=1200,1500"]
+    page = (plan.dir / "report.html").as_uri()
+    subprocess.run([CHROMIUM, *flags, page], check=True, capture_output=True, timeout=120)
+    colors = colours_of(picture)
+    # the colours of the map's surface, and the line of the best trial
+    assert len({c for c in colors if max(c) - min(c) > 60}) > 100
+    assert any(abs(r - 214) + abs(g - 36) + abs(b - 110) < 12 for r, g, b in colors)
+
+
+def colours_of(path):
+    """The colours of a PNG of 8 bits per channel."""
+    from PIL import Image
+
+    image = Image.open(path).convert("RGB")
+    return [color for _, color in image.getcolors(maxcolors=1 << 24)]
+
+
+@pytest.mark.ray
+def test_a_finished_search_only_tells_its_answer_again(searched):
+    from tune.search import open_folder, search
+
+    plan, found = searched
+    before = (plan.dir / TRIALS).read_bytes()
+    with pytest.raises(ValueError, match="--resume, or take another --name"):
+        open_folder(plan, resume=False)
+    open_folder(plan, resume=True)
+    assert search(plan, fit=fit).best == found.best
+    assert (plan.dir / TRIALS).read_bytes() == before
+
+
+def fragile(config, *, on_record, trial):
+    """A run that fails the first time."""
+    marker = Path(config.runs_dir) / f"{config.name}.failed"
+    if not marker.exists():
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+        raise OSError("disk full")
+    return fit(config, on_record=on_record, trial=trial)
+
+
+@pytest.mark.ray
+def test_failed_trials_are_tried_again_when_the_search_goes_on(tmp_path, ray_cluster):
+    from tune.search import search
+
+    plan = plan_in(tmp_path, trials=2, seeds=1, stopper="none", evals=2)
+    with pytest.raises(ValueError, match="no trial of search .* was completed"):
+        search(plan, fit=fragile)
+    entries = read_entries(plan.dir / TRIALS)
+    assert [entry.status for entry in entries] == ["failed"] * 2
+    assert "disk full" in entries[0].reason
+    found = search(plan, fit=fragile)
+    assert found.counts() == {DONE: 2}
+
+
+def test_other_settings_under_the_same_name_are_refused(tmp_path):
+    from tune.search import open_folder
+
+    plan_in(tmp_path, trials=4)
+    more = assemble("demo", {"runs_dir": str(tmp_path)}, SearchConfig(trials=9), **DEMO)
+    open_folder(more, resume=True)
+    other = assemble("demo", {"runs_dir": str(tmp_path)}, SearchConfig(horizon=0.5), **DEMO)
+    with pytest.raises(ValueError, match="started differently"):
+        open_folder(other, resume=True)
+    with pytest.raises(ValueError, match="is no search"):
+        read_plan(tmp_path)
+
+
+def test_a_line_cut_off_by_a_crash_is_no_trial(tmp_path):
+    path = tmp_path / TRIALS
+    ledger = Ledger(path)
+    ledger.keep(Entry(number=0, sample={}, settings={}))
+    ledger.keep(Entry(number=0, sample={}, settings={}, status=DONE))
+    ledger.close()
+    path.write_bytes(path.read_bytes() + b'{"number": 1, "sam')
+    assert len(read_entries(path)) == 1
+    again = Ledger(path)
+    again.keep(Entry(number=1, sample={}, settings={}))
+    again.close()
+    assert [entry.status for entry in read_entries(path)] == [DONE, BEGUN]
+
+
+def test_the_best_of_many_single_runs_is_not_held_against_a_mean(tmp_path):
+    plan = plan_in(tmp_path, trials=4)
+    ledger = Ledger(plan.dir / TRIALS)
+    for number, repeat, top1 in [(0, 0, 0.90), (1, 0, 0.97), (2, 0, 0.93)] + [
+        (0, 1, 0.90),
+        (0, 2, 0.91),
+        (2, 1, 0.94),
+        (2, 2, 0.92),
+    ]:
+        values = {"val/top1": top1, "val/loss": 1 - top1}
+        sample = {"optim.lr": 1e-3, "optim.warmup": 0.1}
+        entry = Entry(number=number, repeat=repeat, sample=sample, settings=sample)
+        ledger.keep(dataclasses.replace(entry, status=DONE, values=values))
+    ledger.close()
+    found = answer(plan)
+    assert [group.number for group in found.groups] == [2, 0, 1]
+    assert found.tolerance == pytest.approx(2 * math.sqrt((0.01**2 + 1 / 30000) / 2), rel=0.01)
+
+
+def test_room_follows_from_the_cluster_and_leaves_cores_for_the_data():
+    assert Room.of(cpus=4, gpus=0, workers=1, wanted=None).trials == 2
+    assert Room.of(cpus=64, gpus=8, workers=2, wanted=None).trials == 4
+    # GPUs without cores for the data are no room
+    assert Room.of(cpus=9, gpus=8, workers=1, wanted=None).trials == 8
+    assert Room.of(cpus=8, gpus=8, workers=1, wanted=None).trials == 7
+    for cpus in range(2, 70):
+        for workers in range(1, 5):
+            if cpus >= 2 * workers:
+                room = Room.of(cpus=cpus, gpus=0, workers=workers, wanted=None)
+                assert room.trials * workers * room.worker_cpus <= cpus // 2
+    with pytest.raises(ValueError, match="would wait for each other"):
+        Room.of(cpus=4, gpus=0, workers=1, wanted=3)
+    with pytest.raises(ValueError, match="a trial of 4 workers needs 4 GPUs"):
+        Room.of(cpus=64, gpus=2, workers=4, wanted=None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["search", "nothing"], "unknown preset 'nothing'"),
+        (["search", "demo", "--space", "warm"], "unknown space 'warm'"),
+        (["search", "demo", "--set", "optim.lrr=uniform(1,2)"], "unknown setting 'optim.lrr'"),
+        (["search", "demo", "--set", "optim.lr=loguniform(1,0.1)"], "optim.lr: range"),
+        (["search", "demo", "--set", "optim.warmup=uniform(0.1,1.5)"], "optim.warmup"),
+        (["search", "demo", "--horizon", "2"], "horizon (2.0) must be above 0"),
+        (["search", "demo", "--objective", "top1"], "known: val/top1"),
+        (["search", "demo", "--resume"], "is no search"),
+        (["report", "nowhere"], "nowhere is no search"),
+        (["tune"], "unknown command 'tune'; known: search, report"),
+    ],
+)
+def test_bad_input_is_refused_before_ray_starts(arguments, words, tmp_path):
+    runs = ["--base.runs-dir", str(tmp_path)] if arguments[:2] == ["search", "demo"] else []
+    command = [sys.executable, "-X", "importtime", "-m", "tune", *arguments, *runs]
+    found = subprocess.run(command, capture_output=True, text=True)
+    said = "\n".join(x for x in found.stderr.splitlines() if not x.startswith("import time"))
+    assert found.returncode == 2, said
+    assert words in said
+    assert "Traceback" not in said
+    assert not list(tmp_path.glob("*/trials.jsonl"))
