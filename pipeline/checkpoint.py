@@ -34,7 +34,7 @@ NAME = re.compile(r"step-(\d{9})")
 BEST = "val/top1"
 # what may change between the parts of one run without changing what it computes
 FREE = re.compile(
-    r"runs_dir|experiment|workers|min_workers|worker_cpus|micro_batch|parallel|compile|log_every|"
+    r"runs_dir|experiment|workers|min_workers|worker_cpus|device|micro_batch|parallel|compile|log_every|"
     r"eval_every|checkpoint_every|keep_checkpoints|crops|max_restarts|storage|audit|(probe|record)\..*|"
     r"data\.(dir|extra|task_samples|buffer_gib|prefetch_batches|max_bad_samples|verify)"
 )

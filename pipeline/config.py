@@ -149,6 +149,9 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     record: RecordConfig = field(default_factory=RecordConfig)
+    device: Literal["auto", "gpu", "cpu"] = "auto"
+    """What each worker computes on: auto takes GPUs if the cluster has any at the start; gpu waits
+    for them, where an autoscaler brings them."""
     worker_cpus: int | None = None
     """CPUs that each worker reserves; None takes 1 beside a GPU, and without GPUs its part of half
     of the cluster's, so that the other half can read and decode."""

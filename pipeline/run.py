@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
@@ -239,21 +239,15 @@ def attempt(job: Job, desk: ActorHandle) -> str | None:
 
 def train_workers(job: Job, desk: ActorHandle, trial: Trial | None) -> None:
     """Run the worker loop on Ray Train until the last step; restarted by Ray after a failure."""
-    config, resources = job.config, ray.cluster_resources()
-    gpus, cpus = int(resources.get("GPU", 0)), int(resources["CPU"])
-    least = config.min_workers or config.workers
-    if gpus and gpus < least:
-        raise ValueError(f"workers ({least}) need a GPU each, the cluster has {gpus}")
-    # without GPUs, half of the cores compute and the others read and decode
-    own = trial.worker_cpus if trial else 1 if gpus else max(1, cpus // (2 * config.workers))
-    each = {"CPU": config.worker_cpus or own} | ({"GPU": 1} if gpus else {})
+    config = job.config
+    each = worker_resources(config, ray.cluster_resources(), trial)
     trainer = TorchTrainer(
         partial(attempt, job, desk),
         scaling_config=ScalingConfig(
             num_workers=(config.min_workers, config.workers)
             if config.min_workers
             else config.workers,
-            use_gpu=bool(gpus),
+            use_gpu="GPU" in each,
             resources_per_worker=each,
             elastic_resize_monitor_interval_s=RESIZE_S,
         ),
@@ -278,6 +272,32 @@ def train_workers(job: Job, desk: ActorHandle, trial: Trial | None) -> None:
         thread.shutdown(wait=False)
     if fault:
         raise FloatingPointError(fault)
+
+
+def worker_resources(
+    config: TrainConfig, cluster: Mapping[str, float], trial: Trial | None = None
+) -> dict[str, float]:
+    """What each worker reserves; a cluster that could never start them is a ValueError."""
+    gpus, cpus = int(cluster.get("GPU", 0)), int(cluster.get("CPU", 0))
+    least = config.min_workers or config.workers
+    if config.device == "gpu" or (config.device == "auto" and gpus):
+        if config.device == "auto" and gpus < least:
+            raise ValueError(
+                f"workers ({least}) need a GPU each and the cluster has {gpus}; take fewer, or "
+                f"device gpu to wait for an autoscaler"
+            )
+        each = {"GPU": 1, "CPU": config.worker_cpus or 1}
+    else:
+        # without GPUs half of the cores compute, and the others read and decode
+        half = cpus / (2 * config.workers)
+        own = trial.worker_cpus if trial else (int(half) or half)
+        each = {"CPU": config.worker_cpus or own}
+    if config.device != "gpu" and least * each["CPU"] >= cpus:
+        raise ValueError(
+            f"{least} workers of {each['CPU']} CPUs leave none of the cluster's {cpus} to read and "
+            f"decode; take fewer workers or a smaller worker_cpus"
+        )
+    return each
 
 
 class Herald(UserCallback):
