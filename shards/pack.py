@@ -19,7 +19,7 @@ import PIL
 import simplejpeg
 from pyarrow import fs as pafs
 
-from shards import catalogue, placement, report, source, store, writer
+from shards import catalogue, census, placement, report, source, store, writer
 from shards.archive import Source
 from shards.classes import class_list
 from shards.config import BuildConfig
@@ -154,7 +154,7 @@ def _heard(
 
 def _rules(
     config: BuildConfig, classes: tuple[str, ...] | None, found: Sequence[Source]
-) -> placement.Rules:
+) -> census.Rules:
     own = any(part.split == "val" or part.has_val for one in found for part in one.parts)
     if own and (config.val_per_class or config.val_fraction):
         raise ValueError(
@@ -163,7 +163,7 @@ def _rules(
     fraction = config.val_fraction
     if fraction is None:
         fraction = 0.0 if own or config.val_per_class is not None else DEFAULT_VAL_FRACTION
-    return placement.Rules(
+    return census.Rules(
         seed=config.seed,
         classes=classes,
         min_per_class=config.min_per_class,
@@ -176,7 +176,7 @@ def _rules(
     )
 
 
-def _notes(config: BuildConfig, rules: placement.Rules) -> list[str]:
+def _notes(config: BuildConfig, rules: census.Rules) -> list[str]:
     if rules.val_per_class:
         return [f"val: {rules.val_per_class} images of each class, at most half of it"]
     if rules.val_fraction:
@@ -186,7 +186,7 @@ def _notes(config: BuildConfig, rules: placement.Rules) -> list[str]:
 
 
 def _shards(
-    work: writer.Work, tally: placement.Tally, run: Run, listen: Listen
+    work: writer.Work, tally: census.Tally, run: Run, listen: Listen
 ) -> dict[str, tuple[Shard, ...]]:
     places = [writer.Place(s, n) for s, count in tally.shards.items() for n in range(count)]
     results = _heard("shards", writer.write_shard, work, places, run, listen)
@@ -202,7 +202,7 @@ def _publish(
     root: str,
     told: dict[str, Any],
     found: Sequence[Source],
-    tally: placement.Tally,
+    tally: census.Tally,
     splits: dict[str, tuple[Shard, ...]],
 ) -> None:
     """Write the class list and the manifest."""

@@ -11,9 +11,7 @@ import contextlib
 import dataclasses
 import json
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +22,7 @@ from pyarrow import fs as pafs
 
 from shards import store
 from shards.bucket import Appender, heads, mixed
+from shards.census import SPLIT_SEED, Census, Rules, Tally
 from shards.duplicate import LEFT_OUT, Known, exclude, merge
 from shards.key import stem, stem_hashes
 
@@ -31,8 +30,7 @@ BUCKET_ROWS = 1 << 17
 PLAN_ID = b"plan"
 TALLY = "tally.json"
 SHARD_BYTES = 200_000_000
-TAR_OVERHEAD = 2048  # two headers, the label's block, and half a block of padding on average
-_SPLIT_SEED = 0x5EED  # the val split does not follow the seed of the shuffle
+TAR_OVERHEAD = 1792  # two headers, the label's block, and half a block of padding on average
 READ = (
     "source archive member path offset size sha256 wnids split phash spool_offset stored_size "
     "stored_width stored_height stored_sha256"
@@ -58,40 +56,6 @@ PLAN = pa.schema(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rules:
-    """The settings that decide what is placed where."""
-
-    seed: int
-    classes: tuple[str, ...] | None
-    min_per_class: int
-    small_classes: bool
-    val_per_class: int
-    val_fraction: float
-    shard_samples: int | None
-    shard_bytes: int
-    val_shards: int
-
-
-@dataclass
-class Tally:
-    """What placement did, for the report."""
-
-    classes: tuple[str, ...] = ()
-    images: dict[str, int] = field(default_factory=dict)
-    bytes: dict[str, int] = field(default_factory=dict)
-    shards: dict[str, int] = field(default_factory=dict)
-    merged: int = 0
-    multi_label: int = 0
-    crossing: int = 0
-    excluded: int = 0
-    small_split: int = 0
-    other_class: int = 0
-    rare_class: int = 0
-    empty_classes: int = 0
-    dropped_classes: int = 0
-
-
 def shard_sizes(samples: int, shards: int) -> list[int]:
     """Samples per shard, equal to within one."""
     base, more = divmod(samples, shards) if shards else (0, 0)
@@ -114,7 +78,7 @@ def place(
     with tempfile.TemporaryDirectory(prefix="placement-") as name:
         folder = Path(name)
         buckets = _scatter(system, parts, rules, folder, tally)
-        counts = _Counts(rules)
+        counts = Census(rules)
         merged = _merged(system, root, buckets, counts, known, tally)
         tally.classes, numbers = counts.choose(tally)
         final = {split: Appender(folder / f"{split}.arrow") for split in ("train", "val")}
@@ -145,7 +109,7 @@ def _merged(
     system: pafs.FileSystem,
     root: str,
     buckets: Sequence[Appender],
-    counts: "_Counts",
+    counts: Census,
     known: Known | None,
     tally: Tally,
 ) -> list[Appender]:
@@ -212,57 +176,11 @@ def _scatter(
     return files
 
 
-class _Counts:
-    """What must be known of all buckets before any image gets its place."""
-
-    def __init__(self, rules: Rules) -> None:
-        self.rules = rules
-        self.images: Counter[str] = Counter()
-        self._lowest: dict[str, np.ndarray] = {}
-        self._stems: list[np.ndarray] = []
-        self.thresholds: dict[str, int] = {}
-        self.clashing = np.zeros(0, np.uint64)
-        self.listed: set[str] = set()
-
-    def add(self, table: pa.Table) -> None:
-        """Count a merged bucket."""
-        if not table.num_rows:
-            return
-        hashes = mixed(heads(table["sha256"]), _SPLIT_SEED)
-        members: dict[str, list[int]] = {}
-        for row, wnids in enumerate(table["wnids"].to_pylist()):
-            for wnid in wnids:
-                members.setdefault(wnid, []).append(row)
-        for wnid, rows in members.items():
-            self.images[wnid] += len(rows)
-            if self.rules.val_per_class:
-                old = self._lowest.get(wnid, np.zeros(0, np.uint64))
-                joined = np.sort(np.concatenate([old, hashes[rows]]))
-                self._lowest[wnid] = joined[: self.rules.val_per_class]
-        self._stems.append(stem_hashes(table["member"].to_pylist()))
-
-    def choose(self, tally: Tally) -> tuple[tuple[str, ...], dict[str, int]]:
-        """The classes in order, and the number of each class that keeps its images."""
-        stems, repeats = np.unique(np.concatenate([*self._stems, []]), return_counts=True)
-        self.clashing = stems[repeats > 1]
-        for wnid, lowest in self._lowest.items():
-            most = min(self.rules.val_per_class, self.images[wnid] // 2)
-            self.thresholds[wnid] = int(lowest[most - 1]) if most else -1
-        least = max(1, self.rules.min_per_class)
-        enough = {wnid for wnid, count in self.images.items() if count >= least}
-        classes = self.rules.classes or tuple(sorted(enough))
-        self.listed = set(self.rules.classes or self.images)
-        numbers = {wnid: number for number, wnid in enumerate(classes) if wnid in enough}
-        tally.dropped_classes = len(self.images) - len(numbers)
-        tally.empty_classes = len(classes) - len(numbers)
-        return classes, numbers
-
-
-def _settle(table: pa.Table, counts: _Counts, numbers: dict[str, int], tally: Tally) -> pa.Table:
+def _settle(table: pa.Table, counts: Census, numbers: dict[str, int], tally: Tally) -> pa.Table:
     """A merged bucket with classes, split and key of each row; rows without a class are gone."""
     wnids, splits = table["wnids"].to_pylist(), table["split"].to_pylist()
     members, hashes = table["member"].to_pylist(), table["sha256"].to_pylist()
-    lots = mixed(heads(table["sha256"]), _SPLIT_SEED) if hashes else np.zeros(0, np.uint64)
+    lots = mixed(heads(table["sha256"]), SPLIT_SEED) if hashes else np.zeros(0, np.uint64)
     clash = np.isin(stem_hashes(members), counts.clashing)
     keep, classes, keys = [], [], []
     for row, names in enumerate(wnids):
@@ -286,7 +204,7 @@ def _settle(table: pa.Table, counts: _Counts, numbers: dict[str, int], tally: Ta
     return table.filter(pa.array(keep, pa.bool_()))
 
 
-def _drawn(wnids: list[str], lot: int, counts: _Counts) -> str:
+def _drawn(wnids: list[str], lot: int, counts: Census) -> str:
     """Split of an image by its content hash."""
     if lot < counts.rules.val_fraction * 2**64:
         return "val"

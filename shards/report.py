@@ -17,8 +17,8 @@ from pyarrow import fs as pafs
 
 from shards import catalogue, source, store
 from shards.archive import Source
+from shards.census import Tally
 from shards.format import Shard
-from shards.placement import Tally
 
 REPORT, QUARANTINE = "report.json", "quarantine.parquet"
 SHOWN = 100

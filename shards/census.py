@@ -1,0 +1,92 @@
+"""What must be known of all images before any gets its place: class counts, draws, clashing keys."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from shards.bucket import heads, mixed
+from shards.key import stem_hashes
+
+SPLIT_SEED = 0x5EED  # the val split does not follow the seed of the shuffle
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """The settings that decide what is placed where."""
+
+    seed: int
+    classes: tuple[str, ...] | None
+    min_per_class: int
+    small_classes: bool
+    val_per_class: int
+    val_fraction: float
+    shard_samples: int | None
+    shard_bytes: int
+    val_shards: int
+
+
+@dataclass
+class Tally:
+    """What placement did, for the report."""
+
+    classes: tuple[str, ...] = ()
+    images: dict[str, int] = field(default_factory=dict)
+    bytes: dict[str, int] = field(default_factory=dict)
+    shards: dict[str, int] = field(default_factory=dict)
+    merged: int = 0
+    multi_label: int = 0
+    crossing: int = 0
+    excluded: int = 0
+    small_split: int = 0
+    other_class: int = 0
+    rare_class: int = 0
+    empty_classes: int = 0
+    dropped_classes: int = 0
+
+
+class Census:
+    """What must be known of all buckets before any image gets its place."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self.images: Counter[str] = Counter()
+        self._lowest: dict[str, np.ndarray] = {}
+        self._stems: list[np.ndarray] = []
+        self.thresholds: dict[str, int] = {}
+        self.clashing = np.zeros(0, np.uint64)
+        self.listed: set[str] = set()
+
+    def add(self, table: pa.Table) -> None:
+        """Count a merged bucket."""
+        if not table.num_rows:
+            return
+        hashes = mixed(heads(table["sha256"]), SPLIT_SEED)
+        members: dict[str, list[int]] = {}
+        for row, wnids in enumerate(table["wnids"].to_pylist()):
+            for wnid in wnids:
+                members.setdefault(wnid, []).append(row)
+        for wnid, rows in members.items():
+            self.images[wnid] += len(rows)
+            if self.rules.val_per_class:
+                old = self._lowest.get(wnid, np.zeros(0, np.uint64))
+                joined = np.sort(np.concatenate([old, hashes[rows]]))
+                self._lowest[wnid] = joined[: self.rules.val_per_class]
+        self._stems.append(stem_hashes(table["member"].to_pylist()))
+
+    def choose(self, tally: Tally) -> tuple[tuple[str, ...], dict[str, int]]:
+        """The classes in order, and the number of each class that keeps its images."""
+        stems, repeats = np.unique(np.concatenate([*self._stems, []]), return_counts=True)
+        self.clashing = stems[repeats > 1]
+        for wnid, lowest in self._lowest.items():
+            most = min(self.rules.val_per_class, self.images[wnid] // 2)
+            self.thresholds[wnid] = int(lowest[most - 1]) if most else -1
+        least = max(1, self.rules.min_per_class)
+        enough = {wnid for wnid, count in self.images.items() if count >= least}
+        classes = self.rules.classes or tuple(sorted(enough))
+        self.listed = set(self.rules.classes or self.images)
+        numbers = {wnid: number for number, wnid in enumerate(classes) if wnid in enough}
+        tally.dropped_classes = len(self.images) - len(numbers)
+        tally.empty_classes = len(classes) - len(numbers)
+        return classes, numbers
