@@ -168,8 +168,8 @@ def train(command: Train) -> int:
     except KeyboardInterrupt:
         log.info("interrupted; the same command goes on from the last checkpoint")
         return 130
-    except FloatingPointError as error:
-        log.error("error: %s", error)
+    except (ArithmeticError, OSError, RuntimeError, ValueError) as error:
+        log.error("error: %s", error, exc_info=command.verbose)
         return 1
     log.info("\n%s", outcome.table(job))
     return 0

@@ -24,7 +24,7 @@ from pathlib import Path
 import ray
 import ray.train
 from ray.actor import ActorHandle
-from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback, WorkerGroupError
 from ray.train.torch import TorchTrainer
 
 from pipeline import checkpoint
@@ -268,6 +268,11 @@ def train_workers(job: Job, desk: ActorHandle, trial: Trial | None) -> None:
         desk.stop.remote()
         wait([fitted], timeout=GRACE_S)
         raise
+    except WorkerGroupError as error:
+        told = "; ".join(failures(error.worker_failures))
+        raise RuntimeError(
+            f"training failed: {told}. The last checkpoint is untouched: the same command goes on"
+        ) from error
     finally:
         thread.shutdown(wait=False)
     if fault:
@@ -309,10 +314,18 @@ class Herald(UserCallback):
 
     def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
         """Name each worker's failure in a line."""
-        for rank, error in sorted(worker_exceptions.items()):
-            last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-            self._desk.say.remote(f"worker {rank} failed: {last[0]}")
+        for failure in failures(worker_exceptions):
+            self._desk.say.remote(failure)
         self._desk.say.remote("training goes on from the last checkpoint, if restarts are left")
+
+
+def failures(exceptions: Mapping[int, Exception]) -> list[str]:
+    """The last line of each worker's exception, which is where Ray's tracebacks end."""
+    lines = {rank: str(error).strip().splitlines() for rank, error in exceptions.items()}
+    return [
+        f"worker {rank} failed: {lines[rank][-1] if lines[rank] else type(error).__name__}"
+        for rank, error in sorted(exceptions.items())
+    ]
 
 
 def describe(job: Job, found: checkpoint.Checkpoint | None) -> str:
