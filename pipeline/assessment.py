@@ -41,7 +41,7 @@ from pipeline.sheet import write_sheet
 from pipeline.source import Source
 from pipeline.subject import Subject, head_columns
 from shards import wordnet
-from shards.classes import class_list
+from shards.classes import BUILT_IN, class_list
 from shards.format import open_set
 from vit.images import num_views
 
@@ -151,9 +151,14 @@ def default_folder(subject: Subject, settings: EvaluateConfig, source: Source) -
 def named(classes: tuple[str, ...]) -> tuple[str, ...]:
     """Wnids of a class list; ImageNet-V2's folders are numbers into ImageNet-1k's."""
     if all(name.isascii() and name.isdigit() for name in classes) and len(classes) <= 1000:
-        known = class_list("1k")
+        known = imagenet_1k()
         return tuple(known[int(name)] for name in classes)
     return classes
+
+
+def imagenet_1k() -> tuple[str, ...]:
+    """The classes of ImageNet-1k, in the order of their numbers."""
+    return next(found for found in map(class_list, BUILT_IN) if len(found) == 1000)
 
 
 def sample_keys(source: Source) -> list[str]:
@@ -171,7 +176,7 @@ def real_figures(
 ) -> dict:
     """Top-1 under ReaL's labels (arXiv 2006.07159); images that it gives no label are left out."""
     labels = json.loads(path.read_text())
-    known, numbers = class_list("1k"), {wnid: n for n, wnid in enumerate(classes)}
+    known, numbers = imagenet_1k(), {wnid: n for n, wnid in enumerate(classes)}
     by_position = {}
     for position, key in enumerate(keys):
         if found := REAL_KEY.search(key):

@@ -24,8 +24,8 @@ class EvaluateConfig:
     """What is averaged over the crops of an image; the two rank classes differently."""
     classes: str | None = None
     """Classes of the model's head, where its file does not say: a list that ships with the
-    project (1k, 12k, goog, fall11, miil-fall11, miil-winter21), a file of WordNet ids, or "data"
-    for the data's own. Known sizes are recognised."""
+    project, such as goog, a file of WordNet ids, or "data" for the data's own. Known sizes are
+    recognised."""
     real: str | None = None
     """ReaL's real.json: reassessed labels of ImageNet's validation images, counted beside the
     originals."""

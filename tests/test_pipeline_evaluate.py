@@ -1,0 +1,509 @@
+"""Evaluation: crops where they belong, every image once, figures that are right by hand."""
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binomtest
+
+import vit.images
+from pipeline import checkpoint
+from pipeline.answers import Parts, of_protocol
+from pipeline.assessment import RESULT, assess, named, real_figures, result_table
+from pipeline.evaluate import Exam, Judge, answer_all, average, confidence
+from pipeline.metrics import (
+    Answers,
+    calibration_error,
+    comparison,
+    confusions,
+    per_class,
+    relabelled,
+    sign_test,
+    summary,
+    wilson,
+)
+from pipeline.presets import PRESETS
+from pipeline.protocol import EvaluateConfig
+from pipeline.reader import Reader, View
+from pipeline.source import Source
+from pipeline.subject import Subject, head_columns, shape_of
+from vit.batch import normalise
+from vit.config import ImageConfig, LossConfig, ViTConfig
+from vit.images import crop_views, num_views
+from vit.model import ViT
+from vit.weights import save_npz, save_safetensors
+
+CPU = torch.device("cpu")
+
+
+# --- crops ---
+
+
+def coordinates(height: int, width: int) -> np.ndarray:
+    """An image (H, W, 3) whose every pixel says where it is."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([y % 256, x % 256, 2 * (y // 256) + (x // 256)], axis=2).astype(np.uint8)
+
+
+def place(view: np.ndarray) -> tuple[int, int]:
+    """Top and left of a view of `coordinates`."""
+    y, x, high = (int(v) for v in view[0, 0])
+    return y + 256 * (high // 2), x + 256 * (high % 2)
+
+
+@pytest.fixture
+def unscaled(monkeypatch):
+    """Resizing gives `coordinates` of the size that it should have, and marks whole squares."""
+
+    def resize(pixels, config, side):
+        height, width = pixels.shape[:2]
+        scale = side / min(height, width)
+        return coordinates(round(height * scale), round(width * scale))
+
+    def interpolate(pixels, height, width, config):
+        return np.full((height, width, 3), 255, np.uint8)
+
+    monkeypatch.setattr(vit.images, "resize", resize)
+    monkeypatch.setattr(vit.images, "interpolate", interpolate)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "places"),
+    [
+        # 400 x 600 pixels -> short side 256: 256 x 384; 224 of it
+        ("center", [(16, 80)]),
+        ("five", [(0, 0), (0, 160), (32, 0), (32, 160), (16, 80)]),
+        # short side 224: 224 x 336
+        ("three", [(0, 0), (0, 56), (0, 112)]),
+    ],
+)
+def test_crops_lie_where_they_are_worked_out_by_hand(protocol, places, unscaled):
+    views = crop_views(np.zeros((400, 600, 3), np.uint8), ImageConfig(), 224, protocol)
+    assert [place(view) for view in views] == places
+    tall = crop_views(np.zeros((600, 400, 3), np.uint8), ImageConfig(), 224, protocol)
+    assert {place(view) for view in tall} == {(x, y) for y, x in places}
+
+
+def test_ten_is_five_and_their_mirror_images(unscaled):
+    image = np.zeros((400, 600, 3), np.uint8)
+    five, ten = (crop_views(image, ImageConfig(), 224, name) for name in ("five", "ten"))
+    assert (ten[:5] == five).all() and (ten[5:] == five[:, :, ::-1]).all()
+
+
+def test_inception_144_is_googlenets_4_scales_3_squares_6_crops_and_mirror(unscaled):
+    views = crop_views(np.zeros((400, 600, 3), np.uint8), ImageConfig(), 224, "inception-144")
+    assert len(views) == 144 == num_views("inception-144")
+    assert (views[72:] == views[:72, :, ::-1]).all()
+    squares = {256: (0, 64, 128), 288: (0, 72, 144), 320: (0, 80, 160), 352: (0, 88, 176)}
+    corner = {256: 32, 288: 64, 320: 96, 352: 128}  # side - 224
+    expected = []
+    for side, lefts in squares.items():
+        far, middle = corner[side], corner[side] // 2
+        for left in lefts:
+            inside = [(0, 0), (0, far), (far, 0), (far, far), (middle, middle)]
+            expected += [(y, left + x) for y, x in inside] + ["whole"]
+    assert ["whole" if view.min() == 255 else place(view) for view in views[:72]] == expected
+
+
+def test_random_crops_differ_between_images_and_never_between_runs():
+    view = View(images=ImageConfig(), size=32, protocols=("random-4",))
+    pixels = np.random.default_rng(0).integers(0, 256, (80, 60, 3), np.uint8)
+    assert (view(pixels, 5) == view(pixels, 5)).all()
+    assert (view(pixels, 5) != view(pixels, 6)).any()
+
+
+def test_144_views_of_an_image_cost_one_decode(digits, monkeypatch):
+    source = Source.open((str(digits),), "val", 32)
+    view = View(images=ImageConfig(), size=32, protocols=("center", "ten", "inception-144"))
+    decoded = []
+    monkeypatch.setattr(
+        "pipeline.reader.decode", lambda data: decoded.append(1) or vit.images.decode(data)
+    )
+    block = Reader(source=source, view=view)(source.order(seed=None).pieces(0, 1))
+    assert block["images"].shape == (1, 155, 32, 32, 3)
+    assert len(decoded) == 1
+
+
+# --- averaging ---
+
+
+def softmax(z: np.ndarray) -> np.ndarray:
+    e = np.exp(z - z.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def test_averages_of_logits_and_probabilities_are_those_of_numpy():
+    crops = np.random.default_rng(1).normal(0, 3, (6, 10, 7))
+    given = torch.from_numpy(crops)
+    by_logits = average(given, "logits", "softmax")
+    np.testing.assert_allclose(by_logits, crops.mean(1), rtol=1e-12)
+    by_probability = average(given, "probabilities", "softmax").numpy()
+    np.testing.assert_allclose(softmax(by_probability), softmax(crops).mean(1), rtol=1e-10)
+    np.testing.assert_allclose(by_probability, np.log(softmax(crops).mean(1)), rtol=1e-10)
+    sigmoid = 1 / (1 + np.exp(-crops))
+    found = average(given, "probabilities", "sigmoid").numpy()
+    np.testing.assert_allclose(1 / (1 + np.exp(-found)), sigmoid.mean(1), rtol=1e-10)
+    np.testing.assert_allclose(
+        confidence(torch.from_numpy(found), "sigmoid"), sigmoid.mean(1).max(1), rtol=1e-10
+    )
+
+
+def test_the_two_averages_can_rank_classes_differently():
+    # two crops are mildly for class 0, the third is sure of class 1
+    crops = torch.tensor([[[2.0, 0.0], [2.0, 0.0], [-5.0, 0.0]]])
+    assert average(crops, "logits", "softmax").argmax() == 1
+    assert average(crops, "probabilities", "softmax").argmax() == 0
+
+
+# --- the judge ---
+
+
+def judge(**settings) -> Judge:
+    known = dict(protocols=("center",), average="logits", link="softmax")
+    return Judge(**{**known, "known": None, "numbers": None, "places": None, **settings})
+
+
+def test_an_image_with_several_classes_is_a_hit_on_any_of_them():
+    logits = torch.tensor([[[0.0, 1.0, 5.0, 2.0]]]).repeat(3, 1, 1)
+    labels = torch.tensor([[2, -1], [0, 2], [3, 1]])
+    given = judge(loss=lambda z, t: (z * t).sum(1))(logits, labels)
+    answers = Answers(
+        labels=labels.numpy(),
+        top=given["center/top"].numpy(),
+        confidence=given["center/confidence"].numpy(),
+        loss=given["center/loss"].numpy(),
+    )
+    assert answers.hits(1).tolist() == [True, True, False]
+    assert answers.hits(2).tolist() == [True, True, True]
+    assert answers.top[0].tolist() == [2, 3, 1, 0, -2]  # four classes: the fifth place is none
+    assert answers.loss.tolist() == [5.0, 5.0, 3.0]
+
+
+def test_a_head_of_other_classes_is_mapped_by_wnid_and_absent_ones_are_named():
+    head, data = ("n3", "n1", "n9", "n2"), ("n1", "n2", "n4", "n3")
+    columns, missing = head_columns(head, data)
+    assert columns.tolist() == [1, 3, -1, 0] and missing == ("n4",)
+    source = dataclasses.make_dataclass("S", ["classes"])(data)
+    exam = Exam(source=source, settings=EvaluateConfig(data="", crops=("center",)), columns=columns)
+    logits = torch.tensor([[[9.0, 1.0, 50.0, 2.0]]]).repeat(3, 1, 1)  # of n9, no class of the data
+    given = Judge.of(exam, CPU)(logits, torch.tensor([[3, -1], [2, -1], [0, -1]]))
+    assert given["center/top"][0].tolist() == [3, 1, 0, -2, -2]  # n3, n2, n1 in the data's numbers
+    loss = given["center/loss"].numpy()
+    expected = -np.log(softmax(np.array([1.0, 2.0, 9.0])))
+    np.testing.assert_allclose(loss[[0, 2]], expected[[2, 0]], atol=1e-6)
+    assert np.isnan(loss[1])  # an image of n4 cannot be answered, and has no loss
+
+
+def test_heads_without_a_common_class_are_refused():
+    with pytest.raises(ValueError, match="none in common"):
+        head_columns(("n1",), ("n2",))
+    assert head_columns(("n1", "n2"), ("n1", "n2")) == (None, ())
+
+
+# --- figures ---
+
+
+def answers_of(labels, top, confidence=None, loss=None) -> Answers:
+    labels, top = np.array(labels), np.array(top)
+    return Answers(
+        labels=labels.reshape(len(labels), -1),
+        top=top.reshape(len(top), -1),
+        confidence=np.ones(len(top)) if confidence is None else np.array(confidence, float),
+        loss=np.zeros(len(top)) if loss is None else np.array(loss, float),
+    )
+
+
+@pytest.mark.parametrize("hits", [0, 1, 90, 100])
+def test_interval_of_an_accuracy_is_wilsons(hits):
+    low, high = wilson(hits, 100)
+    scipy = binomtest(hits, 100).proportion_ci(method="wilson")
+    assert (low, high) == pytest.approx((scipy.low, scipy.high), abs=1e-12)
+
+
+def test_summary_counts_hits_and_leaves_images_without_a_loss_out_of_the_loss():
+    own = answers_of([0, 1, 2, 3], [[0, 9], [9, 1], [9, 9], [3, 9]], loss=[1, 2, math.nan, 6])
+    found = summary(own)
+    assert (found["images"], found["top1"], found["top5"], found["loss"]) == (4, 0.5, 0.75, 3.0)
+    assert found["loss_low"] < 3.0 < found["loss_high"]
+
+
+def test_calibration_error_is_that_of_a_hand_calculation():
+    # bins (0.533, 0.6]: two images at 0.55 and 0.6, one right; (0.866, 0.933]: two at 0.9, both
+    # right: (2 * |0.575 - 0.5| + 2 * |0.9 - 1|) / 4
+    own = answers_of([0, 0, 0, 0], [0, 1, 0, 0], confidence=[0.55, 0.6, 0.9, 0.9])
+    assert calibration_error(own) == pytest.approx((2 * 0.075 + 2 * 0.1) / 4)
+
+
+def test_classes_and_confused_pairs_are_counted():
+    own = answers_of([[0, -1], [0, -1], [1, 2], [1, -1], [1, -1]], [[1], [1], [2], [0], [1]])
+    counts, right = per_class(own, 4)
+    assert counts.tolist() == [2, 3, 1, 0] and right.tolist() == [0, 1, 1, 0]
+    assert confusions(own) == [(0, 1, 2), (1, 0, 1)]
+
+
+def test_comparison_says_what_changed():
+    before = answers_of([0] * 10, [0] * 5 + [1] * 5)
+    after = answers_of([0] * 10, [1] + [0] * 8 + [1])
+    found = comparison(before, after)
+    assert (found["gained"], found["lost"]) == (4, 1)
+    assert found["gain"] == pytest.approx(0.3)
+    assert found["p"] == pytest.approx(binomtest(1, 5).pvalue)
+    assert found["gain_low"] < 0.3 < found["gain_high"]
+    assert sign_test(3, 17) == pytest.approx(binomtest(3, 17).pvalue)
+    assert comparison(before, before)["p"] == 1.0
+
+
+def test_real_labels_replace_the_originals_and_empty_ones_leave_an_image_out(tmp_path):
+    classes = named(tuple(str(n) for n in range(1000)))  # as ImageNet-V2's folders are named
+    assert classes[0] == "n01440764"
+    keys = [f"n01440764/ILSVRC2012_val_{n:08d}" for n in (3, 1, 2)]
+    (tmp_path / "real.json").write_text(json.dumps([[7], [], [1, 5]]))
+    own = answers_of([0, 0, 0], [5, 0, 0])
+    found = real_figures(tmp_path / "real.json", keys, {"center": own}, classes)["protocols"]
+    assert found["center"]["images"] == 2  # the image numbered 2 has no label
+    assert found["center"]["top1"] == 0.5  # number 3 is a 1 or a 5
+    with pytest.raises(ValueError, match="ILSVRC2012_val_00000001"):
+        real_figures(tmp_path / "real.json", ["cat"], {"center": own}, classes)
+    assert relabelled(own, {0: [5]}).hits(1).tolist() == [True]
+
+
+# --- answers on disk ---
+
+
+def block(first: int, count: int, width: int = 1) -> dict:
+    return {
+        "position": np.arange(first, first + count),
+        "labels": np.zeros((count, width), np.int64),
+        "center/loss": np.arange(first, first + count, dtype=float),
+    }
+
+
+def test_only_missing_units_are_shared_out_and_all_are_read_in_order(tmp_path):
+    parts = Parts(tmp_path, {"weights": "a"}, images=1000, batch=2)
+    assert (parts.unit, parts.num_units) == (6, 167)
+    assert parts.shares(3)[0] == [(0, 336)] and parts.shares(1) == [[(0, 1000)]]
+    parts.add(block(6, 4))
+    assert len(parts.missing()) == 167  # half a unit is not on disk
+    parts.add(block(10, 2, width=3))
+    again = Parts(tmp_path, {"weights": "a"}, images=1000, batch=2)
+    assert again.shares(1) == [[(0, 6), (12, 1000)]]
+    for start, stop in again.shares(1)[0]:
+        for first in range(start, stop, 6):
+            again.add(block(first, min(6, stop - first)))
+    found = again.read()
+    assert (found["position"] == np.arange(1000)).all() and found["labels"].shape == (1000, 3)
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_folder_of_another_evaluation_is_refused(tmp_path):
+    Parts(tmp_path, {"weights": "a", "crops": ("ten",)}, images=10, batch=2)
+    with pytest.raises(ValueError, match="differs in weights; give another --out"):
+        Parts(tmp_path, {"weights": "b", "crops": ("ten",)}, images=10, batch=2)
+
+
+def test_an_image_that_is_there_twice_is_an_error(tmp_path):
+    parts = Parts(tmp_path, {}, images=4, batch=2)
+    for unit in range(2):
+        with parts.path(unit).open("wb") as file:
+            np.savez(file, **block(0, 2))
+    with pytest.raises(RuntimeError, match="2 were not evaluated and 2 more than once"):
+        parts.read()
+
+
+# --- models in files ---
+
+SMALL = ViTConfig(
+    image_size=32, patch_size=8, width=128, depth=2, mlp_width=256, heads=2, num_classes=10
+)
+
+
+def test_the_shape_of_published_weights_is_read_off_them(tmp_path):
+    for changes in ({}, {"pool": "mean"}, {"pool": "map"}, {"pre_logits": True}):
+        config = dataclasses.replace(SMALL, **changes)
+        assert shape_of(ViT(config).state_dict(), None) == config
+    model = ViT(SMALL)
+    save_npz(tmp_path / "google.npz", model)
+    found = Subject.open(tmp_path / "google.npz").model
+    assert found == dataclasses.replace(SMALL, gelu="tanh")
+    save_safetensors(tmp_path / "model.safetensors", model.state_dict())
+    cfg = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.2, 0.2], "crop_pct": 0.9}
+    cfg |= {"interpolation": "bicubic", "input_size": [3, 32, 32], "crop_mode": "squash"}
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": cfg}))
+    subject = Subject.open(tmp_path / "model.safetensors")
+    assert subject.images.mean == (0.4, 0.5, 0.6) and subject.images.crop_pct == 0.9
+    assert subject.images.eval_interpolation == "bicubic"
+    assert subject.images.eval_resize == "squash"
+    with pytest.raises(ValueError, match="head of 10 classes.*--classes"):
+        subject.head_classes(None, ("n1",) * 10)
+    assert subject.head_classes("data", tuple("abcdefghij")) == tuple("abcdefghij")
+
+
+def test_a_file_without_a_vit_is_refused(tmp_path):
+    save_safetensors(tmp_path / "x.safetensors", {"conv.weight": torch.zeros(3)})
+    with pytest.raises(ValueError, match="no weights of a ViT with a head: patch_embed"):
+        Subject.open(tmp_path / "x.safetensors")
+
+
+# --- the whole of it ---
+
+
+@pytest.fixture(scope="module")
+def subject(digits, tmp_path_factory):
+    """A small model, trained on the digits for some seconds, as a checkpoint."""
+    folder = tmp_path_factory.mktemp("run") / "run" / "checkpoints"
+    train = Source.open((str(digits),), "train", 32)
+    view = View(images=ImageConfig(), size=32, protocols=("center",))
+    rows = Reader(source=train, view=view)(train.order(seed=None).pieces(0, train.samples))
+    images, labels = torch.from_numpy(rows["images"][:, 0]), torch.from_numpy(rows["labels"][:, 0])
+    shape = {"model.width": 64, "model.depth": 2, "model.mlp_width": 128, "model.heads": 2}
+    config = PRESETS["demo"]().replace({"model.num_classes": 10, **shape})
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # tiny matrices, on cores that others use too
+    model = ViT(config.model)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    for _ in range(60):
+        batch = torch.randint(len(images), (128,))
+        logits = model(normalise(images[batch], config.images))
+        torch.nn.functional.cross_entropy(logits, labels[batch]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    torch.set_num_threads(threads)
+    path = checkpoint.save(
+        folder,
+        step=60,
+        samples=60 * 128,
+        model=model.state_dict(),
+        state={},
+        metrics={},
+        config=config,
+        classes=train.classes,
+        fingerprint=train.fingerprint,
+    )
+    return Subject.open(path)
+
+
+@pytest.fixture(scope="module")
+def source(digits):
+    return Source.open((str(digits),), "val", 32)
+
+
+def quiet(done: int, total: int) -> None:
+    assert done <= total
+
+
+@pytest.mark.ray
+def test_answers_are_the_same_bits_with_1_2_and_3_workers(subject, source, ray_cluster, tmp_path):
+    found = []
+    for workers in (1, 2, 3):
+        # 7 images a batch: neither the 360 images nor the units divide
+        settings = subject.evaluation(crops=("three",), batch=28, workers=workers)
+        parts = Parts(tmp_path / str(workers), {}, images=source.samples, batch=7)
+        exam = Exam(source=source, settings=settings)
+        found.append(answer_all(exam, subject.load(settings.model), parts, quiet))
+    assert len(found[0]["position"]) == 360
+    for other in found[1:]:
+        for name, column in found[0].items():
+            assert (column == other[name]).all(), name
+
+
+@pytest.mark.ray
+def test_protocols_differ_side_by_side_and_ten_equals_ten_crops_one_by_one(
+    subject, source, ray_cluster, tmp_path
+):
+    settings = subject.evaluation(
+        crops=("ten", "inception-144"), batch=2 * 155, workers=2, average="probabilities"
+    )
+    result = assess(subject, settings, source, tmp_path, quiet)
+    protocols = result["protocols"]
+    assert protocols["center"]["top1"] > 0.6
+    assert len({protocols[name]["loss"] for name in protocols}) == 3
+    assert protocols["ten"]["top1"] != protocols["center"]["top1"]
+    shown = result_table(result)
+    assert all(word in shown for word in ("center", "ten", "inception-144", "ECE", "against one"))
+    for name in (RESULT, "classes.csv", "predictions.parquet", "sheet.json"):
+        assert (tmp_path / name).stat().st_size > 100
+    # the same by hand: every crop in a batch of its own
+    model, images = subject.load(settings.model), settings.images
+    view = View(images=images, size=32, protocols=("ten",))
+    rows = Reader(source=source, view=view)(source.order(seed=None).pieces(0, 40))
+    parts = Parts.__new__(Parts)  # as they lie there
+    parts.folder, parts.images = tmp_path, 360
+    parts.num_units = len(list((tmp_path / "parts").iterdir()))
+    found = of_protocol(parts.read(), "ten")
+    for number in range(40):
+        with torch.no_grad():
+            logits = np.concatenate(
+                [
+                    model(normalise(torch.from_numpy(crop[None]), images)).numpy()
+                    for crop in rows["images"][number]
+                ]
+            )
+        mean = softmax(logits.astype(np.float64)).mean(0)
+        assert found.top[number, 0] == mean.argmax()
+        assert found.loss[number] == pytest.approx(-np.log(mean[rows["labels"][number, 0]]), 1e-4)
+
+
+@pytest.mark.ray
+def test_an_evaluation_that_was_cut_short_goes_on(subject, source, ray_cluster, tmp_path):
+    settings = subject.evaluation(crops=("three",), batch=32, workers=2)
+    whole = assess(subject, settings, source, tmp_path, quiet, sheet=False)
+    parts = sorted((tmp_path / "parts").iterdir())
+    kept = {path.name: path.stat().st_mtime_ns for path in parts[:10]}
+    for path in parts[10:]:
+        path.unlink()
+    done = []
+    again = assess(subject, settings, source, tmp_path, lambda d, t: done.append(d), sheet=False)
+    assert {name: whole[name] for name in ("protocols", "changes", "confusions")} == {
+        name: again[name] for name in ("protocols", "changes", "confusions")
+    }
+    assert min(done) > 0 and max(done) == 360  # it began where it was
+    for name, time in kept.items():
+        assert (tmp_path / "parts" / name).stat().st_mtime_ns == time
+
+
+def test_multi_label_and_sigmoid_models_are_judged_by_their_own_loss():
+    source = dataclasses.make_dataclass("S", ["classes"])(("n1", "n2", "n3"))
+    settings = EvaluateConfig(data="", crops=("center",), loss=LossConfig(name="sigmoid"))
+    given = Judge.of(Exam(source=source, settings=settings), CPU)(
+        torch.tensor([[[1.0, -2.0, 0.5]]]), torch.tensor([[0, 2]])
+    )
+    z, t = np.array([1.0, -2.0, 0.5]), np.array([1, 0, 1])
+    p = 1 / (1 + np.exp(-z))
+    expected = -(t * np.log(p) + (1 - t) * np.log(1 - p)).sum()
+    assert given["center/loss"].item() == pytest.approx(expected, 1e-5)
+    assert given["center/confidence"].item() == pytest.approx(p[0])
+
+
+# --- the command ---
+
+
+def evaluate(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline", "evaluate", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "RAY_ADDRESS": "203.0.113.1:1"},  # nobody is there
+        timeout=120,
+        check=False,
+    )
+
+
+def test_bad_input_is_refused_before_ray_starts(subject, digits, tmp_path):
+    save_safetensors(tmp_path / "x.safetensors", ViT(SMALL).state_dict())
+    for arguments, message in (
+        ((str(tmp_path / "none"),), "is not there"),
+        ((str(subject.path), "--crops", "eleven"), "unknown crops 'eleven'; known: center, three"),
+        ((str(subject.path), "--data", str(tmp_path)), "manifest.json is not there"),
+        ((str(tmp_path / "x.safetensors"),), "--data"),
+    ):
+        result = evaluate(*arguments)
+        assert result.returncode == 2, result.stderr
+        assert message in " ".join(result.stderr.replace("│", " ").split())
+        assert "Traceback" not in result.stderr

@@ -1,0 +1,117 @@
+"""Probes: few-shot regression against an independent solution, shots as documented, kNN by hand."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config import ProbeConfig
+from pipeline.presets import PRESETS
+from pipeline.probe import Probe, draw_shots, features, few_shot, knn, probe_share, regression
+from pipeline.source import Source
+from vit.model import ViT
+
+
+def data(n: int, width: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, classes, n)
+    centres = np.random.default_rng(9).normal(0, 1, (classes, width))
+    return centres[labels] + random.normal(0, 2, (n, width)), labels
+
+
+@pytest.mark.parametrize("n", [300, 20])  # more images than features, and fewer
+def test_regression_equals_an_independent_solution(n):
+    x, labels = data(n, 32, 5)
+    weights, mean, std = regression(x, labels, 5)
+    # the ridge as more equations of an ordinary least-squares problem
+    white = (x - x.mean(0)) / (np.sqrt(((x - x.mean(0)) ** 2).mean(0)) + 1e-5)
+    white = np.concatenate([white, np.full((n, 1), 100.0)], axis=1)
+    targets = np.where(labels[:, None] == np.arange(5), 1.0, -1.0)
+    rows = np.concatenate([white, np.sqrt(1024.0) * np.eye(33)])
+    goal = np.concatenate([targets, np.zeros((33, 5))])
+    solution, *_ = np.linalg.lstsq(rows, goal, rcond=None)
+    np.testing.assert_allclose(weights, solution, atol=1e-6)
+    np.testing.assert_allclose(white @ weights[:33], white @ solution, atol=1e-6)
+    np.testing.assert_allclose((mean[0], std[0]), (x.mean(0), x.std(0) + 1e-5), atol=1e-12)
+
+
+def test_accuracy_is_the_share_of_test_images_that_it_gets_right():
+    train, labels = data(300, 32, 5)
+    test, test_labels = data(200, 32, 5, seed=1)
+    found = few_shot(train, labels, test, test_labels[:, None], 5, shots=10, seed=2)
+    rows = draw_shots(labels, 5, 10, 2)
+    x, y = train[rows], 2.0 * np.eye(5)[labels[rows]] - 1
+    mean, std = x.mean(0), x.std(0) + 1e-5
+    a = np.c_[(x - mean) / std, np.full(50, 100.0)]
+    w = np.linalg.solve(a.T @ a + 1024 * np.eye(33), a.T @ y)
+    predicted = (np.c_[(test - mean) / std, np.full(200, 100.0)] @ w).argmax(1)
+    assert found == pytest.approx((predicted == test_labels).mean(), abs=1e-6)
+    assert found > 0.5
+
+
+def test_shots_are_drawn_by_one_generator_through_the_classes():
+    labels = np.array([1, 0, 1, 2, 0, 1, 0, 2, 2, 1])
+    random = np.random.default_rng(7)
+    expected = []
+    for number in range(3):
+        expected += random.permutation(np.flatnonzero(labels == number))[:2].tolist()
+    assert draw_shots(labels, 3, 2, 7).tolist() == expected
+    # written down: what NumPy's PCG64 draws for these labels and this seed
+    assert draw_shots(labels, 3, 2, 7).tolist() == DRAWN
+    few, many = draw_shots(labels, 3, 1, 7), draw_shots(labels, 3, 3, 7)
+    assert set(few) < set(many)
+    assert len(draw_shots(labels, 3, 25, 7)) == 10  # a class with fewer gives all
+
+
+DRAWN = [1, 6, 9, 2, 3, 7]
+
+
+def test_neighbours_vote_by_their_similarity():
+    train = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 2.0], [-1.0, 0.0]])
+    labels = torch.tensor([0, 0, 1, 1, 2])
+    test = torch.tensor([[2.0, 0.1], [0.1, 1.0], [-3.0, 0.2], [1.0, 0.0]])
+    given = torch.tensor([[0, -1], [2, 1], [0, -1], [1, -1]])
+    share = knn(train, labels, test, given, 3, neighbours=2, temperature=0.07)
+    assert share == 0.5  # the first two; -x is near class 2, and the last is no 1
+    # cosine similarities 1 and 0.6 of two neighbours: one near outvotes two far only when cold
+    train = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.6, -0.8]])
+    for temperature, right in ((0.07, 1.0), (10.0, 0.0)):
+        found = knn(
+            *(train, torch.tensor([0, 1, 1]), torch.tensor([[1.0, 0.0]]), torch.tensor([[0]]), 2),
+            neighbours=3,
+            temperature=temperature,
+        )
+        assert found == right
+
+
+def test_settings_of_probes_are_checked(tmp_path):
+    assert ProbeConfig().data == () and Probe.open_all(ProbeConfig()) == ()
+    with pytest.raises(ValueError, match="probe.every"):
+        ProbeConfig(every=0)
+    with pytest.raises(ValueError, match="temperature"):
+        ProbeConfig(temperature=0.0)
+    with pytest.raises(FileNotFoundError, match=r"manifest\.json"):
+        Probe.open_all(ProbeConfig(data=(str(tmp_path),)))
+
+
+@pytest.mark.ray
+def test_a_model_is_probed_on_a_shard_set(digits, ray_cluster):
+    config = PRESETS["demo"]().replace(
+        {"model.num_classes": 10, "model.depth": 1, "probe.data": (str(digits),)}
+    )
+    torch.manual_seed(0)
+    model = ViT(config.model)
+    probes = Probe.open_all(config.probe)
+    found = probe_share(model, config, probes, rank=0, workers=1)
+    name = digits.parent.name
+    assert {f"probe/{name}/{shots}shot" for shots in (1, 5, 10, 25)} < found.keys()
+    seeds = [found[f"probe/{name}/5shot-seed-{seed}"] for seed in range(3)]
+    assert found[f"probe/{name}/5shot"] == pytest.approx(np.mean(seeds))
+    assert found[f"probe/{name}/25shot"] > found[f"probe/{name}/1shot"] > 0.1  # chance
+    assert found[f"probe/{name}/knn"] > 0.5
+    # two workers' shares are the whole, in order
+    whole, labels = features(model, config, probes[0].eval, 0, 1)
+    assert whole.shape == (360, 128) and labels.shape == (360, 1)
+    assert model.training and isinstance(probes[0].eval, Source)
+    assert dataclasses.asdict(config.probe)["seeds"] == 3
