@@ -276,11 +276,14 @@ def answer_all(exam: Exam, model: ViT, parts: Parts, progress: Callable[[int, in
 
     `progress` is called with the images done and their total.
     """
-    gpus = int(ray.cluster_resources().get("GPU", 0))
+    resources = ray.cluster_resources()
+    gpus = int(resources.get("GPU", 0))
     shares = parts.shares(gpus or exam.settings.workers)
     done = parts.images - sum(stop - start for share in shares for start, stop in share)
     if shares:
-        task = answer.options(num_gpus=1 if gpus else 0)
+        # half of the cores read and decode: workers on all of them would wait for ever
+        half = resources["CPU"] / (2 * len(shares))
+        task = answer.options(num_gpus=1 if gpus else 0, num_cpus=min(1, half))
         put, weights = ray.put(exam), ray.put(model.state_dict())
         running = {task.remote(put, weights, share): None for share in shares}
         while running:
