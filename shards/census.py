@@ -1,4 +1,4 @@
-"""What must be known of all images before any gets its place: class counts, draws, clashing keys."""
+"""What must be known of all images before any gets its place: classes, val draws, clashing keys."""
 
 from collections import Counter
 from dataclasses import dataclass, field
