@@ -17,6 +17,7 @@ from pipeline.journal import RECORDS, write_line
 from pipeline.presets import PRESETS, read_preset
 from pipeline.protocol import CENTER
 from pipeline.run import Outcome
+from tune.__main__ import main
 from tune.answer import answer
 from tune.assembly import assemble, read_plan
 from tune.cluster import Room
@@ -61,8 +62,8 @@ def fit(config, *, on_record, trial):
     return Outcome(steps=steps, images_per_s=1.0, checkpoint="", protocols={CENTER: scores})
 
 
-def plan_in(folder, **settings):
-    changes = {"runs_dir": str(folder)}
+def plan_in(folder, changes=None, **settings):
+    changes = {"runs_dir": str(folder), **(changes or {})}
     plan = assemble("demo", changes, SearchConfig(**settings), **DEMO)
     from tune.search import open_folder
 
@@ -73,12 +74,13 @@ def plan_in(folder, **settings):
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory, ray_cluster):
     """A search as shipped over a space that reaches into rates at which runs diverge."""
-    from tune.search import search
+    from tune.search import run_search
 
     folder = tmp_path_factory.mktemp("search")
     wide = ("optim.lr=loguniform(3e-4,0.3)",)
-    plan = plan_in(folder, trials=16, set=wide)
-    return plan, search(plan, fit=fit)
+    # the preset's own warm-up is as short as the space has it
+    plan = plan_in(folder, {"optim.warmup": 0.005}, trials=20, set=wide)
+    return plan, run_search(plan, fit=fit)
 
 
 @pytest.mark.ray
@@ -86,7 +88,7 @@ def test_the_known_optimum_is_found_by_the_search_as_shipped(searched):
     _, found = searched
     assert found.best.sample["optim.warmup"] > 0.3
     assert 1e-3 < found.best.sample["optim.lr"] < 4e-3
-    assert found.best.mean("val/top1") >= found.own.mean("val/top1")
+    assert found.best.mean("val/top1") > found.own.mean("val/top1") + 0.2
 
 
 @pytest.mark.ray
@@ -183,14 +185,14 @@ def colours_of(path):
 
 @pytest.mark.ray
 def test_a_finished_search_only_tells_its_answer_again(searched):
-    from tune.search import open_folder, search
+    from tune.search import open_folder, run_search
 
     plan, found = searched
     before = (plan.dir / TRIALS).read_bytes()
     with pytest.raises(ValueError, match="--resume, or take another --name"):
         open_folder(plan, resume=False)
     open_folder(plan, resume=True)
-    assert search(plan, fit=fit).best == found.best
+    assert run_search(plan, fit=fit).best == found.best
     assert (plan.dir / TRIALS).read_bytes() == before
 
 
@@ -206,15 +208,15 @@ def fragile(config, *, on_record, trial):
 
 @pytest.mark.ray
 def test_failed_trials_are_tried_again_when_the_search_goes_on(tmp_path, ray_cluster):
-    from tune.search import search
+    from tune.search import run_search
 
     plan = plan_in(tmp_path, trials=2, seeds=1, stopper="none", evals=2)
     with pytest.raises(ValueError, match="no trial of search .* was completed"):
-        search(plan, fit=fragile)
+        run_search(plan, fit=fragile)
     entries = read_entries(plan.dir / TRIALS)
     assert [entry.status for entry in entries] == ["failed"] * 2
     assert "disk full" in entries[0].reason
-    found = search(plan, fit=fragile)
+    found = run_search(plan, fit=fragile)
     assert found.counts() == {DONE: 2}
 
 
@@ -281,6 +283,12 @@ def test_room_follows_from_the_cluster_and_leaves_cores_for_the_data():
         Room.of(cpus=64, gpus=2, workers=4, wanted=None)
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder of runs, in which the embedded data is made once."""
+    return tmp_path_factory.mktemp("runs")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -296,12 +304,15 @@ def test_room_follows_from_the_cluster_and_leaves_cores_for_the_data():
         (["tune"], "unknown command 'tune'; known: search, report"),
     ],
 )
-def test_bad_input_is_refused_before_ray_starts(arguments, words, tmp_path):
-    runs = ["--base.runs-dir", str(tmp_path)] if arguments[:2] == ["search", "demo"] else []
-    command = [sys.executable, "-X", "importtime", "-m", "tune", *arguments, *runs]
-    found = subprocess.run(command, capture_output=True, text=True)
-    said = "\n".join(x for x in found.stderr.splitlines() if not x.startswith("import time"))
-    assert found.returncode == 2, said
-    assert words in said
-    assert "Traceback" not in said
-    assert not list(tmp_path.glob("*/trials.jsonl"))
+def test_bad_input_is_refused_before_ray_starts(arguments, words, runs, capsys, monkeypatch):
+    monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray was started"))
+    if arguments[:2] == ["search", "demo"]:
+        arguments = [*arguments, "--base.runs-dir", str(runs)]
+    try:
+        status = main(arguments)
+    except SystemExit as left:
+        status = left.code
+    said = capsys.readouterr()
+    assert status == 2
+    assert words in said.out + said.err
+    assert not list(runs.glob("*/trials.jsonl"))

@@ -109,7 +109,7 @@ def search(preset: str, command: Search) -> int:
 
     try:
         plan = make_plan(preset, command.base, command.config)
-        from tune.search import open_folder, search
+        from tune.search import open_folder, run_search
 
         open_folder(plan, resume=command.resume)
     except (ValueError, OSError) as error:
@@ -119,7 +119,7 @@ def search(preset: str, command: Search) -> int:
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
     try:
-        found = search(plan, verbose=command.verbose)
+        found = run_search(plan, verbose=command.verbose)
     except KeyboardInterrupt:
         log.info("interrupted; the same command with --resume goes on")
         return 130

@@ -81,7 +81,7 @@ class Frame:
     left: int = 62
     bottom: int = 46
     top: int = 14
-    right: int = 14
+    right: int = 24
 
     def px(self, share: float) -> float:
         """Pixels from the left of a share of the x axis; a little outside at most."""

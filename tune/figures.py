@@ -15,8 +15,8 @@ from tune.plan import shown
 
 # cells along a side of the map, and how far a trial is seen, as a share of the side
 CELLS, REACH = 36, 0.13
-# the colours of the map end this many tolerances below the best
-DEPTH = 8.0
+# the colours of the map end at least this many tolerances below the best
+DEPTH = 3.0
 BEST, OWN, BAD = "#d6246e", "#111827", "#b42318"
 
 
@@ -28,13 +28,21 @@ def axes_of(found: Answer) -> tuple[str, str] | None:
     return (names[0], names[1]) if len(names) > 1 else None
 
 
+def depth_of(found: Answer) -> float:
+    """How far below the best the colours of the map end.
+
+    That three quarters of the settings are told apart, and nothing that is the same is.
+    """
+    best = found.best.mean(found.objective)
+    below = sorted(abs(best - group.mean(found.objective)) for group in found.groups)
+    return max(DEPTH * found.tolerance, below[len(below) * 3 // 4]) or 1.0
+
+
 def color_share(found: Answer, value: float) -> float:
     """Where a value of the objective lies between the worst that is told apart and the best."""
-    values = [group.mean(found.objective) for group in found.groups]
-    best = found.best.mean(found.objective)
-    depth = min(DEPTH * found.tolerance, max(abs(best - v) for v in values)) or 1.0
     sign = 1 if OBJECTIVES[found.objective] else -1
-    return 1 - min(max(sign * (best - value) / depth, 0.0), 1.0)
+    behind = sign * (found.best.mean(found.objective) - value)
+    return 1 - min(max(behind / depth_of(found), 0.0), 1.0)
 
 
 def map_figure(found: Answer) -> str:
@@ -87,7 +95,15 @@ def surface(found: Answer, frame: Frame, place) -> list[str]:  # noqa: ANN001
             shade = chart.color(color_share(found, mean))
             opacity = round(min(1.0, 0.15 + total), 2)
             cells.append(
-                chart.rect(left, top, width + 0.6, height + 0.6, fill=shade, fill_opacity=opacity)
+                chart.rect(
+                    left,
+                    top,
+                    width + 0.6,
+                    height + 0.6,
+                    fill=shade,
+                    fill_opacity=opacity,
+                    shape_rendering="crispEdges",
+                )
             )
     return cells
 
@@ -105,12 +121,16 @@ def mark(found: Answer, entry: Entry, group: Group | None, x: float, y: float) -
     text = f"{title}; {found.objective} {group.shown(found.objective)}"
     fill = chart.color(color_share(found, group.mean(found.objective)))
     marks = [chart.dot(x, y, 6.5, text, fill=fill, stroke="#fff", stroke_width=1.8)]
-    if entry.number == 0:
-        marks.append(chart.dot(x, y, 10, text, fill="none", stroke=OWN, stroke_width=2))
-        marks.append(chart.label(x, y + 24, "preset's own", cls="mark"))
-    if entry.number == found.best.number:
-        marks.append(chart.dot(x, y, 10, text, fill="none", stroke=BEST, stroke_width=3))
-        marks.append(chart.label(x, y - 15, "best", cls="mark best"))
+    best, own = entry.number == found.best.number, entry.number == 0
+    if not best and not own:
+        return marks
+    words = " and ".join(["best"] * best + ["preset's own"] * own)
+    ring = BEST if best else OWN
+    marks.append(chart.dot(x, y, 10, text, fill="none", stroke=ring, stroke_width=3))
+    kind = "mark best" if best else "mark"
+    # the two labels keep out of each other's way, and inside the frame
+    below = own and not best or y < 40
+    marks.append(chart.label(min(x, 490), y + 24 if below else y - 15, words, cls=kind))
     return marks
 
 
@@ -121,7 +141,7 @@ def single_figure(found: Answer) -> str:
     frame = Frame(x=Axis.of(name, dimension), y=value_axis(found.objective, values))
     marks = []
     for group in found.groups:
-        if name in group.sample:
+        if name in group.sample and dimension.contains(group.sample[name]):
             at = (
                 frame.px(frame.x.place(group.sample[name])),
                 frame.py(frame.y.place(group.mean(found.objective))),
@@ -157,11 +177,10 @@ def read_curves(found: Answer, metric: str) -> dict[str, list[tuple[float, float
     return curves
 
 
-def curves_figure(found: Answer, metric: str, name: str, *, highest: float | None = None) -> str:
+def curves_figure(found: Answer, metric: str, name: str) -> str:
     """All trials over the share of their length, with the part in which none is stopped."""
     curves = read_curves(found, metric)
     values = [v for points in curves.values() for _, v in points if math.isfinite(v)]
-    values = [min(v, highest) for v in values] if highest else values
     frame = Frame(
         x=Axis.linear("share of the trial", 0.0, 1.0, percent=True),
         y=value_axis(metric, values or [0.0, 1.0]),
@@ -269,8 +288,6 @@ def legend(found: Answer) -> str:
 
 def legend_ends(found: Answer) -> tuple[str, str]:
     """The values at the dark and at the light end of the map's colours."""
-    values = [group.mean(found.objective) for group in found.groups]
-    best = found.best.mean(found.objective)
-    depth = min(DEPTH * found.tolerance, max(abs(best - v) for v in values)) or 1.0
+    best, depth = found.best.mean(found.objective), depth_of(found)
     sign = 1 if OBJECTIVES[found.objective] else -1
     return f"{best - sign * depth:.3f} or worse", f"{best:.3f}"

@@ -110,7 +110,8 @@ def map_card(found: Answer) -> str:
 def curves_card(found: Answer) -> str:
     """All trials over their length."""
     why = "The best is bold, the preset's own dashed; a hollow end was stopped, a cross diverged."
-    return card("Every trial", why, figures.curves_figure(found, "val/top1", "curves"))
+    metric = found.objective if found.objective.startswith("val/") else "val/top1"
+    return card("Every trial", why, figures.curves_figure(found, metric, "curves"))
 
 
 def table_card(found: Answer) -> str:

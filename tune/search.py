@@ -55,7 +55,7 @@ def open_folder(plan: Plan, *, resume: bool) -> None:
     run.write_json(path, plan.flat())
 
 
-def search(plan: Plan, *, verbose: bool = False, fit: Fit = run.fit) -> Answer:
+def run_search(plan: Plan, *, verbose: bool = False, fit: Fit = run.fit) -> Answer:
     """Do what is left of a search, and write its answer into its folder."""
     with run.exclusive(plan.dir / LOCK):
         ledger = Ledger(plan.dir / TRIALS)
