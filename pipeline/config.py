@@ -219,6 +219,9 @@ class TrainConfig:
             )
         if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
             wrong.append(f"min_workers ({self.min_workers}) must be 1 to workers ({self.workers})")
+        odd = [name for name in ("global_batch", "micro_batch") if getattr(self, name) % 2]
+        if odd and (self.mix.mixup or self.mix.cutmix):
+            wrong.append(f"{' and '.join(odd)} must be even, as mixing pairs neighbours")
         if not self.name or "/" in self.name or self.name.startswith("."):
             wrong.append(f"name ({self.name!r}) must be a plain folder name")
         if wrong:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +11,10 @@ from pipeline.config import DIGITS, TrainConfig
 from pipeline.console import station
 from pipeline.probe import Probe
 from pipeline.source import Source, open_eval, open_train
+from shards import wordnet
 from shards.pack import BuildConfig, build
 from shards.plan import Mixture, Order
+from vit.loss import make_loss
 from vit.optim import learning_rate
 
 log = logging.getLogger(__name__)
@@ -63,6 +66,12 @@ class Job:
         return self.config.steps(self.train.slices.samples)
 
     @property
+    def parents(self) -> Sequence[int] | None:
+        """Parent of each class in WordNet, for the semantic loss."""
+        semantic = self.config.loss.name == "semantic"
+        return wordnet.parents(self.train.classes) if semantic else None
+
+    @property
     def num_stations(self) -> int:
         """Steps of the line, for the console: the embedded data is made first."""
         return 4 if self.config.data.dir == DIGITS else 2
@@ -96,6 +105,7 @@ def prepare(config: TrainConfig) -> Job:
         probes=Probe.open_all(config.probe),
     )
     job.learning_rate(0)  # refuses a warm-up that does not fit into the run
+    make_loss(config.loss, parents=job.parents)  # refuses classes that make no tree
     if config.init_from:
         checkpoint.weights_of(config.init_from)  # refuses what is not there
     check_folder(job)

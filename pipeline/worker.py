@@ -63,7 +63,7 @@ def train(job: Job, desk: ActorHandle) -> None:
     device = ray.train.torch.get_device()
     share = Share.of(rank, workers, config.global_batch)
     state = State(config, device, job.latest())
-    loss_of = make_loss(config.loss)
+    loss_of = make_loss(config.loss, parents=job.parents, device=device)
     meter = Meter(
         images=config.global_batch,
         image_flops=3 * config.model.forward_flops,

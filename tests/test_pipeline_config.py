@@ -46,6 +46,7 @@ def test_settings_are_replaced_by_dotted_name():
         ({"global_batch": 2, "workers": 3}, r"workers \(3\) cannot share a global_batch of 2"),
         ({"epochs": 0}, r"epochs \(0\)"),
         ({"log_every": 0, "eval_every": 0}, r"log_every \(0\).*; eval_every \(0\)"),
+        ({"mix.mixup": 0.2, "micro_batch": 7}, "micro_batch must be even"),
         ({"name": "../x"}, "plain folder name"),
         ({"data.slice_samples": 0}, "slice_samples"),
         ({"model.patch_size": 5}, "patch_size"),
