@@ -12,7 +12,8 @@ from pipeline.console import station
 from pipeline.probe import Probe
 from pipeline.source import Source, open_eval, open_train
 from shards import wordnet
-from shards.pack import BuildConfig, build
+from shards.config import BuildConfig
+from shards.pack import build
 from shards.plan import Mixture, Order
 from vit.loss import make_loss
 from vit.optim import learning_rate
