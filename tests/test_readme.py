@@ -34,7 +34,12 @@ def test_command_exists_and_takes_its_settings(command):
     else:
         words[0] = str(Path(sys.executable).parent / words[0])
     flags = {word.split("=")[0] for word in words if word.startswith("--")}
-    plain = [w for i, w in enumerate(words) if w not in flags and words[i - 1] not in flags]
+    # the command, without its settings and without folders that are not there
+    plain = words[:1] + [
+        word
+        for before, word in zip(words, words[1:], strict=False)
+        if word not in flags and before not in flags and "/" not in word
+    ]
     result = subprocess.run(
         [*plain, "--help"], capture_output=True, text=True, timeout=120, check=False
     )
