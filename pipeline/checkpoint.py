@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from pipeline.config import TrainConfig
 from pipeline.redact import redacted
@@ -118,13 +119,12 @@ def save(
             shutil.rmtree(path)
         aside.rename(path)
         _sync(folder)
-    except OSError as error:
+    except (OSError, RuntimeError, SafetensorError) as error:  # C++ and Rust do not raise OSError
         shutil.rmtree(aside, ignore_errors=True)
+        free = shutil.disk_usage(folder).free
         raise OSError(
-            error.errno,
-            f"checkpoint of step {step} could not be written ({error.strerror}); the earlier ones "
-            f"are untouched: make room and start the run again",
-            str(folder),
+            f"checkpoint of step {step} could not be written to {folder} ({error}; {free:,} bytes "
+            f"are free there); the earlier ones are untouched: make room and start the run again"
         ) from error
     return path
 

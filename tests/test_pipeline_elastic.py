@@ -50,7 +50,8 @@ config = TrainConfig(
     audit=True,
     max_restarts=20,
 )
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
+# one worker of two CPUs on each node, and one CPU that reads
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False})
 second = cluster.add_node(num_cpus=2)
 ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
 seen = []
