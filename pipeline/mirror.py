@@ -133,6 +133,7 @@ class Mirror:
         self._closing = threading.Event()
         self._failing_since: float | None = None
         self._said = ""
+        self._given_up = False
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
 
@@ -144,6 +145,7 @@ class Mirror:
             self._thread.join(0.1)
             since = self._failing_since
             if since is not None and time.monotonic() - max(since, closed) > PATIENCE_S:
+                self._given_up = True
                 log.warning(
                     "MLflow does not answer; the record is on disk, and this sends it later: "
                     "python -m pipeline track sync %s",
@@ -152,7 +154,7 @@ class Mirror:
                 return
 
     def _work(self) -> None:
-        while True:
+        while not self._given_up:
             try:
                 with exclusive(self._dir):
                     return self._keep_sending(Sender(self._dir))
@@ -162,7 +164,7 @@ class Mirror:
 
     def _keep_sending(self, sender: Sender) -> None:
         pause = PAUSE_S
-        while True:
+        while not self._given_up:
             closing = self._closing.is_set()
             try:
                 sender.send()

@@ -18,7 +18,7 @@ from typing import TypeVar
 T = TypeVar("T")
 HIDDEN = "***"
 WORDS = (
-    r"pass(?:word|wd|phrase)?|secret|token|api[_-]?key|access[_-]?key(?:[_-]?id)?|private[_-]?key|"
+    r"pass(?:word|wd|phrase)?|secret(?:[_-]?key)?|token|api[_-]?key|access[_-]?key(?:[_-]?id)?|private[_-]?key|"
     r"account[_-]?key|credentials?|sig(?:nature)?|authorization"
 )
 # an environment variable named so holds a secret

@@ -48,7 +48,7 @@ logging.getLogger("alembic").setLevel(logging.ERROR)
 FAILURES = (MlflowException, requests.RequestException, OSError)
 # what a server will never take, however often it is asked
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED")
-TOKEN_TAG, PARENT_TAG = "run_token", "mlflow.parentRunId"
+TOKEN_TAG, MODEL_TAG, PARENT_TAG = "run_token", "model_id", "mlflow.parentRunId"
 # one call may carry 1,000 metrics and 100 parameters (MLflow's REST API, log-batch)
 MAX_METRICS, MAX_PARAMS, MAX_TAGS = 1000, 100, 100
 # longest value of a parameter and of a tag, and longest digest of a data set
@@ -231,13 +231,14 @@ class Server:
             client.create_registered_model(name)
         versions = client.search_model_versions(f"name = '{name}'")
         metric = event["metric"]
-        version = next((v for v in versions if v.model_id == model.model_id), None)
+        # the server's answers do not name the model of a version, so a tag does
+        version = next((v for v in versions if v.tags.get(MODEL_TAG) == model_id), None)
         version = version or client.create_model_version(
             name,
             model.artifact_location,
             run_id=at["run_id"],
-            model_id=model.model_id,
-            tags={metric: str(event["value"])},
+            model_id=model_id,
+            tags={metric: str(event["value"]), MODEL_TAG: model_id},
         )
         best = [v for v in versions if BEST in client.get_model_version(name, v.version).aliases]
         if not best or event["value"] > float(best[0].tags.get(metric, "-inf")):

@@ -1,0 +1,139 @@
+"""Evaluation with many crops against the bare forward pass of the same model.
+
+    python benchmarks/evaluate.py [--model S/16] [--crops ten] [--images 256] [--rounds 3]
+
+Both run on the same device in turns: the forward pass alone on crops that lie on the device
+already, and the whole evaluation (read, decode, crop, forward pass, answers) through Ray Data. The
+figure is images x crops per second of the one over the other; the medians of the rounds.
+"""
+
+import argparse
+import io
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+
+import numpy as np  # noqa: E402
+import ray  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from pipeline.evaluate import Exam  # noqa: E402
+from pipeline.protocol import EvaluateConfig  # noqa: E402
+from pipeline.source import Source  # noqa: E402
+from pipeline.stream import quiet  # noqa: E402
+from shards.pack import BuildConfig, build  # noqa: E402
+from vit.batch import normalise  # noqa: E402
+from vit.config import ViTConfig  # noqa: E402
+from vit.model import ViT  # noqa: E402
+
+
+def main() -> None:
+    """Measure and print one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="S/16")
+    parser.add_argument("--crops", default="ten")
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=110)
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    half = device.type == "cuda"
+    with tempfile.TemporaryDirectory() as folder:
+        source = photographs(Path(folder), given.images)
+        model = ViT(ViTConfig.named(given.model, num_classes=1000)).eval().to(device)
+        settings = EvaluateConfig(
+            data="",
+            crops=(given.crops,),
+            batch=given.batch,
+            precision="bf16" if half else "fp32",
+            model=model.config,
+        )
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        quiet()
+        exam = Exam(source=source, settings=settings)
+        bare, whole = [], []
+        for number in range(given.rounds + 1):
+            rates = forward(model, settings, device, half), evaluation(exam, model)
+            if number:  # the first round warms up
+                bare.append(rates[0])
+                whole.append(rates[1])
+        ray.shutdown()
+    report(given, device, bare, whole)
+
+
+def photographs(folder: Path, count: int) -> Source:
+    """JPEGs of the size of ImageNet's, as a shard set."""
+    random = np.random.default_rng(0)
+    for number in range(count):
+        path = folder / "images" / f"n{number % 4:08d}" / f"{number}.JPEG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse = random.integers(0, 256, (24, 32, 3), np.uint8)
+        image = Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC)
+        noise = random.normal(0, 12, (375, 500, 3))
+        pixels = np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
+        path.write_bytes(buffer.getvalue())
+    build([folder / "images"], folder / "shards", BuildConfig(val_per_class=0))
+    return Source.open((str(folder / "shards"),), "train", 32)
+
+
+def forward(model: ViT, settings: EvaluateConfig, device: torch.device, half: bool) -> float:
+    """Crops per second of the forward pass alone, in the evaluation's batches."""
+    size, batch = model.config.image_size, settings.batch_images * settings.views
+    images = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8, device=device)
+    steps = 2 if device.type == "cpu" else 100
+
+    def run(count: int) -> float:
+        before = time.perf_counter()
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, half):
+            for _ in range(count):
+                model(normalise(images, settings.images))
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - before
+
+    run(1)
+    return steps * batch / run(steps)
+
+
+def evaluation(exam: Exam, model: ViT) -> float:
+    """Crops per second of the whole evaluation, from the first answers on."""
+    done, begun = 0, 0.0
+    for block in exam.answers(model, [(0, exam.source.samples)]):
+        now = time.perf_counter()
+        if begun:
+            done += len(block["position"])
+        else:  # starting Ray Data's tasks is no rate
+            begun = now
+        last = now
+    return done * exam.settings.views / (last - begun)
+
+
+def report(
+    given: argparse.Namespace, device: torch.device, bare: list[float], whole: list[float]
+) -> None:
+    """One line of JSON."""
+    cuda = device.type == "cuda"
+    line = {
+        "model": given.model,
+        "crops": given.crops,
+        "device": torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} CPU cores",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "forward_crops_per_s": round(statistics.median(bare), 1),
+        "evaluation_crops_per_s": round(statistics.median(whole), 1),
+        "ratio": round(statistics.median(w / b for w, b in zip(whole, bare, strict=True)), 3),
+    }
+    print(json.dumps(line))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

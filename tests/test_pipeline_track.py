@@ -1,0 +1,418 @@
+"""The record reaches MLflow whatever happens to its server: all of it, once, in order, unseen."""
+
+import json
+import logging
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+import mlflow
+import pytest
+import torch
+from mlflow_server import Door, MlflowServer
+
+from pipeline import checkpoint, history, journal, mirror
+from pipeline.console import open_console
+from pipeline.presets import PRESETS
+from pipeline.record import Recorder
+from pipeline.redact import RedactingFormatter, redact, redacted
+from pipeline.subject import Subject
+from vit.model import ViT
+
+CLASSES = tuple(f"n{number:08d}" for number in range(10))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A real MLflow server; tests that kill it start it again."""
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def door(server):
+    door = Door(server.port, token="t0ken-of-this-test")
+    yield door
+    door.close()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """Short pauses; patience enough for a server on a busy machine."""
+    monkeypatch.setattr(mirror, "PAUSE_S", 0.05)
+    monkeypatch.setattr(mirror, "MAX_PAUSE_S", 0.3)
+    monkeypatch.setattr(mirror, "PATIENCE_S", 60)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def record(folder, name="run", settings=None, **more) -> Recorder:
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = settings or {"optim.lr": 0.1, "name": name}
+    return Recorder(folder, name=name, experiment="test", settings=settings, **more)
+
+
+def train(recorder: Recorder, first: int, last: int, pause_s: float = 0.0) -> list[float]:
+    """Steps that leave a record each; seconds of each step."""
+    times = []
+    for step in range(first, last):
+        before = time.perf_counter()
+        if pause_s:
+            time.sleep(pause_s)
+        recorder.add({"kind": "train", "step": step, "train/loss": 1 / (step + 1), "lr": 0.1})
+        times.append(time.perf_counter() - before)
+    return times
+
+
+def run_at(store: str, folder) -> mlflow.entities.Run:
+    """The run of a folder, as the store has it."""
+    token = json.loads((folder / "mlflow.json").read_text())["token"]
+    client = mlflow.MlflowClient(store)
+    found = client.search_runs(
+        [e.experiment_id for e in client.search_experiments()], f"tags.run_token = '{token}'"
+    )
+    (run,) = found
+    return run
+
+
+def points(store: str, folder, name: str = "train/loss") -> list[tuple[int, float]]:
+    history = mlflow.MlflowClient(store).get_metric_history(run_at(store, folder).info.run_id, name)
+    return [(point.step, point.value) for point in history]
+
+
+def expected(steps: int) -> list[tuple[int, float]]:
+    return [(step, 1 / (step + 1)) for step in range(steps)]
+
+
+# --- the embedded file ---
+
+
+CRASH = """
+import os, sys, time
+from pathlib import Path
+from pipeline.record import Recorder
+folder = Path(sys.argv[1])
+recorder = Recorder(folder, name="run", experiment="test", settings={"optim.lr": 0.1})
+for step in range(20):
+    recorder.add({"kind": "train", "step": step, "train/loss": 1 / (step + 1), "lr": 0.1})
+cursor = folder / "mlflow.json"
+while not cursor.exists() or '"sent": 0' in cursor.read_text():
+    time.sleep(0.05)
+with (folder / "metrics.jsonl").open("a") as file:
+    file.write('{"kind": "train", "step": 20, "tr')  # a line that the crash cuts off
+    file.flush()
+    os._exit(9)
+"""
+
+
+@pytest.mark.ray
+def test_a_run_that_crashed_continues_its_curve_without_doubled_points(tmp_path):
+    store, folder = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "run"
+    folder.mkdir()
+    crashed = subprocess.run([sys.executable, "-c", CRASH, folder], check=False, timeout=120)
+    assert crashed.returncode == 9
+    cursor = (folder / "mlflow.json").read_text()
+    sent = json.loads(cursor)["servers"][store]["sent"]
+    assert sent > 0
+    # as if the server had answered and the crash come before the cursor was written
+    (folder / "mlflow.json").write_text(cursor.replace(f'"sent": {sent}', '"sent": 0'))
+    again = record(folder)
+    train(again, 10, 40)  # steps since the last checkpoint are made again
+    again.finish("FINISHED")
+    assert points(store, folder) == expected(40)
+    run = run_at(store, folder)
+    assert run.info.status == "FINISHED" and run.data.tags["starts"] == "2"
+    assert run.data.params["optim.lr"] == "0.1"
+
+
+def test_a_record_is_sent_by_one_process_at_a_time(tmp_path):
+    recorder = record(tmp_path / "run")
+    time.sleep(0.3)
+    with pytest.raises(ValueError, match="another process sends"):
+        mirror.sync(tmp_path / "run")
+    recorder.finish("KILLED")
+    assert mirror.sync(tmp_path / "run") == 0
+
+
+# --- a server that fails ---
+
+
+@pytest.mark.ray
+def test_a_server_killed_in_the_middle_loses_and_doubles_nothing(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    folder = tmp_path / "run"
+    recorder = record(folder)
+    up = train(recorder, 0, 300, 0.005)
+    server.kill()
+    down = train(recorder, 300, 900, 0.005)
+    server.start()
+    after = train(recorder, 900, 1200, 0.005)
+    recorder.finish("FINISHED")
+    assert points(server.store, folder) == expected(1200)
+    assert run_at(server.store, folder).info.status == "FINISHED"
+    # a step takes as long while the server is down
+    assert statistics.median(down) < 1.25 * statistics.median([*up, *after]) + 0.001
+    assert max(down) < 1.0
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("mode", ["500", "full"])
+def test_a_server_that_answers_with_errors_gets_all_of_it_later(
+    mode, server, door, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", door.uri)
+    folder = tmp_path / "run"
+    recorder = record(folder)
+    train(recorder, 0, 50)
+    door.mode = mode
+    times = train(recorder, 50, 150, 0.005)
+    assert max(times) < 0.5
+    door.mode = "open"
+    train(recorder, 150, 200)
+    recorder.finish("FINISHED")
+    assert points(server.store, folder) == expected(200)
+
+
+@pytest.mark.ray
+def test_lost_answers_double_nothing(server, door, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", door.uri)
+    folder = tmp_path / "run"
+    recorder = record(folder)
+    train(recorder, 0, 10)
+    time.sleep(1)
+    door.mode = "deaf"  # the server keeps what it is told, and we never hear of it
+    train(recorder, 10, 60, 0.02)
+    door.mode = "open"
+    recorder.finish("FINISHED")
+    assert points(server.store, folder) == expected(60)
+
+
+@pytest.mark.ray
+def test_a_slow_server_does_not_slow_the_steps_and_is_waited_for(
+    server, door, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", door.uri)
+    door.mode = "slow"
+    folder = tmp_path / "run"
+    recorder = record(folder)
+    times = train(recorder, 0, 200, 0.002)
+    assert statistics.median(times) < 0.02 and max(times) < 0.3  # less than one of its answers
+    recorder.finish("FINISHED")
+    assert points(server.store, folder) == expected(200)
+
+
+@pytest.mark.ray
+def test_a_server_that_is_down_at_start_and_end_is_told_by_sync(
+    server, tmp_path, monkeypatch, caplog
+):
+    dead = Door(1)
+    dead.close()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", dead.uri)
+    monkeypatch.setattr(mirror, "PATIENCE_S", 1.5)
+    caplog.set_level(logging.WARNING)
+    folder = tmp_path / "run"
+    recorder = record(folder)
+    train(recorder, 0, 30)
+    (folder / "note.txt").write_text("kept")
+    before = time.monotonic()
+    recorder.finish("FINISHED", {folder / "note.txt": "notes"})
+    assert time.monotonic() - before < 15
+    assert f"python -m pipeline track sync {folder}" in caplog.text
+    time.sleep(1)  # the thread gives up
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": dead.uri}
+    command = [sys.executable, "-m", "pipeline", "track", "sync", str(folder)]
+    failed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert failed.returncode == 1 and "nothing is lost" in failed.stdout, failed.stderr
+    environment["MLFLOW_TRACKING_URI"] = server.uri
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = run_at(server.store, folder)
+    assert points(server.store, folder) == expected(30)
+    assert run.info.status == "FINISHED"
+    client = mlflow.MlflowClient(server.uri)
+    assert [a.path for a in client.list_artifacts(run.info.run_id, "notes")] == ["notes/note.txt"]
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert again.returncode == 0 and "sent 0 records and 0 events" in again.stdout
+
+
+def test_sync_of_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no record of a run"):
+        mirror.sync(tmp_path)
+    with pytest.raises(FileNotFoundError, match="is not there"):
+        mirror.sync(tmp_path / "none")
+
+
+@pytest.mark.ray
+def test_a_token_opens_the_door_and_is_seen_nowhere(server, door, tmp_path, monkeypatch):
+    token = "t0ken-of-this-test"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", door.uri)
+    door.mode = "token"
+    folder = tmp_path / "run"
+    recorder = record(folder)
+    train(recorder, 0, 5)
+    time.sleep(1)
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", token)
+    train(recorder, 5, 10)
+    recorder.finish("FINISHED")
+    assert points(server.store, folder) == expected(10)
+    for path in folder.rglob("*"):
+        assert not path.is_file() or token.encode() not in path.read_bytes()
+
+
+# --- models ---
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run's folder with two checkpoints."""
+    folder = tmp_path_factory.mktemp("models") / "run"
+    small = {"model.num_classes": 10, "model.depth": 1, "model.width": 32, "model.mlp_width": 32}
+    config = PRESETS["demo"]().replace({**small, "name": "run", "runs_dir": str(folder.parent)})
+    for step, top1 in ((10, 0.5), (20, 0.4)):
+        torch.manual_seed(step)
+        model = ViT(config.model)
+        torch.nn.init.normal_(model.head.weight)
+        checkpoint.save(
+            folder / "checkpoints",
+            step=step,
+            samples=step,
+            model=model.state_dict(),
+            state={},
+            metrics={"val/top1": top1, "val/loss": 1.0},
+            config=config,
+            classes=CLASSES,
+            fingerprint="f" * 64,
+        )
+    return folder
+
+
+@pytest.mark.ray
+def test_checkpoints_become_models_that_mlflow_opens_without_unpickling(
+    trained, server, monkeypatch
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    recorder = record(trained)
+    recorder.tell(
+        "dataset",
+        name="digits/val",
+        digest="f" * 64,
+        source="s3://KEYID:SECRET@bucket/digits",
+        context="evaluation",
+        samples=360,
+    )
+    for item in checkpoint.checkpoints(trained / "checkpoints"):
+        history.tell_model(trained, item, register="vit-test")
+    recorder.finish("FINISHED")
+    client = mlflow.MlflowClient(server.uri)
+    run = run_at(server.store, trained)
+    (data,) = run.inputs.dataset_inputs
+    assert data.dataset.digest == "f" * 36 and "SECRET" not in data.dataset.source
+    assert json.loads(data.dataset.profile)["manifest_sha256"] == "f" * 64
+    models = client.search_logged_models([run.info.experiment_id])
+    models = {model.name: model for model in models if model.source_run_id == run.info.run_id}
+    assert models.keys() == {"step-000000010", "step-000000020"}
+    assert {output.model_id for output in run.outputs.model_outputs} == {
+        model.model_id for model in models.values()
+    }
+    figures = {metric.key: metric.value for metric in models["step-000000010"].metrics}
+    assert figures["checkpoint/val/top1"] == 0.5
+    mlflow.set_tracking_uri(server.uri)
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    loaded = mlflow.pytorch.load_model(f"models:/{models['step-000000010'].model_id}")
+    images = torch.randn(3, 3, 32, 32)
+    subject = Subject.open(trained / "checkpoints" / "step-000000010")
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images), subject.load(subject.model)(images))
+    # the better one keeps the alias; the newest is `latest`
+    best = client.get_model_version_by_alias("vit-test", "best")
+    assert best.tags["model_id"] == models["step-000000010"].model_id
+    latest = client.get_latest_versions("vit-test")[0]
+    assert latest.tags["model_id"] == models["step-000000020"].model_id
+    # told again, nothing is there twice
+    cursor = json.loads((trained / "mlflow.json").read_text())
+    for at in cursor["servers"].values():
+        at |= {"told": 0, "models": {}}
+    (trained / "mlflow.json").write_text(json.dumps(cursor))
+    assert mirror.sync(trained) == 0
+    assert len(client.search_model_versions("name = 'vit-test'")) == 2
+    again = client.search_logged_models([run.info.experiment_id])
+    assert sum(model.source_run_id == run.info.run_id for model in again) == 2
+
+
+# --- secrets ---
+
+PLANTED = {
+    "http://user:hunter2@mlflow.example:5000/x": "hunter2",
+    "s3://AKIDEXAMPLE:wJalr/XUtn+FEMI@bucket/shards": "wJalr",
+    "s3://bucket/x?access_key=abcdefgh&secret_key=ijklmnop&region=eu": "ijklmnop",
+    "Authorization: Bearer abc123.def456": "abc123",
+    "MLFLOW_TRACKING_PASSWORD=correct-horse": "correct-horse",
+    '{"aws_secret_access_key": "wJalrXUtnFEMI/K7MDENG"}': "K7MDENG",
+    "the key AKIAIOSFODNN7EXAMPLE is Amazon's": "AKIAIOSFODNN7EXAMPLE",
+    "AIzaSyA1234567890abcdefghijklmnopqrstuv": "AIzaSyA1234567890",
+    "token hf_abcdefghijklmnopqrstuvwxyz": "hf_abcdefghijklmnop",
+    "https://x.blob.core.windows.net/c?sv=1&sig=aBcD%2B12": "aBcD",
+    "-----BEGIN PRIVATE KEY-----\nMIIEvQ\n-----END PRIVATE KEY-----": "MIIEvQ",
+}
+
+
+@pytest.mark.parametrize(("text", "secret"), PLANTED.items())
+def test_secrets_of_every_kind_are_found(text, secret):
+    assert secret not in redact(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "pool=token, heads=4",
+        "https://example.org/a@b?page=2",
+        "s3://bucket/imagenet/train-00001.tar",
+        "basic training of 10 tokens: 5",
+        "optim.lr=0.001 seed=7 key n01440764/x",
+    ],
+)
+def test_ordinary_text_stays_as_it_is(text):
+    assert redact(text) == text
+
+
+def test_values_of_the_environment_are_secret_wherever_they_turn_up(monkeypatch):
+    monkeypatch.setenv("MY_SERVICE_TOKEN", "xyzzy-plugh")
+    monkeypatch.setenv("SSH_KEY", "/home/me/.ssh/id")
+    assert redacted({"a": ["the xyzzy-plugh it is", 3]}) == {"a": ["the *** it is", 3]}
+    assert redact("/home/me/.ssh/id") == "/home/me/.ssh/id"
+
+
+def test_planted_secrets_reach_no_parameter_tag_log_or_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("STORE_PASSWORD", "p4ssw0rd-in-env")
+    folder, store = tmp_path / "run", f"sqlite:///{tmp_path}/mlflow.db"
+    settings = {"data.dir": "s3://AKID:S3CR3T@bucket/shards", "note": "p4ssw0rd-in-env"}
+    recorder = record(folder, settings=settings)
+    recorder.tell("tags", tags={"source": "https://me:S3CR3T@git.example/x"})
+    recorder.finish("FINISHED")
+    run = run_at(store, folder)
+    assert run.data.params["data.dir"] == "s3://***@bucket/shards"
+    assert run.data.tags["source"] == "https://***@git.example/x"
+    open_console(verbose=False)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(RedactingFormatter("%(message)s"))
+    log = logging.getLogger("pipeline.test")
+    log.addHandler(handler)
+    try:
+        raise OSError("cannot reach s3://AKID:S3CR3T@bucket")
+    except OSError:
+        log.exception("with p4ssw0rd-in-env")
+    written = "".join(capsys.readouterr())
+    assert "cannot reach s3://***@bucket" in written
+    text = written + "".join(
+        path.read_bytes().decode("latin-1") for path in tmp_path.rglob("*") if path.is_file()
+    )
+    assert "S3CR3T" not in text and "p4ssw0rd-in-env" not in text
+
+
+def test_events_are_kept_once(tmp_path):
+    for _ in range(2):
+        journal.tell(tmp_path, "tags", tags={"a": "1"})
+    assert len(journal.read_events(tmp_path)) == 1
