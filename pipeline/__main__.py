@@ -152,8 +152,10 @@ def train(command: Train) -> int:
     # before Ray is imported: workers stay in this folder, and no bars between the lines
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    # nodes that are just starting, or busy, need longer than Ray's minute to start their workers
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "900")
+    # nodes that are just starting, or busy, need longer than Ray's minute to start their workers;
+    # an elastic run must not wait long for a node that has just gone
+    patience_s = "120" if command.config.min_workers else "900"
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", patience_s)
     from pipeline.job import prepare
 
     try:
