@@ -367,7 +367,8 @@ def ray_session(config: TrainConfig, *, verbose: bool) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    local = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": os.cpu_count() + config.workers}
+    local = {"address": "local", "num_cpus": os.cpu_count() + config.workers}
+    local = {} if "RAY_ADDRESS" in os.environ else local
     ray.init(
         **local,
         include_dashboard=None if verbose else False,

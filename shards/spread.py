@@ -3,6 +3,7 @@
 build(sources, out, config, run=spread)
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -14,8 +15,10 @@ RETRIES = 3
 
 def start(workers: int | None) -> None:
     """Join the cluster that RAY_ADDRESS names, or start Ray here with this many workers."""
-    if not ray.is_initialized():
-        ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False)
+    if ray.is_initialized():
+        return
+    local = {"address": "local", "num_cpus": workers, "include_dashboard": False}
+    ray.init(**({} if "RAY_ADDRESS" in os.environ else local), log_to_driver=False)
 
 
 def spread(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:

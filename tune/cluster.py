@@ -66,7 +66,8 @@ def ray_session(*, workers: int, verbose: bool) -> Iterator[None]:
         yield
         return
     cores = os.cpu_count()
-    local = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": cores + max(cores, workers)}
+    local = {"address": "local", "num_cpus": cores + max(cores, workers)}
+    local = {} if "RAY_ADDRESS" in os.environ else local
     ray.init(
         **local,
         include_dashboard=None if verbose else False,
