@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import ray
 from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 # seconds between two looks at the desk
 PAUSE_S = 0.2
@@ -84,7 +85,9 @@ def staffed(record: Callable[[dict], bool]) -> Iterator[ActorHandle]:
     The workers are asked to stop when `record` returns True, and when it raises: what it raised is
     raised again when the block is left.
     """
-    desk, closing = Desk.remote(), threading.Event()
+    # on the driver's own node: another one may go while the run goes on
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    desk, closing = Desk.options(scheduling_strategy=here).remote(), threading.Event()
     raised: list[Exception] = []
 
     def hand_over() -> None:
