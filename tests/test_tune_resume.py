@@ -15,8 +15,9 @@ from tune.ledger import BEGUN, DIVERGED, DONE, ENDED, TRIALS, read_entries
 pytestmark = pytest.mark.ray
 
 TIMEOUT_S = 420
-# two rates, at one of which a run cannot but diverge, with two warm-ups, and the preset's own
-SEARCH = ["--trials", "5", "--sampler", "grid", "--set", "optim.lr=choice(0.002,1000)"]
+# three rates, at one of which a run cannot but diverge, and the preset's own
+RATES = ["optim.lr=choice(0.004,1000,0.001)", "optim.warmup=0.1"]
+SEARCH = ["--trials", "4", "--sampler", "grid", "--set", *RATES]
 SHORT = ["--seeds", "1", "--evals", "2", "--base.epochs", "12", "--stopper", "none"]
 
 
@@ -67,7 +68,7 @@ def test_no_trial_is_run_twice_and_none_is_missing(resumed):
     assert after[: len(resumed["before"])] == resumed["before"]
     begun = [line["number"] for line in after if line["status"] == BEGUN]
     ended = [line["number"] for line in after if line["status"] in ENDED]
-    assert sorted(begun) == sorted(ended) == [0, 1, 2, 3, 4]
+    assert sorted(begun) == sorted(ended) == [0, 1, 2, 3]
 
 
 def test_what_was_at_work_goes_on_with_its_own_settings(resumed):
@@ -97,17 +98,16 @@ def test_mlflow_has_one_parent_with_all_trials_below_it(resumed):
     children = [run for run in found if run is not parent]
     assert parent.info.run_name == "demo-warmup-lr"
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
-    assert sorted(run.info.run_name for run in children) == [f"trial-{n:03d}" for n in range(5)]
+    assert sorted(run.info.run_name for run in children) == [f"trial-{n:03d}" for n in range(4)]
     assert {run.info.status for run in found} == {"FINISHED"}
     outcomes = [run.data.tags["outcome"] for run in children]
-    assert sorted(outcomes) == ["diverged", "diverged", "done", "done", "done"]
+    assert sorted(outcomes) == ["diverged", "done", "done", "done"]
     assert parent.data.metrics["best"] > 0
 
 
 def test_the_best_settings_train_as_they_are(resumed):
     best = json.loads((resumed["folder"] / "best.json").read_text())
     assert best["settings"]["epochs"] == 12
-    assert best["settings"]["optim.warmup_unit"] == "examples" or not best["found"]["trial"]
     command = [sys.executable, "-m", "pipeline", "train", "--preset-file"]
     command += [str(resumed["folder"] / "best.json"), "--epochs", "0.1", "--optim.warmup", "0"]
     trained = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)

@@ -220,6 +220,22 @@ def test_failed_trials_are_tried_again_when_the_search_goes_on(tmp_path, ray_clu
     assert found.counts() == {DONE: 2}
 
 
+def finished(config, *, on_record, trial):
+    """A run that was through before the driver of its search died: it only tells its outcome."""
+    scores = {"top1": 0.5, "top5": 0.9, "loss": 1.5, "images": 360}
+    return Outcome(steps=112, images_per_s=9.0, checkpoint="", protocols={CENTER: scores})
+
+
+@pytest.mark.ray
+def test_a_run_that_was_through_before_the_driver_died_is_a_result(tmp_path, ray_cluster):
+    from tune.search import run_search
+
+    found = run_search(plan_in(tmp_path, trials=2, seeds=1), fit=finished)
+    assert found.counts() == {DONE: 2}
+    assert [entry.step for entry in found.entries] == [112, 112]
+    assert found.best.mean("val/top1") == 0.5
+
+
 def test_other_settings_under_the_same_name_are_refused(tmp_path):
     from tune.search import open_folder
 

@@ -282,7 +282,10 @@ def importance_figure(found: Answer) -> str:
 def legend(found: Answer) -> str:
     """What the colours of the map mean."""
     steps = 40
-    bars = [chart.rect(i * 6, 0, 6.5, 12, fill=chart.color(i / (steps - 1))) for i in range(steps)]
+    bars = [
+        chart.rect(i * 6, 0, 6, 12, fill=chart.color(i / (steps - 1)), shape_rendering="crispEdges")
+        for i in range(steps)
+    ]
     return f'<svg class="legend" viewBox="0 0 240 12">{"".join(bars)}</svg>'
 
 

@@ -23,6 +23,7 @@ import ray.tune
 from pipeline import run
 from pipeline.config import TrainConfig
 from pipeline.journal import RECORDS, read_lines
+from pipeline.protocol import CENTER
 from tune.config import OBJECTIVES, SearchConfig
 from tune.ledger import DIVERGED, DONE, FAILED, STOPPED
 from tune.stopper import RUNG, rung_of
@@ -152,12 +153,21 @@ class Following:
             status, self._reason = DIVERGED, str(error)
         elif error:
             status, self._reason = FAILED, f"{type(error).__name__}: {error}"
+        elif outcome := ended.result():
+            status = DONE
+            self._take(outcome)
         else:
-            status = DONE if ended.result() else self._word
+            status = self._word
         if status != FAILED:  # what is kept is the record
             for folder in ("checkpoints", "ray"):
                 shutil.rmtree(self._dir / folder, ignore_errors=True)
         self.results.put({**self._result(), "done": True, "status": status, "reason": self._reason})
+
+    def _take(self, outcome: run.Outcome) -> None:
+        """The figures of a run that is through; it may have been before its driver died."""
+        scores = {f"val/{name}": value for name, value in outcome.protocols[CENTER].items()}
+        figures = {"step": outcome.steps, "images_per_s": outcome.images_per_s, **scores}
+        self._last |= {k: v for k, v in figures.items() if k in OBJECTIVES or k == "step"}
 
     def _result(self) -> dict[str, object]:
         step = int(self._last.get("step", 0))
