@@ -13,7 +13,7 @@ from vit.config import ImageConfig
 
 pytestmark = pytest.mark.ray
 
-STEPS, BATCH = 1500, 50
+STEPS, BATCH = 1000, 50
 
 # its own process: Ray's cluster utility starts several nodes on this machine
 SCRIPT = """
@@ -60,18 +60,22 @@ seen = []
 def follow(record):
     if record["kind"] == "train" and (not seen or seen[-1] != record["workers"]):
         seen.append(record["workers"])
-        threading.Thread(target=change).start()
     return False
 
 
-def change():
-    if seen == [2]:
-        cluster.remove_node(second, allow_graceful=False)
-    elif seen == [2, 1]:
-        cluster.add_node(num_cpus=2)
+def wait_for(expected):
+    while seen != expected and training.is_alive():
+        time.sleep(0.1)
 
 
-run.fit(config, on_record=follow)
+# nodes come and go from the main thread, where Ray may set its signal handlers
+training = threading.Thread(target=run.fit, args=(config,), kwargs={"on_record": follow})
+training.start()
+wait_for([2])
+cluster.remove_node(second, allow_graceful=False)
+wait_for([2, 1])
+cluster.add_node(num_cpus=2)
+training.join()
 print(json.dumps(seen))
 ray.shutdown()
 cluster.shutdown()
