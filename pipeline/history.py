@@ -16,8 +16,8 @@ from pipeline.job import Job
 from pipeline.record import Recorder
 from pipeline.report import write_report
 
-# figures of a protocol that are attached to the model
-FIGURES = ("images", "top1", "top1_low", "top1_high", "top5", "loss", "ece")
+# figures of a protocol that are worth a curve; all of them are in result.json
+FIGURES = ("top1", "top5", "loss", "ece")
 # the parts of a checkpoint that only going on with the run needs
 PRIVATE = ("state.pt",)
 
@@ -103,23 +103,28 @@ def tell_evaluation(run_dir: Path, folder: Path) -> None:
         "evaluation",
         checkpoint=result["checkpoint"],
         step=result["step"],
-        metrics=figures(result),
+        metrics=attached(result),
         dataset=dataset_name(result["data"], result["split"]),
         digest=result["fingerprint"],
     )
 
 
-def figures(result: Mapping) -> dict[str, float]:
-    """The figures of an evaluation as one flat dictionary."""
-    prefix, found = f"eval/{result['split']}", {}
-    for name, values in result["protocols"].items():
-        own = {key: values[key] for key in FIGURES if key in values}
-        found |= {f"{prefix}/{name}/{key}": value for key, value in own.items()}
+def attached(result: Mapping) -> dict[str, float]:
+    """The figures of an evaluation as they are attached to a model."""
+    found = figures(result["protocols"], f"eval/{result['split']}")
     for name, values in result.get("real", {}).get("protocols", {}).items():
-        found[f"{prefix}/{name}/real_top1"] = values["top1"]
-    for name, values in result.get("v2", {}).get("protocols", {}).items():
-        found[f"eval/v2/{name}/top1"] = values["top1"]
-    return found
+        found[f"eval/{result['split']}/{name}/real_top1"] = values["top1"]
+    return found | figures(result.get("v2", {}).get("protocols", {}), "eval/v2")
+
+
+def figures(protocols: Mapping[str, Mapping[str, float]], prefix: str) -> dict[str, float]:
+    """The figures that are worth a curve, by one name each: PREFIX/ten/top1."""
+    return {
+        f"{prefix}/{protocol}/{name}": values[name]
+        for protocol, values in protocols.items()
+        for name in FIGURES
+        if name in values
+    }
 
 
 def result_files(folder: Path) -> list[Path]:

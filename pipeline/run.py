@@ -33,7 +33,7 @@ from pipeline.config import TrainConfig
 from pipeline.console import duration, record_line, station
 from pipeline.desk import staffed
 from pipeline.hardware import sampling
-from pipeline.history import record_circumstances, record_result
+from pipeline.history import figures, record_circumstances, record_result
 from pipeline.job import CONFIG, Job, prepare
 from pipeline.protocol import CENTER
 from pipeline.record import Recorder
@@ -181,7 +181,7 @@ def train_and_evaluate(
         {
             "kind": "final",
             "step": total,
-            **{f"final/{p}/{k}": v for p, values in metrics.items() for k, v in values.items()},
+            **figures(metrics, "final"),
         }
     )
     outcome = Outcome(
