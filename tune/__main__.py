@@ -6,7 +6,6 @@ settings have been read and checked.
 
 import logging
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -117,7 +116,6 @@ def search(preset: str, command: Search) -> int:
     log.info("%s\n", plan.describe())
     if not command.verbose:
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
     try:
         found = run_search(plan, verbose=command.verbose)
     except KeyboardInterrupt:

@@ -8,6 +8,8 @@ one starts, and what the workers of all of them take leaves room to read and dec
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -74,6 +76,9 @@ def ray_session(*, workers: int, verbose: bool) -> Iterator[None]:
         log_to_driver=verbose,
         logging_level=logging.INFO if verbose else logging.ERROR,
     )
+    if threading.current_thread() is threading.main_thread():
+        # Ray has taken it, and would abort; it is to end like Ctrl-C
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:

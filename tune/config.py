@@ -46,7 +46,7 @@ class SearchConfig:
     horizon: float | None = None
     """Length of a trial as a share of the real run, with a complete schedule of its own; None:
     0.25, and 1 for finetune."""
-    evals: int = 16
+    evals: int = 10
     """Evaluations of each trial, equally spaced; the stopper looks at these."""
     decay: Literal["alone", "product"] = "alone"
     """What stays while the rate is searched: weight_decay alone, or lr x weight_decay."""
