@@ -121,9 +121,9 @@ def save(
         _sync(folder)
     except (OSError, RuntimeError, SafetensorError) as error:  # C++ and Rust do not raise OSError
         shutil.rmtree(aside, ignore_errors=True)
-        free = shutil.disk_usage(folder).free
+        free, words = shutil.disk_usage(folder).free, str(error).partition("\n")[0]
         raise OSError(
-            f"checkpoint of step {step} could not be written to {folder} ({error}; {free:,} bytes "
+            f"checkpoint of step {step} could not be written to {folder} ({words}; {free:,} bytes "
             f"are free there); the earlier ones are untouched: make room and start the run again"
         ) from error
     return path
