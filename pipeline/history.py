@@ -71,7 +71,7 @@ def record_result(
 
 def tell_model(run_dir: Path, item: Checkpoint, register: str | None = None) -> None:
     """A checkpoint becomes a model with the figures that it had in training, and a version."""
-    about = {"checkpoint": str(item.path), "step": item.step}
+    about = {"checkpoint": item.path, "step": item.step}
     journal.tell(run_dir, "model", **about)
     if item.metrics:
         # names of their own: the run has a curve of these figures, with a point at this step
@@ -80,7 +80,7 @@ def tell_model(run_dir: Path, item: Checkpoint, register: str | None = None) -> 
     if register:
         value = item.metrics.get(checkpoint.BEST, 0.0)
         facts = {"name": register, "metric": checkpoint.BEST, "value": value}
-        journal.tell(run_dir, "register", checkpoint=str(item.path), **facts)
+        journal.tell(run_dir, "register", checkpoint=item.path, **facts)
 
 
 def evaluation_data(run_dir: Path) -> dict[str, str]:
@@ -101,7 +101,7 @@ def tell_evaluation(run_dir: Path, folder: Path) -> None:
     journal.tell(
         run_dir,
         "evaluation",
-        checkpoint=result["checkpoint"],
+        checkpoint=Path(result["checkpoint"]),
         step=result["step"],
         metrics=attached(result),
         dataset=dataset_name(result["data"], result["split"]),
@@ -140,4 +140,4 @@ def attach(run_dir: Path, item: Checkpoint, folder: Path) -> None:
     for path in (*result_files(folder), write_report(run_dir)):
         inside = "" if path.parent == run_dir else f"evaluations/{folder.name}"
         version = path.stat().st_mtime_ns
-        journal.tell(run_dir, "artifact", path=str(path), folder=inside, version=version)
+        journal.tell(run_dir, "artifact", path=path, folder=inside, version=version)

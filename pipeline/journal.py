@@ -47,10 +47,21 @@ def write_line(path: Path, line: Mapping[str, object]) -> None:
 
 
 def tell(run_dir: Path, event: str, **facts: object) -> None:
-    """Write an event of a run, unless the very same one is there."""
+    """Write an event of a run, unless the very same one is there.
+
+    Places in the folder of the run are written relative to it, for it may be moved.
+    """
+    facts = {name: within(run_dir, value) for name, value in facts.items()}
     line = {"event": event, **json.loads(json.dumps(redacted(facts)))}
     for known in read_events(run_dir):
         del known["time"]
         if known == line:
             return
     write_line(run_dir / EVENTS, line)
+
+
+def within(run_dir: Path, value: object) -> object:
+    """A path as it is to be written; any other value as it is."""
+    if not isinstance(value, Path):
+        return value
+    return str(value.relative_to(run_dir) if value.is_relative_to(run_dir) else value)

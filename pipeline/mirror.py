@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import json
 import logging
+import os
 import threading
 import time
 import uuid
@@ -25,6 +26,9 @@ from pipeline.track import FAILURES, Refused, Server, tracking_uri
 log = logging.getLogger(__name__)
 
 CURSOR, LOCK = "mlflow.json", "mlflow.lock"
+EMBEDDED = "embedded"
+# facts of an event that are places in the folder of the run
+PLACES = ("path", "checkpoint")
 # seconds between two looks at the files, and the longest pause between two tries
 PAUSE_S, MAX_PAUSE_S = 0.5, 30.0
 # seconds that the end of a run waits for a server that fails
@@ -48,7 +52,9 @@ class Sender:
         self._parent = Path(start["parent"]) if start["parent"] else None
         runs_dir = (self._parent or run_dir).parent
         self._start, uri = start, tracking_uri(runs_dir)
-        self._key = redact(uri)
+        self.address = redact(uri)
+        # the folder of the runs may move, and the file in it moves along
+        self._key = self.address if "MLFLOW_TRACKING_URI" in os.environ else EMBEDDED
         self._server = Server(uri, runs_dir)
         self._path = run_dir / CURSOR
         known = json.loads(self._path.read_text()) if self._path.exists() else None
@@ -56,11 +62,6 @@ class Sender:
         self._at = {**EMPTY, **self._all["servers"].get(self._key, {})}
         self._sure = False
         self._keep({})
-
-    @property
-    def address(self) -> str:
-        """The server, without secrets."""
-        return self._key
 
     def send(self) -> None:
         """Send all that is on disk now; what goes wrong is one of `track.FAILURES`."""
@@ -108,13 +109,18 @@ class Sender:
     def _tell_event(self) -> bool:
         for event, told in journal.read_lines(self._dir / journal.EVENTS, self._at["told"]):
             try:
-                found = self._server.tell(self._at, event)
+                found = self._server.tell(self._at, self._located(event))
             except Refused as error:  # it would be refused for ever, and what follows is waiting
                 log.warning("MLflow does not take %s of the record: %s", event["event"], error)
                 found = {}
             self._keep({**found, "told": told})
             return True
         return False
+
+    def _located(self, event: dict) -> dict:
+        """The event with absolute places."""
+        places = {name: str(self._dir / event[name]) for name in PLACES if name in event}
+        return {**event, **places}
 
     def _keep(self, changes: dict[str, object]) -> None:
         self._at = {**self._at, **changes}

@@ -73,7 +73,7 @@ class Recorder:
         """Keep that a file, or what is in a folder, belongs to a folder of the run in MLflow."""
         # a file that has changed since is another event
         version = path.stat().st_mtime_ns
-        self.tell("artifact", path=str(path), folder=folder, version=version)
+        self.tell("artifact", path=path, folder=folder, version=version)
 
     def finish(
         self,

