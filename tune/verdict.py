@@ -37,6 +37,8 @@ def use(found: Answer) -> str:
     if own:
         reached = f"{own.shown(found.objective)} {seeds(own)}"
         against = f"the preset's own settings reach {reached}"
+        if own in found.near:
+            against += ", which is no difference by the measure of the next sentence"
     return f"Use {wording(found)}: {score}; {against}."
 
 
