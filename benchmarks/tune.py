@@ -1,11 +1,12 @@
 """What a search adds to the runs that it consists of.
 
-    python benchmarks/tune.py [--trials 6] [--epochs 16] [--json FILE]
+    python -m benchmarks.tune [--trials 6] [--epochs 40] [--json FILE]
 
 The wall time of a whole search, from its command to its answer, over the time that its trials took
 in training, divided by how many ran at the same time. Training time is that of `pipeline.run.fit`:
 what the same runs would take without a search around them, side by side as often. What is above 1
 is the search: the start of Ray, the wait for MLflow, trials that wait for each other, the answer.
+(As a module, since a script's own folder would hide the package `tune`.)
 """
 
 import argparse
