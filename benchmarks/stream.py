@@ -1,6 +1,6 @@
 """Images per second of the Ray stream beside what it could be, and beside other loaders.
 
-    python benchmarks/stream.py [--images 4000] [--rounds 3] [--cores 2]
+    python benchmarks/stream.py [--images 4000] [--epochs 8] [--rounds 3] [--cores 2]
 
 All read the same shards (500 x 375 photographs brought to shorter side 256, quality 90) with the
 same crop, flip and decoder, on the same cores, in turn:
@@ -8,12 +8,14 @@ same crop, flip and decoder, on the same cores, in turn:
     bare          processes that read, decode and crop, and hand nothing over
     stream        pipeline.stream as a training worker uses it
     webdataset    webdataset + torch DataLoader
+    pillow        the same with Pillow, as most recipes for it are written
     ray           ray.data.read_webdataset + map_batches
 
-The first row is images/s, the median of the rounds; ratios are medians of ratios within a round.
+Each row is images/s, the median of the rounds; ratios are medians of ratios within a round.
 """
 
 import argparse
+import io
 import multiprocessing
 import os
 import statistics
@@ -34,16 +36,18 @@ import torch
 import webdataset
 from PIL import Image
 
+from pipeline.config import DataConfig
 from pipeline.reader import Reader, View
 from pipeline.source import Source
-from pipeline.stream import Stream, quiet
+from pipeline.stream import Stream, quiet, rebatch
 from shards.config import BuildConfig
 from shards.pack import build
 from shards.plan import Share
 from vit.config import ImageConfig
 from vit.images import decode, train_view
 
-SIZE, TASK_SAMPLES = 224, 256
+SIZE, BATCH = 224, 256
+TASK_SAMPLES = DataConfig(dir="").task_samples
 IMAGES = ImageConfig()
 
 
@@ -63,13 +67,13 @@ def photographs(folder: Path, count: int) -> None:
 
 
 def bare_task(reader: Reader, span: tuple[int, int]) -> int:
-    """Read, decode and crop what one task of the stream does."""
+    """Read, decode and crop a batch."""
     return len(reader(reader.source.order(0).pieces(*span))["position"])
 
 
 def bare(reader: Reader, cores: int, total: int) -> Iterator[int]:
     """Rows done, as they are done, by processes without a framework."""
-    spans = [(i, min(i + TASK_SAMPLES, total)) for i in range(0, total, TASK_SAMPLES)]
+    spans = [(i, min(i + BATCH, total)) for i in range(0, total, BATCH)]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(cores, mp_context=context) as pool:
         yield from pool.map(partial(bare_task, reader), spans)
@@ -80,12 +84,12 @@ def stream(reader: Reader, total: int) -> Iterator[int]:
     found = Stream(
         reader=reader,
         order=reader.source.order(0),
-        share=Share.of(0, 1, 256),
+        share=Share.of(0, 1, BATCH),
         task_samples=TASK_SAMPLES,
-        buffer_gib=1.0,
+        buffer_gib=4.0,
     )
-    for block in found.blocks(0, total):
-        yield len(block["position"])
+    for batch in rebatch(found.blocks(0, total), BATCH):
+        yield len(batch["position"])
 
 
 def transform(data: bytes, key: str) -> np.ndarray:
@@ -93,19 +97,29 @@ def transform(data: bytes, key: str) -> np.ndarray:
     return train_view(decode(data), IMAGES, SIZE, hash(key) & (2**63 - 1))
 
 
-def webdataset_loader(files: list[str], cores: int, total: int) -> Iterator[int]:
-    """Rows of webdataset's own loader."""
+def pillow_transform(data: bytes, key: str) -> np.ndarray:
+    """The same view, decoded by Pillow and in full."""
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    return train_view(np.asarray(image), IMAGES, SIZE, hash(key) & (2**63 - 1))
+
+
+def webdataset_loader(
+    files: list[str], cores: int, total: int, view: Callable[[bytes, str], np.ndarray]
+) -> Iterator[int]:
+    """Rows of webdataset's own loader, whose workers live on from epoch to epoch."""
     dataset = (
         webdataset.WebDataset(files, shardshuffle=len(files), empty_check=False)
-        .map(lambda s: (transform(s["jpg"], s["__key__"]), int(s["cls"])))
-        .batched(TASK_SAMPLES)
+        .repeat()
+        .map(lambda s: (torch.from_numpy(view(s["jpg"], s["__key__"])), int(s["cls"])))
+        .batched(BATCH)
     )
     loader = webdataset.WebLoader(dataset, batch_size=None, num_workers=cores, prefetch_factor=2)
     done = 0
-    while done < total:
-        for images, _ in loader:
-            done += len(images)
-            yield len(images)
+    for images, _ in loader:
+        done += len(images)
+        yield len(images)
+        if done >= total:
+            return
 
 
 def ray_webdataset(files: list[str], total: int) -> Iterator[int]:
@@ -120,34 +134,35 @@ def ray_webdataset(files: list[str], total: int) -> Iterator[int]:
     done = 0
     while done < total:
         dataset = ray.data.read_webdataset(files, decoder=None, override_num_blocks=len(files))
-        dataset = dataset.map_batches(crop, batch_size=TASK_SAMPLES)
+        dataset = dataset.map_batches(crop, batch_size=BATCH)
         for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):
             done += len(batch["labels"])
             yield len(batch["labels"])
 
 
 def rate(rows: Callable[[], Iterator[int]], epoch: int) -> tuple[float, float, float]:
-    """Images/s after the first quarter, seconds to the first batch, rate about the epoch's end."""
+    """Images/s after the first epoch, seconds to the first batch, ends of epochs over middles."""
     begin = time.perf_counter()
-    marks = []  # (time, rows so far)
+    seconds, done = [0.0], [0]
     for count in rows():
-        marks.append((time.perf_counter(), count + (marks[-1][1] if marks else 0)))
-    # what was made ahead of the first batch is used up by then
-    settled, last = marks[len(marks) // 4], marks[-1]
-    around = [mark for mark in marks if abs(mark[1] - epoch) <= 4 * TASK_SAMPLES]
-    seam = speed(around[0], around[-1]) if len(around) > 1 else float("nan")
-    return speed(settled, last), marks[0][0] - begin, seam
+        seconds.append(time.perf_counter() - begin)
+        done.append(done[-1] + count)
 
+    def spent(first: float, last: float) -> float:
+        return float(np.diff(np.interp([first, last], done, seconds))[0])
 
-def speed(first: tuple[float, int], last: tuple[float, int]) -> float:
-    """Rows per second between two marks."""
-    return (last[1] - first[1]) / (last[0] - first[0])
+    # the first epoch has what was made ahead of the first batch
+    inner = range(2 * epoch, done[-1] - epoch + 1, epoch)
+    ends = statistics.median(spent(end - epoch / 4, end + epoch / 4) for end in inner)
+    middles = statistics.median(spent(end + epoch / 4, end + 3 * epoch / 4) for end in inner)
+    return (done[-1] - epoch) / spent(epoch, done[-1]), seconds[1], middles / ends
 
 
 def main() -> None:
     """Measure in turn and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=4000, help="images of an epoch")
+    parser.add_argument("--epochs", type=int, default=8, help="read by each loader in a round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cores", type=int, default=2)
     options = parser.parse_args()
@@ -162,11 +177,12 @@ def main() -> None:
         files = sorted(str(path) for path in (folder / "shards").glob("train-*.tar"))
         ray.init(num_cpus=options.cores, include_dashboard=False, log_to_driver=False)
         quiet()
-        total = source.samples + source.samples // 2  # across an epoch's end
+        total = source.samples * options.epochs
         loaders = {
             "bare": partial(bare, reader, options.cores, total),
             "stream": partial(stream, reader, total),
-            "webdataset": partial(webdataset_loader, files, options.cores, total),
+            "webdataset": partial(webdataset_loader, files, options.cores, total, transform),
+            "pillow": partial(webdataset_loader, files, options.cores, total, pillow_transform),
             "ray": partial(ray_webdataset, files, total),
         }
         rounds = [
@@ -178,6 +194,9 @@ def main() -> None:
 
 def report(rounds: list[dict[str, tuple[float, float, float]]]) -> None:
     """Print medians and ratios."""
+    for number, found in enumerate(rounds):
+        figures = "  ".join(f"{name} {images:,.0f}" for name, (images, _, _) in found.items())
+        sys.stdout.write(f"round {number}: {figures}\n")
     for name in rounds[0]:
         images = statistics.median(found[name][0] for found in rounds)
         first = statistics.median(found[name][1] for found in rounds)
@@ -186,8 +205,8 @@ def report(rounds: list[dict[str, tuple[float, float, float]]]) -> None:
         if name != "stream":
             ratio = statistics.median(found["stream"][0] / found[name][0] for found in rounds)
             sys.stdout.write(f"stream over {name:<12}{ratio:6.2f}\n")
-    seam = statistics.median(found["stream"][2] / found["stream"][0] for found in rounds)
-    sys.stdout.write(f"stream about an epoch's end over all of it {seam:6.2f}\n")
+    seam = statistics.median(found["stream"][2] for found in rounds)
+    sys.stdout.write(f"stream, images/s at the ends of epochs over their middles {seam:.2f}\n")
 
 
 if __name__ == "__main__":

@@ -37,8 +37,9 @@ class DataConfig:
     slice_samples: int = 32
     """Neighbouring samples that stay together in the shuffle and are read at once; 1 is a full
     shuffle."""
-    task_samples: int = 256
-    """Samples that one Ray Data task reads and decodes."""
+    task_samples: int = 1024
+    """Samples that one Ray Data task reads and decodes. Ray Data looks every 0.1 s for tasks that
+    are done: they should take a second or more."""
     buffer_gib: float = 4.0
     """Memory of Ray's object store that the decoded samples of one worker may fill."""
     prefetch_batches: int = 4

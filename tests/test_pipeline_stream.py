@@ -1,5 +1,8 @@
 """Ray Data in front of a worker: the sequence, whatever the number of workers and of tasks."""
 
+import time
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,7 +10,7 @@ from pipeline import stream
 from pipeline.reader import Reader, View
 from pipeline.source import Source
 from pipeline.stream import Stream, ahead, rebatch
-from shards.plan import Share
+from shards.plan import Pieces, Share
 from vit.config import ImageConfig
 
 VIEW = View(images=ImageConfig(), size=16, seed=3)
@@ -58,6 +61,21 @@ def test_a_failing_read_surfaces_where_the_batch_is_taken(ray_cluster, digits):
     source.slices.stop[:] += 10**9
     with pytest.raises(OSError, match=r"train-\d+\.tar"):
         list(stream_of(source, 0, 1).blocks(0, 10))
+
+
+@pytest.mark.ray
+def test_tasks_run_ahead_while_a_step_takes_its_time(ray_cluster, digits, tmp_path):
+    def read(pieces: Pieces) -> dict[str, np.ndarray]:
+        (tmp_path / str(pieces.position[0])).touch()
+        return {"position": pieces.position}
+
+    source = Source.open([str(digits)], "train", slice_samples=7)
+    blocks = replace(stream_of(source, 0, 1, task_samples=10), reader=read).blocks(0, 200)
+    next(blocks)  # and now the model computes; the buffer has room for all that is to come
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.iterdir())) < 20 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(list(tmp_path.iterdir())) == 20
 
 
 def block(first: int, last: int, labels: int = 1) -> dict[str, np.ndarray]:
