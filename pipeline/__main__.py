@@ -7,7 +7,6 @@ settings have been read and checked.
 import dataclasses
 import logging
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -149,9 +148,8 @@ def train(command: Train) -> int:
     if command.plan:
         return plan(command)
     open_console(verbose=command.verbose)
-    # before Ray is imported: workers stay in this folder, and no bars between the lines
+    # before Ray is imported: workers stay in this folder
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     # nodes that are just starting, or busy, need longer than Ray's minute to start their workers;
     # an elastic run must not wait long for a node that has just gone
     patience_s = "120" if command.config.min_workers else "900"
@@ -164,7 +162,6 @@ def train(command: Train) -> int:
         return refuse(str(error))
     from pipeline.run import execute
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
     try:
         outcome = execute(job, verbose=command.verbose)
     except KeyboardInterrupt:
@@ -194,9 +191,9 @@ def evaluate_command(path: str, *settings: str) -> int:
 def evaluate(subject: "Subject", command: Evaluate) -> int:
     """Carry out the command; its exit status."""
     open_console(verbose=command.verbose)
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     from pipeline import assessment
-    from pipeline.run import Progress, ray_session
+    from pipeline.cluster import ray_session
+    from pipeline.run import Progress
 
     config = command.config
     paths = {name: located(getattr(config, name)) for name in ("data", "v2", "real", "out")}
@@ -204,7 +201,7 @@ def evaluate(subject: "Subject", command: Evaluate) -> int:
     try:
         source = assessment.open_source(config)
         folder = Path(config.out or assessment.default_folder(subject, config, source))
-        with ray_session(config, verbose=command.verbose):
+        with ray_session(room=config.workers, verbose=command.verbose):
             result = assessment.assess(subject, config, source, folder, Progress())
     except (ValueError, FileNotFoundError) as error:
         return refuse(str(error))

@@ -1,6 +1,7 @@
 """What a person sees of a run: the step at work, one aligned line an interval, a table."""
 
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -13,6 +14,7 @@ Record = Mapping[str, str | int | float]
 
 def open_console(*, verbose: bool) -> None:
     """Send the project's lines to standard output; those of the libraries too when verbose."""
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")  # before Ray is imported
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(RedactingFormatter("%(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.INFO if verbose else logging.ERROR)

@@ -13,7 +13,6 @@ import dataclasses
 import fcntl
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -29,6 +28,7 @@ from ray.train.torch import TorchTrainer
 
 from pipeline import checkpoint
 from pipeline.assessment import assess, default_folder, result_table
+from pipeline.cluster import ray_session, worker_resources
 from pipeline.config import TrainConfig
 from pipeline.console import duration, record_line, station
 from pipeline.desk import staffed
@@ -136,7 +136,10 @@ def execute(
         checkpoint.clear_unfinished(job.checkpoints)
         if not (job.dir / CONFIG).exists():
             write_json(job.dir / CONFIG, redacted(job.config.flat()))
-        with recording(job, trial) as recorder, ray_session(job.config, verbose=verbose):
+        with (
+            recording(job, trial) as recorder,
+            ray_session(room=job.config.workers, verbose=verbose),
+        ):
             return train_and_evaluate(job, recorder, on_record, trial)
 
 
@@ -240,7 +243,7 @@ def attempt(job: Job, desk: ActorHandle) -> str | None:
 def train_workers(job: Job, desk: ActorHandle, trial: Trial | None) -> None:
     """Run the worker loop on Ray Train until the last step; restarted by Ray after a failure."""
     config = job.config
-    each = worker_resources(config, ray.cluster_resources(), trial)
+    each = worker_resources(config, ray.cluster_resources(), trial.worker_cpus if trial else None)
     trainer = TorchTrainer(
         partial(attempt, job, desk),
         scaling_config=ScalingConfig(
@@ -277,32 +280,6 @@ def train_workers(job: Job, desk: ActorHandle, trial: Trial | None) -> None:
         thread.shutdown(wait=False)
     if fault:
         raise FloatingPointError(fault)
-
-
-def worker_resources(
-    config: TrainConfig, cluster: Mapping[str, float], trial: Trial | None = None
-) -> dict[str, float]:
-    """What each worker reserves; a cluster that could never start them is a ValueError."""
-    gpus, cpus = int(cluster.get("GPU", 0)), int(cluster.get("CPU", 0))
-    least = config.min_workers or config.workers
-    if config.device == "gpu" or (config.device == "auto" and gpus):
-        if config.device == "auto" and gpus < least:
-            raise ValueError(
-                f"workers ({least}) need a GPU each and the cluster has {gpus}; take fewer, or "
-                f"device gpu to wait for an autoscaler"
-            )
-        each = {"GPU": 1, "CPU": config.worker_cpus or 1}
-    else:
-        # without GPUs half of the cores compute, and the others read and decode
-        half = cpus / (2 * config.workers)
-        own = trial.worker_cpus if trial else (int(half) or half)
-        each = {"CPU": config.worker_cpus or own}
-    if config.device != "gpu" and least * each["CPU"] >= cpus:
-        raise ValueError(
-            f"{least} workers of {each['CPU']} CPUs leave none of the cluster's {cpus} to read and "
-            f"decode; take fewer workers or a smaller worker_cpus"
-        )
-    return each
 
 
 class Herald(UserCallback):
@@ -359,26 +336,6 @@ def recording(job: Job, trial: Trial | None) -> Iterator[Recorder]:
     except Exception:
         recorder.finish("FAILED")
         raise
-
-
-@contextlib.contextmanager
-def ray_session(config: TrainConfig, *, verbose: bool) -> Iterator[None]:
-    """Ray: as it is if it runs, the cluster of RAY_ADDRESS, or a local one for the block."""
-    if ray.is_initialized():
-        yield
-        return
-    local = {"address": "local", "num_cpus": os.cpu_count() + config.workers}
-    local = {} if "RAY_ADDRESS" in os.environ else local
-    ray.init(
-        **local,
-        include_dashboard=None if verbose else False,
-        log_to_driver=verbose,
-        logging_level=logging.INFO if verbose else logging.ERROR,
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 @contextlib.contextmanager

@@ -36,22 +36,33 @@ def wait_for(condition, process: subprocess.Popen) -> None:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """A demo that was interrupted after its first checkpoint and then finished: both outputs."""
+    """A demo that was interrupted twice and then finished, and all it said."""
     runs = tmp_path_factory.mktemp("demo") / "runs"
+
+    def last() -> int:
+        return max((int(path.name[5:]) for path in runs.glob("demo/checkpoints/step-*")), default=0)
+
     first = start(runs)
-    wait_for(lambda: list(runs.glob("demo/checkpoints/step-*")), first)
+    wait_for(last, first)
     family = psutil.Process(first.pid).children(recursive=True)
-    os.killpg(first.pid, signal.SIGINT)
+    os.killpg(first.pid, signal.SIGINT)  # Ctrl-C
     interrupted, _ = first.communicate(timeout=60)
     assert first.returncode == 130, interrupted
     _, alive = psutil.wait_procs(family, timeout=20)
     left = [path for path in runs.rglob("*") if path.suffix == ".tmp" or path.name[:6] == ".step-"]
+    reached = last()
     second = start(runs)
-    finished, _ = second.communicate(timeout=TIMEOUT_S)
-    assert second.returncode == 0, finished
+    wait_for(lambda: last() > reached, second)
+    second.terminate()  # as a batch system does before it takes the machine away
+    terminated, _ = second.communicate(timeout=60)
+    assert second.returncode == 130, terminated
+    third = start(runs)
+    finished, _ = third.communicate(timeout=TIMEOUT_S)
+    assert third.returncode == 0, finished
     return {
         "runs": runs,
         "interrupted": interrupted,
+        "terminated": terminated,
         "finished": finished,
         "alive": alive,
         "left": left,
@@ -67,6 +78,13 @@ def test_ctrl_c_leaves_no_process_and_no_half_written_file(demo):
     assert demo["left"] == []
     assert "the same command goes on" in demo["interrupted"]
     assert "Traceback" not in demo["interrupted"]
+
+
+def test_sigterm_leaves_a_checkpoint_of_that_moment(demo):
+    seen = [int(step) for step in re.findall(r"step +(\d+)/449", demo["terminated"])]
+    assert "the same command goes on" in demo["terminated"]
+    assert "Traceback" not in demo["terminated"]
+    assert int(re.search(r"from step-(\d+)", demo["finished"])[1]) >= seen[-1]
 
 
 def test_the_same_command_goes_on_from_the_last_checkpoint(demo):
@@ -118,7 +136,7 @@ def test_broken_members_are_named_and_odd_modes_arrive_as_rgb(demo):
 
 
 def test_a_finished_run_tells_its_result_again(demo):
-    third = start(demo["runs"])
-    output, _ = third.communicate(timeout=60)
-    assert third.returncode == 0
+    again = start(demo["runs"])
+    output, _ = again.communicate(timeout=60)
+    assert again.returncode == 0
     assert "is finished" in output and "top-1" in output

@@ -5,12 +5,6 @@ others wait for. So the number of trials at the same time follows from the clust
 one starts, and what the workers of all of them take leaves room to read and decode.
 """
 
-import contextlib
-import logging
-import os
-import signal
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import ray
@@ -59,27 +53,3 @@ class Room:
         resources = ray.cluster_resources()
         cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
         return cls.of(cpus=cpus, gpus=gpus, workers=workers, wanted=wanted)
-
-
-@contextlib.contextmanager
-def ray_session(*, workers: int, verbose: bool) -> Iterator[None]:
-    """Ray: as it is if it runs, the cluster of RAY_ADDRESS, or a local one for the block."""
-    if ray.is_initialized():
-        yield
-        return
-    cores = os.cpu_count()
-    local = {"address": "local", "num_cpus": cores + max(cores, workers)}
-    local = {} if "RAY_ADDRESS" in os.environ else local
-    ray.init(
-        **local,
-        include_dashboard=None if verbose else False,
-        log_to_driver=verbose,
-        logging_level=logging.INFO if verbose else logging.ERROR,
-    )
-    if threading.current_thread() is threading.main_thread():
-        # Ray has taken it, and would abort; it is to end like Ctrl-C
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        ray.shutdown()

@@ -8,6 +8,7 @@ were at work, and with the same run in MLflow.
 
 import dataclasses
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -18,10 +19,11 @@ from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig
 from ray.tune.search import Searcher
 
 from pipeline import run
+from pipeline.cluster import ray_session
 from pipeline.record import Recorder
 from tune.answer import Answer
 from tune.assembly import check_same, read_plan
-from tune.cluster import Room, ray_session
+from tune.cluster import Room
 from tune.config import OBJECTIVES
 from tune.course import Course, Key
 from tune.ledger import FAILED, TRIALS, Ledger
@@ -67,7 +69,7 @@ def run_search(plan: Plan, *, verbose: bool = False, fit: Fit = run.fit) -> Answ
         )
         course = Course(plan, ledger, recorder)
         try:
-            with ray_session(workers=plan.config.workers, verbose=verbose):
+            with ray_session(room=max(os.cpu_count(), plan.config.workers), verbose=verbose):
                 run_all(plan, course, fit)
             found = conclude(plan)
         except KeyboardInterrupt:

@@ -2,8 +2,8 @@
 
 import pytest
 
+from pipeline.cluster import worker_resources
 from pipeline.presets import PRESETS
-from pipeline.run import worker_resources
 
 DEMO = PRESETS["demo"]()
 
