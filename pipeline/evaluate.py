@@ -38,8 +38,8 @@ from vit.model import ViT
 
 # predictions that are kept of an image
 TOP = 5
-# a block of decoded crops that one task hands over
-TASK_BYTES = 64 << 20
+# a block of decoded crops that one task hands over: work for about half a second
+TASK_BYTES = 128 << 20
 # memory of the object store that the crops of one worker may fill
 BUFFER_GIB = 2.0
 # batches that wait for the model, decoded and on the device
@@ -84,12 +84,11 @@ class Exam:
         settings, size = self.settings, self.settings.model.image_size
         samples = self.source.samples
         view = View(images=settings.images, size=size, protocols=settings.protocols)
-        fit = max(1, TASK_BYTES // (settings.views * size * size * 3))
         stream = Stream(
             reader=Reader(source=self.source, view=view),
             order=self.source.order(seed=None),
             share=Share(global_batch=samples, low=0, high=samples),
-            task_samples=min(fit, 256),
+            task_samples=max(1, TASK_BYTES // (settings.views * size * size * 3)),
             buffer_gib=BUFFER_GIB,
         )
 
