@@ -7,6 +7,7 @@ Each line is written in one piece, so several processes may write; a line that w
 crash is no line. Nothing that is a secret gets into events.jsonl.
 """
 
+import errno
 import json
 import os
 import time
@@ -37,11 +38,18 @@ def read_events(run_dir: Path) -> list[dict]:
 
 
 def write_line(path: Path, line: Mapping[str, object]) -> None:
-    """Append a line in one piece, with the time; other processes may append to the file too."""
+    """Append a line in one piece, with the time; other processes may append to the file too.
+
+    A disk without room for all of it is an OSError, and leaves the file as it was.
+    """
     data = json.dumps({**line, "time": time.time()}).encode() + b"\n"
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(descriptor, data)
+        written = os.write(descriptor, data)
+        if written < len(data):
+            # the next line would be appended to this piece, and neither could be read again
+            os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     finally:
         os.close(descriptor)
 

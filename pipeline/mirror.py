@@ -164,9 +164,9 @@ class Mirror:
             try:
                 with exclusive(self._dir):
                     return self._keep_sending(Sender(self._dir))
-            except Taken as error:  # a `track sync` that will end
+            except (Taken, *FAILURES) as error:  # a `track sync` that will end, a full disk
                 self._fail(error)
-                self._closing.wait(PAUSE_S)
+                time.sleep(PAUSE_S)
 
     def _keep_sending(self, sender: Sender) -> None:
         pause = PAUSE_S

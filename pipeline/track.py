@@ -7,6 +7,7 @@ a number by its step and time, a model by its name in the run, a version by its 
 passwords are read from the environment by mlflow itself and appear nowhere.
 """
 
+import json
 import logging
 import os
 import tempfile
@@ -165,8 +166,8 @@ class Server:
             name=event["name"],
             digest=event["digest"][:MAX_DIGEST],
             source_type="shards",
-            source=f'{{"uri": "{event["source"]}"}}',
-            profile=f'{{"samples": {event["samples"]}, "manifest_sha256": "{event["digest"]}"}}',
+            source=json.dumps({"uri": event["source"]}),
+            profile=json.dumps({"samples": event["samples"], "manifest_sha256": event["digest"]}),
         )
         tag = InputTag("mlflow.data.context", event["context"])
         self._client.log_inputs(at["run_id"], [DatasetInput(data, [tag])])

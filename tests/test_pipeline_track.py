@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from mlflow_server import Door, MlflowServer
 
 from pipeline import checkpoint, history, journal, mirror
 from pipeline.console import open_console
+from pipeline.journal import read_lines, write_line
 from pipeline.presets import PRESETS
 from pipeline.record import Recorder
 from pipeline.redact import RedactingFormatter, redact, redacted
@@ -427,6 +429,22 @@ def test_a_run_that_was_moved_is_sent_on(tmp_path):
     assert points(store, folder) == expected(5) and run.info.status == "KILLED"
     again = json.loads((folder / "mlflow.json").read_text())["servers"]["embedded"]
     assert again["told"] == (folder / "events.jsonl").stat().st_size
+
+
+def test_a_line_without_room_leaves_the_journal_as_it_was(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write_line(path, {"step": 1})
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 5, limits[1]))
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            write_line(path, {"step": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    write_line(path, {"step": 2})
+    assert [line["step"] for line, _ in read_lines(path)] == [1, 2]
 
 
 def test_events_are_kept_once(tmp_path):
