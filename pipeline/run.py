@@ -32,7 +32,6 @@ from pipeline.cluster import ray_session, worker_resources
 from pipeline.config import TrainConfig
 from pipeline.console import duration, record_line, station
 from pipeline.desk import staffed
-from pipeline.hardware import sampling
 from pipeline.history import figures, record_circumstances, record_result
 from pipeline.job import CONFIG, Job, prepare
 from pipeline.protocol import CENTER
@@ -40,7 +39,7 @@ from pipeline.record import Recorder
 from pipeline.redact import redacted
 from pipeline.subject import Subject
 from pipeline.track import page_command
-from pipeline.worker import train
+from pipeline.worker import attempt
 
 log = logging.getLogger(__name__)
 
@@ -229,15 +228,6 @@ def conclude(
     outcome.write(job.dir)
     recorder.finish("FINISHED", tags={OUTCOME_TAG: "done"})
     return outcome
-
-
-def attempt(job: Job, desk: ActorHandle) -> str | None:
-    """One worker's part; returns what it says of a loss that no restart would make finite."""
-    try:
-        with sampling(desk, job.config.record.system_every_s):
-            train(job, desk)
-    except FloatingPointError as error:
-        return str(error)
 
 
 def train_workers(job: Job, desk: ActorHandle, trial: Trial | None) -> None:

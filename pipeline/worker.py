@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pipeline.desk import Wish
 from pipeline.evaluate import evaluate_share
+from pipeline.hardware import sampling
 from pipeline.job import Job
 from pipeline.meter import Meter
 from pipeline.probe import probe_share
@@ -49,6 +50,19 @@ class Batch:
     """(b,) str."""
     faults: list[str]
     """What is wrong with each image that could not be read."""
+
+
+def attempt(job: Job, desk: ActorHandle) -> str | None:
+    """One worker's part; returns what it says of a loss that no restart would make finite.
+
+    It stands here, and not with the driver, so that workers import nothing that only the driver
+    uses, such as MLflow.
+    """
+    try:
+        with sampling(desk, job.config.record.system_every_s):
+            train(job, desk)
+    except FloatingPointError as error:
+        return str(error)
 
 
 def train(job: Job, desk: ActorHandle) -> None:
