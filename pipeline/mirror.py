@@ -12,7 +12,6 @@ import contextlib
 import fcntl
 import json
 import logging
-import os
 import threading
 import time
 import uuid
@@ -53,9 +52,9 @@ class Sender:
         runs_dir = (self._parent or run_dir).parent
         self._start, uri = start, tracking_uri(runs_dir)
         self.address = redact(uri)
-        # the folder of the runs may move, and the file in it moves along
-        self._key = self.address if "MLFLOW_TRACKING_URI" in os.environ else EMBEDDED
         self._server = Server(uri, runs_dir)
+        # the folder of the runs may move, and the file in it moves along
+        self._key = EMBEDDED if self._server.embedded else self.address
         self._path = run_dir / CURSOR
         known = json.loads(self._path.read_text()) if self._path.exists() else None
         self._all = known or {"token": uuid.uuid4().hex, "servers": {}}

@@ -79,7 +79,7 @@ class Server:
     def __init__(self, uri: str, runs_dir: Path) -> None:
         """At a URI; artifacts of the embedded SQLite file go to a folder of the runs."""
         self._uri, self._runs_dir = uri, runs_dir
-        self._embedded = "MLFLOW_TRACKING_URI" not in os.environ
+        self.embedded = "MLFLOW_TRACKING_URI" not in os.environ
 
     @property
     def _client(self) -> MlflowClient:
@@ -105,7 +105,7 @@ class Server:
         experiment = client.get_experiment_by_name(name)
         if experiment:
             return experiment.experiment_id
-        folder = (self._runs_dir / "mlartifacts").as_uri() if self._embedded else None
+        folder = (self._runs_dir / "mlartifacts").as_uri() if self.embedded else None
         return client.create_experiment(name, artifact_location=folder)
 
     def send(self, run_id: str, records: Sequence[Mapping], *, sure: bool) -> None:
