@@ -47,8 +47,9 @@ from vit.config import ImageConfig
 from vit.images import decode, train_view
 
 SIZE, BATCH = 224, 256
-TASK_SAMPLES = DataConfig(dir="").task_samples
+DATA = DataConfig(dir="")
 IMAGES = ImageConfig()
+Decoder = Callable[[bytes], np.ndarray]
 
 
 def photographs(folder: Path, count: int) -> None:
@@ -85,32 +86,31 @@ def stream(reader: Reader, total: int) -> Iterator[int]:
         reader=reader,
         order=reader.source.order(0),
         share=Share.of(0, 1, BATCH),
-        task_samples=TASK_SAMPLES,
-        buffer_gib=4.0,
+        task_samples=DATA.task_samples,
+        buffer_gib=DATA.buffer_gib,
     )
     for batch in rebatch(found.blocks(0, total), BATCH):
         yield len(batch["position"])
 
 
-def transform(data: bytes, key: str) -> np.ndarray:
+def transform(data: bytes, key: str, decoder: Decoder = decode) -> np.ndarray:
     """The same view as the stream's, seeded by the key."""
-    return train_view(decode(data), IMAGES, SIZE, hash(key) & (2**63 - 1))
+    return train_view(decoder(data), IMAGES, SIZE, hash(key) & (2**63 - 1))
 
 
-def pillow_transform(data: bytes, key: str) -> np.ndarray:
-    """The same view, decoded by Pillow and in full."""
-    image = Image.open(io.BytesIO(data)).convert("RGB")
-    return train_view(np.asarray(image), IMAGES, SIZE, hash(key) & (2**63 - 1))
+def pillow_decode(data: bytes) -> np.ndarray:
+    """The pixels as Pillow decodes them."""
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-def webdataset_loader(
-    files: list[str], cores: int, total: int, view: Callable[[bytes, str], np.ndarray]
-) -> Iterator[int]:
+def webdataset_loader(files: list[str], cores: int, total: int, decoder: Decoder) -> Iterator[int]:
     """Rows of webdataset's own loader, whose workers live on from epoch to epoch."""
     dataset = (
         webdataset.WebDataset(files, shardshuffle=len(files), empty_check=False)
         .repeat()
-        .map(lambda s: (torch.from_numpy(view(s["jpg"], s["__key__"])), int(s["cls"])))
+        .map(
+            lambda s: (torch.from_numpy(transform(s["jpg"], s["__key__"], decoder)), int(s["cls"]))
+        )
         .batched(BATCH)
     )
     loader = webdataset.WebLoader(dataset, batch_size=None, num_workers=cores, prefetch_factor=2)
@@ -181,8 +181,8 @@ def main() -> None:
         loaders = {
             "bare": partial(bare, reader, options.cores, total),
             "stream": partial(stream, reader, total),
-            "webdataset": partial(webdataset_loader, files, options.cores, total, transform),
-            "pillow": partial(webdataset_loader, files, options.cores, total, pillow_transform),
+            "webdataset": partial(webdataset_loader, files, options.cores, total, decode),
+            "pillow": partial(webdataset_loader, files, options.cores, total, pillow_decode),
             "ray": partial(ray_webdataset, files, total),
         }
         rounds = [
