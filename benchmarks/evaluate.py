@@ -28,7 +28,7 @@ from pipeline.evaluate import Exam  # noqa: E402
 from pipeline.protocol import EvaluateConfig  # noqa: E402
 from pipeline.source import Source  # noqa: E402
 from pipeline.stream import quiet  # noqa: E402
-from shards.pack import BuildConfig, build  # noqa: E402
+from shards.build.pack import BuildConfig, build  # noqa: E402
 from vit.batch import normalise  # noqa: E402
 from vit.config import ViTConfig  # noqa: E402
 from vit.model import ViT  # noqa: E402

@@ -26,9 +26,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from shards.config import BuildConfig
-from shards.info import describe
-from shards.pack import build
+from shards.build.config import BuildConfig
+from shards.build.pack import build
+from shards.check.info import describe
 
 SIZE, SHORT, QUALITY, CLASSES = (500, 375), 256, 90, 8
 PATTERNS = 32

@@ -16,8 +16,8 @@ import tracemalloc
 
 import numpy as np
 
+from pipeline.data.order import Order, Pieces, Share, Slices
 from pipeline.stream import SEGMENT_TASKS
-from shards.plan import Order, Pieces, Share, Slices
 
 WORKERS, GLOBAL_BATCH, TASK_SAMPLES, SHARD_SAMPLES = 512, 16_384, 256, 10_000
 

@@ -37,12 +37,12 @@ import webdataset
 from PIL import Image
 
 from pipeline.config import DataConfig
+from pipeline.data.order import Share
 from pipeline.reader import Reader, View
 from pipeline.source import Source
 from pipeline.stream import Stream, quiet, rebatch
-from shards.config import BuildConfig
-from shards.pack import build
-from shards.plan import Share
+from shards.build.config import BuildConfig
+from shards.build.pack import build
 from vit.config import ImageConfig
 from vit.images import decode, train_view
 

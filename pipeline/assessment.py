@@ -40,9 +40,9 @@ from pipeline.redact import redact
 from pipeline.sheet import write_sheet
 from pipeline.source import Source
 from pipeline.subject import Subject, head_columns
-from shards import wordnet
-from shards.classes import BUILT_IN, class_list
-from shards.format import open_set
+from shards.dataset import wordnet
+from shards.dataset.classes import BUILT_IN, class_list
+from shards.dataset.format import open_set
 from vit.images import num_views
 
 log = logging.getLogger(__name__)

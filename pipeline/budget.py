@@ -5,7 +5,7 @@ from pathlib import PurePath
 
 from pipeline.config import DIGITS, TrainConfig
 from pipeline.console import duration
-from shards.format import open_set
+from shards.dataset.format import open_set
 
 # dense bf16 FLOP/s by a word of the device's name: NVIDIA's data sheets, without sparsity
 PEAK_FLOPS = {

@@ -23,13 +23,13 @@ from torch import Tensor
 
 from pipeline.answers import Parts
 from pipeline.config import TrainConfig
+from pipeline.data.order import Share
 from pipeline.metrics import Answers
 from pipeline.protocol import CENTER, EvaluateConfig
 from pipeline.reader import Reader, View
 from pipeline.source import Source
 from pipeline.stream import Block, Stream, ahead, quiet, rebatch
-from shards import wordnet
-from shards.plan import Share
+from shards.dataset import wordnet
 from vit.batch import normalise
 from vit.config import LossConfig
 from vit.images import num_views

@@ -8,7 +8,7 @@ from pipeline.page import folded, picture, section, table, text
 from pipeline.protocol import CENTER
 from pipeline.sheet import GROUPS
 from pipeline.story import Evaluation
-from shards import wordnet
+from shards.dataset import wordnet
 
 # rows of the table of classes that are shown, and that are there to unfold
 SHOWN_CLASSES, MOST_CLASSES = 12, 1500

@@ -9,12 +9,12 @@ from pathlib import Path
 from pipeline import checkpoint, digits, storage
 from pipeline.config import DIGITS, TrainConfig
 from pipeline.console import station
+from pipeline.data.order import Mixture, Order
 from pipeline.probe import Probe
 from pipeline.source import Source, open_eval, open_train
-from shards import wordnet
-from shards.config import BuildConfig
-from shards.pack import build
-from shards.plan import Mixture, Order
+from shards.build.config import BuildConfig
+from shards.build.pack import build
+from shards.dataset import wordnet
 from vit.loss import make_loss
 from vit.optim import learning_rate
 

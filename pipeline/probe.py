@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.config import ProbeConfig, TrainConfig
+from pipeline.data.order import Share
 from pipeline.evaluate import Exam, keep_step
 from pipeline.protocol import CENTER, EvaluateConfig
 from pipeline.source import Source
-from shards.plan import Share
 from vit.batch import normalise
 from vit.model import ViT
 

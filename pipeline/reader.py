@@ -1,6 +1,6 @@
 """Reads samples by position: byte ranges of shards in, decoded and cropped images out.
 
-    pieces (shards.plan) -> one range read each -> tar records -> decode -> view -> rows
+    pieces (pipeline.data.order) -> one range read each -> tar records -> decode -> view -> rows
 
 Runs in the tasks of Ray Data, on any node with a CPU; it imports neither torch nor Ray, so that
 those processes start quickly and stay small.
@@ -19,9 +19,9 @@ from typing import TypeVar
 
 import numpy as np
 
+from pipeline.data.order import Pieces
 from pipeline.source import Part, Source
-from shards.format import Record, Shard, ShardSet, open_set, parse_records
-from shards.plan import Pieces
+from shards.dataset.format import Record, Shard, ShardSet, open_set, parse_records
 from vit.config import ImageConfig
 from vit.draws import scramble
 from vit.images import crop_views, decode, train_view

@@ -17,7 +17,7 @@ from pipeline.metrics import Answers
 from pipeline.protocol import CENTER, EvaluateConfig
 from pipeline.reader import Reader, View
 from pipeline.source import Source
-from shards import wordnet
+from shards.dataset import wordnet
 from vit.images import decode, num_views
 
 SHEET = "sheet.json"

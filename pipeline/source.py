@@ -1,6 +1,6 @@
 """What a run reads: the samples of one or several shard sets, cut into slices.
 
-    shard sets -> their indexes -> samples that are kept -> slices -> Order or Mixture (shards.plan)
+    shard sets -> indexes -> samples that are kept -> slices -> Order or Mixture (pipeline.data.order)
 
 Which samples are kept follows from each sample alone (its classes, the hash of its bytes), so a
 task that reads a slice drops the same ones that were not counted here.
@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config import DataConfig
-from shards.format import Record, Shard, ShardSet, open_set
-from shards.plan import Mixture, Order, Slices
+from pipeline.data.order import Mixture, Order, Slices
+from shards.dataset.format import Record, Shard, ShardSet, open_set
 
 # Parquet footers come one round trip each; the threads only wait for storage
 INDEX_THREADS = 16

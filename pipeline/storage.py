@@ -14,7 +14,7 @@ from pyarrow import fs as pafs
 
 from pipeline import checkpoint
 from pipeline.reader import with_retries
-from shards import store
+from shards.dataset import store
 
 META = "meta.json"
 

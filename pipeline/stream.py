@@ -23,8 +23,8 @@ import numpy as np
 import ray.data
 from ray.data import ExecutionResources
 
+from pipeline.data.order import Mixture, Order, Pieces, Share
 from pipeline.reader import Reader
-from shards.plan import Mixture, Order, Pieces, Share
 
 Block = dict[str, np.ndarray]
 T = TypeVar("T")

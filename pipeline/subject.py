@@ -21,7 +21,7 @@ from torch import Tensor
 from pipeline import checkpoint
 from pipeline.config import TrainConfig
 from pipeline.protocol import EvaluateConfig
-from shards.classes import BUILT_IN, class_list
+from shards.dataset.classes import BUILT_IN, class_list
 from vit.config import SIZES, ImageConfig, LossConfig, ViTConfig
 from vit.model import ViT
 from vit.npz import read_npz

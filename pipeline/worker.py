@@ -21,6 +21,7 @@ import torch.distributed
 from ray.actor import ActorHandle
 from torch import Tensor
 
+from pipeline.data.order import Share
 from pipeline.desk import Wish
 from pipeline.evaluate import evaluate_share
 from pipeline.hardware import sampling
@@ -31,7 +32,6 @@ from pipeline.reader import Reader, View
 from pipeline.state import State
 from pipeline.stream import Block, Stream, ahead, quiet, rebatch
 from pipeline.writer import Writer
-from shards.plan import Share
 from vit.batch import mix, normalise
 from vit.draws import scramble
 from vit.loss import make_loss, make_targets

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from shards.config import BuildConfig
+from shards.build.config import BuildConfig
 
 log = logging.getLogger("shards")
 
@@ -37,11 +37,11 @@ class Build:
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"workers ({self.workers}) must be at least 0; 0 is this process")
         if self.dry_run:
-            from shards.estimate import estimate
+            from shards.build.estimate import estimate
 
             return _say(estimate(self.sources, self.config))
-        from shards import pack
-        from shards.progress import Meter
+        from shards.build import pack
+        from shards.build.progress import Meter
 
         meter = Meter(log.info)
         return _say(
@@ -65,7 +65,7 @@ class Index:
 
     def __call__(self) -> int:
         """Run the command."""
-        from shards import index
+        from shards.check import index
 
         return _say(index.index(self.location, self.classes, self.label, run=_run(self.workers)))
 
@@ -85,7 +85,7 @@ class Verify:
 
     def __call__(self) -> int:
         """Run the command."""
-        from shards import verify
+        from shards.check import verify
 
         run = _run(self.workers)
         found = verify.verify(self.location, quick=self.quick, run=run)
@@ -111,11 +111,11 @@ class Info:
 
     def __call__(self) -> int:
         """Run the command."""
-        from shards import info
+        from shards.check import info
 
         described = info.describe(self.location)
         if self.html is not None:
-            from shards import page
+            from shards.check import page
 
             page.write(self.html, described, self.location)
             log.info("wrote %s", self.html)
@@ -133,10 +133,10 @@ Command = (
 def _run(workers: int | None) -> Callable:
     """How tasks are run."""
     if workers == 0:
-        from shards.pack import serial
+        from shards.build.pack import serial
 
         return serial
-    from shards import spread
+    from shards.build import spread
 
     spread.start(workers)
     return spread.spread

@@ -38,8 +38,8 @@ def ray_cluster():
 def digits(tmp_path_factory):
     """Folder of the digits as a shard set: 15 train shards of 95 or 96 samples, 4 of val."""
     from pipeline.digits import write_archive
-    from shards.config import BuildConfig
-    from shards.pack import build
+    from shards.build.config import BuildConfig
+    from shards.build.pack import build
 
     folder = tmp_path_factory.mktemp("digits")
     write_archive(folder / "digits.tar")

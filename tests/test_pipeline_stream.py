@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from pipeline import stream
+from pipeline.data.order import Pieces, Share
 from pipeline.reader import Reader, View
 from pipeline.source import Source
 from pipeline.stream import Stream, ahead, rebatch
-from shards.plan import Pieces, Share
 from vit.config import ImageConfig
 
 VIEW = View(images=ImageConfig(), size=16, seed=3)

@@ -7,10 +7,10 @@ import tarfile
 import pytest
 from archives import jpeg, small_archive, tar_bytes
 
-from shards.format import Manifest, Shard, open_set, parse_records
-from shards.pack import BuildConfig, build
-from shards.store import absolute, read_bytes
-from shards.writer import sample_bytes
+from shards.build.pack import BuildConfig, build
+from shards.build.writer import sample_bytes
+from shards.dataset.format import Manifest, Shard, open_set, parse_records
+from shards.dataset.store import absolute, read_bytes
 
 
 @pytest.fixture(scope="module")

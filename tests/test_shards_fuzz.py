@@ -17,11 +17,11 @@ from archives import WNIDS, class_images, encoded, jpeg, nested, picture, tar_by
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.config import PictureConfig
-from shards.format import open_set
-from shards.pack import BuildConfig, build
-from shards.picture import Unusable, unpacked
-from shards.picture import picture as processed
+from shards.build.config import PictureConfig
+from shards.build.pack import BuildConfig, build
+from shards.build.picture import Unusable, unpacked
+from shards.build.picture import picture as processed
+from shards.dataset.format import open_set
 
 CONFIG = BuildConfig(keep_bytes=True, val_fraction=0)
 GOOD = class_images(WNIDS[0], 8)

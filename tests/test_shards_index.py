@@ -8,10 +8,10 @@ import pytest
 import webdataset
 from archives import WNIDS, contents, encoded, jpeg, picture, tar_bytes
 
-from shards import store
-from shards.format import open_set, parse_records
-from shards.index import index
-from shards.verify import verify
+from shards.check.index import index
+from shards.check.verify import verify
+from shards.dataset import store
+from shards.dataset.format import open_set, parse_records
 
 
 def records(folder):

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from archives import WNIDS, class_images, nested, small_archive
 
-from shards import classes, wordnet
 from shards.__main__ import main
-from shards.config import BuildConfig
-from shards.estimate import estimate
-from shards.info import describe
-from shards.pack import build
-from shards.progress import Meter, Progress, duration
+from shards.build.config import BuildConfig
+from shards.build.estimate import estimate
+from shards.build.pack import build
+from shards.build.progress import Meter, Progress, duration
+from shards.check.info import describe
+from shards.dataset import classes, wordnet
 
 ROOT = Path(__file__).parent.parent
 

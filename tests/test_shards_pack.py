@@ -23,10 +23,11 @@ from archives import (
     tar_bytes,
 )
 
-from shards import archive, bucket, placement, store
-from shards.format import open_set
-from shards.pack import BuildConfig, build
-from shards.verify import verify
+from shards.build import archive, bucket, placement
+from shards.build.pack import BuildConfig, build
+from shards.check.verify import verify
+from shards.dataset import store
+from shards.dataset.format import open_set
 
 SMALL = BuildConfig(resize_short=32, shard_samples=10, val_per_class=2)
 

@@ -10,8 +10,8 @@ from archives import encoded, jpeg
 from archives import picture as drawn
 from PIL import Image, ImageOps
 
-from shards.config import PictureConfig
-from shards.picture import Unusable, perceptual_hash, picture, target_size, unpacked
+from shards.build.config import PictureConfig
+from shards.build.picture import Unusable, perceptual_hash, picture, target_size, unpacked
 
 CONFIG = PictureConfig(resize_short=32)
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.plan import Mixture, Order, Pieces, Share, Slices, permutation
+from pipeline.data.order import Mixture, Order, Pieces, Share, Slices, permutation
 
 lengths = st.lists(st.integers(0, 23), min_size=1, max_size=9).filter(any)
 

@@ -11,23 +11,23 @@ from pathlib import Path
 import pytest
 from archives import contents, small_archive
 
-from shards import archive
-from shards.config import BuildConfig
-from shards.pack import build
+from shards.build import archive
+from shards.build.config import BuildConfig
+from shards.build.pack import build
 
 CONFIG = BuildConfig(resize_short=48, shard_samples=12, val_per_class=3)
 ROOT = Path(__file__).parent.parent
 
 DRIVER = """
 import sys
-from shards import archive
-from shards.config import BuildConfig
-from shards.pack import build, serial
+from shards.build import archive
+from shards.build.config import BuildConfig
+from shards.build.pack import build, serial
 archive.PART_BYTES = 40_000
 run = serial
 if sys.argv[3] == "ray":
     import ray
-    from shards.spread import spread as run
+    from shards.build.spread import spread as run
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False,
              object_store_memory=100_000_000)
 sys.stdout.write("ready\\n")
@@ -104,7 +104,7 @@ def test_a_build_killed_again_and_again_ends_the_same(source, undisturbed, tmp_p
 
 @pytest.mark.ray
 def test_ray_tasks_give_the_bytes_of_one_process(source, undisturbed, tmp_path, ray_cluster):
-    from shards.spread import spread
+    from shards.build.spread import spread
 
     build([source], tmp_path / "out", CONFIG, run=spread)
     # Workers import the module anew, but units are cut by the driver.
@@ -113,7 +113,7 @@ def test_ray_tasks_give_the_bytes_of_one_process(source, undisturbed, tmp_path, 
 
 @pytest.mark.ray
 def test_a_killed_worker_loses_nothing(source, undisturbed, tmp_path, ray_cluster):
-    from shards.spread import spread
+    from shards.build.spread import spread
 
     def dying(function, items):
         marker = tmp_path / getattr(function, "func", function).__name__
@@ -134,7 +134,7 @@ def test_a_killed_worker_loses_nothing(source, undisturbed, tmp_path, ray_cluste
 
 @pytest.mark.ray
 def test_a_task_that_fails_for_good_stops_the_build(ray_cluster):
-    from shards.spread import spread
+    from shards.build.spread import spread
 
     def fails(item):
         raise OSError(f"no such {item}")

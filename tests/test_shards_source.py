@@ -21,10 +21,10 @@ from archives import (
 from PIL import Image
 from scipy.io import savemat
 
-from shards.archive import find
-from shards.devkit import labels
-from shards.format import open_set
-from shards.pack import BuildConfig, build
+from shards.build.archive import find
+from shards.build.devkit import labels
+from shards.build.pack import BuildConfig, build
+from shards.dataset.format import open_set
 
 KEPT = BuildConfig(keep_bytes=True, shard_samples=7, val_fraction=0.0)
 
@@ -78,7 +78,7 @@ def test_winter21_a_compressed_tar_of_class_tars(tmp_path, classes):
 
 @pytest.mark.parametrize("compress", [gzip.compress, bytes])
 def test_the_processed_set_with_train_val_and_small_classes(tmp_path, compress, monkeypatch):
-    monkeypatch.setattr("shards.archive.PART_BYTES", 20_000)  # so that it is cut into parts
+    monkeypatch.setattr("shards.build.archive.PART_BYTES", 20_000)  # so that it is cut into parts
     members = []
     for split, wnid in (("train", WNIDS[0]), ("val", WNIDS[0]), ("small_classes", WNIDS[1])):
         first = {"train": 0, "val": 100, "small_classes": 200}[split]
@@ -240,7 +240,8 @@ def test_a_kind_can_be_given(tmp_path):
 
 
 def test_a_compressed_archive_is_laid_out_once_and_goes_on_after_a_stop(tmp_path, monkeypatch):
-    from shards import layout, store
+    from shards.build import layout
+    from shards.dataset import store
 
     classes = {wnid: class_images(wnid, 5) for wnid in WNIDS}
     path = tmp_path / "winter21_whole.tar.gz"
@@ -285,7 +286,7 @@ def test_near_duplicates_of_an_excluded_set_are_left_out(tmp_path):
 
 
 def test_excluded_sets_without_perceptual_hashes_are_read_image_by_image(tmp_path):
-    from shards.index import index
+    from shards.check.index import index
 
     archive = small_archive(tmp_path / "a.tar", classes=1)
     build([archive], tmp_path / "first", KEPT)

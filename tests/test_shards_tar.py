@@ -8,7 +8,7 @@ from archives import tar_bytes
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from shards import tar
+from shards.dataset import tar
 
 MEMBERS = [(f"n01440764_{number}.JPEG", bytes([number]) * (number * 300)) for number in range(5)]
 

@@ -11,11 +11,11 @@ import pytest
 from archives import WNIDS, class_images, contents, jpeg, nested, small_archive, tar_bytes
 
 from shards.__main__ import main
-from shards.config import BuildConfig
-from shards.format import open_set
-from shards.index import index
-from shards.pack import build
-from shards.verify import repair, verify
+from shards.build.config import BuildConfig
+from shards.build.pack import build
+from shards.check.index import index
+from shards.check.verify import repair, verify
+from shards.dataset.format import open_set
 
 CONFIG = BuildConfig(resize_short=32, shard_samples=8, val_per_class=2)
 

@@ -8,8 +8,8 @@ import io
 import tarfile
 import zlib
 
-from shards import store
-from shards.archive import Found
+from shards.build.archive import Found
+from shards.dataset import store
 
 TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 LARGEST_DEVKIT = 1 << 28

@@ -15,11 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from shards import archive, store
-from shards.archive import Part
-from shards.config import PictureConfig
-from shards.entry import Entry, entries
-from shards.picture import Unusable, picture, unpacked
+from shards.build import archive
+from shards.build.archive import Part
+from shards.build.config import PictureConfig
+from shards.build.entry import Entry, entries
+from shards.build.picture import Unusable, picture, unpacked
+from shards.dataset import store
 
 SCHEMA = pa.schema(
     [

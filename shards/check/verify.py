@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from shards import archive, format, report, source, store, tar, writer
-from shards.config import BuildConfig
-from shards.format import Shard, ShardSet
-from shards.pack import Run, serial
-from shards.picture import Unusable, opened
+from shards.build import archive, report, source, writer
+from shards.build.config import BuildConfig
+from shards.build.pack import Run, serial
+from shards.build.picture import Unusable, opened
+from shards.dataset import format, store, tar
+from shards.dataset.format import Shard, ShardSet
 
 SHOWN = 100
 log = logging.getLogger(__name__)

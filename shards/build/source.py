@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from pyarrow import fs as pafs
 
-from shards import archive, classes, devkit, format, layout, store
-from shards.archive import Fault, Found, Part, Source
-from shards.config import Kind
+from shards.build import archive, devkit, layout
+from shards.build.archive import Fault, Found, Part, Source
+from shards.build.config import Kind
+from shards.dataset import classes, format, store
 
 Parts = tuple[Kind, list[Part], list[Fault]]
 

@@ -13,8 +13,8 @@ from typing import Literal
 
 from pyarrow import fs as pafs
 
-from shards import store, tar
-from shards.config import Kind
+from shards.build.config import Kind
+from shards.dataset import store, tar
 
 PART_BYTES = 128 << 20
 HEADER_READ = 4096

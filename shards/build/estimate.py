@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 
 from pyarrow import fs as pafs
 
-from shards import archive, layout, source, store, tar
-from shards.archive import Found, Part
-from shards.classes import class_list
-from shards.config import BuildConfig
-from shards.entry import Entry, entries
-from shards.picture import Unusable, picture, unpacked
-from shards.placement import SHARD_BYTES, TAR_OVERHEAD
-from shards.progress import duration
+from shards.build import archive, layout, source
+from shards.build.archive import Found, Part
+from shards.build.config import BuildConfig
+from shards.build.entry import Entry, entries
+from shards.build.picture import Unusable, picture, unpacked
+from shards.build.placement import SHARD_BYTES, TAR_OVERHEAD
+from shards.build.progress import duration
+from shards.dataset import store, tar
+from shards.dataset.classes import class_list
 
 PARTS, IMAGES = 12, 20
 _HEADER = 768  # of a member in the source: its header, and half a block of padding

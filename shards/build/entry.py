@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from pyarrow import fs as pafs
 
-from shards import archive, format, store, tar
-from shards.archive import Part
+from shards.build import archive
+from shards.build.archive import Part
+from shards.dataset import format, store, tar
 
 LARGEST_FILE = 1 << 28
 

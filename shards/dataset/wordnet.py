@@ -12,7 +12,7 @@ from importlib import resources
 
 @functools.cache
 def _nouns() -> dict[str, tuple[str, str]]:
-    packed = resources.files("shards").joinpath("data/wordnet-nouns.tsv.xz").read_bytes()
+    packed = resources.files("shards.dataset").joinpath("data/wordnet-nouns.tsv.xz").read_bytes()
     lines = (line.split("\t") for line in lzma.decompress(packed).decode().splitlines())
     return {wnid: (names, above) for wnid, names, above in lines}
 

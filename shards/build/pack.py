@@ -19,14 +19,15 @@ import PIL
 import simplejpeg
 from pyarrow import fs as pafs
 
-from shards import catalogue, census, placement, report, source, store, writer
-from shards.archive import Source
-from shards.classes import class_list
-from shards.config import BuildConfig
-from shards.exclude import Excluded
-from shards.format import MANIFEST, Manifest, Shard, open_set, write_info, write_manifest
-from shards.progress import Listen, Progress
-from shards.report import BuildReport
+from shards.build import catalogue, census, placement, report, source, writer
+from shards.build.archive import Source
+from shards.build.config import BuildConfig
+from shards.build.exclude import Excluded
+from shards.build.progress import Listen, Progress
+from shards.build.report import BuildReport
+from shards.dataset import store
+from shards.dataset.classes import class_list
+from shards.dataset.format import MANIFEST, Manifest, Shard, open_set, write_info, write_manifest
 
 SCHEME = 1  # raised whenever the same input would give other bytes
 DEFAULT_VAL_FRACTION = 0.01

@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from shards import format, store, tar
-from shards.config import PictureConfig
-from shards.format import Shard
-from shards.picture import Unusable, picture, unpacked
+from shards.build.config import PictureConfig
+from shards.build.picture import Unusable, picture, unpacked
+from shards.dataset import format, store, tar
+from shards.dataset.format import Shard
 
 SHARD = {name: f"shard.{name}".encode() for name in ("plan", "bytes", "sha256")}
 SHARD_FILE = re.compile(r"(train|val)-\d{5,}\.(tar|parquet)")

@@ -16,9 +16,10 @@ from collections.abc import Iterator
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from shards import archive, store, tar
-from shards.archive import Fault, Found, Part
-from shards.config import Kind
+from shards.build import archive
+from shards.build.archive import Fault, Found, Part
+from shards.build.config import Kind
+from shards.dataset import store, tar
 
 CHUNK = 4 << 20
 READ = 1 << 20

@@ -20,11 +20,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from shards import store
-from shards.bucket import Appender, heads, mixed
-from shards.census import SPLIT_SEED, Census, Rules, Tally
-from shards.duplicate import LEFT_OUT, Known, exclude, merge
-from shards.key import stem, stem_hashes
+from shards.build.bucket import Appender, heads, mixed
+from shards.build.census import SPLIT_SEED, Census, Rules, Tally
+from shards.build.duplicate import LEFT_OUT, Known, exclude, merge
+from shards.build.key import stem, stem_hashes
+from shards.dataset import store
 
 BUCKET_ROWS = 1 << 17
 PLAN_ID = b"plan"

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from shards.bucket import heads, mixed
-from shards.key import stem_hashes
+from shards.build.bucket import heads, mixed
+from shards.build.key import stem_hashes
 
 SPLIT_SEED = 0x5EED  # the val split does not follow the seed of the shuffle
 

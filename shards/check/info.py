@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from shards import format, report, wordnet
-from shards.format import ShardSet
+from shards.build import report
+from shards.dataset import format, wordnet
+from shards.dataset.format import ShardSet
 
 SIDE_EDGES = (0, 32, 64, 128, 192, 224, 256, 320, 384, 512, 768, 1024, 2048)
 ASPECT_EDGES = (0.0, 0.25, 0.5, 0.67, 0.8, 1.0, 1.25, 1.5, 2.0, 4.0)

@@ -15,10 +15,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from shards import catalogue, source, store
-from shards.archive import Source
-from shards.census import Tally
-from shards.format import Shard
+from shards.build import catalogue, source
+from shards.build.archive import Source
+from shards.build.census import Tally
+from shards.dataset import store
+from shards.dataset.format import Shard
 
 REPORT, QUARANTINE = "report.json", "quarantine.parquet"
 SHOWN = 100

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from PIL import Image
 
-from shards import format, store, wordnet
-from shards.info import Description
-from shards.picture import opened
-from shards.writer import read_range
+from shards.build.picture import opened
+from shards.build.writer import read_range
+from shards.check.info import Description
+from shards.dataset import format, store, wordnet
 
 SHEET_IMAGES, THUMB_SIDE = 48, 112
 WIDTH, BAR = 640, 20

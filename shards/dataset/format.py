@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from shards import store, tar
+from shards.dataset import store, tar
 
 MANIFEST = "manifest.json"
 TIMM_INFO = "_info.json"

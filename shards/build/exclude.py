@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from shards import format
-from shards.format import Shard, ShardSet
-from shards.picture import Unusable, opened, perceptual_hash
+from shards.build.picture import Unusable, opened, perceptual_hash
+from shards.dataset import format
+from shards.dataset.format import Shard, ShardSet
 
 _ONES = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)
 

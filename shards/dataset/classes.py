@@ -13,7 +13,7 @@ import lzma
 from collections.abc import Collection, Sequence
 from importlib import resources
 
-from shards import store
+from shards.dataset import store
 
 BUILT_IN = {
     "fall11": "ImageNet-21k as released in fall 2011",
@@ -29,7 +29,7 @@ WINTER21_CLASSES = 19_167
 
 @functools.cache
 def _bits() -> dict[str, int]:
-    packed = resources.files("shards").joinpath("data/class-lists.tsv.xz").read_bytes()
+    packed = resources.files("shards.dataset").joinpath("data/class-lists.tsv.xz").read_bytes()
     lines = lzma.decompress(packed).decode().splitlines()[1:]
     return {wnid: int(bits) for wnid, bits in (line.split("\t") for line in lines)}
 

@@ -15,7 +15,7 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from shards.config import PictureConfig
+from shards.build.config import PictureConfig
 
 # A JPEG may turn out to be an "MPO": several pictures, the first of which counts.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")

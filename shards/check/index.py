@@ -19,9 +19,10 @@ import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 from pyarrow import fs as pafs
 
-from shards import archive, classes, format, store, tar
-from shards.format import Manifest, Shard
-from shards.pack import Run, serial
+from shards.build import archive
+from shards.build.pack import Run, serial
+from shards.dataset import classes, format, store, tar
+from shards.dataset.format import Manifest, Shard
 
 INDEX_FOLDER = "index/"
 KEY_WNID = re.compile(r"(?:.*/)?([a-z]\d{8})_")

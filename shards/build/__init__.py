@@ -1,0 +1,1 @@
+"""From archives, folders and other shards to a shard set."""

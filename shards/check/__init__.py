@@ -1,0 +1,1 @@
+"""Index, verify and describe shard sets."""

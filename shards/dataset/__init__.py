@@ -1,0 +1,1 @@
+"""What a shard set is on disk, and where it lies: all that training reads."""
