@@ -24,10 +24,10 @@ import ray  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from pipeline.evaluate import Exam  # noqa: E402
-from pipeline.protocol import EvaluateConfig  # noqa: E402
-from pipeline.source import Source  # noqa: E402
-from pipeline.stream import quiet  # noqa: E402
+from pipeline.data.source import Source  # noqa: E402
+from pipeline.data.stream import quiet  # noqa: E402
+from pipeline.evaluation.config import EvaluateConfig  # noqa: E402
+from pipeline.evaluation.predict import Exam  # noqa: E402
 from shards.build.pack import BuildConfig, build  # noqa: E402
 from vit.batch import normalise  # noqa: E402
 from vit.config import ViTConfig  # noqa: E402

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 
-from pipeline.config import DataConfig, TrainConfig
-from pipeline.job import make_digits
 from pipeline.run import fit
+from pipeline.settings.config import DataConfig, TrainConfig
+from pipeline.train.job import make_digits
 from vit.batch import normalise
 from vit.config import OptimConfig, ViTConfig
 from vit.loss import make_loss, make_targets

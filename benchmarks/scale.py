@@ -17,7 +17,7 @@ import tracemalloc
 import numpy as np
 
 from pipeline.data.order import Order, Pieces, Share, Slices
-from pipeline.stream import SEGMENT_TASKS
+from pipeline.data.stream import SEGMENT_TASKS
 
 WORKERS, GLOBAL_BATCH, TASK_SAMPLES, SHARD_SAMPLES = 512, 16_384, 256, 10_000
 

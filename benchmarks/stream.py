@@ -6,7 +6,7 @@ All read the same shards (500 x 375 photographs brought to shorter side 256, qua
 same crop, flip and decoder, on the same cores, in turn:
 
     bare          processes that read, decode and crop, and hand nothing over
-    stream        pipeline.stream as a training worker uses it
+    stream        pipeline.data.stream as a training worker uses it
     webdataset    webdataset + torch DataLoader
     pillow        the same with Pillow, as most recipes for it are written
     ray           ray.data.read_webdataset + map_batches
@@ -36,11 +36,11 @@ import torch
 import webdataset
 from PIL import Image
 
-from pipeline.config import DataConfig
 from pipeline.data.order import Share
-from pipeline.reader import Reader, View
-from pipeline.source import Source
-from pipeline.stream import Stream, quiet, rebatch
+from pipeline.data.reader import Reader, View
+from pipeline.data.source import Source
+from pipeline.data.stream import Stream, quiet, rebatch
+from pipeline.settings.config import DataConfig
 from shards.build.config import BuildConfig
 from shards.build.pack import build
 from vit.config import ImageConfig

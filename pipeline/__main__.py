@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from pipeline.budget import PEAK_FLOPS, Budget
-from pipeline.config import DIGITS, TrainConfig
-from pipeline.console import open_console
-from pipeline.journal import EVENTS
-from pipeline.presets import PRESETS, read_preset
-from pipeline.protocol import EvaluateConfig
-from pipeline.redact import excepthook, redact
+from pipeline.evaluation.config import EvaluateConfig
+from pipeline.settings.budget import PEAK_FLOPS, Budget
+from pipeline.settings.config import DIGITS, TrainConfig
+from pipeline.settings.presets import PRESETS, read_preset
+from pipeline.tracking.journal import EVENTS
+from support.console import open_console
+from support.redact import excepthook, redact
 
 if TYPE_CHECKING:
-    from pipeline.subject import Subject
+    from pipeline.evaluation.subject import Subject
 
 log = logging.getLogger("pipeline")
 
@@ -154,7 +154,7 @@ def train(command: Train) -> int:
     # an elastic run must not wait long for a node that has just gone
     patience_s = "120" if command.config.min_workers else "900"
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", patience_s)
-    from pipeline.job import prepare
+    from pipeline.train.job import prepare
 
     try:
         job = prepare(absolute(command.config))
@@ -176,7 +176,7 @@ def train(command: Train) -> int:
 
 def evaluate_command(path: str, *settings: str) -> int:
     """`evaluate CHECKPOINT`: take the settings that the checkpoint gives, evaluate, show."""
-    from pipeline.subject import Subject
+    from pipeline.evaluation.subject import Subject
 
     prog = f"python -m pipeline evaluate {path}"
     try:
@@ -191,9 +191,9 @@ def evaluate_command(path: str, *settings: str) -> int:
 def evaluate(subject: "Subject", command: Evaluate) -> int:
     """Carry out the command; its exit status."""
     open_console(verbose=command.verbose)
-    from pipeline import assessment
-    from pipeline.cluster import ray_session
+    from pipeline.evaluation import assessment
     from pipeline.run import Progress
+    from pipeline.train.cluster import ray_session
 
     config = command.config
     paths = {name: located(getattr(config, name)) for name in ("data", "v2", "real", "out")}
@@ -216,8 +216,9 @@ def evaluate(subject: "Subject", command: Evaluate) -> int:
 
 def attach_and_send(subject: "Subject", folder: Path) -> None:
     """Add an evaluation to the record of the run that made the checkpoint, and send it."""
-    from pipeline import history, mirror
-    from pipeline.checkpoint import Checkpoint
+    from pipeline import history
+    from pipeline.checkpoint.local import Checkpoint
+    from pipeline.tracking import mirror
 
     history.attach(subject.run_dir, Checkpoint.open(subject.path), folder)
     try:
@@ -235,7 +236,7 @@ def report_command(run: str, *settings: str) -> int:
     """`report RUN`: write the page about a run."""
     parsed = tyro.cli(Report, args=settings, prog=f"python -m pipeline report {run}")
     open_console(verbose=False)
-    from pipeline.report import write_report
+    from pipeline.report.report import write_report
 
     try:
         path = write_report(Path(run).absolute(), price_per_hour=parsed.price_per_hour)
@@ -250,7 +251,7 @@ def sync_command(run: str, *rest: str) -> int:
     if rest:
         return refuse(f"track sync takes one folder of a run, not also {' '.join(rest)}")
     open_console(verbose=False)
-    from pipeline.mirror import sync
+    from pipeline.tracking.mirror import sync
 
     try:
         return sync(Path(run).absolute())

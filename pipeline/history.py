@@ -1,20 +1,22 @@
 """What the record of a run says beside its numbers: circumstances, data, models, evaluations.
 
-    Job, checkpoints, evaluations -> events (pipeline.journal) -> MLflow and the report
+    Job, checkpoints, evaluations -> events (pipeline.tracking.journal) -> MLflow and the report
 
-The events are those that `pipeline.track.Server.tell` knows.
+The events are those that `pipeline.tracking.track.Server.tell` knows.
 """
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline import assessment, checkpoint, journal
-from pipeline.checkpoint import Checkpoint
-from pipeline.hardware import cluster_facts
-from pipeline.job import Job
-from pipeline.record import Recorder
-from pipeline.report import write_report
+from pipeline.checkpoint import local
+from pipeline.checkpoint.local import Checkpoint
+from pipeline.evaluation import assessment
+from pipeline.report.report import write_report
+from pipeline.tracking import journal
+from pipeline.tracking.record import Recorder
+from pipeline.train.hardware import cluster_facts
+from pipeline.train.job import Job
 
 # figures of a protocol that are worth a curve; all of them are in result.json
 FIGURES = ("top1", "top5", "loss", "ece")
@@ -53,7 +55,7 @@ def record_result(
 ) -> None:
     """End the record with models, their evaluation, files, and the page about all of it."""
     settings = job.config.record
-    kept = {"best": [top], "kept": checkpoint.checkpoints(job.checkpoints), "none": []}
+    kept = {"best": [top], "kept": local.checkpoints(job.checkpoints), "none": []}
     # the best one first: the registry takes the last one for the newest
     for item in sorted(kept[settings.models], key=lambda item: (item.step != top.step, item.step)):
         tell_model(job.dir, item, settings.register)
@@ -78,8 +80,8 @@ def tell_model(run_dir: Path, item: Checkpoint, register: str | None = None) -> 
         own = {f"checkpoint/{name}": value for name, value in item.metrics.items()}
         journal.tell(run_dir, "evaluation", metrics=own, **about, **evaluation_data(run_dir))
     if register:
-        value = item.metrics.get(checkpoint.BEST, 0.0)
-        facts = {"name": register, "metric": checkpoint.BEST, "value": value}
+        value = item.metrics.get(local.BEST, 0.0)
+        facts = {"name": register, "metric": local.BEST, "value": value}
         journal.tell(run_dir, "register", checkpoint=item.path, **facts)
 
 

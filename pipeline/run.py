@@ -26,20 +26,20 @@ from ray.actor import ActorHandle
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback, WorkerGroupError
 from ray.train.torch import TorchTrainer
 
-from pipeline import checkpoint
-from pipeline.assessment import assess, default_folder, result_table
-from pipeline.cluster import ray_session, worker_resources
-from pipeline.config import TrainConfig
-from pipeline.console import duration, record_line, station
-from pipeline.desk import staffed
+from pipeline.checkpoint import local
+from pipeline.evaluation.assessment import assess, default_folder, result_table
+from pipeline.evaluation.config import CENTER
+from pipeline.evaluation.subject import Subject
 from pipeline.history import figures, record_circumstances, record_result
-from pipeline.job import CONFIG, Job, prepare
-from pipeline.protocol import CENTER
-from pipeline.record import Recorder
-from pipeline.redact import redacted
-from pipeline.subject import Subject
-from pipeline.track import page_command
-from pipeline.worker import attempt
+from pipeline.settings.config import TrainConfig
+from pipeline.tracking.record import Recorder
+from pipeline.tracking.track import page_command
+from pipeline.train.cluster import ray_session, worker_resources
+from pipeline.train.desk import staffed
+from pipeline.train.job import CONFIG, Job, prepare
+from pipeline.train.worker import attempt
+from support.console import duration, record_line, station
+from support.redact import redacted
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ def execute(
         return finished
     job.dir.mkdir(parents=True, exist_ok=True)
     with exclusive(job.dir / LOCK):
-        checkpoint.clear_unfinished(job.checkpoints)
+        local.clear_unfinished(job.checkpoints)
         if not (job.dir / CONFIG).exists():
             write_json(job.dir / CONFIG, redacted(job.config.flat()))
         with (
@@ -176,7 +176,7 @@ def train_and_evaluate(
             return None
     if trial:
         return conclude(job, recorder, found, rates[-1])
-    top = checkpoint.best(job.checkpoints)
+    top = local.best(job.checkpoints)
     folder, result = evaluate_best(job, top)
     metrics = result["protocols"]
     recorder.add(
@@ -199,7 +199,7 @@ def train_and_evaluate(
     return outcome
 
 
-def evaluate_best(job: Job, top: checkpoint.Checkpoint) -> tuple[Path, dict]:
+def evaluate_best(job: Job, top: local.Checkpoint) -> tuple[Path, dict]:
     """Evaluate the best checkpoint with one crop and with many: the folder and its result."""
     config, subject = job.config, Subject.open(top.path)
     settings = subject.evaluation(
@@ -214,9 +214,7 @@ def evaluate_best(job: Job, top: checkpoint.Checkpoint) -> tuple[Path, dict]:
     return folder, assess(subject, settings, job.eval, folder, Progress())
 
 
-def conclude(
-    job: Job, recorder: Recorder, last: checkpoint.Checkpoint, images_per_s: float
-) -> Outcome:
+def conclude(job: Job, recorder: Recorder, last: local.Checkpoint, images_per_s: float) -> Outcome:
     """End a trial with the evaluation at its last step, where its schedule is complete."""
     scores = {name.removeprefix("val/"): value for name, value in last.metrics.items()}
     outcome = Outcome(
@@ -295,7 +293,7 @@ def failures(exceptions: Mapping[int, Exception]) -> list[str]:
     ]
 
 
-def describe(job: Job, found: checkpoint.Checkpoint | None) -> str:
+def describe(job: Job, found: local.Checkpoint | None) -> str:
     """One line on what is about to be trained, and from where."""
     config, samples = job.config, job.train.slices.samples
     place = f"from {found.path.name}" if found else "from the start"

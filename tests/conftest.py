@@ -37,7 +37,7 @@ def ray_cluster():
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
     """Folder of the digits as a shard set: 15 train shards of 95 or 96 samples, 4 of val."""
-    from pipeline.digits import write_archive
+    from pipeline.data.digits import write_archive
     from shards.build.config import BuildConfig
     from shards.build.pack import build
 

@@ -14,7 +14,7 @@ MAY_IMPORT = {
 ONLY_IN = {
     "torch": ("vit/", "pipeline/"),
     "ray": ("pipeline/", "tune/", "shards/build/spread.py"),
-    "mlflow": ("pipeline/track.py",),
+    "mlflow": ("pipeline/tracking/track.py",),
     "tyro": ("/__main__.py",),
     "timm": (),
     "torchvision": (),
@@ -22,7 +22,12 @@ ONLY_IN = {
 # these run in decode processes, or before a command line has been read
 TORCH_FREE = (
     *("vit/config.py", "vit/images.py", "vit/randaugment.py", "vit/draws.py"),
-    *("pipeline/config.py", "pipeline/reader.py", "pipeline/console.py", "pipeline/__main__.py"),
+    *(
+        "pipeline/settings/config.py",
+        "pipeline/data/reader.py",
+        "support/console.py",
+        "pipeline/__main__.py",
+    ),
 )
 
 
@@ -66,9 +71,9 @@ def test_imports_go_one_way_and_through_one_door():
 def test_planted_violations_are_caught():
     planted = {
         "shards/dataset/tar.py": {"torch"},
-        "vit/model.py": {"pipeline.config", "timm.models"},
+        "vit/model.py": {"pipeline.settings.config", "timm.models"},
         "pipeline/run.py": {"tune.search", "mlflow"},
-        "pipeline/reader.py": {"ray.data"},
+        "pipeline/data/reader.py": {"ray.data"},
     }
     assert len(violations(planted)) == 6
     assert all((ROOT / name).exists() for name in TORCH_FREE)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline.budget import Budget
-from pipeline.presets import PRESETS
+from pipeline.settings.budget import Budget
+from pipeline.settings.presets import PRESETS
 from vit.config import ViTConfig
 
 

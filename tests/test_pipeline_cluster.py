@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline.cluster import worker_resources
-from pipeline.presets import PRESETS
+from pipeline.settings.presets import PRESETS
+from pipeline.train.cluster import worker_resources
 
 DEMO = PRESETS["demo"]()
 

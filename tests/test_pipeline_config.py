@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from pipeline.config import TrainConfig
-from pipeline.presets import PRESETS
+from pipeline.settings.config import TrainConfig
+from pipeline.settings.presets import PRESETS
 from vit.model import ViT
 
 

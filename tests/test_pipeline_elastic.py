@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from pipeline.reader import Reader, View
-from pipeline.source import Source
+from pipeline.data.reader import Reader, View
+from pipeline.data.source import Source
 from vit.config import ImageConfig
 
 pytestmark = pytest.mark.ray
@@ -23,7 +23,7 @@ from pathlib import Path
 from ray.cluster_utils import Cluster
 import ray
 from pipeline import run
-from pipeline.config import DataConfig, TrainConfig
+from pipeline.settings.config import DataConfig, TrainConfig
 from vit.config import ImageConfig, OptimConfig, ViTConfig
 
 runs, digits, steps, batch = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])

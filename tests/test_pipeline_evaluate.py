@@ -13,11 +13,13 @@ import torch
 from scipy.stats import binomtest
 
 import vit.images
-from pipeline import checkpoint
-from pipeline.answers import Parts, of_protocol
-from pipeline.assessment import RESULT, assess, named, real_figures, result_table
-from pipeline.evaluate import Exam, Judge, answer_all, average, confidence
-from pipeline.metrics import (
+from pipeline.checkpoint import local
+from pipeline.data.reader import Reader, View
+from pipeline.data.source import Source
+from pipeline.evaluation.answers import Parts, of_protocol
+from pipeline.evaluation.assessment import RESULT, assess, named, real_figures, result_table
+from pipeline.evaluation.config import EvaluateConfig
+from pipeline.evaluation.metrics import (
     Answers,
     calibration_error,
     comparison,
@@ -28,11 +30,9 @@ from pipeline.metrics import (
     summary,
     wilson,
 )
-from pipeline.presets import PRESETS
-from pipeline.protocol import EvaluateConfig
-from pipeline.reader import Reader, View
-from pipeline.source import Source
-from pipeline.subject import Subject, head_columns, shape_of
+from pipeline.evaluation.predict import Exam, Judge, answer_all, average, confidence
+from pipeline.evaluation.subject import Subject, head_columns, shape_of
+from pipeline.settings.presets import PRESETS
 from vit.batch import normalise
 from vit.config import ImageConfig, LossConfig, ViTConfig
 from vit.images import crop_views, num_views
@@ -123,7 +123,7 @@ def test_144_views_of_an_image_cost_one_decode(digits, monkeypatch):
     view = View(images=ImageConfig(), size=32, protocols=("center", "ten", "inception-144"))
     decoded = []
     monkeypatch.setattr(
-        "pipeline.reader.decode", lambda data: decoded.append(1) or vit.images.decode(data)
+        "pipeline.data.reader.decode", lambda data: decoded.append(1) or vit.images.decode(data)
     )
     block = Reader(source=source, view=view)(source.order(seed=None).pieces(0, 1))
     assert block["images"].shape == (1, 155, 32, 32, 3)
@@ -375,7 +375,7 @@ def subject(digits, tmp_path_factory):
         optimizer.step()
         optimizer.zero_grad()
     torch.set_num_threads(threads)
-    path = checkpoint.save(
+    path = local.save(
         folder,
         step=60,
         samples=60 * 128,

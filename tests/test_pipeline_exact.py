@@ -13,9 +13,9 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
-from pipeline import checkpoint
-from pipeline.config import DataConfig, TrainConfig
+from pipeline.checkpoint import local
 from pipeline.run import fit
+from pipeline.settings.config import DataConfig, TrainConfig
 from vit.config import ImageConfig, MixConfig, OptimConfig, ViTConfig
 
 pytestmark = pytest.mark.ray
@@ -82,7 +82,7 @@ def start(settings: TrainConfig) -> subprocess.Popen:
     """The run as a process of its own, with a Ray of its own."""
     code = (
         "import json, sys\n"
-        "from pipeline.config import TrainConfig\n"
+        "from pipeline.settings.config import TrainConfig\n"
         "from pipeline.run import fit\n"
         "if __name__ == '__main__':\n"
         "    fit(TrainConfig().replace(json.loads(sys.argv[1])))\n"
@@ -193,7 +193,7 @@ def test_a_disk_that_fills_stops_the_run_and_room_lets_it_go_on(
     settings = config("full", tmp_path, digits, keep_checkpoints=100, max_restarts=0)
     with pytest.raises(RuntimeError, match="could not be written .*bytes are free.*make room"):
         fit(settings)
-    kept = checkpoint.checkpoints(tmp_path / "full" / "checkpoints")
+    kept = local.checkpoints(tmp_path / "full" / "checkpoints")
     assert 1 <= len(kept) < STEPS // 10
     assert kept[-1].state()["optimizer"]
     small_disk()

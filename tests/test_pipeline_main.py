@@ -47,7 +47,7 @@ def test_help_names_the_presets(arguments):
 
 
 def test_help_of_a_preset_lists_every_setting():
-    from pipeline.presets import PRESETS
+    from pipeline.settings.presets import PRESETS
 
     result = pipeline("train", "demo", "--help")
     assert result.returncode == 0

@@ -6,10 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import ProbeConfig
-from pipeline.presets import PRESETS
-from pipeline.probe import Probe, draw_shots, features, few_shot, knn, probe_share, regression
-from pipeline.source import Source
+from pipeline.data.source import Source
+from pipeline.evaluation.probe import (
+    Probe,
+    draw_shots,
+    features,
+    few_shot,
+    knn,
+    probe_share,
+    regression,
+)
+from pipeline.settings.config import ProbeConfig
+from pipeline.settings.presets import PRESETS
 from vit.model import ViT
 
 

@@ -8,9 +8,9 @@ import pytest
 import webdataset
 from pyarrow.fs import LocalFileSystem
 
-from pipeline import reader
-from pipeline.reader import Reader, View
-from pipeline.source import Source
+from pipeline.data import reader
+from pipeline.data.reader import Reader, View
+from pipeline.data.source import Source
 from vit.config import ImageConfig
 from vit.images import crop_views, decode
 

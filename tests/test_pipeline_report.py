@@ -13,13 +13,13 @@ import pytest
 from mlflow_server import MlflowServer
 from PIL import Image
 
-from pipeline import journal
-from pipeline.chart import chart, thinned, ticks
-from pipeline.page import document, table, text
-from pipeline.presets import PRESETS
-from pipeline.report import write_report
+from pipeline.report.chart import chart, thinned, ticks
+from pipeline.report.page import document, table, text
+from pipeline.report.report import write_report
+from pipeline.report.story import Story, sessions
 from pipeline.run import fit
-from pipeline.story import Story, sessions
+from pipeline.settings.presets import PRESETS
+from pipeline.tracking import journal
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = (

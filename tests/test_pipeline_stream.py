@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline import stream
+from pipeline.data import stream
 from pipeline.data.order import Pieces, Share
-from pipeline.reader import Reader, View
-from pipeline.source import Source
-from pipeline.stream import Stream, ahead, rebatch
+from pipeline.data.reader import Reader, View
+from pipeline.data.source import Source
+from pipeline.data.stream import Stream, ahead, rebatch
 from vit.config import ImageConfig
 
 VIEW = View(images=ImageConfig(), size=16, seed=3)

@@ -14,13 +14,15 @@ import pytest
 import torch
 from mlflow_server import Door, MlflowServer
 
-from pipeline import checkpoint, history, journal, mirror
-from pipeline.console import open_console
-from pipeline.journal import read_lines, write_line
-from pipeline.presets import PRESETS
-from pipeline.record import Recorder
-from pipeline.redact import RedactingFormatter, redact, redacted
-from pipeline.subject import Subject
+from pipeline import history
+from pipeline.checkpoint import local
+from pipeline.evaluation.subject import Subject
+from pipeline.settings.presets import PRESETS
+from pipeline.tracking import journal, mirror
+from pipeline.tracking.journal import read_lines, write_line
+from pipeline.tracking.record import Recorder
+from support.console import open_console
+from support.redact import RedactingFormatter, redact, redacted
 from vit.model import ViT
 
 CLASSES = tuple(f"n{number:08d}" for number in range(10))
@@ -95,7 +97,7 @@ def expected(steps: int) -> list[tuple[int, float]]:
 CRASH = """
 import os, sys, time
 from pathlib import Path
-from pipeline.record import Recorder
+from pipeline.tracking.record import Recorder
 folder = Path(sys.argv[1])
 recorder = Recorder(folder, name="run", experiment="test", settings={"optim.lr": 0.1})
 for step in range(20):
@@ -276,7 +278,7 @@ def trained(tmp_path_factory):
         torch.manual_seed(step)
         model = ViT(config.model)
         torch.nn.init.normal_(model.head.weight)
-        checkpoint.save(
+        local.save(
             folder / "checkpoints",
             step=step,
             samples=step,
@@ -304,7 +306,7 @@ def test_checkpoints_become_models_that_mlflow_opens_without_unpickling(
         context="evaluation",
         samples=360,
     )
-    for item in checkpoint.checkpoints(trained / "checkpoints"):
+    for item in local.checkpoints(trained / "checkpoints"):
         history.tell_model(trained, item, register="vit-test")
     recorder.finish("FINISHED")
     client = mlflow.MlflowClient(server.uri)

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from pipeline.journal import RECORDS, read_lines
+from pipeline.tracking.journal import RECORDS, read_lines
 from tune.ledger import BEGUN, DIVERGED, DONE, ENDED, TRIALS, read_entries
 
 pytestmark = pytest.mark.ray

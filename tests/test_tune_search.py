@@ -13,10 +13,10 @@ import pytest
 from ray import cloudpickle
 from test_tune_space import DEMO
 
-from pipeline.journal import RECORDS, write_line
-from pipeline.presets import PRESETS, read_preset
-from pipeline.protocol import CENTER
+from pipeline.evaluation.config import CENTER
 from pipeline.run import Outcome
+from pipeline.settings.presets import PRESETS, read_preset
+from pipeline.tracking.journal import RECORDS, write_line
 from tune.__main__ import main
 from tune.answer import answer
 from tune.assembly import assemble, read_plan

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.presets import PRESETS
+from pipeline.settings.presets import PRESETS
 from tune.assembly import assemble
 from tune.config import SearchConfig
 from tune.dimension import Choice, Range, parse

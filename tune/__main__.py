@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from pipeline.config import TrainConfig
-from pipeline.console import open_console
-from pipeline.presets import PRESETS
+from pipeline.settings.config import TrainConfig
+from pipeline.settings.presets import PRESETS
+from support.console import open_console
 from tune.config import SearchConfig
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.config import TrainConfig
-from pipeline.presets import PRESETS
+from pipeline.settings.config import TrainConfig
+from pipeline.settings.presets import PRESETS
 from tune import transfer
 from tune.config import SearchConfig
 from tune.plan import DATA, SEARCH, Plan, horizon_of, shortened, shown

@@ -12,9 +12,9 @@ import logging
 import time
 from collections.abc import Iterable
 
-from pipeline.console import duration
-from pipeline.mirror import CURSOR
-from pipeline.record import Recorder
+from pipeline.tracking.mirror import CURSOR
+from pipeline.tracking.record import Recorder
+from support.console import duration
 from tune.config import OBJECTIVES
 from tune.ledger import BEGUN, DONE, ENDED, FAILED, Entry, Ledger
 from tune.plan import Plan, shown

@@ -5,9 +5,9 @@ This is where the slow imports begin; Ray has not been started.
 
 from pathlib import Path
 
-from pipeline.config import DIGITS, TrainConfig
-from pipeline.job import prepare
-from pipeline.presets import PRESETS
+from pipeline.settings.config import DIGITS, TrainConfig
+from pipeline.settings.presets import PRESETS
+from pipeline.train.job import prepare
 from tune.assembly import assemble
 from tune.config import SearchConfig
 from tune.plan import Plan, name_of

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipeline.journal import RECORDS, read_lines
+from pipeline.tracking.journal import RECORDS, read_lines
 from tune import chart
 from tune.answer import Answer, Group
 from tune.chart import Axis, Frame

@@ -3,7 +3,7 @@
 import html
 from pathlib import Path
 
-from pipeline.console import duration
+from support.console import duration
 from tune import figures, verdict
 from tune.answer import Answer
 from tune.plan import Plan

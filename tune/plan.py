@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config import TrainConfig
-from pipeline.presets import PRESETS
+from pipeline.settings.config import TrainConfig
+from pipeline.settings.presets import PRESETS
 from tune import transfer
 from tune.config import SearchConfig
 from tune.space import Space

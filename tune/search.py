@@ -19,8 +19,8 @@ from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig
 from ray.tune.search import Searcher
 
 from pipeline import run
-from pipeline.cluster import ray_session
-from pipeline.record import Recorder
+from pipeline.tracking.record import Recorder
+from pipeline.train.cluster import ray_session
 from tune.answer import Answer
 from tune.assembly import check_same, read_plan
 from tune.cluster import Room

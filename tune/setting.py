@@ -7,7 +7,7 @@ where a number belongs, which Python's dataclasses take without a word; that is 
 import types
 import typing
 
-from pipeline.config import TrainConfig
+from pipeline.settings.config import TrainConfig
 
 
 def kind_of(base: TrainConfig, name: str) -> object:

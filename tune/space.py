@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.config import TrainConfig
+from pipeline.settings.config import TrainConfig
 from tune.dimension import Choice, Dimension, Levels, Range, parse
 from tune.setting import check_value
 

@@ -12,7 +12,7 @@
 
 from collections.abc import Mapping
 
-from pipeline.config import TrainConfig
+from pipeline.settings.config import TrainConfig
 
 POWERS = {"same": 0.0, "sqrt": 0.5, "linear": 1.0}
 

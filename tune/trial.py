@@ -21,9 +21,9 @@ from pathlib import Path
 import ray.tune
 
 from pipeline import run
-from pipeline.config import TrainConfig
-from pipeline.journal import RECORDS, read_lines
-from pipeline.protocol import CENTER
+from pipeline.evaluation.config import CENTER
+from pipeline.settings.config import TrainConfig
+from pipeline.tracking.journal import RECORDS, read_lines
 from tune.config import OBJECTIVES, SearchConfig
 from tune.ledger import DIVERGED, DONE, FAILED, STOPPED
 from tune.stopper import RUNG, rung_of

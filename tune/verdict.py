@@ -6,8 +6,8 @@ what it cost.
 
 from collections.abc import Mapping
 
-from pipeline.config import TrainConfig
-from pipeline.console import duration, table
+from pipeline.settings.config import TrainConfig
+from support.console import duration, table
 from tune.answer import Answer, Group
 from tune.dimension import Range
 from tune.plan import shown

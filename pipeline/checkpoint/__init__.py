@@ -1,0 +1,1 @@
+"""Checkpoints on disk and in an object store."""

@@ -1,0 +1,78 @@
+"""Checkpoints in an object store, for clusters whose nodes share no disk.
+
+    a worker's folder -> push -> s3://... -> pull -> the folder of any worker or driver
+
+A checkpoint in the store is complete when its meta.json is there, which is written last. What is in
+the store is what is kept: the latest ones and the best one.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+from pyarrow import fs as pafs
+
+from pipeline.checkpoint import local
+from pipeline.data.reader import with_retries
+from shards.dataset import store
+
+META = "meta.json"
+
+
+def push(path: Path, storage: str) -> None:
+    """Copy a checkpoint into the store, and delete there what its folder no longer keeps."""
+    system, root = store.locate(storage)
+    target = f"{root}/{path.name}"
+    system.create_dir(target, recursive=True)
+    for file in sorted(path.iterdir(), key=lambda file: file.name == META):
+        with_retries(
+            lambda file=file: pafs.copy_files(
+                str(file),
+                f"{target}/{file.name}",
+                source_filesystem=pafs.LocalFileSystem(),
+                destination_filesystem=system,
+            ),
+            f"{storage}/{path.name}/{file.name}",
+        )
+    kept = {item.path.name for item in local.checkpoints(path.parent)}
+    for name in complete(storage):
+        if name not in kept:
+            # without its meta.json it is none any more, should the rest of it stay
+            system.delete_file(f"{root}/{name}/{META}")
+            system.delete_dir(f"{root}/{name}")
+
+
+def pull(storage: str, folder: Path) -> None:
+    """Copy what the store holds and the folder does not; every node's worker may do it at once."""
+    system, root = store.locate(storage)
+    for name in complete(storage):
+        path = folder / name
+        if path.exists():
+            continue
+        aside = folder / f".{name}.{os.getpid()}"
+        aside.mkdir(parents=True)
+        with_retries(
+            lambda name=name, aside=aside: pafs.copy_files(
+                f"{root}/{name}",
+                str(aside),
+                source_filesystem=system,
+                destination_filesystem=pafs.LocalFileSystem(),
+            ),
+            f"{storage}/{name}",
+        )
+        try:
+            aside.rename(path)
+        except OSError:  # another worker of this node was faster
+            shutil.rmtree(aside)
+
+
+def complete(storage: str) -> list[str]:
+    """Names of the complete checkpoints in the store, oldest first."""
+    system, root = store.locate(storage)
+    selector = pafs.FileSelector(root, recursive=True, allow_not_found=True)
+    found = [Path(info.path) for info in system.get_file_info(selector)]
+    return sorted(
+        path.parent.name
+        for path in found
+        if path.name == META and local.NAME.fullmatch(path.parent.name)
+    )

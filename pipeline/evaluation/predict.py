@@ -1,0 +1,298 @@
+"""Answers of a model to every image of a split, each image once, with one crop and with many.
+
+    split -> decoded once -> crops of every protocol -> logits, averaged over the crops -> top-5,
+    confidence and loss of every image -> answers (on disk) -> metrics
+
+In the training loop each worker takes its share of the split; after it, and by `python -m
+pipeline evaluate`, the units that are not on disk yet are shared out over all GPUs, or processes.
+
+Shapes: B images, C crops of all protocols, K classes of the head, M labels per image (padded with
+-1).
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import ray
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.data.order import Share
+from pipeline.data.reader import Reader, View
+from pipeline.data.source import Source
+from pipeline.data.stream import Block, Stream, ahead, quiet, rebatch
+from pipeline.evaluation.answers import Parts
+from pipeline.evaluation.config import CENTER, EvaluateConfig
+from pipeline.evaluation.metrics import Answers
+from pipeline.settings.config import TrainConfig
+from shards.dataset import wordnet
+from vit.batch import normalise
+from vit.config import LossConfig
+from vit.images import num_views
+from vit.loss import Loss, make_loss, make_targets
+from vit.model import ViT
+
+# predictions that are kept of an image
+TOP = 5
+# a block of decoded crops that one task hands over: work for about half a second
+TASK_BYTES = 128 << 20
+# memory of the object store that the crops of one worker may fill
+BUFFER_GIB = 2.0
+# batches that wait for the model, decoded and on the device
+PREFETCH_BATCHES = 3
+METRICS = ("loss", "top1", "top5")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exam:
+    """The images, and how they are shown and judged; travels to the workers."""
+
+    source: Source
+    settings: EvaluateConfig
+    columns: Tensor | None = None
+    """(data's classes,) int64: output of the head for each class, -1 for none; None: the same."""
+
+    def answers(self, model: ViT, spans: Sequence[tuple[int, int]]) -> Iterator[Block]:
+        """Answers to the positions of the spans, a batch at a time.
+
+        Returns:
+            position (B,), labels (B, M) and for each protocol PROTOCOL/top (B, 5),
+            PROTOCOL/confidence (B,) and PROTOCOL/loss (B,). Batches begin anew with each span.
+        """
+        device = next(model.parameters()).device
+        judge = Judge.of(self, device)
+        waiting: tuple[Block, dict[str, Tensor]] | None = None
+        with torch.no_grad():  # inference mode would leave its mark on parameters that are sharded
+            for batch, images, labels in self.batches(spans, device):
+                with torch.autocast(device.type, torch.bfloat16, self.settings.precision == "bf16"):
+                    logits = model(normalise(images.flatten(0, 1), self.settings.images))
+                given = judge(logits.float().unflatten(0, images.shape[:2]), labels)
+                if waiting:  # read one batch late, so that the device never waits for the reader
+                    yield fetched(*waiting)
+                waiting = batch, given
+            if waiting:
+                yield fetched(*waiting)
+
+    def batches(
+        self, spans: Sequence[tuple[int, int]], device: torch.device
+    ) -> Iterator[tuple[Block, Tensor, Tensor]]:
+        """Positions with labels, crops (B, C, S, S, 3) uint8 and labels on the device."""
+        settings, size = self.settings, self.settings.model.image_size
+        samples = self.source.samples
+        view = View(images=settings.images, size=size, protocols=settings.protocols)
+        stream = Stream(
+            reader=Reader(source=self.source, view=view),
+            order=self.source.order(seed=None),
+            share=Share(global_batch=samples, low=0, high=samples),
+            task_samples=max(1, TASK_BYTES // (settings.views * size * size * 3)),
+            buffer_gib=BUFFER_GIB,
+        )
+
+        def on_device(block: Block) -> tuple[Block, Tensor, Tensor]:
+            images, labels = torch.from_numpy(block["images"]), torch.from_numpy(block["labels"])
+            if device.type == "cuda":  # a pinned copy travels beside the computation
+                images, labels = images.pin_memory(), labels.pin_memory()
+            kept = {name: block[name] for name in ("position", "labels")}
+            return (
+                kept,
+                images.to(device, non_blocking=True),
+                labels.to(device, non_blocking=True),
+            )
+
+        def cut() -> Iterator[tuple[Block, Tensor, Tensor]]:
+            for start, stop in spans:
+                blocks = rebatch(stream.blocks(start, stop), settings.batch_images)
+                yield from map(on_device, blocks)
+
+        return ahead(cut(), PREFETCH_BATCHES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """Turns the logits of an image's crops into its answers."""
+
+    protocols: tuple[str, ...]
+    average: str
+    link: str
+    loss: Loss
+    known: Tensor | None
+    """Outputs of the head that are classes of the data; None: all."""
+    numbers: Tensor | None
+    """Class of the data behind each of these outputs."""
+    places: Tensor | None
+    """For each class of the data its place among these outputs, -1 for none."""
+
+    @classmethod
+    def of(cls, exam: Exam, device: torch.device) -> "Judge":
+        """The judge of an exam, with its tables on the device."""
+        known = numbers = places = None
+        if exam.columns is not None:
+            numbers = (exam.columns >= 0).nonzero()[:, 0]
+            known = exam.columns[numbers].to(device)
+            places = torch.full((len(exam.columns) + 1,), -1)  # the last stands for padding
+            places[numbers] = torch.arange(len(numbers))
+            numbers, places = numbers.to(device), places.to(device)
+        settings = exam.settings
+        return cls(
+            protocols=settings.protocols,
+            average=settings.average,
+            link="sigmoid" if settings.loss.name == "sigmoid" else "softmax",
+            loss=eval_loss(settings.loss, exam.source.classes, device, mapped=known is not None),
+            known=known,
+            numbers=numbers,
+            places=places,
+        )
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """(B, C, K) and labels (B, M) in the data's numbers -> the answers of each protocol."""
+        if self.known is not None:
+            logits, labels = logits[..., self.known], self.places[labels]
+        targets = make_targets(labels, logits.shape[-1])
+        unknown = ~labels.ge(0).any(1)
+        answers = {}
+        views = [num_views(name) for name in self.protocols]
+        for name, crops in zip(self.protocols, logits.split(views, 1), strict=True):
+            mean = average(crops, self.average, self.link)
+            top = mean.topk(min(TOP, mean.shape[1])).indices
+            answers[f"{name}/confidence"] = confidence(mean, self.link).double()
+            answers[f"{name}/loss"] = (
+                self.loss(mean, targets).double().masked_fill(unknown, torch.nan)
+            )
+            if self.numbers is not None:
+                top = self.numbers[top]
+            answers[f"{name}/top"] = F.pad(top, (0, TOP - top.shape[1]), value=-2).int()
+        return answers
+
+
+def average(crops: Tensor, how: str, link: str) -> Tensor:
+    """One row of logits for each image: (B, C, K) -> (B, K).
+
+    Args:
+        crops: Logits of each crop.
+        how: "logits": their mean. "probabilities": the logits whose probabilities are the mean of
+            the crops' probabilities, so that ranking, confidence and loss follow from one form.
+        link: "softmax" or "sigmoid", from logits to probabilities.
+    """
+    if how == "logits":
+        return crops.mean(1)
+    count = np.log(crops.shape[1])
+    if link == "softmax":
+        return crops.log_softmax(-1).logsumexp(1) - count
+    return F.logsigmoid(crops).logsumexp(1) - F.logsigmoid(-crops).logsumexp(1)
+
+
+def confidence(logits: Tensor, link: str) -> Tensor:
+    """Probability of the highest class: (B, K) -> (B,)."""
+    if link == "sigmoid":
+        return logits.amax(1).sigmoid()
+    return logits.softmax(1).amax(1)
+
+
+def eval_loss(
+    config: LossConfig, classes: Sequence[str], device: torch.device, *, mapped: bool
+) -> Loss:
+    """The training's loss without label smoothing; softmax for a part of a semantic head."""
+    if mapped and config.name == "semantic":
+        return make_loss(LossConfig())
+    plain = dataclasses.replace(config, label_smoothing=0.0)
+    parents = wordnet.parents(classes) if config.name == "semantic" else None
+    return make_loss(plain, parents=parents, device=device)
+
+
+def fetched(block: Block, given: Mapping[str, Tensor]) -> Block:
+    """The block with the answers beside it, on the CPU."""
+    return {**block, **{name: tensor.cpu().numpy() for name, tensor in given.items()}}
+
+
+def evaluate_share(
+    model: ViT, config: TrainConfig, source: Source, rank: int, workers: int
+) -> dict[str, float]:
+    """Centre-crop metrics over a split, in the training loop; each worker takes its share."""
+    settings = EvaluateConfig(
+        data="",
+        crops=(CENTER,),
+        batch=config.micro_batch,
+        precision=config.precision,
+        model=config.model,
+        images=config.images,
+        loss=config.loss,
+    )
+    exam, samples = Exam(source=source, settings=settings), source.samples
+    share = Share.of(rank, workers, samples)
+    sums = torch.zeros(1 + len(METRICS), dtype=torch.float64)
+    model.eval()
+    for block in exam.answers(model, [(share.low, share.high)] if share.size else []):
+        answers = Answers(
+            labels=block["labels"],
+            top=block[f"{CENTER}/top"],
+            confidence=block[f"{CENTER}/confidence"],
+            loss=block[f"{CENTER}/loss"],
+        )
+        totals = answers.loss.sum(), answers.hits(1).sum(), answers.hits(5).sum()
+        sums += torch.tensor([len(answers.top), *map(float, totals)], dtype=torch.float64)
+    keep_step(model, config, [Share.of(r, workers, samples).size for r in range(workers)], rank)
+    model.train()
+    sums = sums.to(next(model.parameters()).device)
+    torch.distributed.all_reduce(sums)
+    count, *totals = sums.tolist()
+    if count != samples:
+        raise RuntimeError(f"evaluated {count:.0f} images of {samples}")
+    return {f"val/{metric}": total / count for metric, total in zip(METRICS, totals, strict=True)}
+
+
+def keep_step(model: ViT, config: TrainConfig, sizes: Sequence[int], rank: int) -> None:
+    """Run the model on nothing as often as another worker has more batches.
+
+    The shards of a model (FSDP) are gathered by all workers together, each time that one runs it.
+    """
+    counts = [-(-size // config.micro_batch) for size in sizes]
+    side = config.model.image_size
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        for _ in range(max(counts) - counts[rank]):
+            with torch.autocast(device.type, torch.bfloat16, config.precision == "bf16"):
+                model(torch.zeros(1, 3, side, side, device=device))
+
+
+@ray.remote(num_returns="streaming")
+def answer(
+    exam: Exam, weights: Mapping[str, Tensor], spans: Sequence[tuple[int, int]]
+) -> Iterator[Block]:
+    """Ray task that answers for some spans, on its GPU if it has one."""
+    quiet()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = ViT(exam.settings.model).eval()
+    model.load_state_dict(weights)
+    yield from exam.answers(model.to(device), spans)
+
+
+def answer_all(exam: Exam, model: ViT, parts: Parts, progress: Callable[[int, int], None]) -> Block:
+    """Answers to all images, by position; what is on disk already is not computed again.
+
+    `progress` is called with the images done and their total.
+    """
+    resources = ray.cluster_resources()
+    gpus = int(resources.get("GPU", 0))
+    shares = parts.shares(gpus or exam.settings.workers)
+    done = parts.images - sum(stop - start for share in shares for start, stop in share)
+    if shares:
+        # half of the cores read and decode: workers on all of them would wait for ever
+        half = resources["CPU"] / (2 * len(shares))
+        task = answer.options(num_gpus=1 if gpus else 0, num_cpus=min(1, half))
+        put, weights = ray.put(exam), ray.put(model.state_dict())
+        running = {task.remote(put, weights, share): None for share in shares}
+        while running:
+            (ready,), _ = ray.wait(list(running), num_returns=1)
+            try:
+                block = ray.get(next(ready))
+            except StopIteration:
+                del running[ready]
+                continue
+            parts.add(block)
+            done += len(block["position"])
+            progress(done, parts.images)
+    return parts.read()

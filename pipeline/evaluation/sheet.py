@@ -1,0 +1,116 @@
+"""A sheet of predictions with the crops that they were made from, for people to look at.
+
+Answers -> which images tell something -> read again -> small JPEGs in sheet.json
+"""
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipeline.data.reader import Reader, View
+from pipeline.data.source import Source
+from pipeline.evaluation.answers import write_whole
+from pipeline.evaluation.config import CENTER, EvaluateConfig
+from pipeline.evaluation.metrics import Answers
+from shards.dataset import wordnet
+from vit.images import decode, num_views
+
+SHEET = "sheet.json"
+# images of each group, crops that are shown of a protocol, and their side in pixels
+PER_GROUP, MAX_CROPS, SIDE = 6, 10, 64
+GROUPS = {
+    "gained": "wrong with one crop, right with many",
+    "lost": "right with one crop, wrong with many",
+    "wrong": "wrong, and most sure of it",
+    "right": "right, drawn at random",
+}
+
+
+def chosen(one: Answers, many: Answers) -> Iterator[tuple[str, int]]:
+    """(group, position) of the images to show, no image twice; the same for the same answers."""
+    before, after = one.hits(1), many.hits(1)
+    order = np.argsort(-many.confidence, kind="stable")
+    random = np.random.default_rng(0).permutation(len(after))
+    members = {
+        "gained": order[~before[order] & after[order]],
+        "lost": order[before[order] & ~after[order]],
+        "wrong": order[~before[order] & ~after[order]],
+        "right": random[before[random] & after[random]],
+    }
+    for group in GROUPS:
+        for position in members[group][:PER_GROUP]:
+            yield group, int(position)
+
+
+def write_sheet(
+    folder: Path, source: Source, settings: EvaluateConfig, answers: dict[str, Answers]
+) -> None:
+    """Write sheet.json: each chosen image, its classes, crops and predictions by protocol."""
+    last = settings.protocols[-1]
+    reader = Reader(
+        source=source,
+        view=View(
+            images=settings.images,
+            size=settings.model.image_size,
+            protocols=settings.protocols,
+        ),
+    )
+    order, entries = source.order(seed=None), []
+    for group, position in chosen(answers[CENTER], answers[last]):
+        ((_, where, record),) = reader.samples(order.pieces(position, position + 1))
+        pixels = decode(record.image)
+        crops = np.split(
+            reader.view(pixels, position),
+            np.cumsum([num_views(name) for name in settings.protocols])[:-1],
+        )
+        entries.append(
+            {
+                "group": group,
+                "key": record.key,
+                "shard": where,
+                "classes": [class_name(source, n) for n in record.classes],
+                "image": encoded(pixels, 2 * SIDE),
+                "protocols": {
+                    name: {
+                        "right": bool(answers[name].hits(1)[position]),
+                        "confidence": float(answers[name].confidence[position]),
+                        "top": [
+                            class_name(source, int(n))
+                            for n in answers[name].top[position]
+                            if n >= 0
+                        ],
+                        "views": len(views),
+                        "crops": encoded(row_of(views), SIDE),
+                    }
+                    for name, views in zip(settings.protocols, crops, strict=True)
+                },
+            }
+        )
+    write_whole(folder / SHEET, json.dumps(entries).encode())
+
+
+def class_name(source: Source, number: int) -> str:
+    """The first WordNet name of a class, with its id."""
+    wnid = source.classes[number]
+    name = wordnet.name(wnid).split(",")[0]
+    return wnid if name == wnid else f"{name} ({wnid})"
+
+
+def row_of(views: np.ndarray) -> np.ndarray:
+    """Some of the views side by side: (C, S, S, 3) -> (S, c S, 3), c at most 10."""
+    picked = np.linspace(0, len(views) - 1, min(len(views), MAX_CROPS)).round().astype(int)
+    return np.concatenate(list(views[picked]), axis=1)
+
+
+def encoded(pixels: np.ndarray, height: int) -> str:
+    """A small JPEG of the pixels, in base64."""
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    width = max(1, round(image.width * height / image.height))
+    buffer = io.BytesIO()
+    image.resize((width, height), Image.Resampling.BILINEAR).save(buffer, "JPEG", quality=85)
+    return base64.b64encode(buffer.getvalue()).decode()

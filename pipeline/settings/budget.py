@@ -1,0 +1,123 @@
+"""What a run will cost, before anything is started: steps, FLOPs, hours, input, storage."""
+
+from dataclasses import dataclass
+from pathlib import PurePath
+
+from pipeline.settings.config import DIGITS, TrainConfig
+from shards.dataset.format import open_set
+from support.console import duration
+
+# dense bf16 FLOP/s by a word of the device's name: NVIDIA's data sheets, without sparsity
+PEAK_FLOPS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10": 125e12,
+    "V100": 125e12,
+}
+# training images and classes of a data set that is not at hand, by the name of its folder
+PUBLISHED = {"in21k": (13_153_500, 19_167), "in1k": (1_281_167, 1_000), DIGITS: (1_437, 10)}
+# images/s that one core reads, decodes and crops from shards of shorter side 256
+IMAGES_PER_CORE = 1_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Counts of a run on a number of GPUs of one kind."""
+
+    config: TrainConfig
+    samples: int
+    """Images of the training split."""
+    num_classes: int
+    origin: str
+    """Where the two numbers are from."""
+    gpu: str
+    """Kind of GPU, one of PEAK_FLOPS; as many as workers."""
+    mfu: float
+    """Share of the peak that the training step is taken to reach."""
+
+    def __post_init__(self) -> None:
+        """Reject a share that cannot be."""
+        if not 0 < self.mfu <= 1:
+            raise ValueError(f"plan_mfu ({self.mfu}) must be above 0 and at most 1")
+
+    @classmethod
+    def of(cls, config: TrainConfig, *, gpu: str, mfu: float) -> "Budget":
+        """Of a run on its data, or on the published size of that, where it is not at hand."""
+        samples, num_classes, origin = counted(config)
+        return cls(
+            config=config.replace({"model.num_classes": config.model.num_classes or num_classes}),
+            samples=samples,
+            num_classes=num_classes,
+            origin=origin,
+            gpu=gpu,
+            mfu=mfu,
+        )
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return self.config.steps(self.samples)
+
+    @property
+    def images(self) -> int:
+        """Images that pass through the model."""
+        return self.steps * self.config.global_batch
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of forward and backward passes."""
+        return 3.0 * self.config.model.forward_flops * self.images
+
+    @property
+    def images_per_s(self) -> float:
+        """Images per second of all GPUs."""
+        return self.images / self.seconds
+
+    @property
+    def seconds(self) -> float:
+        """Length of the run."""
+        return self.flops / (self.config.workers * PEAK_FLOPS[self.gpu] * self.mfu)
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Size of one checkpoint: weights, two moments of AdamW or one of SGD, and an average."""
+        optim = self.config.optim
+        moments = {"adamw": 8, "adamw8bit": 2, "sgd": 4}[optim.name]
+        return self.config.model.num_parameters * (4 + moments + (4 if optim.ema else 0))
+
+    def __str__(self) -> str:
+        """The figures, a line each."""
+        config, kept = self.config, self.config.keep_checkpoints + 1
+        rows = {
+            "data": f"{self.samples:,} images, {self.num_classes:,} classes ({self.origin})",
+            "steps": f"{self.steps:,} of {config.global_batch:,} images, {config.epochs:g} epochs",
+            "images": f"{self.images:,}",
+            "FLOPs": f"{self.flops:.3g} for forward and backward passes",
+            "time": f"{duration(self.seconds)} on {config.workers} x {self.gpu} at "
+            f"{self.mfu:.0%} of their peak; {config.workers * self.seconds / 3600:,.0f} GPU-hours",
+            "input": f"{self.images_per_s:,.0f} images/s: about "
+            f"{-(-self.images_per_s // IMAGES_PER_CORE):,.0f} cores at {IMAGES_PER_CORE:,} "
+            f"images/s each",
+            "storage": f"{kept * self.checkpoint_bytes / 1e9:,.2f} GB for {kept} checkpoints of "
+            f"{self.checkpoint_bytes / 1e9:,.2f} GB",
+        }
+        return "\n".join(f"{name:<10}{text}" for name, text in rows.items())
+
+
+def counted(config: TrainConfig) -> tuple[int, int, str]:
+    """Training images and classes of a run's data, and where the numbers are from."""
+    location, name = config.data.dir, PurePath(config.data.dir).name
+    try:
+        manifest = open_set(location).manifest
+    except FileNotFoundError:
+        if name not in PUBLISHED:
+            raise
+        return *PUBLISHED[name], f"as published; {location} is not there"
+    samples = sum(shard.samples for shard in manifest.splits.get(config.data.train_split, ()))
+    if not samples:
+        raise ValueError(f"{location} has no split {config.data.train_split!r} with images")
+    return samples, len(manifest.classes), f"counted in {location}"

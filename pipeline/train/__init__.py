@@ -1,0 +1,1 @@
+"""The training of a run on Ray Train."""

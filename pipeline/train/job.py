@@ -1,0 +1,153 @@
+"""A run before anything is started: settings, data and folder, checked against each other."""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.checkpoint import local, remote
+from pipeline.data import digits
+from pipeline.data.order import Mixture, Order
+from pipeline.data.source import Source, open_eval, open_train
+from pipeline.evaluation.probe import Probe
+from pipeline.settings.config import DIGITS, TrainConfig
+from shards.build.config import BuildConfig
+from shards.build.pack import build
+from shards.dataset import wordnet
+from support.console import station
+from vit.loss import make_loss
+from vit.optim import learning_rate
+
+log = logging.getLogger(__name__)
+
+CONFIG = "config.json"
+# held-out digits of each class, about a fifth of them
+DIGITS_VAL = 36
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A run whose settings, data and folder fit together; this is what the workers are handed."""
+
+    config: TrainConfig
+    train: Source
+    eval: Source
+    probes: tuple[Probe, ...] = ()
+
+    @property
+    def dir(self) -> Path:
+        """Folder of the run."""
+        return Path(self.config.runs_dir) / self.config.name
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the run's checkpoints."""
+        return self.dir / "checkpoints"
+
+    @property
+    def store(self) -> str:
+        """The run's place in the store."""
+        return f"{self.config.storage}/{self.config.name}"
+
+    def latest(self) -> local.Checkpoint | None:
+        """The newest checkpoint; fetched first where there is a store."""
+        if self.config.storage:
+            remote.pull(self.store, self.checkpoints)
+        return local.latest(self.checkpoints)
+
+    @property
+    def order(self) -> Order | Mixture:
+        """The sequence of training samples."""
+        data = self.config.data
+        return self.train.order(self.config.seed, data.weights, run=data.slice_samples)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.config.steps(self.train.slices.samples)
+
+    @property
+    def parents(self) -> Sequence[int] | None:
+        """Parent of each class in WordNet, for the semantic loss."""
+        semantic = self.config.loss.name == "semantic"
+        return wordnet.parents(self.train.classes) if semantic else None
+
+    @property
+    def num_stations(self) -> int:
+        """Steps of the line, for the console: the embedded data is made first."""
+        return 4 if self.config.data.dir == DIGITS else 2
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of a step; a warm-up longer than the run is a ValueError."""
+        return learning_rate(
+            self.config.optim,
+            step,
+            self.total_steps,
+            global_batch=self.config.global_batch,
+            examples_per_epoch=self.train.slices.samples,
+        )
+
+
+def prepare(config: TrainConfig) -> Job:
+    """Check a run against its data and its folder; what does not fit is a ValueError.
+
+    Data that is not there is a FileNotFoundError. Only the embedded data is written, if it is not
+    there yet.
+    """
+    location = config.data.dir
+    if location == DIGITS:
+        location = str(make_digits(Path(config.runs_dir) / "data" / DIGITS))
+    data = config.data
+    train = open_train(data, location)
+    job = Job(
+        config=with_classes(config, len(train.classes)),
+        train=train,
+        eval=open_eval(data, location),
+        probes=Probe.open_all(config.probe),
+    )
+    job.learning_rate(0)  # refuses a warm-up that does not fit into the run
+    make_loss(config.loss, parents=job.parents)  # refuses classes that make no tree
+    if config.init_from:
+        local.weights_of(config.init_from)  # refuses what is not there
+    check_folder(job)
+    return job
+
+
+def make_digits(folder: Path) -> Path:
+    """The embedded shard set, made on first use through the same code as any other."""
+    archive, shards = folder / "digits.tar", folder / "shards"
+    station(1, 4, f"archive   {archive}")
+    if not archive.exists():
+        digits.write_archive(archive)
+    station(2, 4, f"shards    {shards}")
+    log.info("%s", build([archive], shards, BuildConfig(val_per_class=DIGITS_VAL)))
+    return shards
+
+
+def with_classes(config: TrainConfig, num_classes: int) -> TrainConfig:
+    """The config with the head's size taken from the data, or checked against it."""
+    if config.model.num_classes is None:
+        return config.replace({"model.num_classes": num_classes})
+    if config.model.num_classes != num_classes:
+        raise ValueError(
+            f"model.num_classes ({config.model.num_classes}) differs from the {num_classes} "
+            f"classes of the data; leave it out to take the data's"
+        )
+    return config
+
+
+def check_folder(job: Job) -> None:
+    """Refuse to go on with a run of other settings or other data."""
+    recorded = job.dir / CONFIG
+    if not recorded.exists():
+        return
+    odd = local.differences(job.config, json.loads(recorded.read_text()))
+    found, fingerprint = job.latest(), job.train.fingerprint
+    if found and found.fingerprint != fingerprint:
+        odd.append(f"the shard set ({found.fingerprint[:12]} before, {fingerprint[:12]} now)")
+    if odd:
+        raise ValueError(
+            f"run {job.config.name!r} in {job.dir} was started differently: {'; '.join(odd)}. "
+            f"Take another --name, or go back to its settings"
+        )

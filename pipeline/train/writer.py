@@ -1,0 +1,68 @@
+"""Writes checkpoints beside the training: the loop waits for a copy in memory, not for the disk."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from ray.actor import ActorHandle
+from torch import Tensor
+
+from pipeline.checkpoint import local, remote
+from pipeline.train.desk import wait_until_settled
+from pipeline.train.job import Job
+from pipeline.train.state import State
+
+
+class Writer:
+    """Rank 0's hand; the other workers only take part where tensors are sharded."""
+
+    def __init__(self, job: Job, desk: ActorHandle, rank: int) -> None:
+        """For the folder of the job."""
+        self._job, self._desk, self._rank = job, desk, rank
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future | None = None
+
+    def save(self, state: State, metrics: dict[str, float]) -> None:
+        """Record the evaluation, if there is one, and begin to write a checkpoint.
+
+        Waits for the one before; an error of that is raised here.
+        """
+        if self._rank and self._job.config.parallel == "ddp":
+            return
+        weights, held = state.capture()
+        if self._rank:
+            return
+        self._wait()
+        if metrics:
+            self._desk.put.remote({"kind": "eval", "step": state.step, **metrics})
+        self._pending = self._thread.submit(self._write, state.step, weights, held, metrics)
+
+    def close(self) -> None:
+        """Wait until all is written."""
+        self._wait()
+        self._thread.shutdown()
+
+    def _wait(self) -> None:
+        if self._pending:
+            self._pending.result()
+
+    def _write(
+        self, step: int, weights: dict[str, Tensor], held: dict, metrics: dict[str, float]
+    ) -> None:
+        job = self._job
+        # a resumed run does not repeat the records before its checkpoint: they must be safe first
+        wait_until_settled(self._desk)
+        path = local.save(
+            job.checkpoints,
+            step=step,
+            samples=step * job.config.global_batch,
+            model=weights,
+            state=held,
+            metrics=metrics,
+            config=job.config,
+            classes=job.train.classes,
+            fingerprint=job.train.fingerprint,
+        )
+        local.prune(job.checkpoints, job.config.keep_checkpoints)
+        if job.config.storage:
+            remote.push(path, job.store)
+        size = sum(file.stat().st_size for file in path.iterdir())
+        self._desk.put.remote({"kind": "checkpoint", "step": step, "checkpoint_bytes": size})
