@@ -24,7 +24,7 @@ import ray  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from pipeline.data.source import Source  # noqa: E402
+from pipeline.data.dataset import Source  # noqa: E402
 from pipeline.data.stream import quiet  # noqa: E402
 from pipeline.evaluation.config import EvaluateConfig  # noqa: E402
 from pipeline.evaluation.predict import Exam  # noqa: E402

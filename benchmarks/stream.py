@@ -36,9 +36,9 @@ import torch
 import webdataset
 from PIL import Image
 
+from pipeline.data.dataset import Source
 from pipeline.data.order import Share
 from pipeline.data.reader import Reader, View
-from pipeline.data.source import Source
 from pipeline.data.stream import Stream, quiet, rebatch
 from pipeline.settings.config import DataConfig
 from shards.build.config import BuildConfig

@@ -19,8 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from tune.cluster import Room
-from tune.ledger import TRIALS, read_entries
+from tune.trial_log import TRIALS, read_entries
+from tune.trial_slots import Room
 
 LIMIT = 1.15
 

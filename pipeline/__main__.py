@@ -24,7 +24,7 @@ from support.console import open_console
 from support.redact import excepthook, redact
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.subject import Subject
+    from pipeline.evaluation.model import Subject
 
 log = logging.getLogger("pipeline")
 
@@ -176,7 +176,7 @@ def train(command: Train) -> int:
 
 def evaluate_command(path: str, *settings: str) -> int:
     """`evaluate CHECKPOINT`: take the settings that the checkpoint gives, evaluate, show."""
-    from pipeline.evaluation.subject import Subject
+    from pipeline.evaluation.model import Subject
 
     prog = f"python -m pipeline evaluate {path}"
     try:
@@ -191,24 +191,24 @@ def evaluate_command(path: str, *settings: str) -> int:
 def evaluate(subject: "Subject", command: Evaluate) -> int:
     """Carry out the command; its exit status."""
     open_console(verbose=command.verbose)
-    from pipeline.evaluation import assessment
+    from pipeline.evaluation import evaluate
     from pipeline.run import Progress
-    from pipeline.train.cluster import ray_session
+    from pipeline.train.resources import ray_session
 
     config = command.config
     paths = {name: located(getattr(config, name)) for name in ("data", "v2", "real", "out")}
     config = dataclasses.replace(config, **paths)
     try:
-        source = assessment.open_source(config)
-        folder = Path(config.out or assessment.default_folder(subject, config, source))
+        source = evaluate.open_source(config)
+        folder = Path(config.out or evaluate.default_folder(subject, config, source))
         with ray_session(room=config.workers, verbose=command.verbose):
-            result = assessment.assess(subject, config, source, folder, Progress())
+            result = evaluate.assess(subject, config, source, folder, Progress())
     except (ValueError, FileNotFoundError) as error:
         return refuse(str(error))
     except KeyboardInterrupt:
         log.info("interrupted; the same command goes on from the answers in %s", folder)
         return 130
-    log.info("\n%s\n\nresult      %s", assessment.result_table(result), folder)
+    log.info("\n%s\n\nresult      %s", evaluate.result_table(result), folder)
     if subject.run_dir and (subject.run_dir / EVENTS).exists():
         attach_and_send(subject, folder)
     return 0
@@ -216,14 +216,14 @@ def evaluate(subject: "Subject", command: Evaluate) -> int:
 
 def attach_and_send(subject: "Subject", folder: Path) -> None:
     """Add an evaluation to the record of the run that made the checkpoint, and send it."""
-    from pipeline import history
+    from pipeline import run_events
     from pipeline.checkpoint.local import Checkpoint
-    from pipeline.tracking import mirror
+    from pipeline.tracking import mlflow_sync
 
-    history.attach(subject.run_dir, Checkpoint.open(subject.path), folder)
+    run_events.attach(subject.run_dir, Checkpoint.open(subject.path), folder)
     try:
-        mirror.sync(subject.run_dir)
-    except mirror.Taken:  # the run goes on, and its own thread sends
+        mlflow_sync.sync(subject.run_dir)
+    except mlflow_sync.Taken:  # the run goes on, and its own thread sends
         log.info("the run itself sends the result to MLflow")
 
 
@@ -236,7 +236,7 @@ def report_command(run: str, *settings: str) -> int:
     """`report RUN`: write the page about a run."""
     parsed = tyro.cli(Report, args=settings, prog=f"python -m pipeline report {run}")
     open_console(verbose=False)
-    from pipeline.report.report import write_report
+    from pipeline.report.run_page import write_report
 
     try:
         path = write_report(Path(run).absolute(), price_per_hour=parsed.price_per_hour)
@@ -251,7 +251,7 @@ def sync_command(run: str, *rest: str) -> int:
     if rest:
         return refuse(f"track sync takes one folder of a run, not also {' '.join(rest)}")
     open_console(verbose=False)
-    from pipeline.tracking.mirror import sync
+    from pipeline.tracking.mlflow_sync import sync
 
     try:
         return sync(Path(run).absolute())

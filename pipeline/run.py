@@ -27,16 +27,16 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback, Wor
 from ray.train.torch import TorchTrainer
 
 from pipeline.checkpoint import local
-from pipeline.evaluation.assessment import assess, default_folder, result_table
 from pipeline.evaluation.config import CENTER
-from pipeline.evaluation.subject import Subject
-from pipeline.history import figures, record_circumstances, record_result
+from pipeline.evaluation.evaluate import assess, default_folder, result_table
+from pipeline.evaluation.model import Subject
+from pipeline.run_events import figures, record_circumstances, record_result
 from pipeline.settings.config import TrainConfig
-from pipeline.tracking.record import Recorder
-from pipeline.tracking.track import page_command
-from pipeline.train.cluster import ray_session, worker_resources
-from pipeline.train.desk import staffed
+from pipeline.tracking.mlflow_client import page_command
+from pipeline.tracking.recorder import Recorder
 from pipeline.train.job import CONFIG, Job, prepare
+from pipeline.train.report_queue import staffed
+from pipeline.train.resources import ray_session, worker_resources
 from pipeline.train.worker import attempt
 from support.console import duration, record_line, station
 from support.redact import redacted

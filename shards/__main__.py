@@ -136,10 +136,10 @@ def _run(workers: int | None) -> Callable:
         from shards.build.pack import serial
 
         return serial
-    from shards.build import spread
+    from shards.build import ray_map
 
-    spread.start(workers)
-    return spread.spread
+    ray_map.start(workers)
+    return ray_map.spread
 
 
 def _say(answer: object) -> int:

@@ -13,8 +13,8 @@ MAY_IMPORT = {
 }
 ONLY_IN = {
     "torch": ("vit/", "pipeline/"),
-    "ray": ("pipeline/", "tune/", "shards/build/spread.py"),
-    "mlflow": ("pipeline/tracking/track.py",),
+    "ray": ("pipeline/", "tune/", "shards/build/ray_map.py"),
+    "mlflow": ("pipeline/tracking/mlflow_client.py",),
     "tyro": ("/__main__.py",),
     "timm": (),
     "torchvision": (),

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from pipeline.data.dataset import Source
 from pipeline.data.reader import Reader, View
-from pipeline.data.source import Source
 from vit.config import ImageConfig
 
 pytestmark = pytest.mark.ray

@@ -15,8 +15,8 @@ from PIL import Image
 
 from pipeline.report.chart import chart, thinned, ticks
 from pipeline.report.page import document, table, text
-from pipeline.report.report import write_report
-from pipeline.report.story import Story, sessions
+from pipeline.report.run_data import Story, sessions
+from pipeline.report.run_page import write_report
 from pipeline.run import fit
 from pipeline.settings.presets import PRESETS
 from pipeline.tracking import journal

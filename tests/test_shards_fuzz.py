@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from shards.build.config import PictureConfig
 from shards.build.pack import BuildConfig, build
-from shards.build.picture import Unusable, unpacked
-from shards.build.picture import picture as processed
+from shards.build.transcode import Unusable, unpacked
+from shards.build.transcode import picture as processed
 from shards.dataset.format import open_set
 
 CONFIG = BuildConfig(keep_bytes=True, val_fraction=0)

@@ -23,7 +23,7 @@ from archives import (
     tar_bytes,
 )
 
-from shards.build import archive, bucket, placement
+from shards.build import archive, assign, bucket
 from shards.build.pack import BuildConfig, build
 from shards.check.verify import verify
 from shards.dataset import store
@@ -100,7 +100,7 @@ def test_parallel_builds_give_identical_bytes(source, tmp_path):
 def test_the_cut_into_units_does_not_change_the_shards(source, tmp_path, monkeypatch):
     build([source], tmp_path / "one", SMALL)
     monkeypatch.setattr(archive, "PART_BYTES", 30_000)
-    monkeypatch.setattr(placement, "BUCKET_ROWS", 5)
+    monkeypatch.setattr(assign, "BUCKET_ROWS", 5)
     build([source], tmp_path / "many", SMALL)
     for name, data in contents(tmp_path / "one").items():
         if name.endswith(".tar") or name == "manifest.json" or name.startswith("train"):
@@ -364,4 +364,4 @@ def test_the_order_hash_is_a_permutation_that_depends_on_the_seed():
     a, b = bucket.mixed(values, 0), bucket.mixed(values, 1)
     assert len(np.unique(a)) == len(values) and not np.array_equal(a, b)
     assert abs(np.mean(a / 2.0**64) - 0.5) < 0.02
-    assert placement.shard_sizes(10, 3) == [4, 3, 3]
+    assert assign.shard_sizes(10, 3) == [4, 3, 3]

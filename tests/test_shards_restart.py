@@ -27,7 +27,7 @@ archive.PART_BYTES = 40_000
 run = serial
 if sys.argv[3] == "ray":
     import ray
-    from shards.build.spread import spread as run
+    from shards.build.ray_map import spread as run
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False,
              object_store_memory=100_000_000)
 sys.stdout.write("ready\\n")
@@ -104,7 +104,7 @@ def test_a_build_killed_again_and_again_ends_the_same(source, undisturbed, tmp_p
 
 @pytest.mark.ray
 def test_ray_tasks_give_the_bytes_of_one_process(source, undisturbed, tmp_path, ray_cluster):
-    from shards.build.spread import spread
+    from shards.build.ray_map import spread
 
     build([source], tmp_path / "out", CONFIG, run=spread)
     # Workers import the module anew, but units are cut by the driver.
@@ -113,7 +113,7 @@ def test_ray_tasks_give_the_bytes_of_one_process(source, undisturbed, tmp_path, 
 
 @pytest.mark.ray
 def test_a_killed_worker_loses_nothing(source, undisturbed, tmp_path, ray_cluster):
-    from shards.build.spread import spread
+    from shards.build.ray_map import spread
 
     def dying(function, items):
         marker = tmp_path / getattr(function, "func", function).__name__
@@ -134,7 +134,7 @@ def test_a_killed_worker_loses_nothing(source, undisturbed, tmp_path, ray_cluste
 
 @pytest.mark.ray
 def test_a_task_that_fails_for_good_stops_the_build(ray_cluster):
-    from shards.build.spread import spread
+    from shards.build.ray_map import spread
 
     def fails(item):
         raise OSError(f"no such {item}")

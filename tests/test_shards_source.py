@@ -240,13 +240,13 @@ def test_a_kind_can_be_given(tmp_path):
 
 
 def test_a_compressed_archive_is_laid_out_once_and_goes_on_after_a_stop(tmp_path, monkeypatch):
-    from shards.build import layout
+    from shards.build import gunzip
     from shards.dataset import store
 
     classes = {wnid: class_images(wnid, 5) for wnid in WNIDS}
     path = tmp_path / "winter21_whole.tar.gz"
     path.write_bytes(gzip.compress(nested(classes)))
-    real, calls = layout._copy, []
+    real, calls = gunzip._copy, []
 
     def stopping(*args):
         calls.append(args[-1])
@@ -254,11 +254,11 @@ def test_a_compressed_archive_is_laid_out_once_and_goes_on_after_a_stop(tmp_path
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(layout, "_copy", stopping)
+    monkeypatch.setattr(gunzip, "_copy", stopping)
     with pytest.raises(KeyboardInterrupt):
         build([path], tmp_path / "out", KEPT)
     written = []
-    monkeypatch.setattr(layout, "_copy", real)
+    monkeypatch.setattr(gunzip, "_copy", real)
     really = store.written
     monkeypatch.setattr(store, "written", lambda s, p: written.append(p) or really(s, p))
     build([path], tmp_path / "out", KEPT)

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from pipeline.tracking.journal import RECORDS, read_lines
-from tune.ledger import BEGUN, DIVERGED, DONE, ENDED, TRIALS, read_entries
+from tune.trial_log import BEGUN, DIVERGED, DONE, ENDED, TRIALS, read_entries
 
 pytestmark = pytest.mark.ray
 

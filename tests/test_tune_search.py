@@ -18,12 +18,12 @@ from pipeline.run import Outcome
 from pipeline.settings.presets import PRESETS, read_preset
 from pipeline.tracking.journal import RECORDS, write_line
 from tune.__main__ import main
-from tune.answer import answer
-from tune.assembly import assemble, read_plan
-from tune.cluster import Room
 from tune.config import SearchConfig
-from tune.ledger import BEGUN, DIVERGED, DONE, TRIALS, Entry, Ledger, read_entries
-from tune.verdict import sentences
+from tune.prepare import assemble, read_plan
+from tune.result import answer
+from tune.summary import sentences
+from tune.trial_log import BEGUN, DIVERGED, DONE, TRIALS, Entry, Ledger, read_entries
+from tune.trial_slots import Room
 
 # the processes of the trials cannot import a test
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.settings.presets import PRESETS
-from tune.assembly import assemble
 from tune.config import SearchConfig
 from tune.dimension import Choice, Range, parse
+from tune.prepare import assemble
 from tune.space import AUGREG, SPACES, make_space
 from tune.transfer import share_of_run, to_run, to_trial
 

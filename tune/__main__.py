@@ -20,7 +20,7 @@ from support.console import open_console
 from tune.config import SearchConfig
 
 if TYPE_CHECKING:
-    from tune.plan import Plan
+    from tune.job import Plan
 
 log = logging.getLogger("tune")
 
@@ -135,7 +135,7 @@ def report_command(folder: str, *rest: str) -> int:
     if rest:
         return refuse(f"report takes one folder of a search, not also {' '.join(rest)}")
     open_console(verbose=False)
-    from tune.assembly import read_plan
+    from tune.prepare import read_plan
     from tune.report import conclude
 
     try:
@@ -150,7 +150,7 @@ def report_command(folder: str, *rest: str) -> int:
 def ending(plan: "Plan", found: object) -> str:
     """What a search ends with on the console."""
     from tune.report import BEST, PAGE
-    from tune.verdict import cost, result_table, sentences
+    from tune.summary import cost, result_table, sentences
 
     facts = {
         "cost": cost(found),

@@ -8,9 +8,9 @@ from pathlib import Path
 from pipeline.settings.config import DIGITS, TrainConfig
 from pipeline.settings.presets import PRESETS
 from pipeline.train.job import prepare
-from tune.assembly import assemble
 from tune.config import SearchConfig
-from tune.plan import Plan, name_of
+from tune.job import Plan, name_of
+from tune.prepare import assemble
 
 
 def make_plan(preset: str, base: TrainConfig, config: SearchConfig) -> Plan:

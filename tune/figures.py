@@ -6,12 +6,12 @@ from pathlib import Path
 
 from pipeline.tracking.journal import RECORDS, read_lines
 from tune import chart
-from tune.answer import Answer, Group
 from tune.chart import Axis, Frame
 from tune.config import OBJECTIVES
 from tune.dimension import Range
-from tune.ledger import DIVERGED, DONE, STOPPED, Entry
-from tune.plan import shown
+from tune.job import shown
+from tune.result import Answer, Group
+from tune.trial_log import DIVERGED, DONE, STOPPED, Entry
 
 # cells along a side of the map, and how far a trial is seen, as a share of the side
 CELLS, REACH = 36, 0.13

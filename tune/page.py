@@ -4,9 +4,9 @@ import html
 from pathlib import Path
 
 from support.console import duration
-from tune import figures, verdict
-from tune.answer import Answer
-from tune.plan import Plan
+from tune import figures, summary
+from tune.job import Plan
+from tune.result import Answer
 
 STYLE = """
 :root{color-scheme:light}*{box-sizing:border-box}
@@ -87,7 +87,7 @@ def card(title: str, why: str, inside: str, *, kind: str = "") -> str:
 
 def answer_card(plan: Plan, found: Answer) -> str:
     """The three sentences, and the command to go on with."""
-    sentences = "".join(f"<p>{text(sentence)}</p>" for sentence in verdict.sentences(found))
+    sentences = "".join(f"<p>{text(sentence)}</p>" for sentence in summary.sentences(found))
     command = f"python -m pipeline train --preset-file {plan.dir / 'best.json'}"
     return (
         f'<section class="card answer" id="answer">{sentences}<pre>{text(command)}</pre></section>'
@@ -116,11 +116,11 @@ def curves_card(found: Answer) -> str:
 
 def table_card(found: Answer) -> str:
     """The best settings."""
-    head = "".join(f"<th>{text(name)}</th>" for name in verdict.heads(found))
+    head = "".join(f"<th>{text(name)}</th>" for name in summary.heads(found))
     lines = []
-    for group in verdict.rows(found):
+    for group in summary.rows(found):
         kind = ' class="best"' if group is found.best else ""
-        values = "".join(f"<td>{text(value)}</td>" for value in verdict.cells(found, group))
+        values = "".join(f"<td>{text(value)}</td>" for value in summary.cells(found, group))
         lines.append(f"<tr{kind}>{values}</tr>")
     why = (
         "Settings as the trials had them: a warm-up as a fraction is of a trial. The file for the "

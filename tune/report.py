@@ -1,10 +1,10 @@
 """The answer of a search in files: the preset file and the page."""
 
 from pipeline.run import write_json
-from tune.answer import Answer, answer
+from tune.job import Plan
 from tune.page import write_page
-from tune.plan import Plan
-from tune.verdict import preset_file
+from tune.result import Answer, answer
+from tune.summary import preset_file
 
 BEST, PAGE = "best.json", "report.html"
 

@@ -19,18 +19,18 @@ from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig
 from ray.tune.search import Searcher
 
 from pipeline import run
-from pipeline.tracking.record import Recorder
-from pipeline.train.cluster import ray_session
-from tune.answer import Answer
-from tune.assembly import check_same, read_plan
-from tune.cluster import Room
+from pipeline.tracking.recorder import Recorder
+from pipeline.train.resources import ray_session
 from tune.config import OBJECTIVES
-from tune.course import Course, Key
-from tune.ledger import FAILED, TRIALS, Ledger
-from tune.plan import SEARCH, Plan
+from tune.job import SEARCH, Plan
+from tune.prepare import check_same, read_plan
 from tune.report import BEST, PAGE, conclude
+from tune.result import Answer
+from tune.search_state import Course, Key
 from tune.stopper import make_stopper
 from tune.trial import Bench, Fit, TrialActor
+from tune.trial_log import FAILED, TRIALS, Ledger
+from tune.trial_slots import Room
 
 log = logging.getLogger(__name__)
 

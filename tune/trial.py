@@ -25,8 +25,8 @@ from pipeline.evaluation.config import CENTER
 from pipeline.settings.config import TrainConfig
 from pipeline.tracking.journal import RECORDS, read_lines
 from tune.config import OBJECTIVES, SearchConfig
-from tune.ledger import DIVERGED, DONE, FAILED, STOPPED
 from tune.stopper import RUNG, rung_of
+from tune.trial_log import DIVERGED, DONE, FAILED, STOPPED
 
 log = logging.getLogger(__name__)
 

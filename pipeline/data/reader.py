@@ -19,8 +19,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from pipeline.data.dataset import Part, Source
 from pipeline.data.order import Pieces
-from pipeline.data.source import Part, Source
 from shards.dataset.format import Record, Shard, ShardSet, open_set, parse_records
 from vit.config import ImageConfig
 from vit.draws import scramble

@@ -21,13 +21,13 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.data.dataset import Source
 from pipeline.data.order import Share
 from pipeline.data.reader import Reader, View
-from pipeline.data.source import Source
 from pipeline.data.stream import Block, Stream, ahead, quiet, rebatch
-from pipeline.evaluation.answers import Parts
 from pipeline.evaluation.config import CENTER, EvaluateConfig
 from pipeline.evaluation.metrics import Answers
+from pipeline.evaluation.predictions import Parts
 from pipeline.settings.config import TrainConfig
 from shards.dataset import wordnet
 from vit.batch import normalise

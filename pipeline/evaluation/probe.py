@@ -20,8 +20,8 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.data.dataset import Source
 from pipeline.data.order import Share
-from pipeline.data.source import Source
 from pipeline.evaluation.config import CENTER, EvaluateConfig
 from pipeline.evaluation.predict import Exam, keep_step
 from pipeline.settings.config import ProbeConfig, TrainConfig

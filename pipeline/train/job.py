@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pipeline.checkpoint import local, remote
 from pipeline.data import digits
+from pipeline.data.dataset import Source, open_eval, open_train
 from pipeline.data.order import Mixture, Order
-from pipeline.data.source import Source, open_eval, open_train
 from pipeline.evaluation.probe import Probe
 from pipeline.settings.config import DIGITS, TrainConfig
 from shards.build.config import BuildConfig

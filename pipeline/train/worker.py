@@ -26,12 +26,12 @@ from pipeline.data.reader import Reader, View
 from pipeline.data.stream import Block, Stream, ahead, quiet, rebatch
 from pipeline.evaluation.predict import evaluate_share
 from pipeline.evaluation.probe import probe_share
-from pipeline.train.desk import Wish
-from pipeline.train.hardware import sampling
+from pipeline.train.checkpoint_writer import Writer
 from pipeline.train.job import Job
 from pipeline.train.meter import Meter
+from pipeline.train.report_queue import Wish
 from pipeline.train.state import State
-from pipeline.train.writer import Writer
+from pipeline.train.system_metrics import sampling
 from vit.batch import mix, normalise
 from vit.draws import scramble
 from vit.loss import make_loss, make_targets

@@ -19,7 +19,7 @@ from shards.build import archive
 from shards.build.archive import Part
 from shards.build.config import PictureConfig
 from shards.build.entry import Entry, entries
-from shards.build.picture import Unusable, picture, unpacked
+from shards.build.transcode import Unusable, picture, unpacked
 from shards.dataset import store
 
 SCHEMA = pa.schema(

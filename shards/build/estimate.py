@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 
 from pyarrow import fs as pafs
 
-from shards.build import archive, layout, source
+from shards.build import archive, gunzip, source
 from shards.build.archive import Found, Part
+from shards.build.assign import SHARD_BYTES, TAR_OVERHEAD
 from shards.build.config import BuildConfig
 from shards.build.entry import Entry, entries
-from shards.build.picture import Unusable, picture, unpacked
-from shards.build.placement import SHARD_BYTES, TAR_OVERHEAD
 from shards.build.progress import duration
+from shards.build.transcode import Unusable, picture, unpacked
 from shards.dataset import store, tar
 from shards.dataset.classes import class_list
 
@@ -106,7 +106,7 @@ def _look_at_parts(
 
 
 def _look_at_stream(found: Found, config: BuildConfig, sample: _Sample) -> None:
-    stream = layout.Stream(found)
+    stream = gunzip.Stream(found)
     taken = _tried(itertools.islice(_members(stream), PARTS * IMAGES), config, sample)
     sizes = list(taken)
     if sizes:
@@ -114,13 +114,13 @@ def _look_at_stream(found: Found, config: BuildConfig, sample: _Sample) -> None:
         sample.files += unpacked_size / (sum(sizes) / len(sizes) + _HEADER)
 
 
-def _members(stream: layout.Stream) -> Iterator[Entry]:
+def _members(stream: gunzip.Stream) -> Iterator[Entry]:
     """Images of a compressed archive, looking into its inner tars."""
 
     def ignored(_: int, __: str) -> None:
         """Damage is reported by a build."""
 
-    for member in tar.walk(stream, 0, layout.UNKNOWN, "", ignored):
+    for member in tar.walk(stream, 0, gunzip.UNKNOWN, "", ignored):
         inner = [member]
         if archive.inner_class(member):
             inner = tar.walk(stream, member.offset, member.offset + member.size, "", ignored)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from shards.build.picture import Unusable, opened, perceptual_hash
+from shards.build.transcode import Unusable, opened, perceptual_hash
 from shards.dataset import format
 from shards.dataset.format import Shard, ShardSet
 

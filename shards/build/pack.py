@@ -19,7 +19,7 @@ import PIL
 import simplejpeg
 from pyarrow import fs as pafs
 
-from shards.build import catalogue, census, placement, report, source, writer
+from shards.build import assign, catalogue, class_stats, report, source, writer
 from shards.build.archive import Source
 from shards.build.config import BuildConfig
 from shards.build.exclude import Excluded
@@ -78,7 +78,7 @@ def build(
     for _ in _heard("catalogue", catalogue.catalogue_unit, job, units, run, listen):
         pass
     parts = [(unit.number, job.part(unit.number)) for unit in units]
-    tally = placement.place(system, root, parts, rules, identity, known)
+    tally = assign.place(system, root, parts, rules, identity, known)
     systems = tuple(one.fs for one in found)
     work = writer.Work(system, root, identity, systems, job.work, config.picture)
     splits = _shards(work, tally, run, listen)
@@ -155,7 +155,7 @@ def _heard(
 
 def _rules(
     config: BuildConfig, classes: tuple[str, ...] | None, found: Sequence[Source]
-) -> census.Rules:
+) -> class_stats.Rules:
     own = any(part.split == "val" or part.has_val for one in found for part in one.parts)
     if own and (config.val_per_class or config.val_fraction):
         raise ValueError(
@@ -164,7 +164,7 @@ def _rules(
     fraction = config.val_fraction
     if fraction is None:
         fraction = 0.0 if own or config.val_per_class is not None else DEFAULT_VAL_FRACTION
-    return census.Rules(
+    return class_stats.Rules(
         seed=config.seed,
         classes=classes,
         min_per_class=config.min_per_class,
@@ -172,12 +172,12 @@ def _rules(
         val_per_class=config.val_per_class or 0,
         val_fraction=fraction,
         shard_samples=config.shard_samples,
-        shard_bytes=placement.SHARD_BYTES,
+        shard_bytes=assign.SHARD_BYTES,
         val_shards=config.val_shards,
     )
 
 
-def _notes(config: BuildConfig, rules: census.Rules) -> list[str]:
+def _notes(config: BuildConfig, rules: class_stats.Rules) -> list[str]:
     if rules.val_per_class:
         return [f"val: {rules.val_per_class} images of each class, at most half of it"]
     if rules.val_fraction:
@@ -187,7 +187,7 @@ def _notes(config: BuildConfig, rules: census.Rules) -> list[str]:
 
 
 def _shards(
-    work: writer.Work, tally: census.Tally, run: Run, listen: Listen
+    work: writer.Work, tally: class_stats.Tally, run: Run, listen: Listen
 ) -> dict[str, tuple[Shard, ...]]:
     places = [writer.Place(s, n) for s, count in tally.shards.items() for n in range(count)]
     results = _heard("shards", writer.write_shard, work, places, run, listen)
@@ -203,7 +203,7 @@ def _publish(
     root: str,
     told: dict[str, Any],
     found: Sequence[Source],
-    tally: census.Tally,
+    tally: class_stats.Tally,
     splits: dict[str, tuple[Shard, ...]],
 ) -> None:
     """Write the class list and the manifest."""
@@ -235,7 +235,7 @@ def _clean(
     for info in store.listing(system, f"{root}/catalogue")[units:]:
         store.discard(system, info.path)
     for info in store.listing(system, f"{root}/plan"):
-        if info.base_name not in (placement.TALLY, *(f"{split}.parquet" for split in splits)):
+        if info.base_name not in (assign.TALLY, *(f"{split}.parquet" for split in splits)):
             store.discard(system, info.path)
     if not keep_work:
         system.delete_dir(f"{root}/work")

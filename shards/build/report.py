@@ -17,7 +17,7 @@ from pyarrow import fs as pafs
 
 from shards.build import catalogue, source
 from shards.build.archive import Source
-from shards.build.census import Tally
+from shards.build.class_stats import Tally
 from shards.dataset import store
 from shards.dataset.format import Shard
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pyarrow import fs as pafs
 
-from shards.build import archive, devkit, layout
+from shards.build import archive, devkit, gunzip
 from shards.build.archive import Fault, Found, Part, Source
 from shards.build.config import Kind
 from shards.dataset import classes, format, store
@@ -81,7 +81,7 @@ def _kind(found: Found, kind: Kind) -> Kind:
     if found.info.type == pafs.FileType.Directory:
         return kind if kind != "auto" else _folder_kind(found)
     if found.is_gzip:
-        seen = archive.kind_of_tar(layout.Stream(found), layout.UNKNOWN, found.location, kind)
+        seen = archive.kind_of_tar(gunzip.Stream(found), gunzip.UNKNOWN, found.location, kind)
     else:
         with store.Reader(found.fs, found.path) as reader:
             seen = archive.kind_of_tar(reader, reader.size, found.location, kind)
@@ -127,7 +127,7 @@ def _file(found: Found, kind: Kind, context: Context) -> tuple[list[Part], list[
             "(ILSVRC2012_devkit_t12.tar.gz) as a source as well"
         )
     if found.is_gzip:
-        return layout.lay_out(found, kind, context.fs, context.work)
+        return gunzip.lay_out(found, kind, context.fs, context.work)
     if kind == "webdataset":
         return [_shard(found, found.info, context, "")], []
     # Headers that lie far apart are read alone, headers close to each other in blocks.

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from shards.build.config import PictureConfig
-from shards.build.picture import Unusable, picture, unpacked
+from shards.build.transcode import Unusable, picture, unpacked
 from shards.dataset import format, store, tar
 from shards.dataset.format import Shard
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from PIL import Image
 
-from shards.build.picture import opened
+from shards.build.transcode import opened
 from shards.build.writer import read_range
 from shards.check.info import Description
 from shards.dataset import format, store, wordnet

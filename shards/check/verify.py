@@ -20,7 +20,7 @@ import pyarrow as pa
 from shards.build import archive, report, source, writer
 from shards.build.config import BuildConfig
 from shards.build.pack import Run, serial
-from shards.build.picture import Unusable, opened
+from shards.build.transcode import Unusable, opened
 from shards.dataset import format, store, tar
 from shards.dataset.format import Shard, ShardSet
 

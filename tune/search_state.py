@@ -12,14 +12,14 @@ import logging
 import time
 from collections.abc import Iterable
 
-from pipeline.tracking.mirror import CURSOR
-from pipeline.tracking.record import Recorder
+from pipeline.tracking.mlflow_sync import CURSOR
+from pipeline.tracking.recorder import Recorder
 from support.console import duration
 from tune.config import OBJECTIVES
-from tune.ledger import BEGUN, DONE, ENDED, FAILED, Entry, Ledger
-from tune.plan import Plan, shown
-from tune.study import propose
+from tune.job import Plan, shown
+from tune.sampler import propose
 from tune.trial import Task
+from tune.trial_log import BEGUN, DONE, ENDED, FAILED, Entry, Ledger
 
 log = logging.getLogger(__name__)
 

@@ -14,13 +14,13 @@ import pytest
 import torch
 from mlflow_server import Door, MlflowServer
 
-from pipeline import history
+from pipeline import run_events
 from pipeline.checkpoint import local
-from pipeline.evaluation.subject import Subject
+from pipeline.evaluation.model import Subject
 from pipeline.settings.presets import PRESETS
-from pipeline.tracking import journal, mirror
+from pipeline.tracking import journal, mlflow_sync
 from pipeline.tracking.journal import read_lines, write_line
-from pipeline.tracking.record import Recorder
+from pipeline.tracking.recorder import Recorder
 from support.console import open_console
 from support.redact import RedactingFormatter, redact, redacted
 from vit.model import ViT
@@ -47,9 +47,9 @@ def door(server):
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     """Short pauses; patience enough for a server on a busy machine."""
-    monkeypatch.setattr(mirror, "PAUSE_S", 0.05)
-    monkeypatch.setattr(mirror, "MAX_PAUSE_S", 0.3)
-    monkeypatch.setattr(mirror, "PATIENCE_S", 60)
+    monkeypatch.setattr(mlflow_sync, "PAUSE_S", 0.05)
+    monkeypatch.setattr(mlflow_sync, "MAX_PAUSE_S", 0.3)
+    monkeypatch.setattr(mlflow_sync, "PATIENCE_S", 60)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
@@ -97,7 +97,7 @@ def expected(steps: int) -> list[tuple[int, float]]:
 CRASH = """
 import os, sys, time
 from pathlib import Path
-from pipeline.tracking.record import Recorder
+from pipeline.tracking.recorder import Recorder
 folder = Path(sys.argv[1])
 recorder = Recorder(folder, name="run", experiment="test", settings={"optim.lr": 0.1})
 for step in range(20):
@@ -136,9 +136,9 @@ def test_a_record_is_sent_by_one_process_at_a_time(tmp_path):
     recorder = record(tmp_path / "run")
     time.sleep(0.3)
     with pytest.raises(ValueError, match="another process sends"):
-        mirror.sync(tmp_path / "run")
+        mlflow_sync.sync(tmp_path / "run")
     recorder.finish("KILLED")
-    assert mirror.sync(tmp_path / "run") == 0
+    assert mlflow_sync.sync(tmp_path / "run") == 0
 
 
 # --- a server that fails ---
@@ -214,7 +214,7 @@ def test_a_server_that_is_down_at_start_and_end_is_told_by_sync(
     dead = Door(1)
     dead.close()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", dead.uri)
-    monkeypatch.setattr(mirror, "PATIENCE_S", 1.5)
+    monkeypatch.setattr(mlflow_sync, "PATIENCE_S", 1.5)
     caplog.set_level(logging.WARNING)
     folder = tmp_path / "run"
     recorder = record(folder)
@@ -243,9 +243,9 @@ def test_a_server_that_is_down_at_start_and_end_is_told_by_sync(
 
 def test_sync_of_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no record of a run"):
-        mirror.sync(tmp_path)
+        mlflow_sync.sync(tmp_path)
     with pytest.raises(FileNotFoundError, match="is not there"):
-        mirror.sync(tmp_path / "none")
+        mlflow_sync.sync(tmp_path / "none")
 
 
 @pytest.mark.ray
@@ -307,7 +307,7 @@ def test_checkpoints_become_models_that_mlflow_opens_without_unpickling(
         samples=360,
     )
     for item in local.checkpoints(trained / "checkpoints"):
-        history.tell_model(trained, item, register="vit-test")
+        run_events.tell_model(trained, item, register="vit-test")
     recorder.finish("FINISHED")
     client = mlflow.MlflowClient(server.uri)
     run = run_at(server.store, trained)
@@ -339,7 +339,7 @@ def test_checkpoints_become_models_that_mlflow_opens_without_unpickling(
     for at in cursor["servers"].values():
         at |= {"told": 0, "models": {}}
     (trained / "mlflow.json").write_text(json.dumps(cursor))
-    assert mirror.sync(trained) == 0
+    assert mlflow_sync.sync(trained) == 0
     assert "does not take" not in caplog.text
     assert len(client.search_model_versions("name = 'vit-test'")) == 2
     again = client.search_logged_models([run.info.experiment_id])
@@ -426,7 +426,7 @@ def test_a_run_that_was_moved_is_sent_on(tmp_path):
     journal.tell(folder, "artifact", path=folder / "note.txt", folder="", version=1)
     (tmp_path / "old").rename(tmp_path / "new")
     folder = tmp_path / "new" / "run"
-    assert mirror.sync(folder) == 0
+    assert mlflow_sync.sync(folder) == 0
     run = run_at(store, folder)
     assert points(store, folder) == expected(5) and run.info.status == "KILLED"
     again = json.loads((folder / "mlflow.json").read_text())["servers"]["embedded"]

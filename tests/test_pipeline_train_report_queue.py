@@ -5,7 +5,7 @@ import threading
 import pytest
 import ray
 
-from pipeline.train.desk import Desk, Wish, staffed, wait_until_settled
+from pipeline.train.report_queue import Desk, Wish, staffed, wait_until_settled
 
 pytestmark = pytest.mark.ray
 

@@ -8,7 +8,7 @@ from pipeline.settings.config import TrainConfig
 from pipeline.settings.presets import PRESETS
 from tune import transfer
 from tune.config import SearchConfig
-from tune.plan import DATA, SEARCH, Plan, horizon_of, shortened, shown
+from tune.job import DATA, SEARCH, Plan, horizon_of, shortened, shown
 from tune.space import Space, make_space
 
 # a search can be gone on with at other values of these

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 from tune.config import OBJECTIVES
 from tune.dimension import Range
-from tune.ledger import DIVERGED, DONE, ENDED, STOPPED, TRIALS, Entry, read_entries
-from tune.plan import Plan
-from tune.study import importances
+from tune.job import Plan
+from tune.sampler import importances
+from tune.trial_log import DIVERGED, DONE, ENDED, STOPPED, TRIALS, Entry, read_entries
 
 # rows of the table
 TABLE_ROWS = 8

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 from pipeline.settings.config import TrainConfig
 from support.console import duration, table
-from tune.answer import Answer, Group
 from tune.dimension import Range
-from tune.plan import shown
+from tune.job import shown
+from tune.result import Answer, Group
 from tune.transfer import share_of_run
 
 # rows of the table

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from pipeline.data import stream
+from pipeline.data.dataset import Source
 from pipeline.data.order import Pieces, Share
 from pipeline.data.reader import Reader, View
-from pipeline.data.source import Source
 from pipeline.data.stream import Stream, ahead, rebatch
 from vit.config import ImageConfig
 

@@ -23,9 +23,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.data.source import Source
-from pipeline.evaluation.answers import Block, Parts, of_protocol, write_whole
+from pipeline.data.dataset import Source
 from pipeline.evaluation.config import CENTER, EvaluateConfig
+from pipeline.evaluation.examples import write_sheet
 from pipeline.evaluation.metrics import (
     Answers,
     calibration,
@@ -35,9 +35,9 @@ from pipeline.evaluation.metrics import (
     relabelled,
     summary,
 )
+from pipeline.evaluation.model import Subject, head_columns
 from pipeline.evaluation.predict import Exam, answer_all
-from pipeline.evaluation.sheet import write_sheet
-from pipeline.evaluation.subject import Subject, head_columns
+from pipeline.evaluation.predictions import Block, Parts, of_protocol, write_whole
 from shards.dataset import wordnet
 from shards.dataset.classes import BUILT_IN, class_list
 from shards.dataset.format import open_set

@@ -6,8 +6,8 @@ from ray.actor import ActorHandle
 from torch import Tensor
 
 from pipeline.checkpoint import local, remote
-from pipeline.train.desk import wait_until_settled
 from pipeline.train.job import Job
+from pipeline.train.report_queue import wait_until_settled
 from pipeline.train.state import State
 
 

@@ -11,9 +11,9 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from test_tune_space import plan_of
 
 from tune.config import SearchConfig
-from tune.ledger import BEGUN, DIVERGED, DONE, STOPPED, Entry
+from tune.sampler import importances, propose, spread_point
 from tune.stopper import RUNG, make_stopper, rung_of
-from tune.study import importances, propose, spread_point
+from tune.trial_log import BEGUN, DIVERGED, DONE, STOPPED, Entry
 
 EVALS = 12
 

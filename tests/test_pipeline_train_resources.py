@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.settings.presets import PRESETS
-from pipeline.train.cluster import worker_resources
+from pipeline.train.resources import worker_resources
 
 DEMO = PRESETS["demo"]()
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from pipeline.data.dataset import Source
 from pipeline.data.reader import Reader, View
-from pipeline.data.source import Source
-from pipeline.evaluation.answers import write_whole
 from pipeline.evaluation.config import CENTER, EvaluateConfig
 from pipeline.evaluation.metrics import Answers
+from pipeline.evaluation.predictions import write_whole
 from shards.dataset import wordnet
 from vit.images import decode, num_views
 

@@ -1,6 +1,6 @@
 """MLflow: what its server is told of a run. Nothing else imports mlflow.
 
-    pipeline.tracking.mirror -> Server -> an SQLite file, a tracking server, or one behind a token
+    mlflow_sync -> Server -> an SQLite file, a tracking server, or one behind a token
 
 Every call may be made again after a failure without doubling anything: a run is found by its token,
 a number by its step and time, a model by its name in the run, a version by its model. Tokens and
@@ -37,7 +37,7 @@ from mlflow.models import Model, ModelSignature  # noqa: E402
 from mlflow.tracking import MlflowClient  # noqa: E402
 from mlflow.types import Schema, TensorSpec  # noqa: E402
 
-from pipeline.evaluation.subject import Subject  # noqa: E402
+from pipeline.evaluation.model import Subject  # noqa: E402
 from support.redact import redact  # noqa: E402
 
 log = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
     Job, checkpoints, evaluations -> events (pipeline.tracking.journal) -> MLflow and the report
 
-The events are those that `pipeline.tracking.track.Server.tell` knows.
+The events are those that `pipeline.tracking.mlflow_client.Server.tell` knows.
 """
 
 import json
@@ -11,12 +11,12 @@ from pathlib import Path
 
 from pipeline.checkpoint import local
 from pipeline.checkpoint.local import Checkpoint
-from pipeline.evaluation import assessment
-from pipeline.report.report import write_report
+from pipeline.evaluation import evaluate
+from pipeline.report.run_page import write_report
 from pipeline.tracking import journal
-from pipeline.tracking.record import Recorder
-from pipeline.train.hardware import cluster_facts
+from pipeline.tracking.recorder import Recorder
 from pipeline.train.job import Job
+from pipeline.train.system_metrics import cluster_facts
 
 # figures of a protocol that are worth a curve; all of them are in result.json
 FIGURES = ("top1", "top5", "loss", "ece")
@@ -99,7 +99,7 @@ def evaluation_data(run_dir: Path) -> dict[str, str]:
 
 def tell_evaluation(run_dir: Path, folder: Path) -> None:
     """Attach the result of an evaluation to the model that it is about."""
-    result = json.loads((folder / assessment.RESULT).read_text())
+    result = json.loads((folder / evaluate.RESULT).read_text())
     journal.tell(
         run_dir,
         "evaluation",
@@ -131,7 +131,7 @@ def figures(protocols: Mapping[str, Mapping[str, float]], prefix: str) -> dict[s
 
 def result_files(folder: Path) -> list[Path]:
     """Files of an evaluation that people read."""
-    names = (assessment.RESULT, "classes.csv", "predictions.parquet")
+    names = (evaluate.RESULT, "classes.csv", "predictions.parquet")
     return [folder / name for name in names if (folder / name).exists()]
 
 

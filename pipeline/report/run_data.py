@@ -17,7 +17,7 @@ class Evaluation:
     folder: Path
     result: dict
     sheet: list[dict]
-    """See `pipeline.evaluation.sheet`; empty where there is none."""
+    """See `pipeline.evaluation.examples`; empty where there is none."""
     classes: list[dict[str, str]]
     """Rows of classes.csv."""
 

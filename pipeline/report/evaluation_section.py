@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.evaluation.config import CENTER
-from pipeline.evaluation.sheet import GROUPS
+from pipeline.evaluation.examples import GROUPS
 from pipeline.report.chart import chart
 from pipeline.report.page import folded, picture, section, table, text
-from pipeline.report.story import Evaluation
+from pipeline.report.run_data import Evaluation
 from shards.dataset import wordnet
 
 # rows of the table of classes that are shown, and that are there to unfold

@@ -19,8 +19,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tune.config import OBJECTIVES, SearchConfig
 from tune.dimension import Dimension, Range
-from tune.ledger import BEGUN, DIVERGED, DONE, STOPPED, Entry
 from tune.space import Space
+from tune.trial_log import BEGUN, DIVERGED, DONE, STOPPED, Entry
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

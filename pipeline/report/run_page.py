@@ -1,6 +1,6 @@
 """The page about a run that one would send to a colleague: one HTML file that stands alone.
 
-runs/NAME (pipeline.report.story) -> curves, one crop against many, classes, predictions, settings,
+runs/NAME (run_data) -> curves, one crop against many, classes, predictions, settings,
 versions, time and cost -> runs/NAME/report.html
 """
 
@@ -8,11 +8,11 @@ import datetime
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.evaluation.answers import write_whole
+from pipeline.evaluation.predictions import write_whole
 from pipeline.report.chart import chart
-from pipeline.report.findings import crops, evaluation_parts, others
+from pipeline.report.evaluation_section import crops, evaluation_parts, others
 from pipeline.report.page import document, figures, folded, section, table, text, tiles
-from pipeline.report.story import Story
+from pipeline.report.run_data import Story
 from pipeline.settings.config import TrainConfig
 from support.console import duration
 

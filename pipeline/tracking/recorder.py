@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline.tracking import journal
 from pipeline.tracking.journal import EVENTS, RECORDS, read_events, read_lines, write_line
-from pipeline.tracking.mirror import Mirror
+from pipeline.tracking.mlflow_sync import Mirror
 
 Record = Mapping[str, str | int | float]
 
@@ -66,7 +66,7 @@ class Recorder:
         return True
 
     def tell(self, event: str, **facts: object) -> None:
-        """Keep an event: see `pipeline.tracking.track.Server.tell` for what there is."""
+        """Keep an event: see `pipeline.tracking.mlflow_client.Server.tell` for what there is."""
         journal.tell(self._dir, event, **facts)
 
     def artifact(self, path: Path, folder: str = "") -> None:

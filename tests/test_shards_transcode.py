@@ -11,7 +11,7 @@ from archives import picture as drawn
 from PIL import Image, ImageOps
 
 from shards.build.config import PictureConfig
-from shards.build.picture import Unusable, perceptual_hash, picture, target_size, unpacked
+from shards.build.transcode import Unusable, perceptual_hash, picture, target_size, unpacked
 
 CONFIG = PictureConfig(resize_short=32)
 

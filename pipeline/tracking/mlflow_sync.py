@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.tracking import journal
-from pipeline.tracking.track import FAILURES, Refused, Server, tracking_uri
+from pipeline.tracking.mlflow_client import FAILURES, Refused, Server, tracking_uri
 from support.redact import redact
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from shards.build.bucket import Appender, heads, mixed
-from shards.build.census import SPLIT_SEED, Census, Rules, Tally
+from shards.build.class_stats import SPLIT_SEED, Census, Rules, Tally
 from shards.build.duplicate import LEFT_OUT, Known, exclude, merge
 from shards.build.key import stem, stem_hashes
 from shards.dataset import store

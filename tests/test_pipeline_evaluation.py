@@ -14,11 +14,10 @@ from scipy.stats import binomtest
 
 import vit.images
 from pipeline.checkpoint import local
+from pipeline.data.dataset import Source
 from pipeline.data.reader import Reader, View
-from pipeline.data.source import Source
-from pipeline.evaluation.answers import Parts, of_protocol
-from pipeline.evaluation.assessment import RESULT, assess, named, real_figures, result_table
 from pipeline.evaluation.config import EvaluateConfig
+from pipeline.evaluation.evaluate import RESULT, assess, named, real_figures, result_table
 from pipeline.evaluation.metrics import (
     Answers,
     calibration_error,
@@ -30,8 +29,9 @@ from pipeline.evaluation.metrics import (
     summary,
     wilson,
 )
+from pipeline.evaluation.model import Subject, head_columns, shape_of
 from pipeline.evaluation.predict import Exam, Judge, answer_all, average, confidence
-from pipeline.evaluation.subject import Subject, head_columns, shape_of
+from pipeline.evaluation.predictions import Parts, of_protocol
 from pipeline.settings.presets import PRESETS
 from vit.batch import normalise
 from vit.config import ImageConfig, LossConfig, ViTConfig

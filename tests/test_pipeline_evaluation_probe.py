@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data.source import Source
+from pipeline.data.dataset import Source
 from pipeline.evaluation.probe import (
     Probe,
     draw_shots,

@@ -9,8 +9,8 @@ import webdataset
 from pyarrow.fs import LocalFileSystem
 
 from pipeline.data import reader
+from pipeline.data.dataset import Source
 from pipeline.data.reader import Reader, View
-from pipeline.data.source import Source
 from vit.config import ImageConfig
 from vit.images import crop_views, decode
 
