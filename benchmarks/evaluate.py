@@ -24,10 +24,10 @@ import ray  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from pipeline.data.dataset import Source  # noqa: E402
+from pipeline.data.dataset import Dataset  # noqa: E402
 from pipeline.data.stream import quiet  # noqa: E402
 from pipeline.evaluation.config import EvaluateConfig  # noqa: E402
-from pipeline.evaluation.predict import Exam  # noqa: E402
+from pipeline.evaluation.predict import Evaluator  # noqa: E402
 from shards.build.pack import BuildConfig, build  # noqa: E402
 from vit.batch import normalise  # noqa: E402
 from vit.config import ViTConfig  # noqa: E402
@@ -46,7 +46,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     half = device.type == "cuda"
     with tempfile.TemporaryDirectory() as folder:
-        source = photographs(Path(folder), given.images)
+        dataset = photographs(Path(folder), given.images)
         model = ViT(ViTConfig.named(given.model, num_classes=1000)).eval().to(device)
         settings = EvaluateConfig(
             data="",
@@ -57,10 +57,10 @@ def main() -> None:
         )
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         quiet()
-        exam = Exam(source=source, settings=settings)
+        evaluator = Evaluator(dataset=dataset, settings=settings)
         bare, whole = [], []
         for number in range(given.rounds + 1):
-            rates = forward(model, settings, device, half), evaluation(exam, model)
+            rates = forward(model, settings, device, half), evaluation(evaluator, model)
             if number:  # the first round warms up
                 bare.append(rates[0])
                 whole.append(rates[1])
@@ -68,7 +68,7 @@ def main() -> None:
     report(given, device, bare, whole)
 
 
-def photographs(folder: Path, count: int) -> Source:
+def photographs(folder: Path, count: int) -> Dataset:
     """JPEGs of the size of ImageNet's, as a shard set."""
     random = np.random.default_rng(0)
     for number in range(count):
@@ -82,7 +82,7 @@ def photographs(folder: Path, count: int) -> Source:
         Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
         path.write_bytes(buffer.getvalue())
     build([folder / "images"], folder / "shards", BuildConfig(val_per_class=0))
-    return Source.open((str(folder / "shards"),), "train", 32)
+    return Dataset.open((str(folder / "shards"),), "train", 32)
 
 
 def forward(model: ViT, settings: EvaluateConfig, device: torch.device, half: bool) -> float:
@@ -104,14 +104,14 @@ def forward(model: ViT, settings: EvaluateConfig, device: torch.device, half: bo
     return steps * batch / run(steps)
 
 
-def evaluation(exam: Exam, model: ViT) -> float:
+def evaluation(evaluator: Evaluator, model: ViT) -> float:
     """Crops per second of the whole evaluation, from the first answers on."""
     begun, sizes = 0.0, []
-    for block in exam.answers(model, [(0, exam.source.samples)]):
+    for block in evaluator.answers(model, [(0, evaluator.dataset.samples)]):
         begun = begun or time.perf_counter()  # starting Ray Data's tasks is no rate
         sizes.append(len(block["position"]))
     # answers come one batch late: when the first are here, the second batch is computed as well
-    return sum(sizes[2:]) * exam.settings.views / (time.perf_counter() - begun)
+    return sum(sizes[2:]) * evaluator.settings.views / (time.perf_counter() - begun)
 
 
 def report(

@@ -16,7 +16,7 @@ import tracemalloc
 
 import numpy as np
 
-from pipeline.data.order import Order, Pieces, Share, Slices
+from pipeline.data.order import Order, RankShare, ReadSpans, Slices
 from pipeline.data.stream import SEGMENT_TASKS
 
 WORKERS, GLOBAL_BATCH, TASK_SAMPLES, SHARD_SAMPLES = 512, 16_384, 256, 10_000
@@ -28,10 +28,10 @@ def table(images: int, slice_samples: int) -> Slices:
     return Slices.cut([(edges[:-1], edges[1:])] * (images // SHARD_SAMPLES), slice_samples)
 
 
-def segment(order: Order, share: Share, first: int) -> list[Pieces]:
-    """Pieces of the tasks of one segment of a worker's stream, as the stream makes them."""
+def segment(order: Order, share: RankShare, first: int) -> list[ReadSpans]:
+    """Spans of the tasks of one segment of a worker's stream, as the stream makes them."""
     return [
-        Pieces.joined([order.pieces(a, b) for a, b in share.stretches(row, row + TASK_SAMPLES)])
+        ReadSpans.joined([order.spans(a, b) for a, b in share.stretches(row, row + TASK_SAMPLES)])
         for row in range(first, first + SEGMENT_TASKS * TASK_SAMPLES, TASK_SAMPLES)
     ]
 
@@ -41,13 +41,13 @@ def measure(images: int, slice_samples: int, ranks: int) -> dict[str, float]:
     slices = table(images, slice_samples)
     plan_s, segment_s, plan_mb = [], [], []
     for rank in range(0, WORKERS, WORKERS // ranks):
-        share = Share.of(rank, WORKERS, GLOBAL_BATCH)
+        share = RankShare.of(rank, WORKERS, GLOBAL_BATCH)
         tracemalloc.start()
         order = Order(counts=slices.count, seed=rank)  # no two share a cached permutation
         begin = time.perf_counter()
-        order.pieces(share.low, share.high)
+        order.spans(share.low, share.high)
         planned = time.perf_counter()
-        pieces = segment(order, share, 0)
+        spans = segment(order, share, 0)
         segment_s.append(time.perf_counter() - planned)
         plan_s.append(planned - begin)
         plan_mb.append(tracemalloc.get_traced_memory()[1] / 1e6)
@@ -58,7 +58,7 @@ def measure(images: int, slice_samples: int, ranks: int) -> dict[str, float]:
         "segment_s": statistics.median(segment_s),
         "plan_mb": statistics.median(plan_mb),
         "table_mb": len(pickle.dumps(slices)) / 1e6,
-        "tasks_mb": len(pickle.dumps(pieces)) / 1e6,
+        "tasks_mb": len(pickle.dumps(spans)) / 1e6,
     }
 
 

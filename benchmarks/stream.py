@@ -36,9 +36,9 @@ import torch
 import webdataset
 from PIL import Image
 
-from pipeline.data.dataset import Source
-from pipeline.data.order import Share
-from pipeline.data.reader import Reader, View
+from pipeline.data.dataset import Dataset
+from pipeline.data.order import RankShare
+from pipeline.data.reader import SampleReader, View
 from pipeline.data.stream import Stream, quiet, rebatch
 from pipeline.settings.config import DataConfig
 from shards.build.config import BuildConfig
@@ -67,12 +67,12 @@ def photographs(folder: Path, count: int) -> None:
         image.save(path, quality=96, subsampling=0)
 
 
-def bare_task(reader: Reader, span: tuple[int, int]) -> int:
+def bare_task(reader: SampleReader, span: tuple[int, int]) -> int:
     """Read, decode and crop a batch."""
-    return len(reader(reader.source.order(0).pieces(*span))["position"])
+    return len(reader(reader.dataset.order(0).spans(*span))["position"])
 
 
-def bare(reader: Reader, cores: int, total: int) -> Iterator[int]:
+def bare(reader: SampleReader, cores: int, total: int) -> Iterator[int]:
     """Rows done, as they are done, by processes without a framework."""
     spans = [(i, min(i + BATCH, total)) for i in range(0, total, BATCH)]
     context = multiprocessing.get_context("spawn")
@@ -80,12 +80,12 @@ def bare(reader: Reader, cores: int, total: int) -> Iterator[int]:
         yield from pool.map(partial(bare_task, reader), spans)
 
 
-def stream(reader: Reader, total: int) -> Iterator[int]:
+def stream(reader: SampleReader, total: int) -> Iterator[int]:
     """Rows as a single training worker receives them."""
     found = Stream(
         reader=reader,
-        order=reader.source.order(0),
-        share=Share.of(0, 1, BATCH),
+        order=reader.dataset.order(0),
+        share=RankShare.of(0, 1, BATCH),
         task_samples=DATA.task_samples,
         buffer_gib=DATA.buffer_gib,
     )
@@ -172,12 +172,12 @@ def main() -> None:
         photographs(folder / "raw", options.images)
         settings = BuildConfig(val_fraction=0.0, shard_samples=250)
         build([folder / "raw"], folder / "shards", settings)
-        source = Source.open([str(folder / "shards")], "train", slice_samples=32)
-        reader = Reader(source=source, view=View(images=IMAGES, size=SIZE))
+        dataset = Dataset.open([str(folder / "shards")], "train", slice_samples=32)
+        reader = SampleReader(dataset=dataset, view=View(images=IMAGES, size=SIZE))
         files = sorted(str(path) for path in (folder / "shards").glob("train-*.tar"))
         ray.init(num_cpus=options.cores, include_dashboard=False, log_to_driver=False)
         quiet()
-        total = source.samples * options.epochs
+        total = dataset.samples * options.epochs
         loaders = {
             "bare": partial(bare, reader, options.cores, total),
             "stream": partial(stream, reader, total),
@@ -186,7 +186,7 @@ def main() -> None:
             "ray": partial(ray_webdataset, files, total),
         }
         rounds = [
-            {name: rate(rows, source.samples) for name, rows in loaders.items()}
+            {name: rate(rows, dataset.samples) for name, rows in loaders.items()}
             for _ in range(options.rounds)
         ]
         report(rounds)

@@ -238,10 +238,10 @@ def main() -> None:
             options.no_timm = True
             log.info("timm is left out, it does not import here: %s", error)
     device = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor()
-    peak, source = peak_flops(options)
+    peak, dataset = peak_flops(options)
     log.info(
         "torch %s, %s, %d thread(s), peak %.4g TFLOP/s (%s)",
-        *(torch.__version__, device or platform.machine(), options.threads, peak / 1e12, source),
+        *(torch.__version__, device or platform.machine(), options.threads, peak / 1e12, dataset),
     )
     rows = [row for name in options.models for row in run_model(name, options, peak)]
     if options.json:

@@ -20,14 +20,14 @@ import time
 from pathlib import Path
 
 from tune.trial_log import TRIALS, read_entries
-from tune.trial_slots import Room
+from tune.trial_slots import TrialSlots
 
 LIMIT = 1.15
 
 
 def measure(trials: int, epochs: float) -> dict[str, float]:
     """Run a search of equal trials, none of them stopped."""
-    at_once = Room.of(cpus=2 * os.cpu_count(), gpus=0, workers=1, wanted=None).trials
+    at_once = TrialSlots.of(cpus=2 * os.cpu_count(), gpus=0, workers=1, wanted=None).trials
     with tempfile.TemporaryDirectory() as runs:
         command = [sys.executable, "-m", "tune", "search", "demo", "--trials", str(trials)]
         command += ["--base.runs-dir", runs, "--base.epochs", str(epochs), "--seeds", "1"]

@@ -24,7 +24,7 @@ from support.console import open_console
 from support.redact import excepthook, redact
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.model import Subject
+    from pipeline.evaluation.model import EvalModel
 
 log = logging.getLogger("pipeline")
 
@@ -176,19 +176,19 @@ def train(command: Train) -> int:
 
 def evaluate_command(path: str, *settings: str) -> int:
     """`evaluate CHECKPOINT`: take the settings that the checkpoint gives, evaluate, show."""
-    from pipeline.evaluation.model import Subject
+    from pipeline.evaluation.model import EvalModel
 
     prog = f"python -m pipeline evaluate {path}"
     try:
-        subject = Subject.open(Path(path).absolute())
-        default = Evaluate(config=subject.evaluation(**({} if subject.data else REQUIRED)))
+        eval_model = EvalModel.open(Path(path).absolute())
+        default = Evaluate(config=eval_model.evaluation(**({} if eval_model.data else REQUIRED)))
         parsed = tyro.cli(Evaluate, args=settings, default=default, prog=prog)
     except (ValueError, FileNotFoundError) as error:
         return refuse(str(error))
-    return evaluate(subject, parsed)
+    return evaluate(eval_model, parsed)
 
 
-def evaluate(subject: "Subject", command: Evaluate) -> int:
+def evaluate(eval_model: "EvalModel", command: Evaluate) -> int:
     """Carry out the command; its exit status."""
     open_console(verbose=command.verbose)
     from pipeline.evaluation import evaluate
@@ -200,30 +200,30 @@ def evaluate(subject: "Subject", command: Evaluate) -> int:
     config = dataclasses.replace(config, **paths)
     try:
         source = evaluate.open_source(config)
-        folder = Path(config.out or evaluate.default_folder(subject, config, source))
+        folder = Path(config.out or evaluate.default_folder(eval_model, config, source))
         with ray_session(room=config.workers, verbose=command.verbose):
-            result = evaluate.assess(subject, config, source, folder, Progress())
+            result = evaluate.evaluate_model(eval_model, config, source, folder, Progress())
     except (ValueError, FileNotFoundError) as error:
         return refuse(str(error))
     except KeyboardInterrupt:
-        log.info("interrupted; the same command goes on from the answers in %s", folder)
+        log.info("interrupted; the same command goes on from the predictions in %s", folder)
         return 130
     log.info("\n%s\n\nresult      %s", evaluate.result_table(result), folder)
-    if subject.run_dir and (subject.run_dir / EVENTS).exists():
-        attach_and_send(subject, folder)
+    if eval_model.run_dir and (eval_model.run_dir / EVENTS).exists():
+        attach_and_send(eval_model, folder)
     return 0
 
 
-def attach_and_send(subject: "Subject", folder: Path) -> None:
+def attach_and_send(eval_model: "EvalModel", folder: Path) -> None:
     """Add an evaluation to the record of the run that made the checkpoint, and send it."""
     from pipeline import run_events
     from pipeline.checkpoint.local import Checkpoint
     from pipeline.tracking import mlflow_sync
 
-    run_events.attach(subject.run_dir, Checkpoint.open(subject.path), folder)
+    run_events.attach(eval_model.run_dir, Checkpoint.open(eval_model.path), folder)
     try:
-        mlflow_sync.sync(subject.run_dir)
-    except mlflow_sync.Taken:  # the run goes on, and its own thread sends
+        mlflow_sync.sync(eval_model.run_dir)
+    except mlflow_sync.AlreadySyncing:  # the run goes on, and its own thread sends
         log.info("the run itself sends the result to MLflow")
 
 

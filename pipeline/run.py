@@ -28,17 +28,17 @@ from ray.train.torch import TorchTrainer
 
 from pipeline.checkpoint import local
 from pipeline.evaluation.config import CENTER
-from pipeline.evaluation.evaluate import assess, default_folder, result_table
-from pipeline.evaluation.model import Subject
+from pipeline.evaluation.evaluate import default_folder, evaluate_model, result_table
+from pipeline.evaluation.model import EvalModel
 from pipeline.run_events import figures, record_circumstances, record_result
 from pipeline.settings.config import TrainConfig
 from pipeline.tracking.mlflow_client import page_command
 from pipeline.tracking.recorder import Recorder
 from pipeline.train.job import CONFIG, Job, prepare
-from pipeline.train.report_queue import staffed
+from pipeline.train.report_queue import run_report_queue
 from pipeline.train.resources import ray_session, worker_resources
 from pipeline.train.worker import attempt
-from support.console import duration, record_line, station
+from support.console import duration, log_stage, record_line
 from support.redact import redacted
 
 log = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ def train_and_evaluate(
     """The part of a run that needs Ray."""
     record_circumstances(recorder, job)
     total, found = job.total_steps, job.latest()
-    station(job.num_stations - 1, job.num_stations, describe(job, found))
+    log_stage(job.num_stages - 1, job.num_stages, describe(job, found))
     rates, words = [0.0], []
 
     def record(item: dict) -> bool:
@@ -168,8 +168,8 @@ def train_and_evaluate(
         return bool(word)
 
     if not found or found.step < total:
-        with staffed(record) as desk:
-            train_workers(job, desk, trial)
+        with run_report_queue(record) as queue:
+            train_workers(job, queue, trial)
         found = job.latest()
         if found.step < total:
             recorder.finish("FINISHED", tags={OUTCOME_TAG: words[0]})
@@ -201,17 +201,17 @@ def train_and_evaluate(
 
 def evaluate_best(job: Job, top: local.Checkpoint) -> tuple[Path, dict]:
     """Evaluate the best checkpoint with one crop and with many: the folder and its result."""
-    config, subject = job.config, Subject.open(top.path)
-    settings = subject.evaluation(
+    config, eval_model = job.config, EvalModel.open(top.path)
+    settings = eval_model.evaluation(
         crops=(config.crops,), batch=config.micro_batch, workers=config.workers
     )
-    station(
-        job.num_stations,
-        job.num_stations,
+    log_stage(
+        job.num_stages,
+        job.num_stages,
         f"evaluate {top.path.name}: {', '.join(settings.protocols)}",
     )
-    folder = default_folder(subject, settings, job.eval)
-    return folder, assess(subject, settings, job.eval, folder, Progress())
+    folder = default_folder(eval_model, settings, job.eval)
+    return folder, evaluate_model(eval_model, settings, job.eval, folder, Progress())
 
 
 def conclude(job: Job, recorder: Recorder, last: local.Checkpoint, images_per_s: float) -> Outcome:
@@ -228,12 +228,12 @@ def conclude(job: Job, recorder: Recorder, last: local.Checkpoint, images_per_s:
     return outcome
 
 
-def train_workers(job: Job, desk: ActorHandle, trial: Trial | None) -> None:
+def train_workers(job: Job, queue: ActorHandle, trial: Trial | None) -> None:
     """Run the worker loop on Ray Train until the last step; restarted by Ray after a failure."""
     config = job.config
     each = worker_resources(config, ray.cluster_resources(), trial.worker_cpus if trial else None)
     trainer = TorchTrainer(
-        partial(attempt, job, desk),
+        partial(attempt, job, queue),
         scaling_config=ScalingConfig(
             num_workers=(config.min_workers, config.workers)
             if config.min_workers
@@ -247,7 +247,7 @@ def train_workers(job: Job, desk: ActorHandle, trial: Trial | None) -> None:
             name=f"start-{time.time_ns()}",
             storage_path=str(job.dir / "ray"),
             failure_config=FailureConfig(max_failures=config.max_restarts),
-            callbacks=[Herald(desk)],
+            callbacks=[FailureLogger(queue)],
         ),
     )
     thread = ThreadPoolExecutor(1, "trainer")
@@ -256,7 +256,7 @@ def train_workers(job: Job, desk: ActorHandle, trial: Trial | None) -> None:
         fault = fitted.result().return_value
     except KeyboardInterrupt:
         log.info("stopping after a checkpoint; once more stops at once")
-        desk.stop.remote()
+        queue.stop.remote()
         wait([fitted], timeout=GRACE_S)
         raise
     except WorkerGroupError as error:
@@ -270,18 +270,18 @@ def train_workers(job: Job, desk: ActorHandle, trial: Trial | None) -> None:
         raise FloatingPointError(fault)
 
 
-class Herald(UserCallback):
+class FailureLogger(UserCallback):
     """Tells the console of failures that Ray Train answers with a restart."""
 
-    def __init__(self, desk: ActorHandle) -> None:
-        """For the desk of the driver."""
-        self._desk = desk
+    def __init__(self, queue: ActorHandle) -> None:
+        """For the queue of the driver."""
+        self._queue = queue
 
     def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
         """Name each worker's failure in a line."""
         for failure in failures(worker_exceptions):
-            self._desk.say.remote(failure)
-        self._desk.say.remote("training goes on from the last checkpoint, if restarts are left")
+            self._queue.say.remote(failure)
+        self._queue.say.remote("training goes on from the last checkpoint, if restarts are left")
 
 
 def failures(exceptions: Mapping[int, Exception]) -> list[str]:

@@ -139,7 +139,7 @@ def _run(workers: int | None) -> Callable:
     from shards.build import ray_map
 
     ray_map.start(workers)
-    return ray_map.spread
+    return ray_map.ray_map
 
 
 def _say(answer: object) -> int:

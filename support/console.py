@@ -22,7 +22,7 @@ def open_console(*, verbose: bool) -> None:
         logging.getLogger(package).setLevel(logging.INFO)
 
 
-def station(number: int, total: int, text: str) -> None:
+def log_stage(number: int, total: int, text: str) -> None:
     """Say which step of the line is at work."""
     log.info("[%d/%d] %s", number, total, text)
 

@@ -14,7 +14,7 @@ from pyarrow import fs as pafs
 WNIDS = ("n01440764", "n01443537", "n01484850", "n01491361", "n01494475")
 
 
-def picture(seed: int, width: int = 96, height: int = 64, mode: str = "RGB") -> Image.Image:
+def synthetic_image(seed: int, width: int = 96, height: int = 64, mode: str = "RGB") -> Image.Image:
     """An image with structure of its own for each seed."""
     coarse = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
@@ -22,7 +22,7 @@ def picture(seed: int, width: int = 96, height: int = 64, mode: str = "RGB") -> 
 
 @functools.cache
 def jpeg(seed: int, width: int = 96, height: int = 64, mode: str = "RGB", **options) -> bytes:
-    return encoded(picture(seed, width, height, mode), "JPEG", **{"quality": 96, **options})
+    return encoded(synthetic_image(seed, width, height, mode), "JPEG", **{"quality": 96, **options})
 
 
 def encoded(image: Image.Image, format: str, **options) -> bytes:

@@ -1,7 +1,7 @@
 """Checkpoints in a store: complete or not there, and fetched by whoever lacks them."""
 
 import pytest
-from test_pipeline_checkpoint import write
+from test_pipeline_checkpoint_local import write
 
 from pipeline.checkpoint import local, remote
 

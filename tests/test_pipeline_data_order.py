@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.order import Mixture, Order, Pieces, Share, Slices, permutation
+from pipeline.data.order import Mixture, Order, RankShare, ReadSpans, Slices, permutation
 
 lengths = st.lists(st.integers(0, 23), min_size=1, max_size=9).filter(any)
 
@@ -18,17 +18,17 @@ def slices_of(lengths: list[int], samples: int) -> Slices:
     return Slices.cut([(start, start + 10) for start in starts], samples)
 
 
-def ids(slices: Slices, pieces: Pieces) -> list[tuple[int, int]]:
-    """(shard, sample in it) behind every position of the pieces."""
+def ids(slices: Slices, spans: ReadSpans) -> list[tuple[int, int]]:
+    """(shard, sample in it) behind every position of the spans."""
     found = []
-    for row, first, count in zip(pieces.slice, pieces.first, pieces.count, strict=True):
+    for row, first, count in zip(spans.slice, spans.first, spans.count, strict=True):
         begin = slices.start[row] // 10 + first
         found += [(int(slices.shard[row]), int(begin + i)) for i in range(count)]
     return found
 
 
-def positions(pieces: Pieces) -> list[int]:
-    spans = zip(pieces.position, pieces.count, strict=True)
+def positions(spans: ReadSpans) -> list[int]:
+    spans = zip(spans.position, spans.count, strict=True)
     return [int(start) + i for start, count in spans for i in range(count)]
 
 
@@ -37,7 +37,7 @@ def test_each_epoch_has_each_sample_once(lengths, samples, seed, epoch):
     slices = slices_of(lengths, samples)
     order = Order(counts=slices.count, seed=seed)
     start = epoch * order.samples
-    found = ids(slices, order.pieces(start, start + order.samples))
+    found = ids(slices, order.spans(start, start + order.samples))
     assert sorted(found) == [(s, i) for s, length in enumerate(lengths) for i in range(length)]
 
 
@@ -45,17 +45,17 @@ def test_each_epoch_has_each_sample_once(lengths, samples, seed, epoch):
 def test_any_stretch_is_cut_from_the_one_sequence(lengths, samples, data):
     slices = slices_of(lengths, samples)
     order = Order(counts=slices.count, seed=7)
-    whole = ids(slices, order.pieces(0, 3 * order.samples))
+    whole = ids(slices, order.spans(0, 3 * order.samples))
     start = data.draw(st.integers(0, 3 * order.samples))
     stop = data.draw(st.integers(start, 3 * order.samples))
-    pieces = order.pieces(start, stop)
-    assert ids(slices, pieces) == whole[start:stop]
-    assert positions(pieces) == list(range(start, stop))
+    spans = order.spans(start, stop)
+    assert ids(slices, spans) == whole[start:stop]
+    assert positions(spans) == list(range(start, stop))
 
 
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 5))
 def test_shares_are_disjoint_and_their_union_is_the_global_batch(batch, workers, step):
-    shares = [Share.of(rank, workers, batch) for rank in range(workers)]
+    shares = [RankShare.of(rank, workers, batch) for rank in range(workers)]
     rows = [
         position
         for share in shares
@@ -70,7 +70,7 @@ def test_shares_are_disjoint_and_their_union_is_the_global_batch(batch, workers,
 @given(st.integers(2, 40), st.data())
 def test_rows_of_a_share_are_its_part_of_every_step_in_turn(batch, data):
     workers = data.draw(st.integers(1, batch // 2))
-    share = Share.of(data.draw(st.integers(0, workers - 1)), workers, batch)
+    share = RankShare.of(data.draw(st.integers(0, workers - 1)), workers, batch)
     rows = [step * batch + share.low + i for step in range(4) for i in range(share.size)]
     first = data.draw(st.integers(0, len(rows)))
     last = data.draw(st.integers(first, len(rows)))
@@ -111,8 +111,8 @@ def test_first_places_are_spread_evenly_over_epochs():
 
 def test_without_seed_the_order_is_that_of_the_shards():
     slices = slices_of([5, 3], 2)
-    pieces = Order(counts=slices.count, seed=None).pieces(0, 8)
-    assert ids(slices, pieces) == [(0, i) for i in range(5)] + [(1, i) for i in range(3)]
+    spans = Order(counts=slices.count, seed=None).spans(0, 8)
+    assert ids(slices, spans) == [(0, i) for i in range(5)] + [(1, i) for i in range(3)]
 
 
 def test_slice_bytes_span_their_samples():
@@ -126,7 +126,7 @@ def test_slice_bytes_span_their_samples():
 def test_smallest_sets_work(lengths):
     slices = slices_of(lengths, 32)
     order = Order(counts=slices.count, seed=0)
-    assert len(ids(slices, order.pieces(0, 10))) == 10  # many epochs in one batch
+    assert len(ids(slices, order.spans(0, 10))) == 10  # many epochs in one batch
 
 
 def test_bad_input_is_refused():
@@ -135,9 +135,9 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="slice length"):
         slices_of([3], 0)
     with pytest.raises(ValueError, match=r"\[5, 2\)"):
-        Order(counts=np.array([3]), seed=0).pieces(5, 2)
+        Order(counts=np.array([3]), seed=0).spans(5, 2)
     with pytest.raises(ValueError, match="rank"):
-        Share.of(2, 2, 8)
+        RankShare.of(2, 2, 8)
 
 
 def test_plan_of_fourteen_million_samples_stays_below_100_mb():
@@ -145,7 +145,7 @@ def test_plan_of_fourteen_million_samples_stays_below_100_mb():
     tracemalloc.start()
     rows = 1400 * 313
     order = Order(counts=np.full(rows, 32, np.int32), seed=0)
-    order.pieces(10 * order.samples - 4096, 10 * order.samples + 4096)
+    order.spans(10 * order.samples - 4096, 10 * order.samples + 4096)
     assert tracemalloc.get_traced_memory()[1] < 100e6
     tracemalloc.stop()
 
@@ -154,7 +154,7 @@ def test_plan_of_fourteen_million_samples_stays_below_100_mb():
 @given(st.integers(0, 10**15))
 def test_any_position_is_reached_directly(position):
     order = Order(counts=np.array([4, 7, 1]), seed=9)
-    assert order.pieces(position, position + 1).position.tolist() == [position]
+    assert order.spans(position, position + 1).position.tolist() == [position]
 
 
 def mixture(weights: tuple[float, ...], run: int) -> Mixture:
@@ -166,13 +166,13 @@ def mixture(weights: tuple[float, ...], run: int) -> Mixture:
 @given(st.integers(0, 20_000), st.integers(0, 60), st.integers(1, 5))
 def test_any_stretch_of_a_mixture_is_cut_from_the_one_sequence(start, length, run):
     mixed = mixture((1, 2), run)
-    pieces = mixed.pieces(start, start + length)
-    assert positions(pieces) == list(range(start, start + length))
-    one_by_one = [mixed.pieces(p, p + 1) for p in range(start, start + length)]
+    spans = mixed.spans(start, start + length)
+    assert positions(spans) == list(range(start, start + length))
+    one_by_one = [mixed.spans(p, p + 1) for p in range(start, start + length)]
     places = [(int(p.slice[0]), int(p.first[0])) for p in one_by_one]
     found = [
         (int(row), int(first) + i)
-        for row, first, count in zip(pieces.slice, pieces.first, pieces.count, strict=True)
+        for row, first, count in zip(spans.slice, spans.first, spans.count, strict=True)
         for i in range(count)
     ]
     assert found == places
@@ -182,8 +182,8 @@ def test_weights_of_a_mixture_hold_in_every_period():
     mixed = mixture((0.7, 0.3), run=1)
     assert mixed.counts == (717, 307)  # 716.8 and 307.2 of 1,024
     for period in range(3):
-        pieces = mixed.pieces(period * 1024, (period + 1) * 1024)
-        assert pieces.count[pieces.slice < 5].sum() == 717
+        spans = mixed.spans(period * 1024, (period + 1) * 1024)
+        assert spans.count[spans.slice < 5].sum() == 717
 
 
 @pytest.mark.parametrize("weights", [(1,), (1, 0), (1, 1e-6)])

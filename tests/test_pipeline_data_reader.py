@@ -9,8 +9,8 @@ import webdataset
 from pyarrow.fs import LocalFileSystem
 
 from pipeline.data import reader
-from pipeline.data.dataset import Source
-from pipeline.data.reader import Reader, View
+from pipeline.data.dataset import Dataset
+from pipeline.data.reader import SampleReader, View
 from vit.config import ImageConfig
 from vit.images import crop_views, decode
 
@@ -18,8 +18,8 @@ VIEW = View(images=ImageConfig(), size=16, seed=3)
 
 
 @pytest.fixture
-def source(digits):
-    return Source.open([str(digits)], "train", slice_samples=7)
+def dataset(digits):
+    return Dataset.open([str(digits)], "train", slice_samples=7)
 
 
 @pytest.fixture(autouse=True)
@@ -35,22 +35,22 @@ def copied(digits, tmp_path):
     return tmp_path / "shards"
 
 
-def whole(source: Source):
-    """Pieces of one epoch, in the order of the shards."""
-    return source.order(None).pieces(0, source.samples)
+def whole(dataset: Dataset):
+    """Spans of one epoch, in the order of the shards."""
+    return dataset.order(None).spans(0, dataset.samples)
 
 
-def read_index(source: Source):
+def read_index(dataset: Dataset):
     """Index of the first shard."""
-    part, shard = source.shards[0]
+    part, shard = dataset.shards[0]
     return part.shards.read_index(shard)
 
 
-def rows(source: Source, pieces, view: View = VIEW, **settings):
-    return Reader(source=source, view=view, **settings)(pieces)
+def rows(dataset: Dataset, spans, view: View = VIEW, **settings):
+    return SampleReader(dataset=dataset, view=view, **settings)(spans)
 
 
-def test_samples_are_those_that_webdataset_reads(digits, source):
+def test_samples_are_those_that_webdataset_reads(digits, dataset):
     files = sorted(str(path) for path in digits.glob("train-*.tar"))
     theirs = [
         (sample["__key__"], int(sample["cls"]), sample["jpg"])
@@ -58,20 +58,20 @@ def test_samples_are_those_that_webdataset_reads(digits, source):
     ]
     ours = [
         (record.key, record.classes[0], bytes(record.image))
-        for _, _, record in Reader(source=source, view=VIEW).samples(whole(source))
+        for _, _, record in SampleReader(dataset=dataset, view=VIEW).samples(whole(dataset))
     ]
     assert len(ours) == 1437
     assert ours == theirs
 
 
-def test_rows_carry_position_labels_and_views(source):
-    pieces = source.order(1).pieces(1000, 1030)
+def test_rows_carry_position_labels_and_views(dataset):
+    spans = dataset.order(1).spans(1000, 1030)
     view = View(images=ImageConfig(), size=16, protocols=("center", "five"))
-    block = rows(source, pieces, view)
+    block = rows(dataset, spans, view)
     assert block["images"].shape == (30, 6, 16, 16, 3)
     assert block["images"].dtype == np.uint8
     assert block["position"].tolist() == list(range(1000, 1030))
-    records = [record for _, _, record in Reader(source=source, view=view).samples(pieces)]
+    records = [record for _, _, record in SampleReader(dataset=dataset, view=view).samples(spans)]
     assert block["labels"].tolist() == [list(record.classes) for record in records]
     assert block["key"].tolist() == [record.key for record in records]
     assert not block["fault"].astype(bool).any()
@@ -79,8 +79,10 @@ def test_rows_carry_position_labels_and_views(source):
     assert np.array_equal(block["images"][4, 1:], five)
 
 
-def test_a_view_depends_on_seed_and_position_alone(source):
-    (_, _, record), _ = Reader(source=source, view=VIEW).samples(source.order(1).pieces(0, 2))
+def test_a_view_depends_on_seed_and_position_alone(dataset):
+    (_, _, record), _ = SampleReader(dataset=dataset, view=VIEW).samples(
+        dataset.order(1).spans(0, 2)
+    )
     pixels = decode(record.image)
     assert np.array_equal(VIEW(pixels, 5), VIEW(pixels, 5))
     assert not np.array_equal(VIEW(pixels, 5), VIEW(pixels, 6))
@@ -89,41 +91,41 @@ def test_a_view_depends_on_seed_and_position_alone(source):
 
 
 def test_a_shard_that_is_cut_off_is_an_error(copied):
-    source = Source.open([str(copied)], "train", slice_samples=7)
-    shard = copied / source.shards[-1][1].name
+    dataset = Dataset.open([str(copied)], "train", slice_samples=7)
+    shard = copied / dataset.shards[-1][1].name
     shard.write_bytes(shard.read_bytes()[:-30_000])
     with pytest.raises(OSError, match=r"train-00014\.tar, bytes .*: read \d+ bytes of \d+"):
-        rows(source, whole(source))
+        rows(dataset, whole(dataset))
 
 
 def test_a_shard_that_vanished_is_an_error(copied):
-    source = Source.open([str(copied)], "train", slice_samples=7)
+    dataset = Dataset.open([str(copied)], "train", slice_samples=7)
     (copied / "train-00003.tar").unlink()
     with pytest.raises(FileNotFoundError, match=r"train-00003\.tar"):
-        rows(source, whole(source))
+        rows(dataset, whole(dataset))
 
 
 def test_an_image_that_does_not_decode_is_an_error_with_its_key(copied):
-    source = Source.open([str(copied)], "train", slice_samples=7)
-    index = read_index(source)
+    dataset = Dataset.open([str(copied)], "train", slice_samples=7)
+    index = read_index(dataset)
     shard = copied / "train-00000.tar"
     data = bytearray(shard.read_bytes())
     offset, size = index["offset"][9].as_py(), index["size"][9].as_py()
     data[offset : offset + size] = bytes(size)
     shard.write_bytes(data)
     with pytest.raises(ValueError, match=f"sample {index['key'][9].as_py()} of train-00000.tar"):
-        rows(source, whole(source))
+        rows(dataset, whole(dataset))
 
 
 def test_an_index_of_another_shard_is_refused(copied):
     shutil.copy(copied / "val-00000.parquet", copied / "train-00000.parquet")
     with pytest.raises(ValueError, match=r"train-00000\.tar: its index has 90 samples"):
-        Source.open([str(copied)], "train", slice_samples=7)
+        Dataset.open([str(copied)], "train", slice_samples=7)
 
 
 def test_a_split_that_is_not_there_is_refused(digits):
     with pytest.raises(ValueError, match="no split 'test'; it has: train, val"):
-        Source.open([str(digits)], "test", slice_samples=7)
+        Dataset.open([str(digits)], "test", slice_samples=7)
 
 
 class Storage:
@@ -158,12 +160,12 @@ class Storage:
             return bytes(data)
 
 
-def on_storage(source: Source, *faults) -> tuple[Source, Storage]:
-    """The same source on a store with faults."""
+def on_storage(dataset: Dataset, *faults) -> tuple[Dataset, Storage]:
+    """The same dataset on a store with faults."""
     storage = Storage(faults)
-    (part,) = source.parts
+    (part,) = dataset.parts
     shards = dataclasses.replace(part.shards, fs=storage)
-    return dataclasses.replace(source, parts=(dataclasses.replace(part, shards=shards),)), storage
+    return dataclasses.replace(dataset, parts=(dataclasses.replace(part, shards=shards),)), storage
 
 
 SLOW_DOWN = OSError("AWS Error SLOW_DOWN during GetObject: HTTP 503, please reduce your rate")
@@ -171,37 +173,37 @@ TIMEOUT = OSError("AWS Error NETWORK_CONNECTION: curlCode 28, Timeout was reache
 
 
 @pytest.mark.parametrize("faults", [[SLOW_DOWN], [TIMEOUT, 100], [1, SLOW_DOWN]])
-def test_a_read_that_fails_or_comes_short_is_tried_again(source, faults):
-    pieces = source.order(5).pieces(0, 7)
-    flaky, storage = on_storage(source, *faults)
-    assert np.array_equal(rows(flaky, pieces)["images"], rows(source, pieces)["images"])
+def test_a_read_that_fails_or_comes_short_is_tried_again(dataset, faults):
+    spans = dataset.order(5).spans(0, 7)
+    flaky, storage = on_storage(dataset, *faults)
+    assert np.array_equal(rows(flaky, spans)["images"], rows(dataset, spans)["images"])
     assert storage.reads > len(faults)
 
 
 @pytest.mark.parametrize("fault", [SLOW_DOWN, TIMEOUT, 100])
-def test_a_read_that_keeps_failing_stops_with_the_name(source, fault):
-    flaky, storage = on_storage(source, *[fault] * 9)
+def test_a_read_that_keeps_failing_stops_with_the_name(dataset, fault):
+    flaky, storage = on_storage(dataset, *[fault] * 9)
     with pytest.raises(OSError, match=r"train-00000\.tar, bytes 0 to \d+: (AWS|read \d+ bytes)"):
-        Reader(source=flaky, view=VIEW).slice(0)
+        SampleReader(dataset=flaky, view=VIEW).slice(0)
     assert storage.reads == 3
 
 
-def test_a_flipped_bit_is_found_by_the_hash_on_request(source):
-    flaky, _ = on_storage(source, "flip")
+def test_a_flipped_bit_is_found_by_the_hash_on_request(dataset):
+    flaky, _ = on_storage(dataset, "flip")
     with pytest.raises(OSError, match=r"train-00000.*sample \S+ is not what the index says"):
-        Reader(source=flaky, view=VIEW, verify=True).slice(0)
-    Reader(source=source, view=VIEW, verify=True).slice(0)
+        SampleReader(dataset=flaky, view=VIEW, verify=True).slice(0)
+    SampleReader(dataset=dataset, view=VIEW, verify=True).slice(0)
 
 
 def test_an_unreadable_image_is_left_blank_and_named_where_that_is_allowed(copied):
-    source = Source.open([str(copied)], "train", slice_samples=7)
-    index = read_index(source)
+    dataset = Dataset.open([str(copied)], "train", slice_samples=7)
+    index = read_index(dataset)
     shard = copied / "train-00000.tar"
     data = bytearray(shard.read_bytes())
     offset = index["offset"][9].as_py()
     data[offset : offset + 100] = bytes(100)
     shard.write_bytes(data)
-    block = rows(source, source.order(None).pieces(0, 14), skip=True)
+    block = rows(dataset, dataset.order(None).spans(0, 14), skip=True)
     assert [place for place, fault in enumerate(block["fault"]) if fault] == [9]
     assert f"sample {index['key'][9].as_py()} of train-00000.tar" in block["fault"][9]
     assert block["labels"][9].tolist() == [-1]
@@ -209,41 +211,43 @@ def test_an_unreadable_image_is_left_blank_and_named_where_that_is_allowed(copie
 
 
 def test_a_fraction_and_a_subset_of_classes_are_kept_alike_by_index_and_by_task(digits, tmp_path):
-    whole_set = Source.open([str(digits)], "train", slice_samples=7)
+    whole_set = Dataset.open([str(digits)], "train", slice_samples=7)
     (tmp_path / "classes.txt").write_text("n00000002\nn00000005\n")
-    source = Source.open([str(digits)], "train", 7, classes=tmp_path / "classes.txt", fraction=0.5)
-    kept = rows(source, source.order(None).pieces(0, source.samples))
+    dataset = Dataset.open(
+        [str(digits)], "train", 7, classes=tmp_path / "classes.txt", fraction=0.5
+    )
+    kept = rows(dataset, dataset.order(None).spans(0, dataset.samples))
     assert set(kept["labels"].ravel()) == {2, 5}
-    assert len(set(kept["key"])) == source.samples
+    assert len(set(kept["key"])) == dataset.samples
     of_classes = np.isin(rows(whole_set, whole(whole_set))["labels"], (2, 5)).sum()
     # a binomial draw: within four standard deviations of a half
-    assert abs(source.samples - of_classes / 2) < 4 * np.sqrt(of_classes) / 2
+    assert abs(dataset.samples - of_classes / 2) < 4 * np.sqrt(of_classes) / 2
 
 
 def test_a_class_list_with_unknown_wnids_is_refused(digits, tmp_path):
     (tmp_path / "classes.txt").write_text("n00000002 n99999999")
     with pytest.raises(ValueError, match="unknown: n99999999"):
-        Source.open([str(digits)], "train", 7, classes=tmp_path / "classes.txt")
+        Dataset.open([str(digits)], "train", 7, classes=tmp_path / "classes.txt")
 
 
 def test_sets_are_mixed_by_weight_each_in_its_own_order(digits):
-    source = Source.open([str(digits), str(digits)], "train", slice_samples=7)
-    assert source.samples == 2 * 1437
-    mixture = source.order(3, weights=(3, 1), run=7)
-    pieces = mixture.pieces(0, 1024 * 7)
-    first = pieces.slice < source.rows[1]
-    shares = [pieces.count[first].sum(), pieces.count[~first].sum()]
+    dataset = Dataset.open([str(digits), str(digits)], "train", slice_samples=7)
+    assert dataset.samples == 2 * 1437
+    mixture = dataset.order(3, weights=(3, 1), run=7)
+    spans = mixture.spans(0, 1024 * 7)
+    first = spans.slice < dataset.rows[1]
+    shares = [spans.count[first].sum(), spans.count[~first].sum()]
     assert shares == [768 * 7, 256 * 7]
-    alone = source.order(3, weights=(3, 1), run=7).orders[1].pieces(0, 256 * 7)
+    alone = dataset.order(3, weights=(3, 1), run=7).orders[1].spans(0, 256 * 7)
     keys = rows(
-        source,
+        dataset,
         dataclasses.replace(
-            pieces,
+            spans,
             **{
-                name: getattr(pieces, name)[~first]
+                name: getattr(spans, name)[~first]
                 for name in ("slice", "first", "count", "position")
             },
         ),
     )["key"]
-    alone = dataclasses.replace(alone, slice=alone.slice + source.rows[1])
-    assert keys.tolist() == rows(source, alone)["key"].tolist()
+    alone = dataclasses.replace(alone, slice=alone.slice + dataset.rows[1])
+    assert keys.tolist() == rows(dataset, alone)["key"].tolist()

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from pipeline.data import stream
-from pipeline.data.dataset import Source
-from pipeline.data.order import Pieces, Share
-from pipeline.data.reader import Reader, View
+from pipeline.data.dataset import Dataset
+from pipeline.data.order import RankShare, ReadSpans
+from pipeline.data.reader import SampleReader, View
 from pipeline.data.stream import Stream, ahead, rebatch
 from vit.config import ImageConfig
 
@@ -18,11 +18,11 @@ VIEW = View(images=ImageConfig(), size=16, seed=3)
 BATCH = 50
 
 
-def stream_of(source: Source, rank: int, workers: int, task_samples: int = 64) -> Stream:
+def stream_of(dataset: Dataset, rank: int, workers: int, task_samples: int = 64) -> Stream:
     return Stream(
-        reader=Reader(source=source, view=VIEW),
-        order=source.order(11),
-        share=Share.of(rank, workers, BATCH),
+        reader=SampleReader(dataset=dataset, view=VIEW),
+        order=dataset.order(11),
+        share=RankShare.of(rank, workers, BATCH),
         task_samples=task_samples,
         buffer_gib=0.1,
     )
@@ -31,12 +31,12 @@ def stream_of(source: Source, rank: int, workers: int, task_samples: int = 64) -
 @pytest.mark.ray
 @pytest.mark.parametrize("workers", [1, 3])
 def test_workers_together_read_the_global_batches(ray_cluster, digits, workers):
-    source = Source.open([str(digits)], "train", slice_samples=7)
-    pieces = source.order(11).pieces(27 * BATCH, 31 * BATCH)  # across an epoch's end
-    expected = Reader(source=source, view=VIEW)(pieces)
+    dataset = Dataset.open([str(digits)], "train", slice_samples=7)
+    spans = dataset.order(11).spans(27 * BATCH, 31 * BATCH)  # across an epoch's end
+    expected = SampleReader(dataset=dataset, view=VIEW)(spans)
     parts = []
     for rank in range(workers):
-        mine = stream_of(source, rank, workers)
+        mine = stream_of(dataset, rank, workers)
         size = mine.share.size
         parts.append(list(rebatch(mine.blocks(27 * size, 31 * size), size)))
     for step, shares in enumerate(zip(*parts, strict=True)):
@@ -49,8 +49,8 @@ def test_workers_together_read_the_global_batches(ray_cluster, digits, workers):
 def test_segments_join_without_a_seam(ray_cluster, digits, monkeypatch):
     monkeypatch.setattr(stream, "SEGMENT_TASKS", 3)
     monkeypatch.setattr(stream, "SEGMENT_OVERLAP", 1)
-    source = Source.open([str(digits)], "train", slice_samples=7)
-    blocks = list(stream_of(source, 0, 1, task_samples=10).blocks(5, 100))
+    dataset = Dataset.open([str(digits)], "train", slice_samples=7)
+    blocks = list(stream_of(dataset, 0, 1, task_samples=10).blocks(5, 100))
     assert [len(block["position"]) for block in blocks] == [10] * 9 + [5]
     assert np.concatenate([b["position"] for b in blocks]).tolist() == list(range(5, 100))
 
@@ -58,21 +58,21 @@ def test_segments_join_without_a_seam(ray_cluster, digits, monkeypatch):
 @pytest.mark.ray
 def test_a_failing_read_surfaces_where_the_batch_is_taken(ray_cluster, digits, tmp_path):
     folder = shutil.copytree(digits, tmp_path / "shards")
-    source = Source.open([str(folder)], "train", slice_samples=7)
+    dataset = Dataset.open([str(folder)], "train", slice_samples=7)
     for tar in folder.glob("train-*.tar"):
         tar.unlink()
     with pytest.raises(OSError, match=r"train-\d+\.tar"):
-        list(stream_of(source, 0, 1).blocks(0, 10))
+        list(stream_of(dataset, 0, 1).blocks(0, 10))
 
 
 @pytest.mark.ray
 def test_tasks_run_ahead_while_a_step_takes_its_time(ray_cluster, digits, tmp_path):
-    def read(pieces: Pieces) -> dict[str, np.ndarray]:
-        (tmp_path / str(pieces.position[0])).touch()
-        return {"position": pieces.position}
+    def read(spans: ReadSpans) -> dict[str, np.ndarray]:
+        (tmp_path / str(spans.position[0])).touch()
+        return {"position": spans.position}
 
-    source = Source.open([str(digits)], "train", slice_samples=7)
-    blocks = replace(stream_of(source, 0, 1, task_samples=10), reader=read).blocks(0, 200)
+    dataset = Dataset.open([str(digits)], "train", slice_samples=7)
+    blocks = replace(stream_of(dataset, 0, 1, task_samples=10), reader=read).blocks(0, 200)
     next(blocks)  # and now the model computes; the buffer has room for all that is to come
     deadline = time.monotonic() + 60
     while len(list(tmp_path.iterdir())) < 20 and time.monotonic() < deadline:

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from pipeline.data.dataset import Source
-from pipeline.data.reader import Reader, View
+from pipeline.data.dataset import Dataset
+from pipeline.data.reader import SampleReader, View
 from vit.config import ImageConfig
 
 pytestmark = pytest.mark.ray
@@ -99,8 +99,8 @@ def test_two_workers_become_one_and_two_again_and_the_sequence_stays_exact(digit
     assert json.loads(result.stdout.splitlines()[-1]) == [2, 1, 2]
     paths = sorted((tmp_path / "elastic" / "samples").iterdir())
     consumed = [key for path in paths for key in json.loads(path.read_text())]
-    source = Source.open([str(digits)], "train", slice_samples=7)
-    reader = Reader(source=source, view=View(images=ImageConfig(), size=16))
+    dataset = Dataset.open([str(digits)], "train", slice_samples=7)
+    reader = SampleReader(dataset=dataset, view=View(images=ImageConfig(), size=16))
     assert len(consumed) > 20 * BATCH
-    pieces = source.order(seed=0).pieces(0, len(consumed))
-    assert consumed == [record.key for _, _, record in reader.samples(pieces)]
+    spans = dataset.order(seed=0).spans(0, len(consumed))
+    assert consumed == [record.key for _, _, record in reader.samples(spans)]

@@ -14,12 +14,12 @@ from scipy.stats import binomtest
 
 import vit.images
 from pipeline.checkpoint import local
-from pipeline.data.dataset import Source
-from pipeline.data.reader import Reader, View
+from pipeline.data.dataset import Dataset
+from pipeline.data.reader import SampleReader, View
 from pipeline.evaluation.config import EvaluateConfig
-from pipeline.evaluation.evaluate import RESULT, assess, named, real_figures, result_table
+from pipeline.evaluation.evaluate import RESULT, evaluate_model, named, real_figures, result_table
 from pipeline.evaluation.metrics import (
-    Answers,
+    Predictions,
     calibration_error,
     comparison,
     confusions,
@@ -29,9 +29,9 @@ from pipeline.evaluation.metrics import (
     summary,
     wilson,
 )
-from pipeline.evaluation.model import Subject, head_columns, shape_of
-from pipeline.evaluation.predict import Exam, Judge, answer_all, average, confidence
-from pipeline.evaluation.predictions import Parts, of_protocol
+from pipeline.evaluation.model import EvalModel, head_columns, shape_of
+from pipeline.evaluation.predict import Evaluator, Scorer, average, confidence, predict_all
+from pipeline.evaluation.predictions import PredictionStore, protocol_predictions
 from pipeline.settings.presets import PRESETS
 from vit.batch import normalise
 from vit.config import ImageConfig, LossConfig, ViTConfig
@@ -119,13 +119,13 @@ def test_random_crops_differ_between_images_and_never_between_runs():
 
 
 def test_144_views_of_an_image_cost_one_decode(digits, monkeypatch):
-    source = Source.open((str(digits),), "val", 32)
+    dataset = Dataset.open((str(digits),), "val", 32)
     view = View(images=ImageConfig(), size=32, protocols=("center", "ten", "inception-144"))
     decoded = []
     monkeypatch.setattr(
         "pipeline.data.reader.decode", lambda data: decoded.append(1) or vit.images.decode(data)
     )
-    block = Reader(source=source, view=view)(source.order(seed=None).pieces(0, 1))
+    block = SampleReader(dataset=dataset, view=view)(dataset.order(seed=None).spans(0, 1))
     assert block["images"].shape == (1, 155, 32, 32, 3)
     assert len(decoded) == 1
 
@@ -161,38 +161,40 @@ def test_the_two_averages_can_rank_classes_differently():
     assert average(crops, "probabilities", "softmax").argmax() == 0
 
 
-# --- the judge ---
+# --- the scorer ---
 
 
-def judge(**settings) -> Judge:
+def scorer(**settings) -> Scorer:
     known = dict(protocols=("center",), average="logits", link="softmax")
-    return Judge(**{**known, "known": None, "numbers": None, "places": None, **settings})
+    return Scorer(**{**known, "known": None, "numbers": None, "places": None, **settings})
 
 
 def test_an_image_with_several_classes_is_a_hit_on_any_of_them():
     logits = torch.tensor([[[0.0, 1.0, 5.0, 2.0]]]).repeat(3, 1, 1)
     labels = torch.tensor([[2, -1], [0, 2], [3, 1]])
-    given = judge(loss=lambda z, t: (z * t).sum(1))(logits, labels)
-    answers = Answers(
+    given = scorer(loss=lambda z, t: (z * t).sum(1))(logits, labels)
+    predictions = Predictions(
         labels=labels.numpy(),
         top=given["center/top"].numpy(),
         confidence=given["center/confidence"].numpy(),
         loss=given["center/loss"].numpy(),
     )
-    assert answers.hits(1).tolist() == [True, True, False]
-    assert answers.hits(2).tolist() == [True, True, True]
-    assert answers.top[0].tolist() == [2, 3, 1, 0, -2]  # four classes: the fifth place is none
-    assert answers.loss.tolist() == [5.0, 5.0, 3.0]
+    assert predictions.hits(1).tolist() == [True, True, False]
+    assert predictions.hits(2).tolist() == [True, True, True]
+    assert predictions.top[0].tolist() == [2, 3, 1, 0, -2]  # four classes: the fifth place is none
+    assert predictions.loss.tolist() == [5.0, 5.0, 3.0]
 
 
 def test_a_head_of_other_classes_is_mapped_by_wnid_and_absent_ones_are_named():
     head, data = ("n3", "n1", "n9", "n2"), ("n1", "n2", "n4", "n3")
     columns, missing = head_columns(head, data)
     assert columns.tolist() == [1, 3, -1, 0] and missing == ("n4",)
-    source = dataclasses.make_dataclass("S", ["classes"])(data)
-    exam = Exam(source=source, settings=EvaluateConfig(data="", crops=("center",)), columns=columns)
+    dataset = dataclasses.make_dataclass("S", ["classes"])(data)
+    evaluator = Evaluator(
+        dataset=dataset, settings=EvaluateConfig(data="", crops=("center",)), columns=columns
+    )
     logits = torch.tensor([[[9.0, 1.0, 50.0, 2.0]]]).repeat(3, 1, 1)  # of n9, no class of the data
-    given = Judge.of(exam, CPU)(logits, torch.tensor([[3, -1], [2, -1], [0, -1]]))
+    given = Scorer.of(evaluator, CPU)(logits, torch.tensor([[3, -1], [2, -1], [0, -1]]))
     assert given["center/top"][0].tolist() == [3, 1, 0, -2, -2]  # n3, n2, n1 in the data's numbers
     loss = given["center/loss"].numpy()
     expected = -np.log(softmax(np.array([1.0, 2.0, 9.0])))
@@ -209,9 +211,9 @@ def test_heads_without_a_common_class_are_refused():
 # --- figures ---
 
 
-def answers_of(labels, top, confidence=None, loss=None) -> Answers:
+def answers_of(labels, top, confidence=None, loss=None) -> Predictions:
     labels, top = np.array(labels), np.array(top)
-    return Answers(
+    return Predictions(
         labels=labels.reshape(len(labels), -1),
         top=top.reshape(len(top), -1),
         confidence=np.ones(len(top)) if confidence is None else np.array(confidence, float),
@@ -273,7 +275,7 @@ def test_real_labels_replace_the_originals_and_empty_ones_leave_an_image_out(tmp
     assert relabelled(own, {0: [5]}).hits(1).tolist() == [True]
 
 
-# --- answers on disk ---
+# --- predictions on disk ---
 
 
 def block(first: int, count: int, width: int = 1) -> dict:
@@ -285,13 +287,13 @@ def block(first: int, count: int, width: int = 1) -> dict:
 
 
 def test_only_missing_units_are_shared_out_and_all_are_read_in_order(tmp_path):
-    parts = Parts(tmp_path, {"weights": "a"}, images=1000, batch=2)
+    parts = PredictionStore(tmp_path, {"weights": "a"}, images=1000, batch=2)
     assert (parts.unit, parts.num_units) == (6, 167)
     assert parts.shares(3)[0] == [(0, 336)] and parts.shares(1) == [[(0, 1000)]]
     parts.add(block(6, 4))
     assert len(parts.missing()) == 167  # half a unit is not on disk
     parts.add(block(10, 2, width=3))
-    again = Parts(tmp_path, {"weights": "a"}, images=1000, batch=2)
+    again = PredictionStore(tmp_path, {"weights": "a"}, images=1000, batch=2)
     assert again.shares(1) == [[(0, 6), (12, 1000)]]
     for start, stop in again.shares(1)[0]:
         for first in range(start, stop, 6):
@@ -302,13 +304,13 @@ def test_only_missing_units_are_shared_out_and_all_are_read_in_order(tmp_path):
 
 
 def test_a_folder_of_another_evaluation_is_refused(tmp_path):
-    Parts(tmp_path, {"weights": "a", "crops": ("ten",)}, images=10, batch=2)
+    PredictionStore(tmp_path, {"weights": "a", "crops": ("ten",)}, images=10, batch=2)
     with pytest.raises(ValueError, match="differs in weights; give another --out"):
-        Parts(tmp_path, {"weights": "b", "crops": ("ten",)}, images=10, batch=2)
+        PredictionStore(tmp_path, {"weights": "b", "crops": ("ten",)}, images=10, batch=2)
 
 
 def test_an_image_that_is_there_twice_is_an_error(tmp_path):
-    parts = Parts(tmp_path, {}, images=4, batch=2)
+    parts = PredictionStore(tmp_path, {}, images=4, batch=2)
     for unit in range(2):
         with parts.path(unit).open("wb") as file:
             np.savez(file, **block(0, 2))
@@ -329,37 +331,37 @@ def test_the_shape_of_published_weights_is_read_off_them(tmp_path):
         assert shape_of(ViT(config).state_dict(), None) == config
     model = ViT(SMALL)
     save_npz(tmp_path / "google.npz", model)
-    found = Subject.open(tmp_path / "google.npz").model
+    found = EvalModel.open(tmp_path / "google.npz").model
     assert found == dataclasses.replace(SMALL, gelu="tanh")
     save_safetensors(tmp_path / "model.safetensors", model.state_dict())
     cfg = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.2, 0.2], "crop_pct": 0.9}
     cfg |= {"interpolation": "bicubic", "input_size": [3, 32, 32], "crop_mode": "squash"}
     (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": cfg}))
-    subject = Subject.open(tmp_path / "model.safetensors")
-    assert subject.images.mean == (0.4, 0.5, 0.6) and subject.images.crop_pct == 0.9
-    assert subject.images.eval_interpolation == "bicubic"
-    assert subject.images.eval_resize == "squash"
+    eval_model = EvalModel.open(tmp_path / "model.safetensors")
+    assert eval_model.images.mean == (0.4, 0.5, 0.6) and eval_model.images.crop_pct == 0.9
+    assert eval_model.images.eval_interpolation == "bicubic"
+    assert eval_model.images.eval_resize == "squash"
     with pytest.raises(ValueError, match="head of 10 classes.*--classes"):
-        subject.head_classes(None, ("n1",) * 10)
-    assert subject.head_classes("data", tuple("abcdefghij")) == tuple("abcdefghij")
+        eval_model.head_classes(None, ("n1",) * 10)
+    assert eval_model.head_classes("data", tuple("abcdefghij")) == tuple("abcdefghij")
 
 
 def test_a_file_without_a_vit_is_refused(tmp_path):
     save_safetensors(tmp_path / "x.safetensors", {"conv.weight": torch.zeros(3)})
     with pytest.raises(ValueError, match="no weights of a ViT with a head: patch_embed"):
-        Subject.open(tmp_path / "x.safetensors")
+        EvalModel.open(tmp_path / "x.safetensors")
 
 
 # --- the whole of it ---
 
 
 @pytest.fixture(scope="module")
-def subject(digits, tmp_path_factory):
+def eval_model(digits, tmp_path_factory):
     """A small model, trained on the digits for some seconds, as a checkpoint."""
     folder = tmp_path_factory.mktemp("run") / "run" / "checkpoints"
-    train = Source.open((str(digits),), "train", 32)
+    train = Dataset.open((str(digits),), "train", 32)
     view = View(images=ImageConfig(), size=32, protocols=("center",))
-    rows = Reader(source=train, view=view)(train.order(seed=None).pieces(0, train.samples))
+    rows = SampleReader(dataset=train, view=view)(train.order(seed=None).spans(0, train.samples))
     images, labels = torch.from_numpy(rows["images"][:, 0]), torch.from_numpy(rows["labels"][:, 0])
     shape = {"model.width": 64, "model.depth": 2, "model.mlp_width": 128, "model.heads": 2}
     config = PRESETS["demo"]().replace({"model.num_classes": 10, **shape})
@@ -386,12 +388,12 @@ def subject(digits, tmp_path_factory):
         classes=train.classes,
         fingerprint=train.fingerprint,
     )
-    return Subject.open(path)
+    return EvalModel.open(path)
 
 
 @pytest.fixture(scope="module")
-def source(digits):
-    return Source.open((str(digits),), "val", 32)
+def dataset(digits):
+    return Dataset.open((str(digits),), "val", 32)
 
 
 def quiet(done: int, total: int) -> None:
@@ -399,14 +401,16 @@ def quiet(done: int, total: int) -> None:
 
 
 @pytest.mark.ray
-def test_answers_are_the_same_bits_with_1_2_and_3_workers(subject, source, ray_cluster, tmp_path):
+def test_answers_are_the_same_bits_with_1_2_and_3_workers(
+    eval_model, dataset, ray_cluster, tmp_path
+):
     found = []
     for workers in (1, 2, 3):
         # 7 images a batch: neither the 360 images nor the units divide
-        settings = subject.evaluation(crops=("three",), batch=28, workers=workers)
-        parts = Parts(tmp_path / str(workers), {}, images=source.samples, batch=7)
-        exam = Exam(source=source, settings=settings)
-        found.append(answer_all(exam, subject.load(settings.model), parts, quiet))
+        settings = eval_model.evaluation(crops=("three",), batch=28, workers=workers)
+        parts = PredictionStore(tmp_path / str(workers), {}, images=dataset.samples, batch=7)
+        evaluator = Evaluator(dataset=dataset, settings=settings)
+        found.append(predict_all(evaluator, eval_model.load(settings.model), parts, quiet))
     assert len(found[0]["position"]) == 360
     for other in found[1:]:
         for name, column in found[0].items():
@@ -415,12 +419,12 @@ def test_answers_are_the_same_bits_with_1_2_and_3_workers(subject, source, ray_c
 
 @pytest.mark.ray
 def test_protocols_differ_side_by_side_and_ten_equals_ten_crops_one_by_one(
-    subject, source, ray_cluster, tmp_path
+    eval_model, dataset, ray_cluster, tmp_path
 ):
-    settings = subject.evaluation(
+    settings = eval_model.evaluation(
         crops=("ten", "inception-144"), batch=2 * 155, workers=2, average="probabilities"
     )
-    result = assess(subject, settings, source, tmp_path, quiet)
+    result = evaluate_model(eval_model, settings, dataset, tmp_path, quiet)
     protocols = result["protocols"]
     assert protocols["center"]["top1"] > 0.6
     assert len({protocols[name]["loss"] for name in protocols}) == 3
@@ -430,13 +434,13 @@ def test_protocols_differ_side_by_side_and_ten_equals_ten_crops_one_by_one(
     for name in (RESULT, "classes.csv", "predictions.parquet", "sheet.json"):
         assert (tmp_path / name).stat().st_size > 100
     # the same by hand: every crop in a batch of its own
-    model, images = subject.load(settings.model), settings.images
+    model, images = eval_model.load(settings.model), settings.images
     view = View(images=images, size=32, protocols=("ten",))
-    rows = Reader(source=source, view=view)(source.order(seed=None).pieces(0, 40))
-    parts = Parts.__new__(Parts)  # as they lie there
+    rows = SampleReader(dataset=dataset, view=view)(dataset.order(seed=None).spans(0, 40))
+    parts = PredictionStore.__new__(PredictionStore)  # as they lie there
     parts.folder, parts.images = tmp_path, 360
     parts.num_units = len(list((tmp_path / "parts").iterdir()))
-    found = of_protocol(parts.read(), "ten")
+    found = protocol_predictions(parts.read(), "ten")
     for number in range(40):
         with torch.no_grad():
             logits = np.concatenate(
@@ -451,15 +455,17 @@ def test_protocols_differ_side_by_side_and_ten_equals_ten_crops_one_by_one(
 
 
 @pytest.mark.ray
-def test_an_evaluation_that_was_cut_short_goes_on(subject, source, ray_cluster, tmp_path):
-    settings = subject.evaluation(crops=("three",), batch=32, workers=2)
-    whole = assess(subject, settings, source, tmp_path, quiet, sheet=False)
+def test_an_evaluation_that_was_cut_short_goes_on(eval_model, dataset, ray_cluster, tmp_path):
+    settings = eval_model.evaluation(crops=("three",), batch=32, workers=2)
+    whole = evaluate_model(eval_model, settings, dataset, tmp_path, quiet, sheet=False)
     parts = sorted((tmp_path / "parts").iterdir())
     kept = {path.name: path.stat().st_mtime_ns for path in parts[:10]}
     for path in parts[10:]:
         path.unlink()
     done = []
-    again = assess(subject, settings, source, tmp_path, lambda d, t: done.append(d), sheet=False)
+    again = evaluate_model(
+        eval_model, settings, dataset, tmp_path, lambda d, t: done.append(d), sheet=False
+    )
     assert {name: whole[name] for name in ("protocols", "changes", "confusions")} == {
         name: again[name] for name in ("protocols", "changes", "confusions")
     }
@@ -469,9 +475,9 @@ def test_an_evaluation_that_was_cut_short_goes_on(subject, source, ray_cluster, 
 
 
 def test_multi_label_and_sigmoid_models_are_judged_by_their_own_loss():
-    source = dataclasses.make_dataclass("S", ["classes"])(("n1", "n2", "n3"))
+    dataset = dataclasses.make_dataclass("S", ["classes"])(("n1", "n2", "n3"))
     settings = EvaluateConfig(data="", crops=("center",), loss=LossConfig(name="sigmoid"))
-    given = Judge.of(Exam(source=source, settings=settings), CPU)(
+    given = Scorer.of(Evaluator(dataset=dataset, settings=settings), CPU)(
         torch.tensor([[[1.0, -2.0, 0.5]]]), torch.tensor([[0, 2]])
     )
     z, t = np.array([1.0, -2.0, 0.5]), np.array([1, 0, 1])
@@ -495,12 +501,15 @@ def evaluate(*arguments: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_bad_input_is_refused_before_ray_starts(subject, digits, tmp_path):
+def test_bad_input_is_refused_before_ray_starts(eval_model, digits, tmp_path):
     save_safetensors(tmp_path / "x.safetensors", ViT(SMALL).state_dict())
     for arguments, message in (
         ((str(tmp_path / "none"),), "is not there"),
-        ((str(subject.path), "--crops", "eleven"), "unknown crops 'eleven'; known: center, three"),
-        ((str(subject.path), "--data", str(tmp_path)), "manifest.json is not there"),
+        (
+            (str(eval_model.path), "--crops", "eleven"),
+            "unknown crops 'eleven'; known: center, three",
+        ),
+        ((str(eval_model.path), "--data", str(tmp_path)), "manifest.json is not there"),
         ((str(tmp_path / "x.safetensors"),), "--data"),
     ):
         result = evaluate(*arguments)

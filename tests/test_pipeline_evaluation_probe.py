@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data.dataset import Source
+from pipeline.data.dataset import Dataset
 from pipeline.evaluation.probe import (
     Probe,
     draw_shots,
@@ -121,5 +121,5 @@ def test_a_model_is_probed_on_a_shard_set(digits, ray_cluster):
     # two workers' shares are the whole, in order
     whole, labels = features(model, config, probes[0].eval, 0, 1)
     assert whole.shape == (360, 128) and labels.shape == (360, 1)
-    assert model.training and isinstance(probes[0].eval, Source)
+    assert model.training and isinstance(probes[0].eval, Dataset)
     assert dataclasses.asdict(config.probe)["seeds"] == 3

@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipeline.report.chart import chart, thinned, ticks
 from pipeline.report.page import document, table, text
-from pipeline.report.run_data import Story, sessions
+from pipeline.report.run_data import RunData, sessions
 from pipeline.report.run_page import write_report
 from pipeline.run import fit
 from pipeline.settings.presets import PRESETS
@@ -57,7 +57,7 @@ class Page(HTMLParser):
         self.words.append(data)
 
 
-# --- pieces ---
+# --- spans ---
 
 
 def test_ticks_are_round_and_cover_the_values():
@@ -180,10 +180,10 @@ def test_the_page_stands_alone_and_tells_the_run(run):
     ):
         assert word in words, word
     assert page.tags.count("svg") >= 9 and page.tags.count("img") >= 12
-    story = Story.read(folder)
+    run = RunData.read(folder)
     assert f"{outcome.protocols['ten']['top1']:.1%}" in words
-    assert 0 < story.hours() < 1 and story.worker_hours() == story.hours()
-    assert any(name.startswith("system/") for name in story.lines)
+    assert 0 < run.hours() < 1 and run.worker_hours() == run.hours()
+    assert any(name.startswith("system/") for name in run.lines)
 
 
 @pytest.mark.ray

@@ -28,7 +28,7 @@ def test_preset_builds_its_model(name):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_preset_says_where_it_comes_from_and_what_it_reaches(name):
-    assert "Source:" in PRESETS[name].__doc__
+    assert "Dataset:" in PRESETS[name].__doc__
     assert "Expected:" in PRESETS[name].__doc__
 
 

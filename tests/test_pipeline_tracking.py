@@ -16,7 +16,7 @@ from mlflow_server import Door, MlflowServer
 
 from pipeline import run_events
 from pipeline.checkpoint import local
-from pipeline.evaluation.model import Subject
+from pipeline.evaluation.model import EvalModel
 from pipeline.settings.presets import PRESETS
 from pipeline.tracking import journal, mlflow_sync
 from pipeline.tracking.journal import read_lines, write_line
@@ -326,9 +326,9 @@ def test_checkpoints_become_models_that_mlflow_opens_without_unpickling(
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     loaded = mlflow.pytorch.load_model(f"models:/{models['step-000000010'].model_id}")
     images = torch.randn(3, 3, 32, 32)
-    subject = Subject.open(trained / "checkpoints" / "step-000000010")
+    eval_model = EvalModel.open(trained / "checkpoints" / "step-000000010")
     with torch.no_grad():
-        torch.testing.assert_close(loaded(images), subject.load(subject.model)(images))
+        torch.testing.assert_close(loaded(images), eval_model.load(eval_model.model)(images))
     # the better one keeps the alias; the newest is `latest`
     best = client.get_model_version_by_alias("vit-test", "best")
     assert best.tags["model_id"] == models["step-000000010"].model_id

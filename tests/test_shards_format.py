@@ -9,7 +9,7 @@ from archives import jpeg, small_archive, tar_bytes
 
 from shards.build.pack import BuildConfig, build
 from shards.build.writer import sample_bytes
-from shards.dataset.format import Manifest, Shard, open_set, parse_records
+from shards.dataset.format import Manifest, Shard, open_set, parse_samples
 from shards.dataset.store import absolute, read_bytes
 
 
@@ -56,12 +56,12 @@ def test_any_range_between_samples_holds_exactly_those_samples(made):
     for first in range(len(rows)):
         for last in range(first, len(rows)):
             piece = data[rows[first]["start"] : rows[last]["stop"]]
-            records = list(parse_records(piece, shard.name))
+            records = list(parse_samples(piece, shard.name))
             assert [r.key for r in records] == [row["key"] for row in rows[first : last + 1]]
             assert [list(r.classes) for r in records] == [
                 row["classes"] for row in rows[first : last + 1]
             ]
-    for row, one in zip(rows, parse_records(data, shard.name), strict=True):
+    for row, one in zip(rows, parse_samples(data, shard.name), strict=True):
         assert bytes(one.image) == data[row["offset"] :][: row["size"]]
 
 
@@ -77,7 +77,7 @@ def test_our_tars_are_plain_ustar_with_the_label_first(made):
 
 def test_several_classes_are_read_from_json_and_the_first_stands_in_cls():
     data, at = sample_bytes("k", b"image", (3, 1))
-    (record,) = parse_records(data, "here")
+    (record,) = parse_samples(data, "here")
     assert record.classes == (3, 1)
     assert data[at : at + 5] == b"image"
     with tarfile.open(fileobj=io.BytesIO(data + bytes(1024))) as file:
@@ -97,7 +97,7 @@ def test_several_classes_are_read_from_json_and_the_first_stands_in_cls():
 @pytest.mark.parametrize("extension", ["jpg", "jpeg", "JPEG", "png", "webp"])
 def test_labels_and_extensions_of_other_writers_are_read(label, members, classes, extension):
     data = tar_bytes([*members, (f"a.{extension}", b"image")], tarfile.PAX_FORMAT)
-    (record,) = parse_records(data, "here", label)
+    (record,) = parse_samples(data, "here", label)
     assert (record.key, bytes(record.image), record.classes) == ("a", b"image", classes)
     assert record.extension == extension.lower()
 
@@ -116,15 +116,15 @@ def test_labels_and_extensions_of_other_writers_are_read(label, members, classes
 )
 def test_malformed_samples_raise_with_place_and_key(members, reason):
     with pytest.raises(ValueError, match=rf"here: byte \d+.*{reason}"):
-        list(parse_records(tar_bytes(members), "here"))
+        list(parse_samples(tar_bytes(members), "here"))
 
 
 def test_a_range_cut_at_any_byte_raises_or_ends_between_members():
     data = b"".join(sample_bytes(f"k{n}", jpeg(n, 16, 16), (n,))[0] for n in range(3))
-    whole = [r.key for r in parse_records(data, "here")]
+    whole = [r.key for r in parse_samples(data, "here")]
     for cut in range(1, len(data)):
         try:
-            keys = [r.key for r in parse_records(data[:cut], "here")]
+            keys = [r.key for r in parse_samples(data[:cut], "here")]
         except ValueError as error:
             assert "here: byte" in str(error)
         else:

@@ -13,14 +13,13 @@ import zlib
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from archives import WNIDS, class_images, encoded, jpeg, nested, picture, tar_bytes
+from archives import WNIDS, class_images, encoded, jpeg, nested, synthetic_image, tar_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.build.config import PictureConfig
+from shards.build.config import TranscodeConfig
 from shards.build.pack import BuildConfig, build
-from shards.build.transcode import Unusable, unpacked
-from shards.build.transcode import picture as processed
+from shards.build.transcode import Unusable, transcode, unpacked
 from shards.dataset.format import open_set
 
 CONFIG = BuildConfig(keep_bytes=True, val_fraction=0)
@@ -57,7 +56,7 @@ BROKEN_IMAGES = {
     "empty": b"",
     "one byte": b"\xff",
     "zeros": bytes(5000),
-    "text": b"404 Not Found\n" * 50,
+    "text": b"404 Not RawSource\n" * 50,
     "html": b"<!DOCTYPE html><html><body>flickr: photo unavailable</body></html>",
     "noise": np.random.default_rng(0).bytes(5000),
     "svg": b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
@@ -67,7 +66,7 @@ BROKEN_IMAGES = {
     "tar": tar_bytes([("a.jpg", WHOLE)]),
     "bzip2": bz2.compress(WHOLE),
     "xz": lzma.compress(WHOLE),
-    "tiff": encoded(picture(1), "TIFF"),
+    "tiff": encoded(synthetic_image(1), "TIFF"),
     "soi only": b"\xff\xd8",
     "soi eoi": b"\xff\xd8\xff\xd9",
     "cut in the header": WHOLE[:100],
@@ -97,18 +96,18 @@ BROKEN_IMAGES = {
     "gzip of text": gzip.compress(b"hello"),
     "gzip of gzip": gzip.compress(gzip.compress(WHOLE)),
     "gzip header only": b"\x1f\x8b\x08",
-    "png cut": encoded(picture(2), "PNG")[:-2000],
-    "png with a wrong sum": patched(encoded(picture(2), "PNG"), 400, b"\0\1\2\3"),
-    "png header only": encoded(picture(2), "PNG")[:33],
+    "png cut": encoded(synthetic_image(2), "PNG")[:-2000],
+    "png with a wrong sum": patched(encoded(synthetic_image(2), "PNG"), 400, b"\0\1\2\3"),
+    "png header only": encoded(synthetic_image(2), "PNG")[:33],
     "png without pixels": png(64, 64),
     "png of zero size": png(0, 0),
     "png bomb": png(60000, 60000, data=bytes(9999)),
     "png with a bad depth": png(64, 64, depth=7, data=bytes(64 * 193)),
-    "gif cut": encoded(picture(2).quantize(64), "GIF")[:200],
+    "gif cut": encoded(synthetic_image(2).quantize(64), "GIF")[:200],
     "gif header only": b"GIF89a",
-    "bmp cut": encoded(picture(2), "BMP")[:800],
-    "bmp with a wild header": patched(encoded(picture(2), "BMP"), 14, b"\xff\xff\xff\x7f"),
-    "webp cut": encoded(picture(2), "WEBP")[:200],
+    "bmp cut": encoded(synthetic_image(2), "BMP")[:800],
+    "bmp with a wild header": patched(encoded(synthetic_image(2), "BMP"), 14, b"\xff\xff\xff\x7f"),
+    "webp cut": encoded(synthetic_image(2), "WEBP")[:200],
 }
 
 
@@ -233,14 +232,14 @@ def test_a_broken_archive_is_reported_and_its_good_images_arrive(tmp_path, name)
        st.floats(0, 1))  # fmt: skip
 def test_any_damage_gives_an_image_or_a_reason(kind, changes, cut):
     whole = (
-        jpeg(3), jpeg(3, progressive=True), encoded(picture(3), "PNG"), gzip.compress(jpeg(3))
+        jpeg(3), jpeg(3, progressive=True), encoded(synthetic_image(3), "PNG"), gzip.compress(jpeg(3))
     )[kind]  # fmt: skip
     data = bytearray(whole)
     for place, value in changes:
         data[int(place * (len(data) - 1))] = value
     data = bytes(data[: len(data) if cut > 0.5 else int(2 * cut * len(data))])
     try:
-        made = processed(unpacked(data), PictureConfig(resize_short=32))
+        made = transcode(unpacked(data), TranscodeConfig(resize_short=32))
     except Unusable as error:
         assert str(error)
     else:

@@ -6,12 +6,12 @@ import tarfile
 
 import pytest
 import webdataset
-from archives import WNIDS, contents, encoded, jpeg, picture, tar_bytes
+from archives import WNIDS, contents, encoded, jpeg, synthetic_image, tar_bytes
 
 from shards.check.index import index
 from shards.check.verify import verify
 from shards.dataset import store
-from shards.dataset.format import open_set, parse_records
+from shards.dataset.format import open_set, parse_samples
 
 
 def records(folder):
@@ -21,11 +21,11 @@ def records(folder):
             data = store.read_bytes(given.fs, given.path(shard))
             rows = given.read_index(shard).to_pylist()
             for row, one in zip(
-                rows, parse_records(data, shard.name, given.manifest.label), strict=True
+                rows, parse_samples(data, shard.name, given.manifest.label), strict=True
             ):
                 assert row["key"] == one.key and row["classes"] == list(one.classes)
                 assert data[row["offset"] :][: row["size"]] == one.image
-                again = parse_records(data[row["start"] : row["stop"]], "", given.manifest.label)
+                again = parse_samples(data[row["start"] : row["stop"]], "", given.manifest.label)
                 assert [r.key for r in again] == [one.key]
                 yield split, one.key, given.manifest.classes[one.classes[0]]
 
@@ -85,7 +85,7 @@ def test_shards_of_webdataset_with_every_kind_of_image(tmp_path, extension):
     path = tmp_path / "set-train-000000.tar"
     with webdataset.TarWriter(str(path), encoder=False) as writer:
         for key, label in shuffled_keys(12):
-            image = encoded(picture(label), kind)
+            image = encoded(synthetic_image(label), kind)
             writer.write({"__key__": f"a/b/{key}", extension: image, "cls": str(label).encode()})
     assert index(str(tmp_path)).splits == {"train": 12}
     assert len(list(records(tmp_path))) == 12 and not verify(str(tmp_path)).faults

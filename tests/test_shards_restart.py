@@ -27,7 +27,7 @@ archive.PART_BYTES = 40_000
 run = serial
 if sys.argv[3] == "ray":
     import ray
-    from shards.build.ray_map import spread as run
+    from shards.build.ray_map import ray_map as run
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False,
              object_store_memory=100_000_000)
 sys.stdout.write("ready\\n")
@@ -104,16 +104,16 @@ def test_a_build_killed_again_and_again_ends_the_same(source, undisturbed, tmp_p
 
 @pytest.mark.ray
 def test_ray_tasks_give_the_bytes_of_one_process(source, undisturbed, tmp_path, ray_cluster):
-    from shards.build.ray_map import spread
+    from shards.build.ray_map import ray_map
 
-    build([source], tmp_path / "out", CONFIG, run=spread)
+    build([source], tmp_path / "out", CONFIG, run=ray_map)
     # Workers import the module anew, but units are cut by the driver.
     assert contents(tmp_path / "out") == undisturbed[0]
 
 
 @pytest.mark.ray
 def test_a_killed_worker_loses_nothing(source, undisturbed, tmp_path, ray_cluster):
-    from shards.build.ray_map import spread
+    from shards.build.ray_map import ray_map
 
     def dying(function, items):
         marker = tmp_path / getattr(function, "func", function).__name__
@@ -125,7 +125,7 @@ def test_a_killed_worker_loses_nothing(source, undisturbed, tmp_path, ray_cluste
                 os.kill(os.getpid(), signal.SIGKILL)
             return function(item)
 
-        return spread(dies_once, items)
+        return ray_map(dies_once, items)
 
     build([source], tmp_path / "out", CONFIG, run=dying)
     assert (tmp_path / "catalogue_unit").exists() and (tmp_path / "write_shard").exists()
@@ -134,13 +134,13 @@ def test_a_killed_worker_loses_nothing(source, undisturbed, tmp_path, ray_cluste
 
 @pytest.mark.ray
 def test_a_task_that_fails_for_good_stops_the_build(ray_cluster):
-    from shards.build.ray_map import spread
+    from shards.build.ray_map import ray_map
 
     def fails(item):
         raise OSError(f"no such {item}")
 
     with pytest.raises(OSError, match="no such"):
-        list(spread(fails, range(5)))
+        list(ray_map(fails, range(5)))
 
 
 @pytest.mark.ray

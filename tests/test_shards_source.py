@@ -282,7 +282,7 @@ def test_near_duplicates_of_an_excluded_set_are_left_out(tmp_path):
     assert report.excluded == 2
     table = pq.read_table(tmp_path / "out/excluded.parquet")
     assert {name.removesuffix(".JPEG") for name in table["member"].to_pylist()} == gone
-    assert any("looks like" in reason for reason in table["reason"].to_pylist())
+    assert any("phashes like" in reason for reason in table["reason"].to_pylist())
 
 
 def test_excluded_sets_without_perceptual_hashes_are_read_image_by_image(tmp_path):

@@ -7,13 +7,13 @@ import zlib
 import numpy as np
 import pytest
 from archives import encoded, jpeg
-from archives import picture as drawn
+from archives import synthetic_image as drawn
 from PIL import Image, ImageOps
 
-from shards.build.config import PictureConfig
-from shards.build.transcode import Unusable, perceptual_hash, picture, target_size, unpacked
+from shards.build.config import TranscodeConfig
+from shards.build.transcode import Unusable, perceptual_hash, target_size, transcode, unpacked
 
-CONFIG = PictureConfig(resize_short=32)
+CONFIG = TranscodeConfig(resize_short=32)
 
 
 def pixels(data: bytes) -> np.ndarray:
@@ -35,14 +35,14 @@ def pixels(data: bytes) -> np.ndarray:
     ],
 )
 def test_sizes(size, short, long, expected):
-    assert target_size(*size, PictureConfig(resize_short=short, max_long=long)) == expected
+    assert target_size(*size, TranscodeConfig(resize_short=short, max_long=long)) == expected
 
 
 def test_result_is_a_plain_jpeg_without_metadata():
     exif = Image.Exif()
     exif[0x010E] = "a description"
     data = jpeg(1, 96, 64, exif=exif.tobytes(), comment=b"hello", icc_profile=b"x" * 500)
-    made = picture(data, CONFIG)
+    made = transcode(data, CONFIG)
     image = Image.open(io.BytesIO(made.jpeg))
     assert image.size == (made.stored_width, made.stored_height) == (48, 32)
     assert not set(image.info) - {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
@@ -50,7 +50,7 @@ def test_result_is_a_plain_jpeg_without_metadata():
 
 
 def test_the_same_bytes_give_the_same_bytes():
-    assert picture(jpeg(1), CONFIG) == picture(jpeg(1), CONFIG)
+    assert transcode(jpeg(1), CONFIG) == transcode(jpeg(1), CONFIG)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -59,7 +59,7 @@ def test_exif_orientation_is_applied(orientation):
     exif[0x0112] = orientation
     data = jpeg(3, 96, 64, exif=exif.tobytes())
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-    made = picture(data, PictureConfig(resize_short=0, quality=100))
+    made = transcode(data, TranscodeConfig(resize_short=0, quality=100))
     assert (made.stored_width, made.stored_height) == upright.size
     assert np.abs(pixels(made.jpeg) - np.asarray(upright).astype(int)).mean() < 3
 
@@ -80,7 +80,7 @@ def test_exif_orientation_is_applied(orientation):
     ],
 )
 def test_every_kind_of_image_becomes_rgb(data, mode):
-    made = picture(unpacked(data), PictureConfig(resize_short=0))
+    made = transcode(unpacked(data), TranscodeConfig(resize_short=0))
     assert made.mode == mode
     wanted = np.asarray(Image.open(io.BytesIO(unpacked(data))).convert("RGB")).astype(int)
     assert np.abs(pixels(made.jpeg) - wanted).mean() < (30 if mode == "1" else 8)
@@ -88,19 +88,19 @@ def test_every_kind_of_image_becomes_rgb(data, mode):
 
 def test_16_bit_values_keep_their_upper_half():
     ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
-    made = picture(encoded(Image.fromarray(ramp), "PNG"), PictureConfig(resize_short=0))
+    made = transcode(encoded(Image.fromarray(ramp), "PNG"), TranscodeConfig(resize_short=0))
     assert np.abs(pixels(made.jpeg)[..., 0] - (ramp >> 8)).max() < 8
 
 
 def test_transparency_becomes_white():
     image = Image.new("RGBA", (64, 64), (255, 0, 0, 0))
-    made = picture(encoded(image, "PNG"), CONFIG)
+    made = transcode(encoded(image, "PNG"), CONFIG)
     assert pixels(made.jpeg).min() > 250
 
 
 @pytest.mark.parametrize("data", [jpeg(7), jpeg(7, mode="RGB", quality=50)])
 def test_keep_bytes_keeps_plain_jpegs(data):
-    made = picture(data, PictureConfig(keep_bytes=True))
+    made = transcode(data, TranscodeConfig(keep_bytes=True))
     assert made.jpeg is None and (made.stored_width, made.stored_height) == (96, 64)
 
 
@@ -115,7 +115,7 @@ def test_keep_bytes_keeps_plain_jpegs(data):
     ],
 )
 def test_keep_bytes_converts_the_rest_at_its_size(data):
-    made = picture(data, PictureConfig(keep_bytes=True))
+    made = transcode(data, TranscodeConfig(keep_bytes=True))
     assert made.jpeg is not None
     assert sorted((made.stored_width, made.stored_height)) == [64, 96]
 
@@ -135,7 +135,7 @@ def test_keep_bytes_converts_the_rest_at_its_size(data):
 )
 def test_damage_is_told(data, reason):
     with pytest.raises(Unusable, match=reason):
-        picture(data, CONFIG)
+        transcode(data, CONFIG)
 
 
 def test_bombs_are_refused_before_they_are_decoded():
@@ -146,16 +146,16 @@ def test_bombs_are_refused_before_they_are_decoded():
         length = (len(chunk) - 4).to_bytes(4, "big")
         png += length + chunk + zlib.crc32(chunk).to_bytes(4, "big")
     with pytest.raises(Unusable, match="bomb"):
-        picture(png, CONFIG)
+        transcode(png, CONFIG)
     with pytest.raises(Unusable, match="bomb: 96x64 pixels, max_pixels is 6000"):
-        picture(jpeg(9), PictureConfig(max_pixels=6000))
+        transcode(jpeg(9), TranscodeConfig(max_pixels=6000))
     with pytest.raises(Unusable, match="unpacks to more"):
         unpacked(gzip.compress(bytes((1 << 28) + 1), 1))
 
 
 def test_small_images_are_refused_where_asked():
     with pytest.raises(Unusable, match="20x20 pixels, min_side is 32"):
-        picture(jpeg(9, 20, 20), PictureConfig(min_side=32))
+        transcode(jpeg(9, 20, 20), TranscodeConfig(min_side=32))
 
 
 def test_perceptual_hash_survives_resizing_and_tells_images_apart():
@@ -183,4 +183,4 @@ def test_flat_images_have_no_perceptual_hash(colour):
 )
 def test_impossible_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        PictureConfig(**settings)
+        TranscodeConfig(**settings)

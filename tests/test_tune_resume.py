@@ -10,7 +10,7 @@ import time
 import pytest
 
 from pipeline.tracking.journal import RECORDS, read_lines
-from tune.trial_log import BEGUN, DIVERGED, DONE, ENDED, TRIALS, read_entries
+from tune.trial_log import DIVERGED, DONE, ENDED, STARTED, TRIALS, read_entries
 
 pytestmark = pytest.mark.ray
 
@@ -66,7 +66,7 @@ def resumed(tmp_path_factory):
 def test_no_trial_is_run_twice_and_none_is_missing(resumed):
     after = lines(resumed["folder"])
     assert after[: len(resumed["before"])] == resumed["before"]
-    begun = [line["number"] for line in after if line["status"] == BEGUN]
+    begun = [line["number"] for line in after if line["status"] == STARTED]
     ended = [line["number"] for line in after if line["status"] in ENDED]
     assert sorted(begun) == sorted(ended) == [0, 1, 2, 3]
 

@@ -13,7 +13,7 @@ from test_tune_space import plan_of
 from tune.config import SearchConfig
 from tune.sampler import importances, propose, spread_point
 from tune.stopper import RUNG, make_stopper, rung_of
-from tune.trial_log import BEGUN, DIVERGED, DONE, STOPPED, Entry
+from tune.trial_log import DIVERGED, DONE, STARTED, STOPPED, Entry
 
 EVALS = 12
 
@@ -26,14 +26,14 @@ def value(sample):
 
 def entry_of(number, sample, status=DONE, top1=None):
     reached = value(sample) if top1 is None else top1
-    values = {"val/top1": reached, "val/loss": 1 - reached} if status != BEGUN else {}
+    values = {"val/top1": reached, "val/loss": 1 - reached} if status != STARTED else {}
     return Entry(number=number, sample=sample, settings=sample, status=status, values=values)
 
 
-def search(plan, trials):
-    entries = [entry_of(0, plan.own_sample())]
+def search(job, trials):
+    entries = [entry_of(0, job.baseline_sample())]
     for number in range(1, trials):
-        sample = propose(number, plan.space, entries, plan.config)
+        sample = propose(number, job.space, entries, job.config)
         entries.append(entry_of(number, sample))
     return entries
 
@@ -51,44 +51,44 @@ def test_tpe_gets_closer_to_the_optimum_than_random_samples():
     best = {}
     for sampler in ("random", "tpe"):
         plans = [plan_of(sampler=sampler, trials=32, seed=seed) for seed in range(5)]
-        best[sampler] = sum(max(value(e.sample) for e in search(plan, 32)[1:]) for plan in plans)
+        best[sampler] = sum(max(value(e.sample) for e in search(job, 32)[1:]) for job in plans)
     assert best["tpe"] > best["random"]
     assert best["tpe"] / 5 > 0.895
 
 
 def test_a_sample_follows_from_the_record_alone():
-    plan = plan_of(trials=12)
-    whole = search(plan, 12)
-    again = [propose(n, plan.space, whole[:n], plan.config) for n in range(1, 12)]
+    job = plan_of(trials=12)
+    whole = search(job, 12)
+    again = [propose(n, job.space, whole[:n], job.config) for n in range(1, 12)]
     assert again == [entry.sample for entry in whole[1:]]
     assert len({tuple(entry.sample.values()) for entry in whole}) == 12
 
 
 def test_trials_that_diverged_or_were_stopped_push_the_search_away():
-    plan = plan_of(trials=12, set=("optim.lr=loguniform(1e-4,1)",))
-    entries = [entry_of(0, plan.own_sample())]
+    job = plan_of(trials=12, set=("optim.lr=loguniform(1e-4,1)",))
+    entries = [entry_of(0, job.baseline_sample())]
     for number in range(1, 12):
-        sample = propose(number, plan.space, entries, plan.config)
+        sample = propose(number, job.space, entries, job.config)
         status = DIVERGED if sample["optim.lr"] > 0.03 else DONE
         if status == DONE and value(sample) < 0.5:
             status = STOPPED
         entries.append(entry_of(number, sample, status))
-    later = [propose(n, plan.space, entries, plan.config) for n in range(12, 24)]
+    later = [propose(n, job.space, entries, job.config) for n in range(12, 24)]
     assert sum(sample["optim.lr"] > 0.03 for sample in later) <= 2
 
 
 def test_grid_covers_every_point_once():
-    plan = plan_of(sampler="grid", trials=10)
-    entries = search(plan, 10)
-    assert [entry.sample for entry in entries[1:]] == plan.space.grid(9)
+    job = plan_of(sampler="grid", trials=10)
+    entries = search(job, 10)
+    assert [entry.sample for entry in entries[1:]] == job.space.grid(9)
 
 
 def test_several_objectives_are_searched_for_what_no_other_beats():
     config = {"objective": ("val/top1", "images_per_s"), "stopper": "none", "trials": 16}
-    plan = plan_of(**config)
+    job = plan_of(**config)
     entries = []
     for number in range(1, 16):
-        sample = propose(number, plan.space, entries, plan.config)
+        sample = propose(number, job.space, entries, job.config)
         entry = entry_of(number, sample)
         speed = {"images_per_s": 1 / sample["optim.warmup"]}
         entries.append(Entry(**{**vars(entry), "values": {**entry.values, **speed}}))
@@ -98,11 +98,11 @@ def test_several_objectives_are_searched_for_what_no_other_beats():
 
 
 def test_importance_tells_the_setting_that_matters():
-    plan = plan_of(sampler="random", trials=32)
-    shares = importances(plan.space, search(plan, 32), plan.config)
+    job = plan_of(sampler="random", trials=32)
+    shares = importances(job.space, search(job, 32), job.config)
     assert shares["optim.lr"] > 0.8
     assert sum(shares.values()) == pytest.approx(1)
-    assert importances(plan.space, search(plan, 3), plan.config) is None
+    assert importances(job.space, search(job, 3), job.config) is None
 
 
 class Controller:

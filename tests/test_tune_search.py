@@ -19,11 +19,11 @@ from pipeline.settings.presets import PRESETS, read_preset
 from pipeline.tracking.journal import RECORDS, write_line
 from tune.__main__ import main
 from tune.config import SearchConfig
-from tune.prepare import assemble, read_plan
-from tune.result import answer
+from tune.prepare import assemble, read_job
+from tune.result import read_result
 from tune.summary import sentences
-from tune.trial_log import BEGUN, DIVERGED, DONE, TRIALS, Entry, Ledger, read_entries
-from tune.trial_slots import Room
+from tune.trial_log import DIVERGED, DONE, STARTED, TRIALS, Entry, TrialLog, read_entries
+from tune.trial_slots import TrialSlots
 
 # the processes of the trials cannot import a test
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -64,11 +64,11 @@ def fit(config, *, on_record, trial):
 
 def plan_in(folder, changes=None, **settings):
     changes = {"runs_dir": str(folder), **(changes or {})}
-    plan = assemble("demo", changes, SearchConfig(**settings), **DEMO)
+    job = assemble("demo", changes, SearchConfig(**settings), **DEMO)
     from tune.search import open_folder
 
-    open_folder(plan, resume=False)
-    return plan
+    open_folder(job, resume=False)
+    return job
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +79,8 @@ def searched(tmp_path_factory, ray_cluster):
     folder = tmp_path_factory.mktemp("search")
     wide = ("optim.lr=loguniform(3e-4,0.3)",)
     # the preset's own warm-up is as short as the space has it
-    plan = plan_in(folder, {"optim.warmup": 0.005}, trials=20, set=wide)
-    return plan, run_search(plan, fit=fit)
+    job = plan_in(folder, {"optim.warmup": 0.005}, trials=20, set=wide)
+    return job, run_search(job, fit=fit)
 
 
 @pytest.mark.ray
@@ -88,22 +88,22 @@ def test_the_known_optimum_is_found_by_the_search_as_shipped(searched):
     _, found = searched
     assert found.best.sample["optim.warmup"] > 0.3
     assert 1e-3 < found.best.sample["optim.lr"] < 4e-3
-    assert found.best.mean("val/top1") > found.own.mean("val/top1") + 0.2
+    assert found.best.mean("val/top1") > found.baseline.mean("val/top1") + 0.2
 
 
 @pytest.mark.ray
 def test_divergence_is_a_result_and_no_error(searched):
-    plan, found = searched
+    job, found = searched
     counts = found.counts()
     assert counts[DIVERGED] >= 1 and "failed" not in counts
-    diverged = [e for e in read_entries(plan.dir / TRIALS) if e.status == DIVERGED]
+    diverged = [e for e in read_entries(job.dir / TRIALS) if e.status == DIVERGED]
     assert all(entry.sample["optim.lr"] > 0.02 and "loss" in entry.reason for entry in diverged)
 
 
 @pytest.mark.ray
 def test_the_preset_comes_first_and_is_repeated_with_the_best(searched):
-    plan, found = searched
-    entries = read_entries(plan.dir / TRIALS)
+    job, found = searched
+    entries = read_entries(job.dir / TRIALS)
     assert entries[0].number == 0 and entries[0].settings == {}
     repeated = {entry.number for entry in entries if entry.repeat}
     assert 0 in repeated and found.best.number in repeated
@@ -114,14 +114,14 @@ def test_the_preset_comes_first_and_is_repeated_with_the_best(searched):
 
 @pytest.mark.ray
 def test_best_settings_are_a_preset_file(searched):
-    plan, found = searched
-    config = read_preset(plan.dir / "best.json")
+    job, found = searched
+    config = read_preset(job.dir / "best.json")
     assert config.optim.lr == pytest.approx(found.best.sample["optim.lr"])
     assert config.optim.warmup_unit == "examples"
-    share = found.best.sample["optim.warmup"] * plan.horizon
+    share = found.best.sample["optim.warmup"] * job.horizon
     assert config.optim.warmup == pytest.approx(share * 40 * 1437, rel=1e-3)
     assert config.epochs == PRESETS["demo"]().epochs
-    assert config.name == f"{plan.name}-best"
+    assert config.name == f"{job.name}-best"
 
 
 @pytest.mark.ray
@@ -135,24 +135,24 @@ def test_three_sentences_say_what_to_use_how_sure_and_what_it_rests_on(searched)
 
 @pytest.mark.ray
 def test_report_makes_the_answer_again(searched):
-    plan, found = searched
-    page = (plan.dir / "report.html").read_bytes()
-    (plan.dir / "report.html").unlink()
+    job, found = searched
+    page = (job.dir / "report.html").read_bytes()
+    (job.dir / "report.html").unlink()
     again = subprocess.run(
-        [sys.executable, "-m", "tune", "report", str(plan.dir)], capture_output=True, text=True
+        [sys.executable, "-m", "tune", "report", str(job.dir)], capture_output=True, text=True
     )
     assert again.returncode == 0, again.stderr
     assert sentences(found)[0] in again.stdout
-    assert (plan.dir / "report.html").read_bytes() == page
+    assert (job.dir / "report.html").read_bytes() == page
 
 
 @pytest.mark.ray
 def test_page_has_the_map_the_curves_and_the_answer(searched):
-    plan, found = searched
-    page = (plan.dir / "report.html").read_text()
+    job, found = searched
+    page = (job.dir / "report.html").read_text()
     for name in ("map", "curves", "seeds", "importance"):
         assert f'<svg id="{name}"' in page
-    entries = read_entries(plan.dir / TRIALS)
+    entries = read_entries(job.dir / TRIALS)
     assert page.count("<polyline") == len([e for e in entries if e.values or e.status != DIVERGED])
     assert "no trial is stopped here" in page
     assert not re.findall(r"""(?:src|href)=["']?http""", page)
@@ -161,13 +161,13 @@ def test_page_has_the_map_the_curves_and_the_answer(searched):
 @pytest.mark.ray
 @pytest.mark.skipif(not CHROMIUM, reason="no chromium")
 def test_page_shows_map_and_curves_in_a_browser(searched, tmp_path):
-    plan, _ = searched
+    job, _ = searched
     picture = tmp_path / "page.png"
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
     flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
     flags += [f"--user-data-dir={tmp_path / 'profile'}", "--hide-scrollbars"]
     flags += [f"--screenshot={picture}", "--window-size=1200,1500"]
-    page = (plan.dir / "report.html").as_uri()
+    page = (job.dir / "report.html").as_uri()
     subprocess.run([CHROMIUM, *flags, page], check=True, capture_output=True, timeout=120)
     colors = colours_of(picture)
     # the colours of the map's surface, and the line of the best trial
@@ -187,13 +187,13 @@ def colours_of(path):
 def test_a_finished_search_only_tells_its_answer_again(searched):
     from tune.search import open_folder, run_search
 
-    plan, found = searched
-    before = (plan.dir / TRIALS).read_bytes()
+    job, found = searched
+    before = (job.dir / TRIALS).read_bytes()
     with pytest.raises(ValueError, match="--resume, or take another --name"):
-        open_folder(plan, resume=False)
-    open_folder(plan, resume=True)
-    assert run_search(plan, fit=fit).best == found.best
-    assert (plan.dir / TRIALS).read_bytes() == before
+        open_folder(job, resume=False)
+    open_folder(job, resume=True)
+    assert run_search(job, fit=fit).best == found.best
+    assert (job.dir / TRIALS).read_bytes() == before
 
 
 def fragile(config, *, on_record, trial):
@@ -210,13 +210,13 @@ def fragile(config, *, on_record, trial):
 def test_failed_trials_are_tried_again_when_the_search_goes_on(tmp_path, ray_cluster):
     from tune.search import run_search
 
-    plan = plan_in(tmp_path, trials=2, seeds=1, stopper="none", evals=2)
+    job = plan_in(tmp_path, trials=2, seeds=1, stopper="none", evals=2)
     with pytest.raises(ValueError, match="no trial of search .* was completed"):
-        run_search(plan, fit=fragile)
-    entries = read_entries(plan.dir / TRIALS)
+        run_search(job, fit=fragile)
+    entries = read_entries(job.dir / TRIALS)
     assert [entry.status for entry in entries] == ["failed"] * 2
     assert "disk full" in entries[0].reason
-    found = run_search(plan, fit=fragile)
+    found = run_search(job, fit=fragile)
     assert found.counts() == {DONE: 2}
 
 
@@ -246,26 +246,26 @@ def test_other_settings_under_the_same_name_are_refused(tmp_path):
     with pytest.raises(ValueError, match="started differently"):
         open_folder(other, resume=True)
     with pytest.raises(ValueError, match="is no search"):
-        read_plan(tmp_path)
+        read_job(tmp_path)
 
 
 def test_a_line_cut_off_by_a_crash_is_no_trial(tmp_path):
     path = tmp_path / TRIALS
-    ledger = Ledger(path)
-    ledger.keep(Entry(number=0, sample={}, settings={}))
-    ledger.keep(Entry(number=0, sample={}, settings={}, status=DONE))
-    ledger.close()
+    trial_log = TrialLog(path)
+    trial_log.keep(Entry(number=0, sample={}, settings={}))
+    trial_log.keep(Entry(number=0, sample={}, settings={}, status=DONE))
+    trial_log.close()
     path.write_bytes(path.read_bytes() + b'{"number": 1, "sam')
     assert len(read_entries(path)) == 1
-    again = Ledger(path)
+    again = TrialLog(path)
     again.keep(Entry(number=1, sample={}, settings={}))
     again.close()
-    assert [entry.status for entry in read_entries(path)] == [DONE, BEGUN]
+    assert [entry.status for entry in read_entries(path)] == [DONE, STARTED]
 
 
 def test_the_best_of_many_single_runs_is_not_held_against_a_mean(tmp_path):
-    plan = plan_in(tmp_path, trials=4)
-    ledger = Ledger(plan.dir / TRIALS)
+    job = plan_in(tmp_path, trials=4)
+    trial_log = TrialLog(job.dir / TRIALS)
     for number, repeat, top1 in [(0, 0, 0.90), (1, 0, 0.97), (2, 0, 0.93)] + [
         (0, 1, 0.90),
         (0, 2, 0.91),
@@ -275,28 +275,28 @@ def test_the_best_of_many_single_runs_is_not_held_against_a_mean(tmp_path):
         values = {"val/top1": top1, "val/loss": 1 - top1}
         sample = {"optim.lr": 1e-3, "optim.warmup": 0.1}
         entry = Entry(number=number, repeat=repeat, sample=sample, settings=sample)
-        ledger.keep(dataclasses.replace(entry, status=DONE, values=values))
-    ledger.close()
-    found = answer(plan)
+        trial_log.keep(dataclasses.replace(entry, status=DONE, values=values))
+    trial_log.close()
+    found = read_result(job)
     assert [group.number for group in found.groups] == [2, 0, 1]
     assert found.tolerance == pytest.approx(2 * math.sqrt((0.01**2 + 1 / 30000) / 2), rel=0.01)
 
 
 def test_room_follows_from_the_cluster_and_leaves_cores_for_the_data():
-    assert Room.of(cpus=4, gpus=0, workers=1, wanted=None).trials == 2
-    assert Room.of(cpus=64, gpus=8, workers=2, wanted=None).trials == 4
-    # GPUs without cores for the data are no room
-    assert Room.of(cpus=9, gpus=8, workers=1, wanted=None).trials == 8
-    assert Room.of(cpus=8, gpus=8, workers=1, wanted=None).trials == 7
+    assert TrialSlots.of(cpus=4, gpus=0, workers=1, wanted=None).trials == 2
+    assert TrialSlots.of(cpus=64, gpus=8, workers=2, wanted=None).trials == 4
+    # GPUs without cores for the data are not slots
+    assert TrialSlots.of(cpus=9, gpus=8, workers=1, wanted=None).trials == 8
+    assert TrialSlots.of(cpus=8, gpus=8, workers=1, wanted=None).trials == 7
     for cpus in range(2, 70):
         for workers in range(1, 5):
             if cpus >= 2 * workers:
-                room = Room.of(cpus=cpus, gpus=0, workers=workers, wanted=None)
-                assert room.trials * workers * room.worker_cpus <= cpus // 2
+                slots = TrialSlots.of(cpus=cpus, gpus=0, workers=workers, wanted=None)
+                assert slots.trials * workers * slots.worker_cpus <= cpus // 2
     with pytest.raises(ValueError, match="would wait for each other"):
-        Room.of(cpus=4, gpus=0, workers=1, wanted=3)
+        TrialSlots.of(cpus=4, gpus=0, workers=1, wanted=3)
     with pytest.raises(ValueError, match="a trial of 4 workers needs 4 GPUs"):
-        Room.of(cpus=64, gpus=2, workers=4, wanted=None)
+        TrialSlots.of(cpus=64, gpus=2, workers=4, wanted=None)
 
 
 @pytest.fixture(scope="module")

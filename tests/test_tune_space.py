@@ -95,17 +95,17 @@ def test_space_comes_from_a_small_file(tmp_path):
 
 @pytest.mark.parametrize("name", SPACES)
 def test_every_named_space_fits_the_recipe_for_imagenet_21k(name):
-    plan = plan_of("in21k-b16-30ep", data=DATA, space=name)
-    assert len(plan.space.corners()) >= 4
+    job = plan_of("in21k-b16-30ep", data=DATA, space=name)
+    assert len(job.space.corners()) >= 4
 
 
 def test_recipe_ranges_are_those_around_the_recipes_own_rate():
-    plan = plan_of("in21k-b16-30ep", data=DATA, horizon=0.25)
-    rate, warmup = (plan.space.dimensions[f"optim.{name}"] for name in ("lr", "warmup"))
+    job = plan_of("in21k-b16-30ep", data=DATA, horizon=0.25)
+    rate, warmup = (job.space.dimensions[f"optim.{name}"] for name in ("lr", "warmup"))
     assert (rate.low, rate.high) == (3e-4, 3e-3)
     # 0.5 to 12 % of the real run in examples
     assert (warmup.low, warmup.high) == (0.02, 0.48)
-    assert plan.space.shared == {"optim.warmup_unit": "fraction"}
+    assert job.space.shared == {"optim.warmup_unit": "fraction"}
 
 
 def test_augment_is_augregs_grid_of_28():
@@ -119,10 +119,10 @@ def test_augment_is_augregs_grid_of_28():
 
 
 def test_finetune_takes_the_papers_rates_and_steps():
-    plan = plan_of("demo", data={**DATA, "samples": 1_281_167}, space="finetune")
-    assert plan.horizon == 1.0
-    assert plan.space.dimensions["optim.lr"].options == (0.003, 0.01, 0.03, 0.06)
-    steps = [plan.tuned(plan.settings(c)).steps(1_281_167) for c in plan.space.corners()]
+    job = plan_of("demo", data={**DATA, "samples": 1_281_167}, space="finetune")
+    assert job.horizon == 1.0
+    assert job.space.dimensions["optim.lr"].options == (0.003, 0.01, 0.03, 0.06)
+    steps = [job.tuned(job.settings(c)).steps(1_281_167) for c in job.space.corners()]
     assert set(steps) == {10_000, 20_000}
 
 
@@ -138,8 +138,8 @@ def test_decay_is_held_alone_or_as_the_product_by_choice():
 
 
 def test_grid_has_the_ends_and_fits_into_the_trials():
-    plan = plan_of(sampler="grid", trials=17)
-    grid = plan.space.grid(16)
+    job = plan_of(sampler="grid", trials=17)
+    grid = job.space.grid(16)
     assert len(grid) == 16
     rates = {sample["optim.lr"] for sample in grid}
     assert {min(rates), max(rates)} == {6e-4, 6e-3}
@@ -187,9 +187,9 @@ def test_warmup_longer_than_a_trial_is_refused_with_the_way_out():
 
 
 def test_no_trial_is_stopped_before_the_longest_warmup_is_over():
-    plan = plan_of()
-    assert plan.longest_warmup == pytest.approx(0.48)
-    assert plan.first_rung == pytest.approx(0.51)
+    job = plan_of()
+    assert job.longest_warmup == pytest.approx(0.48)
+    assert job.first_rung == pytest.approx(0.51)
     assert plan_of(rungs_from=0.1).first_rung == pytest.approx(0.48)
 
 

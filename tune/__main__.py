@@ -20,7 +20,7 @@ from support.console import open_console
 from tune.config import SearchConfig
 
 if TYPE_CHECKING:
-    from tune.job import Plan
+    from tune.job import SearchJob
 
 log = logging.getLogger("tune")
 
@@ -103,27 +103,27 @@ def search(preset: str, command: Search) -> int:
     open_console(verbose=command.verbose)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    from tune.data import make_plan
+    from tune.data import prepare_job
 
     try:
-        plan = make_plan(preset, command.base, command.config)
+        job = prepare_job(preset, command.base, command.config)
         from tune.search import open_folder, run_search
 
-        open_folder(plan, resume=command.resume)
+        open_folder(job, resume=command.resume)
     except (ValueError, OSError) as error:
         return refuse(str(error))
-    log.info("%s\n", plan.describe())
+    log.info("%s\n", job.describe())
     if not command.verbose:
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
     try:
-        found = run_search(plan, verbose=command.verbose)
+        found = run_search(job, verbose=command.verbose)
     except KeyboardInterrupt:
         log.info("interrupted; the same command with --resume goes on")
         return 130
     except ValueError as error:
         log.error("error: %s", error)
         return 1
-    log.info("\n%s", ending(plan, found))
+    log.info("\n%s", ending(job, found))
     failed = found.counts().get("failed", 0)
     if failed:
         log.error("error: %d trials failed; --resume tries them again", failed)
@@ -135,27 +135,27 @@ def report_command(folder: str, *rest: str) -> int:
     if rest:
         return refuse(f"report takes one folder of a search, not also {' '.join(rest)}")
     open_console(verbose=False)
-    from tune.prepare import read_plan
+    from tune.prepare import read_job
     from tune.report import conclude
 
     try:
-        plan = read_plan(Path(folder).absolute())
-        found = conclude(plan)
+        job = read_job(Path(folder).absolute())
+        found = conclude(job)
     except (ValueError, OSError) as error:
         return refuse(str(error))
-    log.info("%s", ending(plan, found))
+    log.info("%s", ending(job, found))
     return 0
 
 
-def ending(plan: "Plan", found: object) -> str:
+def ending(job: "SearchJob", found: object) -> str:
     """What a search ends with on the console."""
     from tune.report import BEST, PAGE
     from tune.summary import cost, result_table, sentences
 
     facts = {
         "cost": cost(found),
-        "page": plan.dir / PAGE,
-        "train": f"python -m pipeline train --preset-file {plan.dir / BEST}",
+        "page": job.dir / PAGE,
+        "train": f"python -m pipeline train --preset-file {job.dir / BEST}",
     }
     lines = "\n".join(f"{name:<12}{fact}" for name, fact in facts.items())
     return f"{result_table(found)}\n{lines}\n\n{chr(10).join(sentences(found))}"

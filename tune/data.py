@@ -1,4 +1,4 @@
-"""A plan from a preset: its data are opened, and made where they are the embedded ones.
+"""A job from a preset: its data are opened, and made where they are the embedded ones.
 
 This is where the slow imports begin; Ray has not been started.
 """
@@ -9,11 +9,11 @@ from pipeline.settings.config import DIGITS, TrainConfig
 from pipeline.settings.presets import PRESETS
 from pipeline.train.job import prepare
 from tune.config import SearchConfig
-from tune.job import Plan, name_of
+from tune.job import SearchJob, name_of
 from tune.prepare import assemble
 
 
-def make_plan(preset: str, base: TrainConfig, config: SearchConfig) -> Plan:
+def prepare_job(preset: str, base: TrainConfig, config: SearchConfig) -> SearchJob:
     """Check a search against its data; what does not fit is a ValueError or FileNotFoundError."""
     paths = {"runs_dir": str(Path(base.runs_dir).absolute())}
     if base.data.dir != DIGITS and "://" not in base.data.dir:

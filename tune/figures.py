@@ -10,7 +10,7 @@ from tune.chart import Axis, Frame
 from tune.config import OBJECTIVES
 from tune.dimension import Range
 from tune.job import shown
-from tune.result import Answer, Group
+from tune.result import Group, SearchResult
 from tune.trial_log import DIVERGED, DONE, STOPPED, Entry
 
 # cells along a side of the map, and how far a trial is seen, as a share of the side
@@ -20,15 +20,15 @@ DEPTH = 3.0
 BEST, OWN, BAD = "#d6246e", "#111827", "#b42318"
 
 
-def axes_of(found: Answer) -> tuple[str, str] | None:
+def axes_of(found: SearchResult) -> tuple[str, str] | None:
     """The two dimensions of the map: learning rate and warm-up if they were searched."""
-    names = list(found.plan.space.dimensions)
+    names = list(found.job.space.dimensions)
     first = [name for name in ("optim.lr", "optim.warmup") if name in names]
     names = first + [name for name in names if name not in first]
     return (names[0], names[1]) if len(names) > 1 else None
 
 
-def depth_of(found: Answer) -> float:
+def depth_of(found: SearchResult) -> float:
     """How far below the best the colours of the map end.
 
     That three quarters of the settings are told apart, and nothing that is the same is.
@@ -38,17 +38,17 @@ def depth_of(found: Answer) -> float:
     return max(DEPTH * found.tolerance, below[len(below) * 3 // 4]) or 1.0
 
 
-def color_share(found: Answer, value: float) -> float:
+def color_share(found: SearchResult, value: float) -> float:
     """Where a value of the objective lies between the worst that is told apart and the best."""
     sign = 1 if OBJECTIVES[found.objective] else -1
     behind = sign * (found.best.mean(found.objective) - value)
     return 1 - min(max(behind / depth_of(found), 0.0), 1.0)
 
 
-def map_figure(found: Answer) -> str:
+def map_figure(found: SearchResult) -> str:
     """The objective over two settings: a smooth surface near the trials, and the trials."""
     names = axes_of(found)
-    dimensions = found.plan.space.dimensions
+    dimensions = found.job.space.dimensions
     if not names:
         return single_figure(found)
     frame = Frame(
@@ -74,7 +74,7 @@ def map_figure(found: Answer) -> str:
     return frame.drawn(marks, "map")
 
 
-def surface(found: Answer, frame: Frame, place) -> list[str]:  # noqa: ANN001
+def surface(found: SearchResult, frame: Frame, place) -> list[str]:  # noqa: ANN001
     """Cells coloured by the mean of the trials near them, fainter where there are none."""
     known = [(place(group.sample), group.mean(found.objective)) for group in found.groups]
     points = [(at, value) for at, value in known if at]
@@ -108,7 +108,7 @@ def surface(found: Answer, frame: Frame, place) -> list[str]:  # noqa: ANN001
     return cells
 
 
-def mark(found: Answer, entry: Entry, group: Group | None, x: float, y: float) -> list[str]:
+def mark(found: SearchResult, entry: Entry, group: Group | None, x: float, y: float) -> list[str]:
     """One trial on the map."""
     title = f"{entry.name}: {entry.status}; {shown(entry.sample)}"
     if entry.status == DIVERGED:
@@ -134,9 +134,9 @@ def mark(found: Answer, entry: Entry, group: Group | None, x: float, y: float) -
     return marks
 
 
-def single_figure(found: Answer) -> str:
+def single_figure(found: SearchResult) -> str:
     """The objective over the only setting that was searched."""
-    ((name, dimension),) = found.plan.space.dimensions.items()
+    ((name, dimension),) = found.job.space.dimensions.items()
     values = [group.mean(found.objective) for group in found.groups]
     frame = Frame(x=Axis.of(name, dimension), y=value_axis(found.objective, values))
     marks = []
@@ -162,12 +162,12 @@ def value_axis(name: str, values: Sequence[float]) -> Axis:
     return Axis.linear(name, low - air, high + air)
 
 
-def read_curves(found: Answer, metric: str) -> dict[str, list[tuple[float, float]]]:
+def read_curves(found: SearchResult, metric: str) -> dict[str, list[tuple[float, float]]]:
     """Each trial's metric by share of the trial."""
     curves = {}
     for entry in found.entries:
-        config = found.plan.trial_config(entry.settings, entry.name, entry.repeat)
-        total = config.steps(found.plan.samples)
+        config = found.job.trial_config(entry.settings, entry.name, entry.repeat)
+        total = config.steps(found.job.samples)
         path = Path(config.runs_dir) / config.name / RECORDS
         curves[entry.name] = [
             (record["step"] / total, record[metric])
@@ -177,7 +177,7 @@ def read_curves(found: Answer, metric: str) -> dict[str, list[tuple[float, float
     return curves
 
 
-def curves_figure(found: Answer, metric: str, name: str) -> str:
+def curves_figure(found: SearchResult, metric: str, name: str) -> str:
     """All trials over the share of their length, with the part in which none is stopped."""
     curves = read_curves(found, metric)
     values = [v for points in curves.values() for _, v in points if math.isfinite(v)]
@@ -194,11 +194,11 @@ def curves_figure(found: Answer, metric: str, name: str) -> str:
     return frame.drawn(marks, name)
 
 
-def gate(found: Answer, frame: Frame) -> list[str]:
+def gate(found: SearchResult, frame: Frame) -> list[str]:
     """The stretch before the first rung."""
-    if found.plan.config.stopper == "none":
+    if found.job.config.stopper == "none":
         return []
-    right, top = frame.px(found.plan.first_rung), frame.py(1)
+    right, top = frame.px(found.job.first_rung), frame.py(1)
     width, height = right - frame.px(0), frame.py(0) - top
     return [
         chart.rect(frame.px(0), top, width, height, fill="#e8ecf4"),
@@ -207,7 +207,7 @@ def gate(found: Answer, frame: Frame) -> list[str]:
     ]
 
 
-def curve(found: Answer, entry: Entry, points: list[tuple[float, float]]) -> list[str]:
+def curve(found: SearchResult, entry: Entry, points: list[tuple[float, float]]) -> list[str]:
     """One trial's curve and how it ended."""
     title = f"{entry.name}: {entry.status}; {shown(entry.sample)}"
     stroke, width, dash = "#8fa3c8", 1.4, "none"
@@ -230,7 +230,7 @@ def curve(found: Answer, entry: Entry, points: list[tuple[float, float]]) -> lis
     return marks
 
 
-def seeds_figure(found: Answer) -> str:
+def seeds_figure(found: SearchResult) -> str:
     """Every seed of the settings that were run with several."""
     groups = [group for group in found.groups if len(group.runs) > 1]
     if not groups:
@@ -266,7 +266,7 @@ def seeds_figure(found: Answer) -> str:
     return frame.drawn(marks, "seeds")
 
 
-def importance_figure(found: Answer) -> str:
+def importance_figure(found: SearchResult) -> str:
     """A bar for each setting."""
     shares = sorted((found.importance or {}).items(), key=lambda pair: -pair[1])
     parts = []
@@ -279,7 +279,7 @@ def importance_figure(found: Answer) -> str:
     return f'<svg id="importance" viewBox="0 0 560 {height}" role="img">{"".join(parts)}</svg>'
 
 
-def legend(found: Answer) -> str:
+def legend(found: SearchResult) -> str:
     """What the colours of the map mean."""
     steps = 40
     bars = [
@@ -289,7 +289,7 @@ def legend(found: Answer) -> str:
     return f'<svg class="legend" viewBox="0 0 240 12">{"".join(bars)}</svg>'
 
 
-def legend_ends(found: Answer) -> tuple[str, str]:
+def legend_ends(found: SearchResult) -> tuple[str, str]:
     """The values at the dark and at the light end of the map's colours."""
     best, depth = found.best.mean(found.objective), depth_of(found)
     sign = 1 if OBJECTIVES[found.objective] else -1

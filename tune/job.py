@@ -21,12 +21,12 @@ OFF = {
     **{"record.models": "none", "record.register": None, "probe.data": [], "audit": False},
     **{"storage": None, "min_workers": None, "worker_cpus": None},
 }
-# what the plan knows of the data
+# what the job knows of the data
 DATA = ("samples", "eval_samples", "num_classes", "data_dir")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class SearchJob:
     """A search whose preset, space and data fit together."""
 
     preset: str
@@ -102,7 +102,7 @@ class Plan:
             changes["epochs"] *= self.horizon
         return self.short.replace(changes)
 
-    def own_sample(self) -> dict[str, object]:
+    def baseline_sample(self) -> dict[str, object]:
         """The preset's own settings as a sample, as far as the space has a value for them."""
         flat, sample = self.short.flat(), {}
         for name, dimension in self.space.dimensions.items():

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from support.console import duration
 from tune import figures, summary
-from tune.job import Plan
-from tune.result import Answer
+from tune.job import SearchJob
+from tune.result import SearchResult
 
 STYLE = """
 :root{color-scheme:light}*{box-sizing:border-box}
@@ -39,29 +39,29 @@ border-radius:8px;padding:10px 14px}.tile b{display:block;font-size:20px}
 """
 
 
-def write_page(plan: Plan, found: Answer, path: Path) -> None:
+def write_page(job: SearchJob, found: SearchResult, path: Path) -> None:
     """Write the page, whole or not at all."""
     aside = path.with_suffix(".tmp")
-    aside.write_text(page(plan, found), encoding="utf-8")
+    aside.write_text(page(job, found), encoding="utf-8")
     aside.replace(path)
 
 
-def page(plan: Plan, found: Answer) -> str:
+def page(job: SearchJob, found: SearchResult) -> str:
     """The page."""
-    title = f"Search {plan.name}"
+    title = f"Search {job.name}"
     sub = (
-        f"{plan.config.trials} trials of preset {plan.preset} over "
-        f"{', '.join(plan.space.dimensions)}; each {plan.horizon:g} of the run; best in "
+        f"{job.config.trials} trials of preset {job.preset} over "
+        f"{', '.join(job.space.dimensions)}; each {job.horizon:g} of the run; best in "
         f"{found.objective}"
     )
     body = "\n".join(
         (
-            answer_card(plan, found),
+            answer_card(job, found),
             f'<div class="two">{map_card(found)}{curves_card(found)}</div>',
             table_card(found),
             f'<div class="two">{seeds_card(found)}{importance_card(found)}</div>',
             cost_card(found),
-            rule_card(plan, found),
+            rule_card(job, found),
         )
     )
     return (
@@ -85,16 +85,16 @@ def card(title: str, why: str, inside: str, *, kind: str = "") -> str:
     )
 
 
-def answer_card(plan: Plan, found: Answer) -> str:
+def answer_card(job: SearchJob, found: SearchResult) -> str:
     """The three sentences, and the command to go on with."""
     sentences = "".join(f"<p>{text(sentence)}</p>" for sentence in summary.sentences(found))
-    command = f"python -m pipeline train --preset-file {plan.dir / 'best.json'}"
+    command = f"python -m pipeline train --preset-file {job.dir / 'best.json'}"
     return (
         f'<section class="card answer" id="answer">{sentences}<pre>{text(command)}</pre></section>'
     )
 
 
-def map_card(found: Answer) -> str:
+def map_card(found: SearchResult) -> str:
     """The map with its key."""
     low, high = figures.legend_ends(found)
     key = (
@@ -107,14 +107,14 @@ def map_card(found: Answer) -> str:
     return card(f"{found.objective} over the settings", why, figures.map_figure(found) + key)
 
 
-def curves_card(found: Answer) -> str:
+def curves_card(found: SearchResult) -> str:
     """All trials over their length."""
     why = "The best is bold, the preset's own dashed; a hollow end was stopped, a cross diverged."
     metric = found.objective if found.objective.startswith("val/") else "val/top1"
     return card("Every trial", why, figures.curves_figure(found, metric, "curves"))
 
 
-def table_card(found: Answer) -> str:
+def table_card(found: SearchResult) -> str:
     """The best settings."""
     head = "".join(f"<th>{text(name)}</th>" for name in summary.heads(found))
     lines = []
@@ -129,7 +129,7 @@ def table_card(found: Answer) -> str:
     return card("The best settings", why, f"<table><tr>{head}</tr>{''.join(lines)}</table>")
 
 
-def seeds_card(found: Answer) -> str:
+def seeds_card(found: SearchResult) -> str:
     """How far seeds lie apart."""
     figure = figures.seeds_figure(found)
     if not figure:
@@ -141,7 +141,7 @@ def seeds_card(found: Answer) -> str:
     return card("Is it luck?", why, figure)
 
 
-def importance_card(found: Answer) -> str:
+def importance_card(found: SearchResult) -> str:
     """What the settings explain."""
     inside = figures.importance_figure(found)
     if not found.importance:
@@ -150,7 +150,7 @@ def importance_card(found: Answer) -> str:
     return card("What matters", why, inside)
 
 
-def cost_card(found: Answer) -> str:
+def cost_card(found: SearchResult) -> str:
     """What the search took."""
     tiles = [(str(number), f"trials {status}") for status, number in found.counts().items()]
     repeats = sum(bool(entry.repeat) for entry in found.entries)
@@ -168,12 +168,12 @@ def cost_card(found: Answer) -> str:
     return card("What it cost", "All trials together.", f'<div class="tiles">{inside}</div>')
 
 
-def rule_card(plan: Plan, found: Answer) -> str:
+def rule_card(job: SearchJob, found: SearchResult) -> str:
     """How the settings are carried to the real run, and how trials are stopped."""
     words = (
-        f"<p>Settings are carried {text(plan.rule())}.</p>"
+        f"<p>Settings are carried {text(job.rule())}.</p>"
         f"<p>Trials are compared fairly: each runs a complete schedule over its own length. "
-        f"Stopping: {text(plan.stopping())}. A trial whose rate is still high is behind because "
+        f"Stopping: {text(job.stopping())}. A trial whose rate is still high is behind because "
         f"of that, so trials are compared where their rates have fallen by the same factor.</p>"
     )
     return card("How it was done", "", words)

@@ -1,4 +1,4 @@
-"""A plan from its parts, new or as it was written down; what does not fit is refused by name."""
+"""A job from its parts, new or as it was written down; what does not fit is refused by name."""
 
 import json
 from collections.abc import Mapping
@@ -8,15 +8,15 @@ from pipeline.settings.config import TrainConfig
 from pipeline.settings.presets import PRESETS
 from tune import transfer
 from tune.config import SearchConfig
-from tune.job import DATA, SEARCH, Plan, horizon_of, shortened, shown
+from tune.job import DATA, SEARCH, SearchJob, horizon_of, shortened, shown
 from tune.space import Space, make_space
 
 # a search can be gone on with at other values of these
 MAY_CHANGE = {"trials", "seeds", "top", "concurrent"}
 
 
-def read_plan(folder: Path) -> Plan:
-    """The plan of a search that was started; what is no folder of one is a ValueError."""
+def read_job(folder: Path) -> SearchJob:
+    """The job of a search that was started; what is no folder of one is a ValueError."""
     path = folder / SEARCH
     if not path.is_file():
         raise ValueError(f"{folder} is no search: it has no {SEARCH}")
@@ -40,14 +40,14 @@ def assemble(
     eval_samples: int,
     num_classes: int,
     data_dir: str,
-) -> Plan:
-    """A plan from its parts; a space that does not fit is a ValueError with the setting's name."""
+) -> SearchJob:
+    """A job from its parts; a space that does not fit is a ValueError with the setting's name."""
     run = PRESETS[preset]().replace(changes)
     short = shortened(run, config, samples)
     scale = 1 / horizon_of(config) if config.transfer == "examples" else 1.0
     space = make_space(config.space, config.set, short, scale=scale, samples=samples)
     check_decay(space, short, config)
-    plan = Plan(
+    job = SearchJob(
         preset=preset,
         changes=changes,
         config=config,
@@ -58,27 +58,27 @@ def assemble(
         data_dir=data_dir,
     )
     for corner in space.corners():
-        check_corner(plan, corner)
+        check_corner(job, corner)
     if config.sampler == "grid":
         space.grid(config.trials - 1)
-    return plan
+    return job
 
 
-def check_corner(plan: Plan, sample: Mapping[str, object]) -> None:
+def check_corner(job: SearchJob, sample: Mapping[str, object]) -> None:
     """Refuse a space with a sample whose config, here or carried to the real run, is refused."""
-    where = f"space {plan.space.name!r} at {shown(sample)}"
+    where = f"space {job.space.name!r} at {shown(sample)}"
     try:
-        settings = plan.settings(sample)
-        config = plan.tuned(settings)
-        plan.run.replace(plan.carried(settings))
+        settings = job.settings(sample)
+        config = job.tuned(settings)
+        job.run.replace(job.carried(settings))
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     for name in ("warmup", "cooldown"):
-        share = transfer.share_of_run(config, name, plan.samples)
+        share = transfer.share_of_run(config, name, job.samples)
         if share >= 1:
             raise ValueError(
                 f"{where}: optim.{name} takes {share:.0%} of a trial; give it a shorter range, or "
-                f"set --horizon above {plan.horizon * share:.2g}"
+                f"set --horizon above {job.horizon * share:.2g}"
             )
 
 
@@ -98,11 +98,11 @@ def check_decay(space: Space, short: TrainConfig, config: SearchConfig) -> None:
         )
 
 
-def check_same(old: Plan, new: Plan) -> None:
+def check_same(old: SearchJob, new: SearchJob) -> None:
     """Refuse to go on with a search of other settings."""
     before, now = old.flat(), new.flat()
     before["search"], now["search"] = (
-        {k: v for k, v in plan["search"].items() if k not in MAY_CHANGE} for plan in (before, now)
+        {k: v for k, v in job["search"].items() if k not in MAY_CHANGE} for job in (before, now)
     )
     if old.config.sampler == "grid" and old.config.trials != new.config.trials:
         raise ValueError("the points of a grid follow from --trials; take another --name")

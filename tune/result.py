@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from tune.config import OBJECTIVES
 from tune.dimension import Range
-from tune.job import Plan
+from tune.job import SearchJob
 from tune.sampler import importances
 from tune.trial_log import DIVERGED, DONE, ENDED, STOPPED, TRIALS, Entry, read_entries
 
@@ -51,10 +51,10 @@ class Group:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class SearchResult:
     """What a search has found."""
 
-    plan: Plan
+    job: SearchJob
     entries: Sequence[Entry]
     groups: Sequence[Group]
     """From the best on."""
@@ -66,12 +66,12 @@ class Answer:
     @property
     def objective(self) -> str:
         """What the best is best in."""
-        return self.plan.config.objective[0]
+        return self.job.config.objective[0]
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """What is shown of each setting."""
-        return tuple(dict.fromkeys((*self.plan.config.objective, "val/loss")))
+        return tuple(dict.fromkeys((*self.job.config.objective, "val/loss")))
 
     @property
     def best(self) -> Group:
@@ -79,7 +79,7 @@ class Answer:
         return self.groups[0]
 
     @property
-    def own(self) -> Group | None:
+    def baseline(self) -> Group | None:
         """The preset's own settings."""
         return next((group for group in self.groups if group.number == 0), None)
 
@@ -98,18 +98,18 @@ class Answer:
     def _beats(self, one: Group, other: Group) -> bool:
         ahead = [
             (one.mean(name) - other.mean(name)) * (1 if OBJECTIVES[name] else -1)
-            for name in self.plan.config.objective
+            for name in self.job.config.objective
         ]
         return min(ahead) >= 0 and max(ahead) > 0
 
     def settings(self) -> dict[str, object]:
         """Settings for the real run."""
-        return self.plan.carried(self.best.settings)
+        return self.job.carried(self.best.settings)
 
     def edges(self) -> list[str]:
         """Ranges at whose end the best lies, where a wider one may hold a better one."""
         found = []
-        for name, dimension in self.plan.space.dimensions.items():
+        for name, dimension in self.job.space.dimensions.items():
             if isinstance(dimension, Range) and name in self.best.sample and self.best.number:
                 share = dimension.share(self.best.sample[name])
                 if not EDGE < share < 1 - EDGE:
@@ -132,14 +132,14 @@ class Answer:
         left = 0
         for entry in self.entries:
             if entry.status in (STOPPED, DIVERGED):
-                config = self.plan.tuned(entry.settings)
-                left += config.steps(self.plan.samples) * config.global_batch - entry.images
+                config = self.job.tuned(entry.settings)
+                left += config.steps(self.job.samples) * config.global_batch - entry.images
         return left
 
     @property
     def run_images(self) -> float:
         """Images of the real run."""
-        return self.plan.run.epochs * self.plan.samples
+        return self.job.run.epochs * self.job.samples
 
     @property
     def seconds(self) -> float:
@@ -147,31 +147,31 @@ class Answer:
         return sum(entry.seconds for entry in self.entries)
 
 
-def answer(plan: Plan) -> Answer:
+def read_result(job: SearchJob) -> SearchResult:
     """Work out the answer from the record of a search; without a completed trial a ValueError."""
-    entries = read_entries(plan.dir / TRIALS)
-    groups = groups_of(plan, entries)
+    entries = read_entries(job.dir / TRIALS)
+    groups = groups_of(job, entries)
     if not groups:
         ended = {entry.status for entry in entries} & {STOPPED, DIVERGED}
         advice = "lower the learning rates" if ended == {DIVERGED} else "look at trials.jsonl"
-        raise ValueError(f"no trial of search {plan.name!r} was completed; {advice}")
-    tolerance, source = tolerance_of(plan, groups)
-    return Answer(
-        plan=plan,
+        raise ValueError(f"no trial of search {job.name!r} was completed; {advice}")
+    tolerance, source = tolerance_of(job, groups)
+    return SearchResult(
+        job=job,
         entries=entries,
         groups=groups,
         tolerance=tolerance,
         tolerance_source=source,
-        importance=importances(plan.space, entries, plan.config),
+        importance=importances(job.space, entries, job.config),
     )
 
 
-def groups_of(plan: Plan, entries: Sequence[Entry]) -> list[Group]:
+def groups_of(job: SearchJob, entries: Sequence[Entry]) -> list[Group]:
     """What was completed, from the best on: those run with all seeds come before the others.
 
     The best of many single runs is lucky, so that a mean over seeds is never held against one run.
     """
-    objective, groups = plan.config.objective[0], []
+    objective, groups = job.config.objective[0], []
     for first in entries:
         if first.repeat or first.status != DONE:
             continue
@@ -193,19 +193,19 @@ def groups_of(plan: Plan, entries: Sequence[Entry]) -> list[Group]:
     )
 
 
-def tolerance_of(plan: Plan, groups: Sequence[Group]) -> tuple[float, str]:
+def tolerance_of(job: SearchJob, groups: Sequence[Group]) -> tuple[float, str]:
     """The difference that is not one, and where it comes from."""
-    objective = plan.config.objective[0]
+    objective = job.config.objective[0]
     spreads = [g.spread(objective) for g in groups if len(g.runs) > 1]
     share = objective in ("val/top1", "val/top5")
     if spreads:
         pooled = math.sqrt(statistics.fmean(spread**2 for spread in spreads))
-        least = 1 / plan.eval_samples if share else 0.0
+        least = 1 / job.eval_samples if share else 0.0
         return max(2 * pooled, least), "two standard deviations between seeds"
     best = groups[0].mean(objective)
     if share:
-        error = math.sqrt(max(best * (1 - best), 1e-12) / plan.eval_samples)
-        return max(2 * error, 1 / plan.eval_samples), (
-            f"two standard errors of a share of {plan.eval_samples:,} images"
+        error = math.sqrt(max(best * (1 - best), 1e-12) / job.eval_samples)
+        return max(2 * error, 1 / job.eval_samples), (
+            f"two standard errors of a share of {job.eval_samples:,} images"
         )
     return abs(best) / 100, "one percent"

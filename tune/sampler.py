@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from tune.config import OBJECTIVES, SearchConfig
 from tune.dimension import Dimension, Range
 from tune.space import Space
-from tune.trial_log import BEGUN, DIVERGED, DONE, STOPPED, Entry
+from tune.trial_log import DIVERGED, DONE, STARTED, STOPPED, Entry
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -86,7 +86,7 @@ def as_trial(
         "distributions": distributions(space),
     }
     values = [entry.values.get(name) for name in config.objective]
-    if entry.status == BEGUN:
+    if entry.status == STARTED:
         return create_trial(state=TrialState.RUNNING, **known)
     if entry.status == DONE:
         return create_trial(values=values, **known)

@@ -1,6 +1,6 @@
-"""A search from a plan to its answer; the driver's side.
+"""A search from a job to its answer; the driver's side.
 
-    plan -> Ray Tune: trials -> the best ones again with other seeds -> answer -> best.json, page
+    job -> Ray Tune: trials -> the best ones again with other seeds -> answer -> best.json, page
 
 A search is its folder: gone on with, it keeps the trials that have ended, goes on with those that
 were at work, and with the same run in MLflow.
@@ -22,15 +22,15 @@ from pipeline import run
 from pipeline.tracking.recorder import Recorder
 from pipeline.train.resources import ray_session
 from tune.config import OBJECTIVES
-from tune.job import SEARCH, Plan
-from tune.prepare import check_same, read_plan
+from tune.job import SEARCH, SearchJob
+from tune.prepare import check_same, read_job
 from tune.report import BEST, PAGE, conclude
-from tune.result import Answer
-from tune.search_state import Course, Key
+from tune.result import SearchResult
+from tune.search_state import Key, SearchState
 from tune.stopper import make_stopper
-from tune.trial import Bench, Fit, TrialActor
-from tune.trial_log import FAILED, TRIALS, Ledger
-from tune.trial_slots import Room
+from tune.trial import Fit, TrialActor, TrialSetup
+from tune.trial_log import FAILED, TRIALS, TrialLog
+from tune.trial_slots import TrialSlots
 
 log = logging.getLogger(__name__)
 
@@ -43,35 +43,35 @@ MAX_DEATHS = 2
 PATIENCE_S = 30.0
 
 
-def open_folder(plan: Plan, *, resume: bool) -> None:
+def open_folder(job: SearchJob, *, resume: bool) -> None:
     """Begin the folder of a search, or check that it is the one to go on with."""
-    path = plan.dir / SEARCH
+    path = job.dir / SEARCH
     if resume:
-        check_same(read_plan(plan.dir), plan)
+        check_same(read_job(job.dir), job)
     elif path.exists():
         raise ValueError(
-            f"search {plan.name!r} is in {plan.dir} already; go on with it by --resume, or take "
+            f"search {job.name!r} is in {job.dir} already; go on with it by --resume, or take "
             f"another --name"
         )
-    plan.dir.mkdir(parents=True, exist_ok=True)
-    run.write_json(path, plan.flat())
+    job.dir.mkdir(parents=True, exist_ok=True)
+    run.write_json(path, job.flat())
 
 
-def run_search(plan: Plan, *, verbose: bool = False, fit: Fit = run.fit) -> Answer:
+def run_search(job: SearchJob, *, verbose: bool = False, fit: Fit = run.fit) -> SearchResult:
     """Do what is left of a search, and write its answer into its folder."""
-    with run.exclusive(plan.dir / LOCK):
-        ledger = Ledger(plan.dir / TRIALS)
+    with run.exclusive(job.dir / LOCK):
+        trial_log = TrialLog(job.dir / TRIALS)
         recorder = Recorder(
-            plan.dir,
-            name=plan.name,
-            experiment=plan.run.experiment,
-            settings={**plan.run.flat(), **settings_of(plan)},
+            job.dir,
+            name=job.name,
+            experiment=job.run.experiment,
+            settings={**job.run.flat(), **settings_of(job)},
         )
-        course = Course(plan, ledger, recorder)
+        state = SearchState(job, trial_log, recorder)
         try:
-            with ray_session(room=max(os.cpu_count(), plan.config.workers), verbose=verbose):
-                run_all(plan, course, fit)
-            found = conclude(plan)
+            with ray_session(slots=max(os.cpu_count(), job.config.workers), verbose=verbose):
+                run_all(job, state, fit)
+            found = conclude(job)
         except KeyboardInterrupt:
             recorder.finish("KILLED")
             raise
@@ -79,73 +79,79 @@ def run_search(plan: Plan, *, verbose: bool = False, fit: Fit = run.fit) -> Answ
             recorder.finish("FAILED")
             raise
         finally:
-            ledger.close()
+            trial_log.close()
         kept = (BEST, PAGE, TRIALS, SEARCH)
-        recorder.finish("FINISHED", {plan.dir / name: "" for name in kept})
+        recorder.finish("FINISHED", {job.dir / name: "" for name in kept})
     return found
 
 
-def settings_of(plan: Plan) -> dict[str, object]:
+def settings_of(job: SearchJob) -> dict[str, object]:
     """What MLflow shows as the parameters of the search, beside those of the run it is for."""
-    config = {f"search.{k}": v for k, v in dataclasses.asdict(plan.config).items()}
-    return {**config, **{f"space.{k}": str(v) for k, v in plan.space.dimensions.items()}}
+    config = {f"search.{k}": v for k, v in dataclasses.asdict(job.config).items()}
+    return {**config, **{f"space.{k}": str(v) for k, v in job.space.dimensions.items()}}
 
 
-def run_all(plan: Plan, course: Course, fit: Fit) -> None:
+def run_all(job: SearchJob, state: SearchState, fit: Fit) -> None:
     """Run the trials of the search, then the best ones with other seeds."""
-    config = plan.config
-    room = Room.here(workers=config.workers, wanted=config.concurrent)
-    log.info("trials   %d at the same time, %d workers each", room.trials, config.workers)
-    if room.idle_gpus:
-        log.info("idle     %d GPUs; --workers gives each trial more", room.idle_gpus)
-    wait_until_free(plan.dir.glob(f"trials/*/{run.LOCK}"))
-    course.wait_for_parent()
-    bench = Bench(
-        search_dir=plan.dir,
-        worker_cpus=room.worker_cpus,
+    config = job.config
+    slots = TrialSlots.here(workers=config.workers, wanted=config.concurrent)
+    log.info("trials   %d at the same time, %d workers each", slots.trials, config.workers)
+    if slots.idle_gpus:
+        log.info("idle     %d GPUs; --workers gives each trial more", slots.idle_gpus)
+    wait_until_free(job.dir.glob(f"trials/*/{run.LOCK}"))
+    state.wait_for_parent()
+    setup = TrialSetup(
+        search_dir=job.dir,
+        worker_cpus=slots.worker_cpus,
         search=config,
-        longest_warmup=plan.longest_warmup,
+        longest_warmup=job.longest_warmup,
         fit=fit,
     )
     first = [(number, 0) for number in range(config.trials)]
-    run_trials(plan, course, bench, room, course.unfinished(first), stops=True)
+    run_trials(job, state, setup, slots, state.unfinished(first), stops=True)
     again = [
-        (number, repeat) for number in course.best_numbers() for repeat in range(1, config.seeds)
+        (number, repeat) for number in state.best_numbers() for repeat in range(1, config.seeds)
     ]
     if again:
         log.info("seeds    %d runs of the best with other seeds", len(again))
-    run_trials(plan, course, bench, room, course.unfinished(again), stops=False)
+    run_trials(job, state, setup, slots, state.unfinished(again), stops=False)
 
 
 def run_trials(
-    plan: Plan, course: Course, bench: Bench, room: Room, keys: Sequence[Key], *, stops: bool
+    job: SearchJob,
+    state: SearchState,
+    setup: TrialSetup,
+    slots: TrialSlots,
+    keys: Sequence[Key],
+    *,
+    stops: bool,
 ) -> None:
-    """Run trials on Ray Tune, as many at the same time as there is room for."""
+    """Run trials on Ray Tune, as many at the same time as there are slots for."""
     if not keys:
         return
-    objective = plan.config.objective[0]
-    actor = ray.tune.with_parameters(TrialActor, bench=bench)
+    objective = job.config.objective[0]
+    actor = ray.tune.with_parameters(TrialActor, setup=setup)
     tuner = ray.tune.Tuner(
         # the workers are Ray Train's; this process only follows them, and takes no core from them
         ray.tune.with_resources(actor, {"memory": TRIAL_BYTES}),
         tune_config=TuneConfig(
             metric=objective,
             mode="max" if OBJECTIVES[objective] else "min",
-            search_alg=Proposer(course, keys, judged=stops),
-            scheduler=make_stopper(plan.config) if stops else None,
+            search_alg=Proposer(state, keys, judged=stops),
+            scheduler=make_stopper(job.config) if stops else None,
             num_samples=len(keys),
-            max_concurrent_trials=room.trials,
+            max_concurrent_trials=slots.trials,
             reuse_actors=True,
             trial_dirname_creator=name_of_trial,
         ),
         # the folder is Ray's own; each start is new to Ray, and resumed from our record
         run_config=RunConfig(
             name=f"start-{time.time_ns()}",
-            storage_path=str(plan.dir / "ray"),
+            storage_path=str(job.dir / "ray"),
             failure_config=FailureConfig(max_failures=MAX_DEATHS),
             # the runs write their own
             checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
-            callbacks=[Clerk(course)],
+            callbacks=[TrialCallback(state)],
             verbose=0,
         ),
     )
@@ -155,39 +161,39 @@ def run_trials(
 class Proposer(Searcher):
     """Hands Ray Tune one trial after the other."""
 
-    def __init__(self, course: Course, keys: Sequence[Key], *, judged: bool) -> None:
+    def __init__(self, state: SearchState, keys: Sequence[Key], *, judged: bool) -> None:
         super().__init__()
-        self._course, self._left, self._judged = course, deque(keys), judged
+        self._course, self._left, self._judged = state, deque(keys), judged
 
     def __getstate__(self) -> dict:
         """Nothing: the copy that Ray Tune keeps in its folder is never read."""
         return {}
 
     def suggest(self, trial_id: str) -> dict[str, object] | str:  # noqa: ARG002
-        """The next trial, decided when there is room for it."""
+        """The next trial, decided when there are slots for it."""
         if not self._left:
             return Searcher.FINISHED
         return {"task": self._course.begin(self._left.popleft(), judged=self._judged)}
 
     def set_search_properties(self, *_: object, **__: object) -> bool:
-        """Take what Ray Tune tells; the plan says it already."""
+        """Take what Ray Tune tells; the job says it already."""
         return True
 
     def on_trial_complete(self, *_: object, **__: object) -> None:
-        """The ledger has it."""
+        """The trial log has it."""
 
     def save(self, checkpoint_path: str) -> None:
-        """The ledger has it."""
+        """The trial log has it."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """The ledger has it."""
+        """The trial log has it."""
 
 
-class Clerk(ray.tune.Callback):
-    """Tells the course of the search how each trial ended."""
+class TrialCallback(ray.tune.Callback):
+    """Tells the state of the search how each trial ended."""
 
-    def __init__(self, course: Course) -> None:
-        self._course = course
+    def __init__(self, state: SearchState) -> None:
+        self._course = state
 
     def __getstate__(self) -> dict:
         """Nothing: the copy that Ray Tune keeps in its folder is never read."""

@@ -1,9 +1,9 @@
-"""The course of a search: what was tried, what is next, and who is told of it.
+"""The state of a search: what was tried, what is next, and who is told of it.
 
-    Ray Tune asks for a trial -> Course decides and keeps it -> ... -> Course keeps how it ended
+    Ray Tune asks for a trial -> SearchState decides and keeps it -> ... -> keeps how it ended
 
-Everything is in the ledger before it is anywhere else; the record of the parent run in MLflow and
-the lines on the console follow from it.
+Everything is in the trial log before it is anywhere else; the record of the parent run and the
+lines on the console follow from it.
 """
 
 import dataclasses
@@ -16,10 +16,10 @@ from pipeline.tracking.mlflow_sync import CURSOR
 from pipeline.tracking.recorder import Recorder
 from support.console import duration
 from tune.config import OBJECTIVES
-from tune.job import Plan, shown
+from tune.job import SearchJob, shown
 from tune.sampler import propose
 from tune.trial import Task
-from tune.trial_log import BEGUN, DONE, ENDED, FAILED, Entry, Ledger
+from tune.trial_log import DONE, ENDED, FAILED, STARTED, Entry, TrialLog
 
 log = logging.getLogger(__name__)
 
@@ -28,11 +28,11 @@ PATIENCE_S = 30.0
 Key = tuple[int, int]
 
 
-class Course:
-    """What the driver knows and writes: the ledger, the parent's record, lines on the console."""
+class SearchState:
+    """What the driver knows and writes: trial log, the parent's record, lines on the console."""
 
-    def __init__(self, plan: Plan, ledger: Ledger, recorder: Recorder) -> None:
-        self._plan, self._ledger, self._recorder = plan, ledger, recorder
+    def __init__(self, job: SearchJob, trial_log: TrialLog, recorder: Recorder) -> None:
+        self._plan, self._ledger, self._recorder = job, trial_log, recorder
         self._record_ended()
 
     def unfinished(self, keys: Iterable[Key]) -> list[Key]:
@@ -43,20 +43,20 @@ class Course:
 
     def begin(self, key: Key, *, judged: bool) -> Task:
         """Decide what a trial is, if it was not begun before, and keep it."""
-        plan, (number, repeat) = self._plan, key
+        job, (number, repeat) = self._plan, key
         entry = self._ledger.entries.get(key)
         if not entry:
             entry = self._new_entry(number, repeat)
-        if entry.status != BEGUN or key not in self._ledger.entries:
-            entry = dataclasses.replace(entry, status=BEGUN, reason="")
+        if entry.status != STARTED or key not in self._ledger.entries:
+            entry = dataclasses.replace(entry, status=STARTED, reason="")
             self._ledger.keep(entry)
-        config = plan.trial_config(entry.settings, entry.name, repeat)
+        config = job.trial_config(entry.settings, entry.name, repeat)
         return Task(
             number=number,
             repeat=repeat,
             config=config,
-            total_steps=config.steps(plan.samples),
-            warmup=plan.warmup_of(entry.settings),
+            total_steps=config.steps(job.samples),
+            warmup=job.warmup_of(entry.settings),
             # the preset's own settings are what all others are held against
             judged=judged and number > 0,
         )
@@ -66,7 +66,7 @@ class Course:
             first = self._ledger.entries[number, 0]
             return Entry(number=number, repeat=repeat, sample=first.sample, settings=first.settings)
         if number == 0:
-            return Entry(number=0, sample=self._plan.own_sample(), settings={})
+            return Entry(number=0, sample=self._plan.baseline_sample(), settings={})
         known = [entry for entry in self._ledger.entries.values() if entry.number != number]
         sample = propose(number, self._plan.space, known, self._plan.config)
         return Entry(number=number, sample=sample, settings=self._plan.settings(sample))

@@ -87,7 +87,7 @@ class Space:
             least = math.prod(len(dimension.points(2)) for dimension in self.dimensions.values())
             raise ValueError(
                 f"a grid over {', '.join(self.dimensions)} has at least {least} points, `trials` "
-                f"leaves room for {most} beside the preset's own; set --trials {least + 1}"
+                f"leaves slots for {most} beside the preset's own; set --trials {least + 1}"
             )
         return fitting
 

@@ -10,7 +10,7 @@ from pipeline.settings.config import TrainConfig
 from support.console import duration, table
 from tune.dimension import Range
 from tune.job import shown
-from tune.result import Answer, Group
+from tune.result import Group, SearchResult
 from tune.transfer import share_of_run
 
 # rows of the table
@@ -19,15 +19,15 @@ TABLE_ROWS = 8
 FLAT = 1 / 3
 
 
-def sentences(found: Answer) -> tuple[str, str, str]:
+def sentences(found: SearchResult) -> tuple[str, str, str]:
     """What to use, how flat the optimum is, and what this rests on."""
     return use(found), flatness(found), trust(found)
 
 
-def use(found: Answer) -> str:
+def use(found: SearchResult) -> str:
     """What to use, and what it reaches."""
-    best, own, plan = found.best, found.own, found.plan
-    where = f"at {plan.horizon:g} of the run" if plan.horizon < 1 else "over the whole run"
+    best, own, job = found.best, found.baseline, found.job
+    where = f"at {job.horizon:g} of the run" if job.horizon < 1 else "over the whole run"
     score = f"{found.objective} {best.shown(found.objective)} {seeds(best)} {where}"
     if best is own:
         return (
@@ -42,17 +42,17 @@ def use(found: Answer) -> str:
     return f"Use {wording(found)}: {score}; {against}."
 
 
-def wording(found: Answer) -> str:
+def wording(found: SearchResult) -> str:
     """The settings for the real run in words."""
-    plan, settings = found.plan, found.settings()
-    run, before = plan.run.replace(settings), plan.run.flat()
+    job, settings = found.job, found.settings()
+    run, before = job.run.replace(settings), job.run.flat()
     words = [
         f"{name} {cell(value)}"
         for name, value in settings.items()
         if not name.startswith("optim.warmup") and before[name] != value
     ]
     if "optim.warmup" in settings:
-        words.append(warmup_words(run, plan.samples))
+        words.append(warmup_words(run, job.samples))
     return " and ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
 
 
@@ -64,7 +64,7 @@ def warmup_words(run: TrainConfig, samples: int) -> str:
     return f"a warm-up of {examples:,.0f} examples ({steps:,.0f} steps, {share:.1%} of the run)"
 
 
-def flatness(found: Answer) -> str:
+def flatness(found: SearchResult) -> str:
     """How flat the optimum is, as far as the trials show it."""
     near, total = found.near, len(found.groups)
     same = f"{found.tolerance:.2g} ({found.tolerance_source})"
@@ -74,90 +74,90 @@ def flatness(found: Answer) -> str:
             f"within {same} of it."
         )
     spans = []
-    for name, dimension in found.plan.space.dimensions.items():
+    for name, dimension in found.job.space.dimensions.items():
         values = [group.sample[name] for group in near if name in group.sample]
         if isinstance(dimension, Range) and values:
             spans.append(f"{name} from {min(values):.3g} to {max(values):.3g}")
         elif values:
             spans.append(f"{name} {' or '.join(sorted({str(value) for value in values}))}")
     kind = "flat" if len(near) >= FLAT * total else "neither flat nor sharp"
-    shares = " (a share of a trial)" if "optim.warmup" in found.plan.space.dimensions else ""
+    shares = " (a share of a trial)" if "optim.warmup" in found.job.space.dimensions else ""
     return (
         f"The optimum is {kind}: {len(near)} of {total} completed settings are within {same} of "
         f"it, with {' and '.join(spans)}{shares}."
     )
 
 
-def trust(found: Answer) -> str:
+def trust(found: SearchResult) -> str:
     """What the answer rests on, and what it cost."""
     edges = found.edges()
     edge = ""
     if edges:
         edge = f"; {' and '.join(edges)} of the best lies at the edge of what was tried"
-    return f"It is carried {found.plan.rule()}{edge}; the search cost {cost(found)}."
+    return f"It is carried {found.job.rule()}{edge}; the search cost {cost(found)}."
 
 
-def cost(found: Answer) -> str:
+def cost(found: SearchResult) -> str:
     """What the search cost, in words."""
     share = found.images / found.run_images
-    workers = found.plan.config.workers
+    workers = found.job.config.workers
     return (
         f"{found.images:,} images, {share:.3g} times the real run, in {duration(found.seconds)} "
         f"of trials with {workers} worker{'s' if workers > 1 else ''} each"
     )
 
 
-def rows(found: Answer) -> list[Group]:
+def rows(found: SearchResult) -> list[Group]:
     """The settings of the table: the best ones, and the preset's own."""
     groups = list(found.groups[:TABLE_ROWS])
-    if found.own and found.own not in groups:
-        groups.append(found.own)
+    if found.baseline and found.baseline not in groups:
+        groups.append(found.baseline)
     return groups
 
 
-def heads(found: Answer) -> list[str]:
+def heads(found: SearchResult) -> list[str]:
     """The columns of the table."""
-    dimensions = found.plan.space.dimensions
+    dimensions = found.job.space.dimensions
     return ["trial", *dimensions, *found.metrics, "seeds", "against own"]
 
 
-def cells(found: Answer, group: Group) -> list[str]:
+def cells(found: SearchResult, group: Group) -> list[str]:
     """A row of the table."""
-    own, gain = found.own, ""
+    own, gain = found.baseline, ""
     if own and group is not own:
         gain = f"{group.mean(found.objective) - own.mean(found.objective):+.4f}"
     return [
         "preset's own" if group is own else str(group.number),
-        *(cell(group.sample.get(name, "")) for name in found.plan.space.dimensions),
+        *(cell(group.sample.get(name, "")) for name in found.job.space.dimensions),
         *(group.shown(metric) for metric in found.metrics),
         str(len(group.runs)),
         gain,
     ]
 
 
-def result_table(found: Answer) -> str:
+def result_table(found: SearchResult) -> str:
     """The table for the console, with the trials by how they ended."""
     lines = table([heads(found), *(cells(found, group) for group in rows(found))])
     counted = ", ".join(f"{number} {status}" for status, number in found.counts().items())
     front = [group.number for group in found.front]
-    if len(found.plan.config.objective) > 1:
+    if len(found.job.config.objective) > 1:
         counted += f"; no other beats {', '.join(map(str, front))} in all objectives"
     return f"{lines}\n\ntrials      {counted}"
 
 
-def preset_file(found: Answer) -> Mapping[str, object]:
+def preset_file(found: SearchResult) -> Mapping[str, object]:
     """What `python -m pipeline train --preset-file` takes."""
-    plan = found.plan
+    job = found.job
     return {
-        "preset": plan.preset,
-        "settings": {**plan.changes, **found.settings(), "name": f"{plan.name}-best"},
+        "preset": job.preset,
+        "settings": {**job.changes, **found.settings(), "name": f"{job.name}-best"},
         "found": {
-            "search": plan.name,
+            "search": job.name,
             "trial": found.best.number,
             "in the trial": shown(found.best.sample),
             "seeds": len(found.best.runs),
             found.objective: found.best.mean(found.objective),
-            "carried": plan.rule(),
+            "carried": job.rule(),
             "text": " ".join(sentences(found)),
         },
     }

@@ -39,7 +39,7 @@ Fit = Callable[..., run.Outcome | None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench:
+class TrialSetup:
     """What all trials of a search share."""
 
     search_dir: Path
@@ -66,9 +66,9 @@ class Task:
 class TrialActor(ray.tune.Trainable):
     """Runs one trial after the other; each `step` waits for the next evaluation."""
 
-    def setup(self, config: Mapping[str, object], bench: Bench) -> None:
+    def setup(self, config: Mapping[str, object], setup: TrialSetup) -> None:
         """Begin the first trial."""
-        self._bench = bench
+        self._bench = setup
         self._begin(config["task"])
 
     def reset_config(self, new_config: Mapping[str, object]) -> bool:
@@ -86,7 +86,7 @@ class TrialActor(ray.tune.Trainable):
         self._end()
 
     def _begin(self, task: Task) -> None:
-        self._following = Following(task, self._bench)
+        self._following = RunObserver(task, self._bench)
         self._results = self._following.results
         self._thread = ThreadPoolExecutor(1, "trial")
         self._thread.submit(self._bench.fit, **self._following.call()).add_done_callback(
@@ -98,12 +98,12 @@ class TrialActor(ray.tune.Trainable):
         self._thread.shutdown(wait=True)
 
 
-class Following:
+class RunObserver:
     """What is seen of a run from outside: results for Tune, and whether it is to stop."""
 
-    def __init__(self, task: Task, bench: Bench) -> None:
+    def __init__(self, task: Task, setup: TrialSetup) -> None:
         self.results: queue.Queue[dict[str, object]] = queue.Queue()
-        self._task, self._bench = task, bench
+        self._task, self._bench = task, setup
         self._word: str | None = None
         self._reason = ""
         self._rung = 0

@@ -16,7 +16,7 @@ from pathlib import Path
 TRIALS = "trials.jsonl"
 # how a trial stands: at work, through its whole schedule, stopped for being behind, with a loss far
 # above its start or not finite, or with an error that is tried again by --resume
-BEGUN, DONE, STOPPED, DIVERGED, FAILED = "begun", "done", "stopped", "diverged", "failed"
+STARTED, DONE, STOPPED, DIVERGED, FAILED = "begun", "done", "stopped", "diverged", "failed"
 ENDED = (DONE, STOPPED, DIVERGED)
 
 
@@ -32,7 +32,7 @@ class Entry:
     """Value of each dimension of the space."""
     settings: Mapping[str, object]
     """What distinguishes its config from that of the preset carried to the length of a trial."""
-    status: str = BEGUN
+    status: str = STARTED
     values: Mapping[str, float] = field(default_factory=dict)
     """Metrics of the last evaluation."""
     step: int = 0
@@ -55,7 +55,7 @@ class Entry:
         return f"trial-{self.number:03d}" + (f"-seed-{self.repeat}" if self.repeat else "")
 
 
-class Ledger:
+class TrialLog:
     """All entries of a search, on disk."""
 
     def __init__(self, path: Path) -> None:

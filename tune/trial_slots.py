@@ -1,8 +1,8 @@
-"""The room that trials have beside each other.
+"""The slots that trials have beside each other.
 
 A trial needs all of its workers at once and a core for their data, or it waits while it holds what
 others wait for. So the number of trials at the same time follows from the cluster before the first
-one starts, and what the workers of all of them take leaves room to read and decode.
+one starts, and what the workers of all of them take leaves slots to read and decode.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ MAX_CPU_TRIALS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Room:
+class TrialSlots:
     """How many trials run at the same time, and what a worker of each takes."""
 
     trials: int
@@ -22,8 +22,8 @@ class Room:
     idle_gpus: int
 
     @classmethod
-    def of(cls, *, cpus: int, gpus: int, workers: int, wanted: int | None) -> "Room":
-        """The room in a cluster; too little for one trial, or for those wanted, is a ValueError."""
+    def of(cls, *, cpus: int, gpus: int, workers: int, wanted: int | None) -> "TrialSlots":
+        """The slots of a cluster; ValueError if it has none, or fewer than wanted."""
         if gpus:
             # a core for each worker, and at least one for the data
             most = min(gpus // workers, (cpus - 1) // workers)
@@ -48,8 +48,8 @@ class Room:
         )
 
     @classmethod
-    def here(cls, *, workers: int, wanted: int | None) -> "Room":
-        """The room in the cluster that Ray is connected to."""
+    def here(cls, *, workers: int, wanted: int | None) -> "TrialSlots":
+        """The slots in the cluster that Ray is connected to."""
         resources = ray.cluster_resources()
         cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
         return cls.of(cpus=cpus, gpus=gpus, workers=workers, wanted=wanted)

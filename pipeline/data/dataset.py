@@ -18,14 +18,14 @@ import pyarrow as pa
 
 from pipeline.data.order import Mixture, Order, Slices
 from pipeline.settings.config import DataConfig
-from shards.dataset.format import Record, Shard, ShardSet, open_set
+from shards.dataset.format import Sample, Shard, ShardSet, open_set
 
 # Parquet footers come one round trip each; the threads only wait for storage
 INDEX_THREADS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Keep:
+class SampleFilter:
     """Which samples take part."""
 
     fraction: float = 1.0
@@ -47,7 +47,7 @@ class Keep:
             kept &= [not self.classes.isdisjoint(own) for own in index["classes"].to_pylist()]
         return kept
 
-    def of_record(self, record: Record) -> bool:
+    def of_sample(self, record: Sample) -> bool:
         """Whether a sample is kept; the same answer as from the index."""
         if self.classes is not None and self.classes.isdisjoint(record.classes):
             return False
@@ -58,8 +58,8 @@ class Keep:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """One shard set of a source."""
+class Subset:
+    """One shard set of a dataset."""
 
     shards: ShardSet
     names: tuple[Shard, ...]
@@ -68,15 +68,15 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class Dataset:
     """The samples of a run's split, in slices; travels to the tasks that read it."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[Subset, ...]
     slices: Slices
     """Slices of all parts, their shards numbered on from part to part."""
     rows: tuple[int, ...]
     """First slice of each part, and the number of slices."""
-    keep: Keep
+    keep: SampleFilter
     classes: tuple[str, ...]
     """wnids, by class number."""
 
@@ -89,16 +89,16 @@ class Source:
         *,
         classes: Path | None = None,
         fraction: float = 1.0,
-    ) -> "Source":
+    ) -> "Dataset":
         """Read the manifests and indexes of `split`; the first set's class list is the run's."""
         sets = [open_set(location) for location in locations]
         run_classes = tuple(sets[0].manifest.classes)
-        keep = Keep(
+        keep = SampleFilter(
             fraction=fraction, classes=class_numbers(classes, run_classes) if classes else None
         )
         parts, extents = [], []
         for shards in sets:
-            part = Part(
+            part = Subset(
                 shards=shards,
                 names=split_of(shards, split),
                 numbers=renumbered(shards, run_classes),
@@ -134,7 +134,7 @@ class Source:
         return hashlib.sha256("".join(prints).encode()).hexdigest() if prints[1:] else prints[0]
 
     @cached_property
-    def shards(self) -> list[tuple[Part, Shard]]:
+    def shards(self) -> list[tuple[Subset, Shard]]:
         """Every shard with its part, by its number in the slices."""
         return [(part, shard) for part in self.parts for shard in part.names]
 
@@ -156,9 +156,9 @@ class Source:
         )
 
 
-def open_train(data: DataConfig, location: str) -> Source:
+def open_train(data: DataConfig, location: str) -> Dataset:
     """What a run trains on."""
-    return Source.open(
+    return Dataset.open(
         (location, *data.extra),
         data.train_split,
         data.slice_samples,
@@ -167,9 +167,9 @@ def open_train(data: DataConfig, location: str) -> Source:
     )
 
 
-def open_eval(data: DataConfig, location: str) -> Source:
+def open_eval(data: DataConfig, location: str) -> Dataset:
     """What a run is evaluated on: the whole split, less classes that the run leaves out."""
-    return Source.open(
+    return Dataset.open(
         (location,),
         data.eval_split,
         data.slice_samples,
@@ -209,7 +209,9 @@ def renumbered(shards: ShardSet, classes: tuple[str, ...]) -> np.ndarray | None:
     return np.array([numbers[wnid] for wnid in shards.manifest.classes])
 
 
-def read_extents(shards: ShardSet, keep: Keep, shard: Shard) -> tuple[np.ndarray, np.ndarray]:
+def read_extents(
+    shards: ShardSet, keep: SampleFilter, shard: Shard
+) -> tuple[np.ndarray, np.ndarray]:
     """First byte, and byte after the last, of every kept sample of a shard."""
     index = shards.read_index(shard)
     if len(index) != shard.samples:

@@ -1,6 +1,6 @@
 """The order of samples: one endless, seeded sequence with one integer as its position.
 
-    shards -> slices (short runs of neighbouring samples) -> a permutation per epoch -> pieces to
+    shards -> slices (short runs of neighbouring samples) -> a permutation per epoch -> spans to
     read
 
 The sequence is epoch after epoch of all samples, without a gap between epochs. Global batch k is
@@ -69,7 +69,7 @@ class Slices:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pieces:
+class ReadSpans:
     """What to read for a stretch of the sequence: `count` samples of a slice from `first` on."""
 
     slice: np.ndarray
@@ -82,8 +82,8 @@ class Pieces:
     """(P,) int64: position of the first taken sample in the sequence."""
 
     @classmethod
-    def joined(cls, parts: Sequence["Pieces"]) -> "Pieces":
-        """The pieces of several stretches, one after the other."""
+    def joined(cls, parts: Sequence["ReadSpans"]) -> "ReadSpans":
+        """The spans of several stretches, one after the other."""
         names = cls.__dataclass_fields__
         return cls(**{n: np.concatenate([getattr(part, n) for part in parts]) for n in names})
 
@@ -103,8 +103,8 @@ class Order:
         """Derive the length of an epoch."""
         object.__setattr__(self, "samples", int(self.counts.sum(dtype=np.int64)))
 
-    def pieces(self, start: int, stop: int) -> Pieces:
-        """Pieces that cover positions [start, stop), which may span epochs."""
+    def spans(self, start: int, stop: int) -> ReadSpans:
+        """Spans that cover positions [start, stop), which may span epochs."""
         if not 0 <= start <= stop:
             raise ValueError(f"positions [{start}, {stop}) must be ordered and not negative")
         parts = []
@@ -114,17 +114,17 @@ class Order:
             parts.append(self._within(epoch, inside, inside + taken))
             start += taken
             if start >= stop:
-                return Pieces.joined(parts)
+                return ReadSpans.joined(parts)
 
-    def _within(self, epoch: int, start: int, stop: int) -> Pieces:
-        """Pieces of positions [start, stop) of one epoch."""
+    def _within(self, epoch: int, start: int, stop: int) -> ReadSpans:
+        """Spans of positions [start, stop) of one epoch."""
         slices, ends = self._epoch(epoch)
         first = int(np.searchsorted(ends, start, side="right"))
         last = int(np.searchsorted(ends, stop, side="left")) + 1 if stop > start else first
         rows = slices[first:last]
         begin = ends[first:last] - self.counts[rows]
         low = np.maximum(begin, start)
-        return Pieces(
+        return ReadSpans(
             slice=rows.astype(np.int64),
             first=low - begin,
             count=np.minimum(ends[first:last], stop) - low,
@@ -188,18 +188,18 @@ class Mixture:
             )
         object.__setattr__(self, "counts", tuple(counts.tolist()))
 
-    def pieces(self, start: int, stop: int) -> Pieces:
-        """Pieces that cover positions [start, stop)."""
+    def spans(self, start: int, stop: int) -> ReadSpans:
+        """Spans that cover positions [start, stop)."""
         parts = []
         while start < stop or not parts:
             number, inside = divmod(start, self.run)
             taken = min(stop - start, self.run - inside)
             part, earlier = self._part(number)
             first = earlier * self.run + inside
-            found = self.orders[part].pieces(first, first + taken)
+            found = self.orders[part].spans(first, first + taken)
             shifted = found.position - first + start
             parts.append(
-                Pieces(
+                ReadSpans(
                     slice=found.slice + self.rows[part],
                     first=found.first,
                     count=found.count,
@@ -207,10 +207,10 @@ class Mixture:
                 )
             )
             start += taken
-        return Pieces.joined(parts)
+        return ReadSpans.joined(parts)
 
     def _part(self, number: int) -> tuple[int, int]:
-        """Part of a run, and how many of the part's runs lie before it."""
+        """Subset of a run, and how many of its runs lie before it."""
         period, place = divmod(number, PERIOD_RUNS)
         owners, ranks = pattern(self.counts, self.seed, period)
         part = int(owners[place])
@@ -219,7 +219,7 @@ class Mixture:
 
 @lru_cache(maxsize=4)
 def pattern(counts: tuple[int, ...], seed: int, period: int) -> tuple[np.ndarray, np.ndarray]:
-    """Part of every run of a period, and its rank among the runs of that part: (PERIOD_RUNS,)."""
+    """Subset of every run of a period, and its rank among that subset's runs: (PERIOD_RUNS,)."""
     # not the permutation of an epoch of the same number
     drawn = permutation(PERIOD_RUNS, seed ^ 0x5851F42D4C957F2D, period)
     owners = np.repeat(np.arange(len(counts)), counts)[drawn]
@@ -257,7 +257,7 @@ def splitmix64(x: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
+class RankShare:
     """What one worker reads: the same stretch of every global batch, joined to one row."""
 
     global_batch: int
@@ -268,7 +268,7 @@ class Share:
     """Sample after the stretch."""
 
     @classmethod
-    def of(cls, rank: int, workers: int, global_batch: int) -> "Share":
+    def of(cls, rank: int, workers: int, global_batch: int) -> "RankShare":
         """Contiguous share of worker `rank` of `workers`.
 
         Shares begin at even places, so that neighbours that are mixed with each other stay on one

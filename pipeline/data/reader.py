@@ -1,6 +1,6 @@
 """Reads samples by position: byte ranges of shards in, decoded and cropped images out.
 
-    pieces (pipeline.data.order) -> one range read each -> tar records -> decode -> view -> rows
+    spans (pipeline.data.order) -> one range read each -> tar records -> decode -> view -> rows
 
 Runs in the tasks of Ray Data, on any node with a CPU; it imports neither torch nor Ray, so that
 those processes start quickly and stay small.
@@ -19,9 +19,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from pipeline.data.dataset import Part, Source
-from pipeline.data.order import Pieces
-from shards.dataset.format import Record, Shard, ShardSet, open_set, parse_records
+from pipeline.data.dataset import Dataset, Subset
+from pipeline.data.order import ReadSpans
+from shards.dataset.format import Sample, Shard, ShardSet, open_set, parse_samples
 from vit.config import ImageConfig
 from vit.draws import scramble
 from vit.images import crop_views, decode, train_view
@@ -56,18 +56,18 @@ class View:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reader:
-    """Turns pieces of a source into rows."""
+class SampleReader:
+    """Turns spans of a dataset into rows."""
 
-    source: Source
+    dataset: Dataset
     view: View
     verify: bool = False
     """Compare the hash of every image with the index."""
     skip: bool = False
     """Leave unreadable images blank, with their fault in the row, instead of raising."""
 
-    def __call__(self, pieces: Pieces) -> dict[str, np.ndarray]:
-        """Rows of the pieces, in their order.
+    def __call__(self, spans: ReadSpans) -> dict[str, np.ndarray]:
+        """Rows of the spans, in their order.
 
         Returns:
             images (n, C, S, S, 3) uint8, labels (n, M) int64, position (n,) int64, key (n,) str
@@ -75,7 +75,7 @@ class Reader:
             without labels.
         """
         images, labels, positions, keys, faults = [], [], [], [], []
-        for position, where, record in self.samples(pieces):
+        for position, where, record in self.samples(spans):
             try:
                 image, fault = self.view(decode(record.image), position), ""
             except ValueError as error:
@@ -97,30 +97,30 @@ class Reader:
             "fault": np.array(faults),
         }
 
-    def samples(self, pieces: Pieces) -> Iterator[tuple[int, str, Record]]:
-        """Every sample of the pieces in order: position, name of its shard, and record."""
-        rows = [int(row) for row in pieces.slice]
+    def samples(self, spans: ReadSpans) -> Iterator[tuple[int, str, Sample]]:
+        """Every sample of the spans in order: position, name of its shard, and record."""
+        rows = [int(row) for row in spans.slice]
         with ThreadPoolExecutor(READ_THREADS) as threads:
             slices = threads.map(self.slice, rows)
             for row, records, first, count, position in zip(
-                rows, slices, pieces.first, pieces.count, pieces.position, strict=True
+                rows, slices, spans.first, spans.count, spans.position, strict=True
             ):
-                _, shard = self.source.shards[self.source.slices.shard[row]]
+                _, shard = self.dataset.shards[self.dataset.slices.shard[row]]
                 for step in range(int(count)):
                     yield int(position) + step, shard.name, records[int(first) + step]
 
-    def slice(self, row: int) -> list[Record]:
+    def slice(self, row: int) -> list[Sample]:
         """The kept samples of a slice; anything but the expected number is an error."""
-        slices, keep = self.source.slices, self.source.keep
-        part, shard = self.source.shards[slices.shard[row]]
+        slices, keep = self.dataset.slices, self.dataset.keep
+        part, shard = self.dataset.shards[slices.shard[row]]
         start, stop = int(slices.start[row]), int(slices.stop[row])
         where = f"{part.shards.location}/{shard.name}, bytes {start} to {stop}"
         data = with_retries(lambda: read_range(part.shards, shard, start, stop), where)
-        records = list(parse_records(data, where, part.shards.manifest.label))
+        records = list(parse_samples(data, where, part.shards.manifest.label))
         if self.verify:
             check_hashes(part.shards, shard, records, where)
         if not keep.all:
-            records = [record for record in records if keep.of_record(record)]
+            records = [record for record in records if keep.of_sample(record)]
         if len(records) != slices.count[row]:
             raise ValueError(
                 f"{where}: {len(records)} samples where the index says {slices.count[row]}; "
@@ -158,7 +158,7 @@ def with_retries(read: Callable[[], T], where: str) -> T:
         raise type(error)(f"{where}: {error}") from error
 
 
-def check_hashes(shards: ShardSet, shard: Shard, records: list[Record], where: str) -> None:
+def check_hashes(shards: ShardSet, shard: Shard, records: list[Sample], where: str) -> None:
     """Compare every image with the hash in the index; a difference is an OSError."""
     known = index_hashes(shards.location, shard)
     for record in records:
@@ -176,7 +176,7 @@ def index_hashes(location: str, shard: Shard) -> dict[str, str]:
     return dict(zip(index["key"].to_pylist(), index["sha256"].to_pylist(), strict=True))
 
 
-def renumber(part: Part, record: Record) -> Record:
+def renumber(part: Subset, record: Sample) -> Sample:
     """The record with its classes in the numbers of the run."""
     if part.numbers is None:
         return record

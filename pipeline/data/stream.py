@@ -23,8 +23,8 @@ import numpy as np
 import ray.data
 from ray.data import ExecutionResources
 
-from pipeline.data.order import Mixture, Order, Pieces, Share
-from pipeline.data.reader import Reader
+from pipeline.data.order import Mixture, Order, RankShare, ReadSpans
+from pipeline.data.reader import SampleReader
 
 Block = dict[str, np.ndarray]
 T = TypeVar("T")
@@ -43,9 +43,9 @@ PREFETCH_BLOCKS = 2
 class Stream:
     """Decoded samples of one worker, by row of its share."""
 
-    reader: Reader
+    reader: SampleReader
     order: Order | Mixture
-    share: Share
+    share: RankShare
     task_samples: int
     buffer_gib: float
 
@@ -69,27 +69,27 @@ class Stream:
 
     def _start(self, tasks: list[tuple[int, int]]) -> Iterator[Block]:
         """Begin to execute one dataset: a task a row, each block a task's samples."""
-        pieces = [self._pieces(first, last) for first, last in tasks]
+        spans = [self._pieces(first, last) for first, last in tasks]
         blocks = iter(
-            self._dataset(pieces).iter_batches(
+            self._dataset(spans).iter_batches(
                 batch_size=None, batch_format="numpy", prefetch_batches=PREFETCH_BLOCKS
             )
         )
         # Ray Data begins with the first block that is asked for
         return chain([next(blocks)], blocks)
 
-    def _dataset(self, pieces: list[Pieces]) -> ray.data.Dataset:
-        """A dataset of one block, and one task, for each entry of `pieces`, in their order."""
+    def _dataset(self, spans: list[ReadSpans]) -> ray.data.Dataset:
+        """A dataset of one block, and one task, for each entry of `spans`, in their order."""
         reader = self.reader
 
         def read(row: Block) -> Block:
             try:
-                return reader(pieces[int(row["id"][0])])
+                return reader(spans[int(row["id"][0])])
             except (OSError, ValueError) as error:  # for `checked`: Ray would bury its words
                 return {ERROR: np.array([f"{type(error).__name__}: {error}"])}
 
         # with as many blocks as rows, reading and decoding fuse into one task
-        dataset = ray.data.range(len(pieces), override_num_blocks=len(pieces)).map_batches(
+        dataset = ray.data.range(len(spans), override_num_blocks=len(spans)).map_batches(
             read, batch_size=None, zero_copy_batch=True
         )
         options = dataset.context.execution_options
@@ -103,9 +103,9 @@ class Stream:
         dataset.context.execution_no_progress_timeout_s = -1
         return dataset
 
-    def _pieces(self, first: int, last: int) -> Pieces:
+    def _pieces(self, first: int, last: int) -> ReadSpans:
         stretches = self.share.stretches(first, last)
-        return Pieces.joined([self.order.pieces(start, stop) for start, stop in stretches])
+        return ReadSpans.joined([self.order.spans(start, stop) for start, stop in stretches])
 
 
 def checked(block: Block) -> Block:

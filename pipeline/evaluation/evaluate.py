@@ -1,6 +1,6 @@
 """One evaluation from a model to its result: at the end of every run, and by `evaluate`.
 
-Subject + EvaluateConfig -> answers of all images (resumed where they were cut short) -> figures
+EvalModel + EvaluateConfig -> predictions of all images (resumed) -> metrics
 
 FOLDER/result.json          figures of every protocol, what changed, confusions, calibration
 FOLDER/classes.csv          accuracy of every class under every protocol
@@ -23,11 +23,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.data.dataset import Source
+from pipeline.data.dataset import Dataset
 from pipeline.evaluation.config import CENTER, EvaluateConfig
-from pipeline.evaluation.examples import write_sheet
+from pipeline.evaluation.examples import write_examples
 from pipeline.evaluation.metrics import (
-    Answers,
+    Predictions,
     calibration,
     comparison,
     confusions,
@@ -35,9 +35,14 @@ from pipeline.evaluation.metrics import (
     relabelled,
     summary,
 )
-from pipeline.evaluation.model import Subject, head_columns
-from pipeline.evaluation.predict import Exam, answer_all
-from pipeline.evaluation.predictions import Block, Parts, of_protocol, write_whole
+from pipeline.evaluation.model import EvalModel, head_columns
+from pipeline.evaluation.predict import Evaluator, predict_all
+from pipeline.evaluation.predictions import (
+    Block,
+    PredictionStore,
+    protocol_predictions,
+    write_whole,
+)
 from shards.dataset import wordnet
 from shards.dataset.classes import BUILT_IN, class_list
 from shards.dataset.format import open_set
@@ -53,19 +58,19 @@ REAL_KEY = re.compile(r"ILSVRC2012_val_(\d{8})")
 Progress = Callable[[int, int], None]
 
 
-def assess(
-    subject: Subject,
+def evaluate_model(
+    eval_model: EvalModel,
     settings: EvaluateConfig,
-    source: Source,
+    dataset: Dataset,
     folder: Path,
     progress: Progress,
     *,
     sheet: bool = True,
 ) -> dict:
     """Evaluate a model on a split and write the folder; the content of result.json."""
-    classes = named(source.classes)
-    source = dataclasses.replace(source, classes=classes)
-    columns, missing = head_columns(subject.head_classes(settings.classes, classes), classes)
+    classes = named(dataset.classes)
+    dataset = dataclasses.replace(dataset, classes=classes)
+    columns, missing = head_columns(eval_model.head_classes(settings.classes, classes), classes)
     if missing:
         log.warning(
             "%d of the data's %d classes are not in the head, their images count as wrong: %s",
@@ -73,78 +78,80 @@ def assess(
             len(classes),
             ", ".join(f"{wnid} {wordnet.name(wnid).split(',')[0]}" for wnid in missing),
         )
-    weights = subject.sha256()
-    parts = Parts(
+    weights = eval_model.sha256()
+    parts = PredictionStore(
         folder,
-        identity(subject, settings, source, weights),
-        images=source.samples,
+        identity(eval_model, settings, dataset, weights),
+        images=dataset.samples,
         batch=settings.batch_images,
     )
-    exam = Exam(source=source, settings=settings, columns=columns)
+    evaluator = Evaluator(dataset=dataset, settings=settings, columns=columns)
     left, before = len(parts.missing()), time.monotonic()
-    found = answer_all(exam, subject.load(settings.model), parts, progress)
-    answers = {name: of_protocol(found, name) for name in settings.protocols}
-    keys = sample_keys(source)
+    found = predict_all(evaluator, eval_model.load(settings.model), parts, progress)
+    predictions = {name: protocol_predictions(found, name) for name in settings.protocols}
+    keys = sample_keys(dataset)
     result = {
-        "checkpoint": str(subject.path),
-        "step": subject.step,
+        "checkpoint": str(eval_model.path),
+        "step": eval_model.step,
         "weights_sha256": weights,
         "data": redact(settings.data),
         "split": settings.split,
-        "fingerprint": source.fingerprint,
-        "images": source.samples,
+        "fingerprint": dataset.fingerprint,
+        "images": dataset.samples,
         "average": settings.average,
         "precision": settings.precision,
         "missing": list(missing),
         "seconds": time.monotonic() - before if left == parts.num_units else None,
-        **figures(answers, classes),
+        **figures(predictions, classes),
     }
     if settings.real:
-        result["real"] = real_figures(Path(settings.real), keys, answers, classes)
-    write_classes(folder / "classes.csv", answers, classes)
+        result["real"] = real_figures(Path(settings.real), keys, predictions, classes)
+    write_classes(folder / "classes.csv", predictions, classes)
     write_predictions(folder / "predictions.parquet", keys, found, settings.protocols)
     if sheet:
-        write_sheet(folder, source, settings, answers)
+        write_examples(folder, dataset, settings, predictions)
     if settings.v2:
-        result["v2"] = assess_v2(subject, settings, folder, progress)
+        result["v2"] = evaluate_v2(eval_model, settings, folder, progress)
     write_whole(folder / RESULT, json.dumps(result, indent=1).encode())
     return result
 
 
-def figures(answers: Mapping[str, Answers], classes: tuple[str, ...]) -> dict[str, dict]:
+def figures(predictions: Mapping[str, Predictions], classes: tuple[str, ...]) -> dict[str, dict]:
     """Figures of every protocol, and how each differs from the single centre crop."""
-    others = [name for name in answers if name != CENTER]
+    others = [name for name in predictions if name != CENTER]
     return {
         "protocols": {
-            name: {"views": num_views(name), **summary(own)} for name, own in answers.items()
+            name: {"views": num_views(name), **summary(own)} for name, own in predictions.items()
         },
-        "changes": {name: comparison(answers[CENTER], answers[name]) for name in others},
+        "changes": {name: comparison(predictions[CENTER], predictions[name]) for name in others},
         "confusions": {
             name: [[classes[a], classes[b] if b >= 0 else "", n] for a, b, n in confusions(own)]
-            for name, own in answers.items()
+            for name, own in predictions.items()
         },
-        "calibration": {name: calibration(own) for name, own in answers.items()},
+        "calibration": {name: calibration(own) for name, own in predictions.items()},
     }
 
 
 def identity(
-    subject: Subject, settings: EvaluateConfig, source: Source, weights: str
+    eval_model: EvalModel, settings: EvaluateConfig, dataset: Dataset, weights: str
 ) -> dict[str, object]:
-    """What the answers depend on."""
+    """What the predictions depend on."""
     asked = dataclasses.asdict(settings)
     for name in ("data", "real", "v2", "out", "workers"):
         del asked[name]
-    return {"weights": weights, "fingerprint": source.fingerprint, **asked}
+    return {"weights": weights, "fingerprint": dataset.fingerprint, **asked}
 
 
-def default_folder(subject: Subject, settings: EvaluateConfig, source: Source) -> Path:
+def default_folder(eval_model: EvalModel, settings: EvaluateConfig, dataset: Dataset) -> Path:
     """Where the result goes unless the user says: one folder for each evaluation of each model."""
     print_of = hashlib.sha256(
-        json.dumps(identity(subject, settings, source, subject.sha256()), sort_keys=True).encode()
+        json.dumps(
+            identity(eval_model, settings, dataset, eval_model.sha256()), sort_keys=True
+        ).encode()
     ).hexdigest()
-    base = subject.run_dir or Path("runs").absolute()
+    base = eval_model.run_dir or Path("runs").absolute()
     crops = "+".join(settings.crops)
-    name = f"{subject.path.stem}-{settings.split}-{crops}-{print_of[:8]}"
+    name = f"{eval_model.path.stem}-{settings.split}-{crops}-{print_of[:8]}"
     return base / "evaluations" / name
 
 
@@ -161,18 +168,18 @@ def imagenet_1k() -> tuple[str, ...]:
     return next(found for found in map(class_list, BUILT_IN) if len(found) == 1000)
 
 
-def sample_keys(source: Source) -> list[str]:
+def sample_keys(dataset: Dataset) -> list[str]:
     """Key of every image by position, from the indexes of the shards."""
     keys: list[str] = []
-    for part, shard in source.shards:
+    for part, shard in dataset.shards:
         index = part.shards.read_index(shard)
-        kept = source.keep.of_index(index)
+        kept = dataset.keep.of_index(index)
         keys += index["key"].filter(pa.array(kept)).to_pylist()
     return keys
 
 
 def real_figures(
-    path: Path, keys: list[str], answers: Mapping[str, Answers], classes: tuple[str, ...]
+    path: Path, keys: list[str], predictions: Mapping[str, Predictions], classes: tuple[str, ...]
 ) -> dict:
     """Top-1 under ReaL's labels (arXiv 2006.07159); images that it gives no label are left out."""
     labels = json.loads(path.read_text())
@@ -188,34 +195,38 @@ def real_figures(
             f"form ILSVRC2012_val_00000001 (the first is {keys[0]!r})"
         )
     protocols = {}
-    for name, own in answers.items():
+    for name, own in predictions.items():
         values = summary(relabelled(own, by_position))
         kept = ("images", "top1", "top1_low", "top1_high")
         protocols[name] = {key: values[key] for key in kept}
     return {"labels": str(path), "protocols": protocols}
 
 
-def assess_v2(subject: Subject, settings: EvaluateConfig, folder: Path, progress: Progress) -> dict:
+def evaluate_v2(
+    eval_model: EvalModel, settings: EvaluateConfig, folder: Path, progress: Progress
+) -> dict:
     """The same evaluation on ImageNet-V2."""
     splits = tuple(open_set(settings.v2).manifest.splits)
     split = splits[0] if len(splits) == 1 else "test"
     v2 = dataclasses.replace(settings, data=settings.v2, split=split, v2=None, real=None)
     log.info("ImageNet-V2: %s, split %s", redact(settings.v2), split)
-    source = open_source(v2)
-    return assess(subject, v2, source, folder / "v2", progress, sheet=False)
+    dataset = open_source(v2)
+    return evaluate_model(eval_model, v2, dataset, folder / "v2", progress, sheet=False)
 
 
-def open_source(settings: EvaluateConfig) -> Source:
+def open_source(settings: EvaluateConfig) -> Dataset:
     """The images of an evaluation."""
-    return Source.open((settings.data,), settings.split, slice_samples=32)
+    return Dataset.open((settings.data,), settings.split, slice_samples=32)
 
 
-def write_classes(path: Path, answers: Mapping[str, Answers], classes: tuple[str, ...]) -> None:
+def write_classes(
+    path: Path, predictions: Mapping[str, Predictions], classes: tuple[str, ...]
+) -> None:
     """Accuracy of every class that has images, under every protocol."""
-    tables = {name: per_class(own, len(classes)) for name, own in answers.items()}
+    tables = {name: per_class(own, len(classes)) for name, own in predictions.items()}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["wnid", "name", "images", *(f"top1 {name}" for name in answers)])
+    writer.writerow(["wnid", "name", "images", *(f"top1 {name}" for name in predictions)])
     counts = tables[CENTER][0]
     for number in np.flatnonzero(counts):
         shares = (f"{right[number] / counts[number]:.6f}" for _, right in tables.values())

@@ -1,6 +1,6 @@
 """A sheet of predictions with the crops that they were made from, for people to look at.
 
-Answers -> which images tell something -> read again -> small JPEGs in sheet.json
+Predictions -> which images tell something -> read again -> small JPEGs in sheet.json
 """
 
 import base64
@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.data.dataset import Source
-from pipeline.data.reader import Reader, View
+from pipeline.data.dataset import Dataset
+from pipeline.data.reader import SampleReader, View
 from pipeline.evaluation.config import CENTER, EvaluateConfig
-from pipeline.evaluation.metrics import Answers
+from pipeline.evaluation.metrics import Predictions
 from pipeline.evaluation.predictions import write_whole
 from shards.dataset import wordnet
 from vit.images import decode, num_views
 
-SHEET = "sheet.json"
+EXAMPLES = "sheet.json"
 # images of each group, crops that are shown of a protocol, and their side in pixels
 PER_GROUP, MAX_CROPS, SIDE = 6, 10, 64
 GROUPS = {
@@ -31,8 +31,8 @@ GROUPS = {
 }
 
 
-def chosen(one: Answers, many: Answers) -> Iterator[tuple[str, int]]:
-    """(group, position) of the images to show, no image twice; the same for the same answers."""
+def chosen(one: Predictions, many: Predictions) -> Iterator[tuple[str, int]]:
+    """(group, position) of the images to show, no image twice; always the same ones."""
     before, after = one.hits(1), many.hits(1)
     order = np.argsort(-many.confidence, kind="stable")
     random = np.random.default_rng(0).permutation(len(after))
@@ -47,22 +47,22 @@ def chosen(one: Answers, many: Answers) -> Iterator[tuple[str, int]]:
             yield group, int(position)
 
 
-def write_sheet(
-    folder: Path, source: Source, settings: EvaluateConfig, answers: dict[str, Answers]
+def write_examples(
+    folder: Path, dataset: Dataset, settings: EvaluateConfig, predictions: dict[str, Predictions]
 ) -> None:
     """Write sheet.json: each chosen image, its classes, crops and predictions by protocol."""
     last = settings.protocols[-1]
-    reader = Reader(
-        source=source,
+    reader = SampleReader(
+        dataset=dataset,
         view=View(
             images=settings.images,
             size=settings.model.image_size,
             protocols=settings.protocols,
         ),
     )
-    order, entries = source.order(seed=None), []
-    for group, position in chosen(answers[CENTER], answers[last]):
-        ((_, where, record),) = reader.samples(order.pieces(position, position + 1))
+    order, entries = dataset.order(seed=None), []
+    for group, position in chosen(predictions[CENTER], predictions[last]):
+        ((_, where, record),) = reader.samples(order.spans(position, position + 1))
         pixels = decode(record.image)
         crops = np.split(
             reader.view(pixels, position),
@@ -73,15 +73,15 @@ def write_sheet(
                 "group": group,
                 "key": record.key,
                 "shard": where,
-                "classes": [class_name(source, n) for n in record.classes],
+                "classes": [class_name(dataset, n) for n in record.classes],
                 "image": encoded(pixels, 2 * SIDE),
                 "protocols": {
                     name: {
-                        "right": bool(answers[name].hits(1)[position]),
-                        "confidence": float(answers[name].confidence[position]),
+                        "right": bool(predictions[name].hits(1)[position]),
+                        "confidence": float(predictions[name].confidence[position]),
                         "top": [
-                            class_name(source, int(n))
-                            for n in answers[name].top[position]
+                            class_name(dataset, int(n))
+                            for n in predictions[name].top[position]
                             if n >= 0
                         ],
                         "views": len(views),
@@ -91,12 +91,12 @@ def write_sheet(
                 },
             }
         )
-    write_whole(folder / SHEET, json.dumps(entries).encode())
+    write_whole(folder / EXAMPLES, json.dumps(entries).encode())
 
 
-def class_name(source: Source, number: int) -> str:
+def class_name(dataset: Dataset, number: int) -> str:
     """The first WordNet name of a class, with its id."""
-    wnid = source.classes[number]
+    wnid = dataset.classes[number]
     name = wordnet.name(wnid).split(",")[0]
     return wnid if name == wnid else f"{name} ({wnid})"
 

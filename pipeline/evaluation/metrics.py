@@ -1,6 +1,6 @@
 """From what a model answered to each image to the figures of an evaluation; NumPy only.
 
-    Answers (labels, top-5, confidence, loss of every image) -> accuracy with intervals, loss,
+    Predictions (labels, top-5, confidence, loss of every image) -> accuracy with intervals, loss,
     calibration, classes, confusions, ReaL; two protocols -> what changed
 
 An image with several classes is a hit when any of them is predicted.
@@ -21,7 +21,7 @@ ECE_BINS = 15
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answers:
+class Predictions:
     """What one model answered to every image under one crop protocol, by position in the split."""
 
     labels: np.ndarray
@@ -38,20 +38,20 @@ class Answers:
         return (self.top[:, :k, None] == self.labels[:, None, :]).any((1, 2))
 
 
-def summary(answers: Answers) -> dict[str, float]:
+def summary(predictions: Predictions) -> dict[str, float]:
     """The figures of one protocol; each accuracy and the loss with its 95 % interval."""
-    figures: dict[str, float] = {"images": len(answers.top)}
+    figures: dict[str, float] = {"images": len(predictions.top)}
     for k in (1, 5):
-        hits = int(answers.hits(k).sum())
-        low, high = wilson(hits, len(answers.top))
+        hits = int(predictions.hits(k).sum())
+        low, high = wilson(hits, len(predictions.top))
         name = f"top{k}"
-        figures |= {name: hits / len(answers.top), f"{name}_low": low, f"{name}_high": high}
-    known = answers.loss[~np.isnan(answers.loss)]
+        figures |= {name: hits / len(predictions.top), f"{name}_low": low, f"{name}_high": high}
+    known = predictions.loss[~np.isnan(predictions.loss)]
     if len(known):
         mean = math.fsum(known) / len(known)
         half = Z * known.std(ddof=1) / math.sqrt(len(known)) if len(known) > 1 else math.inf
         figures |= {"loss": mean, "loss_low": mean - half, "loss_high": mean + half}
-    return figures | {"ece": calibration_error(answers)}
+    return figures | {"ece": calibration_error(predictions)}
 
 
 def wilson(hits: int, count: int) -> tuple[float, float]:
@@ -64,52 +64,54 @@ def wilson(hits: int, count: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def calibration(answers: Answers) -> list[tuple[int, float, float]]:
+def calibration(predictions: Predictions) -> list[tuple[int, float, float]]:
     """(images, mean confidence, accuracy) of each of 15 equal bins of confidence."""
-    bins = np.ceil(answers.confidence * ECE_BINS).astype(int).clip(1, ECE_BINS) - 1
-    hits, found = answers.hits(1), []
+    bins = np.ceil(predictions.confidence * ECE_BINS).astype(int).clip(1, ECE_BINS) - 1
+    hits, found = predictions.hits(1), []
     for number in range(ECE_BINS):
         inside = bins == number
         count = int(inside.sum())
-        means = (answers.confidence[inside].mean(), hits[inside].mean()) if count else (0.0, 0.0)
+        means = (
+            (predictions.confidence[inside].mean(), hits[inside].mean()) if count else (0.0, 0.0)
+        )
         found.append((count, float(means[0]), float(means[1])))
     return found
 
 
-def calibration_error(answers: Answers) -> float:
+def calibration_error(predictions: Predictions) -> float:
     """Expected calibration error (Guo et al. 2017, 15 bins): |confidence - accuracy|, weighted."""
-    parts = (count * abs(sure - right) for count, sure, right in calibration(answers))
-    return sum(parts) / len(answers.top)
+    parts = (count * abs(sure - right) for count, sure, right in calibration(predictions))
+    return sum(parts) / len(predictions.top)
 
 
-def per_class(answers: Answers, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+def per_class(predictions: Predictions, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Images of each class, and how many of them are hits: (K,) and (K,).
 
     An image with several classes counts for each of them, and there is a hit when that very class
     is predicted.
     """
-    rows, columns = np.nonzero(answers.labels >= 0)
-    label = answers.labels[rows, columns]
-    right = answers.top[rows, 0] == label
+    rows, columns = np.nonzero(predictions.labels >= 0)
+    label = predictions.labels[rows, columns]
+    right = predictions.top[rows, 0] == label
     return (
         np.bincount(label, minlength=num_classes),
         np.bincount(label[right], minlength=num_classes),
     )
 
 
-def confusions(answers: Answers, most: int = 20) -> list[tuple[int, int, int]]:
+def confusions(predictions: Predictions, most: int = 20) -> list[tuple[int, int, int]]:
     """The most confused pairs: (class, prediction, images), most frequent first.
 
     A wrong image with several classes counts for the first of them.
     """
-    wrong = ~answers.hits(1)
-    pairs = np.stack([answers.labels[wrong, 0], answers.top[wrong, 0]], axis=1)
+    wrong = ~predictions.hits(1)
+    pairs = np.stack([predictions.labels[wrong, 0], predictions.top[wrong, 0]], axis=1)
     found, counts = np.unique(pairs, axis=0, return_counts=True)
     order = np.lexsort((found[:, 1], found[:, 0], -counts))[:most]
     return [(int(found[i, 0]), int(found[i, 1]), int(counts[i])) for i in order]
 
 
-def comparison(before: Answers, after: Answers) -> dict[str, float]:
+def comparison(before: Predictions, after: Predictions) -> dict[str, float]:
     """What changed in top-1 from one protocol to another on the same images.
 
     Returns:
@@ -144,21 +146,21 @@ def sign_test(fewer: int, count: int) -> float:
     return min(1.0, 2 * math.fsum(map(math.exp, terms)))
 
 
-def relabelled(answers: Answers, labels: Mapping[int, Sequence[int]]) -> Answers:
-    """The answers held against other labels, such as ReaL's.
+def relabelled(predictions: Predictions, labels: Mapping[int, Sequence[int]]) -> Predictions:
+    """The predictions compared with other labels, such as ReaL's.
 
     Args:
-        answers: Of the whole split.
+        predictions: Of the whole split.
         labels: Class numbers by position; an image with none, or that is not there, is left out.
     """
-    rows = np.array([i for i in range(len(answers.top)) if labels.get(i)], np.int64)
+    rows = np.array([i for i in range(len(predictions.top)) if labels.get(i)], np.int64)
     width = max((len(labels[i]) for i in rows), default=1)
     padded = np.full((len(rows), width), -1, np.int64)
     for place, row in zip(padded, rows, strict=True):
         place[: len(labels[row])] = labels[row]
-    return Answers(
+    return Predictions(
         labels=padded,
-        top=answers.top[rows],
-        confidence=answers.confidence[rows],
+        top=predictions.top[rows],
+        confidence=predictions.confidence[rows],
         loss=np.full(len(rows), np.nan),
     )

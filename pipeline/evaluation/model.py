@@ -1,6 +1,6 @@
 """The model that is evaluated: a checkpoint of ours, or weights that others published.
 
-    folder or file -> what it says of itself, or what its shapes say -> Subject -> ViT with weights
+    folder or file -> what it says of itself, or its shapes say -> EvalModel -> ViT with weights
 
 A checkpoint holds its settings. A published file holds tensors; its shape is read off them, how
 its images were prepared off the config.json that lies beside it in a Hugging Face repository, and
@@ -35,7 +35,7 @@ INTERPOLATIONS = ("bilinear", "bicubic")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class EvalModel:
     """A model in a file, and how it wants to be shown images."""
 
     path: Path
@@ -53,7 +53,7 @@ class Subject:
     step: int | None = None
 
     @classmethod
-    def open(cls, path: Path) -> "Subject":
+    def open(cls, path: Path) -> "EvalModel":
         """Describe a checkpoint, the best one of a run's folder, or a file of weights."""
         if (path / "checkpoints").is_dir():
             found = local.best(path / "checkpoints") or local.latest(path / "checkpoints")
@@ -81,7 +81,7 @@ class Subject:
         )
 
     @classmethod
-    def _of_run(cls, found: local.Checkpoint) -> "Subject":
+    def _of_run(cls, found: local.Checkpoint) -> "EvalModel":
         known = TrainConfig().flat()
         config = TrainConfig().replace({k: v for k, v in found.config.items() if k in known})
         run_dir = found.path.parent.parent

@@ -1,7 +1,7 @@
-"""Answers of a model to every image of a split, each image once, with one crop and with many.
+"""Predictions of a model to every image of a split, each image once, with one crop and with many.
 
     split -> decoded once -> crops of every protocol -> logits, averaged over the crops -> top-5,
-    confidence and loss of every image -> answers (on disk) -> metrics
+    confidence and loss of every image -> predictions (on disk) -> metrics
 
 In the training loop each worker takes its share of the split; after it, and by `python -m
 pipeline evaluate`, the units that are not on disk yet are shared out over all GPUs, or processes.
@@ -21,13 +21,13 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.data.dataset import Source
-from pipeline.data.order import Share
-from pipeline.data.reader import Reader, View
+from pipeline.data.dataset import Dataset
+from pipeline.data.order import RankShare
+from pipeline.data.reader import SampleReader, View
 from pipeline.data.stream import Block, Stream, ahead, quiet, rebatch
 from pipeline.evaluation.config import CENTER, EvaluateConfig
-from pipeline.evaluation.metrics import Answers
-from pipeline.evaluation.predictions import Parts
+from pipeline.evaluation.metrics import Predictions
+from pipeline.evaluation.predictions import PredictionStore
 from pipeline.settings.config import TrainConfig
 from shards.dataset import wordnet
 from vit.batch import normalise
@@ -48,29 +48,29 @@ METRICS = ("loss", "top1", "top5")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exam:
+class Evaluator:
     """The images, and how they are shown and judged; travels to the workers."""
 
-    source: Source
+    dataset: Dataset
     settings: EvaluateConfig
     columns: Tensor | None = None
     """(data's classes,) int64: output of the head for each class, -1 for none; None: the same."""
 
-    def answers(self, model: ViT, spans: Sequence[tuple[int, int]]) -> Iterator[Block]:
-        """Answers to the positions of the spans, a batch at a time.
+    def predictions(self, model: ViT, spans: Sequence[tuple[int, int]]) -> Iterator[Block]:
+        """Predictions for the positions of the spans, a batch at a time.
 
         Returns:
             position (B,), labels (B, M) and for each protocol PROTOCOL/top (B, 5),
             PROTOCOL/confidence (B,) and PROTOCOL/loss (B,). Batches begin anew with each span.
         """
         device = next(model.parameters()).device
-        judge = Judge.of(self, device)
+        scorer = Scorer.of(self, device)
         waiting: tuple[Block, dict[str, Tensor]] | None = None
         with torch.no_grad():  # inference mode would leave its mark on parameters that are sharded
             for batch, images, labels in self.batches(spans, device):
                 with torch.autocast(device.type, torch.bfloat16, self.settings.precision == "bf16"):
                     logits = model(normalise(images.flatten(0, 1), self.settings.images))
-                given = judge(logits.float().unflatten(0, images.shape[:2]), labels)
+                given = scorer(logits.float().unflatten(0, images.shape[:2]), labels)
                 if waiting:  # read one batch late, so that the device never waits for the reader
                     yield fetched(*waiting)
                 waiting = batch, given
@@ -82,12 +82,12 @@ class Exam:
     ) -> Iterator[tuple[Block, Tensor, Tensor]]:
         """Positions with labels, crops (B, C, S, S, 3) uint8 and labels on the device."""
         settings, size = self.settings, self.settings.model.image_size
-        samples = self.source.samples
+        samples = self.dataset.samples
         view = View(images=settings.images, size=size, protocols=settings.protocols)
         stream = Stream(
-            reader=Reader(source=self.source, view=view),
-            order=self.source.order(seed=None),
-            share=Share(global_batch=samples, low=0, high=samples),
+            reader=SampleReader(dataset=self.dataset, view=view),
+            order=self.dataset.order(seed=None),
+            share=RankShare(global_batch=samples, low=0, high=samples),
             task_samples=max(1, TASK_BYTES // (settings.views * size * size * 3)),
             buffer_gib=BUFFER_GIB,
         )
@@ -112,8 +112,8 @@ class Exam:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judge:
-    """Turns the logits of an image's crops into its answers."""
+class Scorer:
+    """Turns the logits of an image's crops into its predictions."""
 
     protocols: tuple[str, ...]
     average: str
@@ -127,45 +127,47 @@ class Judge:
     """For each class of the data its place among these outputs, -1 for none."""
 
     @classmethod
-    def of(cls, exam: Exam, device: torch.device) -> "Judge":
-        """The judge of an exam, with its tables on the device."""
+    def of(cls, evaluator: Evaluator, device: torch.device) -> "Scorer":
+        """The scorer of an evaluator, with its tables on the device."""
         known = numbers = places = None
-        if exam.columns is not None:
-            numbers = (exam.columns >= 0).nonzero()[:, 0]
-            known = exam.columns[numbers].to(device)
-            places = torch.full((len(exam.columns) + 1,), -1)  # the last stands for padding
+        if evaluator.columns is not None:
+            numbers = (evaluator.columns >= 0).nonzero()[:, 0]
+            known = evaluator.columns[numbers].to(device)
+            places = torch.full((len(evaluator.columns) + 1,), -1)  # the last stands for padding
             places[numbers] = torch.arange(len(numbers))
             numbers, places = numbers.to(device), places.to(device)
-        settings = exam.settings
+        settings = evaluator.settings
         return cls(
             protocols=settings.protocols,
             average=settings.average,
             link="sigmoid" if settings.loss.name == "sigmoid" else "softmax",
-            loss=eval_loss(settings.loss, exam.source.classes, device, mapped=known is not None),
+            loss=eval_loss(
+                settings.loss, evaluator.dataset.classes, device, mapped=known is not None
+            ),
             known=known,
             numbers=numbers,
             places=places,
         )
 
     def __call__(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """(B, C, K) and labels (B, M) in the data's numbers -> the answers of each protocol."""
+        """(B, C, K) and labels (B, M) in the data's numbers -> the predictions of each protocol."""
         if self.known is not None:
             logits, labels = logits[..., self.known], self.places[labels]
         targets = make_targets(labels, logits.shape[-1])
         unknown = ~labels.ge(0).any(1)
-        answers = {}
+        predictions = {}
         views = [num_views(name) for name in self.protocols]
         for name, crops in zip(self.protocols, logits.split(views, 1), strict=True):
             mean = average(crops, self.average, self.link)
             top = mean.topk(min(TOP, mean.shape[1])).indices
-            answers[f"{name}/confidence"] = confidence(mean, self.link).double()
-            answers[f"{name}/loss"] = (
+            predictions[f"{name}/confidence"] = confidence(mean, self.link).double()
+            predictions[f"{name}/loss"] = (
                 self.loss(mean, targets).double().masked_fill(unknown, torch.nan)
             )
             if self.numbers is not None:
                 top = self.numbers[top]
-            answers[f"{name}/top"] = F.pad(top, (0, TOP - top.shape[1]), value=-2).int()
-        return answers
+            predictions[f"{name}/top"] = F.pad(top, (0, TOP - top.shape[1]), value=-2).int()
+        return predictions
 
 
 def average(crops: Tensor, how: str, link: str) -> Tensor:
@@ -204,12 +206,12 @@ def eval_loss(
 
 
 def fetched(block: Block, given: Mapping[str, Tensor]) -> Block:
-    """The block with the answers beside it, on the CPU."""
+    """The block with the predictions beside it, on the CPU."""
     return {**block, **{name: tensor.cpu().numpy() for name, tensor in given.items()}}
 
 
 def evaluate_share(
-    model: ViT, config: TrainConfig, source: Source, rank: int, workers: int
+    model: ViT, config: TrainConfig, dataset: Dataset, rank: int, workers: int
 ) -> dict[str, float]:
     """Centre-crop metrics over a split, in the training loop; each worker takes its share."""
     settings = EvaluateConfig(
@@ -221,20 +223,20 @@ def evaluate_share(
         images=config.images,
         loss=config.loss,
     )
-    exam, samples = Exam(source=source, settings=settings), source.samples
-    share = Share.of(rank, workers, samples)
+    evaluator, samples = Evaluator(dataset=dataset, settings=settings), dataset.samples
+    share = RankShare.of(rank, workers, samples)
     sums = torch.zeros(1 + len(METRICS), dtype=torch.float64)
     model.eval()
-    for block in exam.answers(model, [(share.low, share.high)] if share.size else []):
-        answers = Answers(
+    for block in evaluator.predictions(model, [(share.low, share.high)] if share.size else []):
+        predictions = Predictions(
             labels=block["labels"],
             top=block[f"{CENTER}/top"],
             confidence=block[f"{CENTER}/confidence"],
             loss=block[f"{CENTER}/loss"],
         )
-        totals = answers.loss.sum(), answers.hits(1).sum(), answers.hits(5).sum()
-        sums += torch.tensor([len(answers.top), *map(float, totals)], dtype=torch.float64)
-    keep_step(model, config, [Share.of(r, workers, samples).size for r in range(workers)], rank)
+        totals = predictions.loss.sum(), predictions.hits(1).sum(), predictions.hits(5).sum()
+        sums += torch.tensor([len(predictions.top), *map(float, totals)], dtype=torch.float64)
+    keep_step(model, config, [RankShare.of(r, workers, samples).size for r in range(workers)], rank)
     model.train()
     sums = sums.to(next(model.parameters()).device)
     torch.distributed.all_reduce(sums)
@@ -259,31 +261,33 @@ def keep_step(model: ViT, config: TrainConfig, sizes: Sequence[int], rank: int) 
 
 
 @ray.remote(num_returns="streaming")
-def answer(
-    exam: Exam, weights: Mapping[str, Tensor], spans: Sequence[tuple[int, int]]
+def predict(
+    evaluator: Evaluator, weights: Mapping[str, Tensor], spans: Sequence[tuple[int, int]]
 ) -> Iterator[Block]:
-    """Ray task that answers for some spans, on its GPU if it has one."""
+    """Ray task that predicts some spans, on its GPU if it has one."""
     quiet()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = ViT(exam.settings.model).eval()
+    model = ViT(evaluator.settings.model).eval()
     model.load_state_dict(weights)
-    yield from exam.answers(model.to(device), spans)
+    yield from evaluator.predictions(model.to(device), spans)
 
 
-def answer_all(exam: Exam, model: ViT, parts: Parts, progress: Callable[[int, int], None]) -> Block:
-    """Answers to all images, by position; what is on disk already is not computed again.
+def predict_all(
+    evaluator: Evaluator, model: ViT, parts: PredictionStore, progress: Callable[[int, int], None]
+) -> Block:
+    """Predictions to all images, by position; what is on disk already is not computed again.
 
     `progress` is called with the images done and their total.
     """
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
-    shares = parts.shares(gpus or exam.settings.workers)
+    shares = parts.shares(gpus or evaluator.settings.workers)
     done = parts.images - sum(stop - start for share in shares for start, stop in share)
     if shares:
         # half of the cores read and decode: workers on all of them would wait for ever
         half = resources["CPU"] / (2 * len(shares))
-        task = answer.options(num_gpus=1 if gpus else 0, num_cpus=min(1, half))
-        put, weights = ray.put(exam), ray.put(model.state_dict())
+        task = predict.options(num_gpus=1 if gpus else 0, num_cpus=min(1, half))
+        put, weights = ray.put(evaluator), ray.put(model.state_dict())
         running = {task.remote(put, weights, share): None for share in shares}
         while running:
             (ready,), _ = ray.wait(list(running), num_returns=1)

@@ -1,11 +1,11 @@
-"""The answers of a model on disk, while an evaluation is under way and after it.
+"""The predictions of a model on disk, while an evaluation is under way and after it.
 
     FOLDER/identity.json           what is evaluated: hashes of weights and data, and all settings
-    FOLDER/parts/part-00007.npz    the answers to one unit of images, written whole or not at all
+    FOLDER/parts/part-00007.npz    the predictions for one unit of images
 
 The images are cut into units by their position. A unit is computed by one worker in the same
-batches whatever the number of workers, so the answers are the same bits; what is on disk is never
-computed again.
+batches whatever the number of workers, so the predictions are the same bits; what is on disk is
+never computed again.
 """
 
 import json
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.evaluation.metrics import Answers
+from pipeline.evaluation.metrics import Predictions
 from support.redact import redacted
 
 IDENTITY = "identity.json"
@@ -25,7 +25,7 @@ UNITS = 200
 Block = dict[str, np.ndarray]
 
 
-class Parts:
+class PredictionStore:
     """The finished parts of one evaluation, and those that are missing."""
 
     def __init__(
@@ -60,11 +60,11 @@ class Parts:
         return self.folder / "parts" / f"part-{unit:05d}.npz"
 
     def missing(self) -> list[int]:
-        """Units without answers."""
+        """Units without predictions."""
         return [unit for unit in range(self.num_units) if not self.path(unit).exists()]
 
     def shares(self, workers: int) -> list[list[tuple[int, int]]]:
-        """Positions [start, stop) that each worker is to answer: runs of missing units."""
+        """Positions [start, stop) that each worker is to predict: runs of missing units."""
         parts = np.array_split(np.array(self.missing(), np.int64), workers)
         return [list(self._spans(part.tolist())) for part in parts if len(part)]
 
@@ -76,7 +76,7 @@ class Parts:
                 yield start, min((unit + 1) * self.unit, self.images)
 
     def add(self, block: Block) -> None:
-        """Take a block of answers, all of one unit; a complete unit is written."""
+        """Take a block of predictions, all of one unit; a complete unit is written."""
         unit = int(block["position"][0]) // self.unit
         waiting = self._waiting.setdefault(unit, [])
         waiting.append(block)
@@ -90,7 +90,7 @@ class Parts:
         aside.rename(self.path(unit))
 
     def read(self) -> Block:
-        """All answers by position; an image that is absent or there twice is a RuntimeError."""
+        """All predictions by position; an image that is absent or there twice is a RuntimeError."""
         blocks = []
         for unit in range(self.num_units):
             with np.load(self.path(unit), allow_pickle=False) as part:
@@ -117,9 +117,9 @@ def joined(blocks: Sequence[Block]) -> Block:
     return {**rest, "labels": np.concatenate(padded)}
 
 
-def of_protocol(columns: Block, name: str) -> Answers:
-    """The answers under one crop protocol."""
-    return Answers(
+def protocol_predictions(columns: Block, name: str) -> Predictions:
+    """The predictions under one crop protocol."""
+    return Predictions(
         labels=columns["labels"],
         top=columns[f"{name}/top"],
         confidence=columns[f"{name}/confidence"],

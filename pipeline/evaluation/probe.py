@@ -20,10 +20,10 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.data.dataset import Source
-from pipeline.data.order import Share
+from pipeline.data.dataset import Dataset
+from pipeline.data.order import RankShare
 from pipeline.evaluation.config import CENTER, EvaluateConfig
-from pipeline.evaluation.predict import Exam, keep_step
+from pipeline.evaluation.predict import Evaluator, keep_step
 from pipeline.settings.config import ProbeConfig, TrainConfig
 from vit.batch import normalise
 from vit.model import ViT
@@ -39,8 +39,8 @@ class Probe:
     """One shard set to probe on."""
 
     name: str
-    train: Source
-    eval: Source
+    train: Dataset
+    eval: Dataset
 
     @classmethod
     def open_all(cls, config: ProbeConfig) -> "tuple[Probe, ...]":
@@ -51,8 +51,8 @@ class Probe:
             found.append(
                 cls(
                     name=path.parent.name if path.name == "shards" else path.name,
-                    train=Source.open((location,), config.train_split, 32),
-                    eval=Source.open((location,), config.eval_split, 32),
+                    train=Dataset.open((location,), config.train_split, 32),
+                    eval=Dataset.open((location,), config.eval_split, 32),
                 )
             )
         names = [probe.name for probe in found]
@@ -98,7 +98,7 @@ def probe_share(
 
 
 def features(
-    model: ViT, config: TrainConfig, source: Source, rank: int, workers: int
+    model: ViT, config: TrainConfig, dataset: Dataset, rank: int, workers: int
 ) -> tuple[Tensor, Tensor]:
     """Features (n, D) float32 and labels (n, M) of all images in order, on every worker."""
     settings = EvaluateConfig(
@@ -112,14 +112,14 @@ def features(
             config.images, eval_resize="squash", crop_pct=0.875, eval_interpolation="area"
         ),
     )
-    shares = [Share.of(r, workers, source.samples) for r in range(workers)]
+    shares = [RankShare.of(r, workers, dataset.samples) for r in range(workers)]
     own, device = shares[rank], next(model.parameters()).device
     rows, labels = [], []
     model.eval()
     with torch.no_grad():
         spans = [(own.low, own.high)] if own.size else []
-        exam = Exam(source=source, settings=settings)
-        for _, images, given in exam.batches(spans, device):
+        evaluator = Evaluator(dataset=dataset, settings=settings)
+        for _, images, given in evaluator.batches(spans, device):
             with torch.autocast(device.type, torch.bfloat16, config.precision == "bf16"):
                 rows.append(model.features(normalise(images[:, 0], settings.images)).float())
             labels.append(given)

@@ -47,7 +47,7 @@ class Session:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Story:
+class RunData:
     """All that is known of a run."""
 
     dir: Path
@@ -62,7 +62,7 @@ class Story:
     """Newest first."""
 
     @classmethod
-    def read(cls, run_dir: Path) -> "Story":
+    def read(cls, run_dir: Path) -> "RunData":
         """Read a run, finished or not; what is none is a FileNotFoundError."""
         config = run_dir / "config.json"
         if not config.is_file() or not (run_dir / EVENTS).is_file():

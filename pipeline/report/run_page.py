@@ -12,7 +12,7 @@ from pipeline.evaluation.predictions import write_whole
 from pipeline.report.chart import chart
 from pipeline.report.evaluation_section import crops, evaluation_parts, others
 from pipeline.report.page import document, figures, folded, section, table, text, tiles
-from pipeline.report.run_data import Story
+from pipeline.report.run_data import RunData
 from pipeline.settings.config import TrainConfig
 from support.console import duration
 
@@ -26,31 +26,31 @@ def write_report(
 
     `price_per_hour` of one worker overrides the run's own setting, `status` what its record says.
     """
-    story = Story.read(run_dir)
-    price = price_per_hour or story.settings.get("record.price_per_hour")
+    run = RunData.read(run_dir)
+    price = price_per_hour or run.settings.get("record.price_per_hour")
     body = [
-        heading(story, status or story.status()),
-        tiles(numbers(story, price)),
-        section("Curves", figures(curves(story.lines))),
-        *(evaluation_parts(story.evaluations[0]) if story.evaluations else []),
-        section("Other evaluations", others(story.evaluations[1:])),
-        section("Machines", figures(machines(story.lines))),
-        section("Checkpoints", checkpoint_table(story)),
-        section("Data", data_table(story)),
-        section("Time and cost", time_table(story, price)),
-        section("Versions and hardware", pairs(story.tags())),
-        section("Configuration", configuration(story.settings)),
+        heading(run, status or run.status()),
+        tiles(numbers(run, price)),
+        section("Curves", figures(curves(run.lines))),
+        *(evaluation_parts(run.evaluations[0]) if run.evaluations else []),
+        section("Other evaluations", others(run.evaluations[1:])),
+        section("Machines", figures(machines(run.lines))),
+        section("Checkpoints", checkpoint_table(run)),
+        section("Data", data_table(run)),
+        section("Time and cost", time_table(run, price)),
+        section("Versions and hardware", pairs(run.tags())),
+        section("Configuration", configuration(run.settings)),
         f"<footer>Written {clock(datetime.datetime.now().timestamp())} from "
-        f"<code>{text(story.dir)}</code></footer>",
+        f"<code>{text(run.dir)}</code></footer>",
     ]
     path = run_dir / PAGE
-    write_whole(path, document(f"{story.settings['name']}: a training run", body).encode())
+    write_whole(path, document(f"{run.settings['name']}: a training run", body).encode())
     return path
 
 
-def heading(story: Story, status: str) -> str:
+def heading(run: RunData, status: str) -> str:
     """Name, state and one sentence on what was trained."""
-    s = story.settings
+    s = run.settings
     model = (
         f"ViT of {s['model.depth']} blocks, width {s['model.width']}, patches of "
         f"{s['model.patch_size']} on {s['model.image_size']} pixels"
@@ -58,26 +58,26 @@ def heading(story: Story, status: str) -> str:
     kind = {"FINISHED": "good", "FAILED": "bad"}.get(status, "soft")
     return (
         f'<h1>{text(s["name"])}</h1><p class="soft">{text(model)}; {text(s["model.num_classes"])} '
-        f"classes; begun {clock(story.sessions[0].start)}; "
+        f"classes; begun {clock(run.sessions[0].start)}; "
         f'<span class="{kind}">{text(status.lower())}</span></p>'
     )
 
 
-def numbers(story: Story, price: float | None) -> dict[str, str]:
+def numbers(run: RunData, price: float | None) -> dict[str, str]:
     """The few numbers that matter."""
     found = {}
-    if story.evaluations:
-        for name, values in story.evaluations[0].result["protocols"].items():
+    if run.evaluations:
+        for name, values in run.evaluations[0].result["protocols"].items():
             half = (values["top1_high"] - values["top1_low"]) / 2
             found[f"top-1, {crops(name, values)}"] = f"{values['top1']:.1%} ±{100 * half:.1f}"
-    elif "val/top1" in story.lines:
-        found["top-1, best so far"] = f"{max(y for _, y in story.lines['val/top1']):.2%}"
-    found["steps"] = f"{story.last_step:,}"
-    if rates := story.lines.get("images_per_s"):
+    elif "val/top1" in run.lines:
+        found["top-1, best so far"] = f"{max(y for _, y in run.lines['val/top1']):.2%}"
+    found["steps"] = f"{run.last_step:,}"
+    if rates := run.lines.get("images_per_s"):
         found["images/s"] = f"{sorted(y for _, y in rates)[len(rates) // 2]:,.0f}"
-    found["time"] = duration(3600 * story.hours())
+    found["time"] = duration(3600 * run.hours())
     if price:
-        found["cost"] = f"{story.worker_hours() * price:,.2f}"
+        found["cost"] = f"{run.worker_hours() * price:,.2f}"
     return found
 
 
@@ -116,10 +116,10 @@ def machines(lines: Mapping[str, list]) -> dict[str, str]:
     }
 
 
-def checkpoint_table(story: Story) -> str:
+def checkpoint_table(run: RunData) -> str:
     """The checkpoints that are on disk."""
     rows = []
-    for item in story.checkpoints:
+    for item in run.checkpoints:
         top1 = item.metrics.get("val/top1")
         rows.append(
             [text(item.path.name), f"{item.samples:,}", f"{top1:.2%}" if top1 is not None else ""]
@@ -127,7 +127,7 @@ def checkpoint_table(story: Story) -> str:
     return table(["checkpoint", "images seen", "top-1, one crop"], rows)
 
 
-def data_table(story: Story) -> str:
+def data_table(run: RunData) -> str:
     """The shard sets by their hash."""
     rows = [
         [
@@ -137,13 +137,13 @@ def data_table(story: Story) -> str:
             text(e["digest"][:16]),
             f"{e['samples']:,}",
         ]
-        for e in story.events
+        for e in run.events
         if e["event"] == "dataset"
     ]
     return table(["data", "for", "place", "manifest SHA-256", "images"], rows, words=(0, 1, 2, 3))
 
 
-def time_table(story: Story, price: float | None) -> str:
+def time_table(run: RunData, price: float | None) -> str:
     """Each start of the run; worker-hours, and what they cost."""
     rows = [
         [
@@ -152,9 +152,9 @@ def time_table(story: Story, price: float | None) -> str:
             str(s.workers),
             f"{(s.end - s.start) * s.workers / 3600:.3f}",
         ]
-        for s in story.sessions
+        for s in run.sessions
     ]
-    total = story.worker_hours()
+    total = run.worker_hours()
     cost = f", at {price:g} an hour: {total * price:,.2f}" if price else "; no price was given"
     return table(["started", "lasted", "workers", "worker-hours"], rows) + (
         f"<p>{total:.3f} worker-hours in all{cost}.</p>"

@@ -25,7 +25,7 @@ IN21K, IN1K = "data/in21k", "data/in1k"
 def demo() -> TrainConfig:
     """The whole line on handwritten digits: no data, no GPU, no server; a few minutes.
 
-    Source: scikit-learn's digits (1,797 images of 8 x 8 pixels). Expected: top-1 above 0.95. Cost:
+    Dataset: scikit-learn's digits (1,797 images of 8 x 8 pixels). Expected: top-1 above 0.95. Cost:
     about a minute and a half on 2 cores.
     """
     return TrainConfig(
@@ -78,7 +78,7 @@ def augreg(
 def in21k_ti16_30ep() -> TrainConfig:
     """ViT-Ti/16 on ImageNet-21k, 30 epochs.
 
-    Source: AugReg. Expected: 38 % upstream; 74.20 % on ImageNet-1k at 384. Cost: 45 GPU-hours.
+    Dataset: AugReg. Expected: 38 % upstream; 74.20 % on ImageNet-1k at 384. Cost: 45 GPU-hours.
     """
     return augreg("in21k-ti16-30ep", "Ti/16", 30)
 
@@ -86,7 +86,7 @@ def in21k_ti16_30ep() -> TrainConfig:
 def in21k_s32_30ep() -> TrainConfig:
     """ViT-S/32 on ImageNet-21k, 30 epochs.
 
-    Source: AugReg. Expected: 40 % upstream; 75.74 % on ImageNet-1k at 384. Cost: 23 GPU-hours.
+    Dataset: AugReg. Expected: 40 % upstream; 75.74 % on ImageNet-1k at 384. Cost: 23 GPU-hours.
     """
     return augreg("in21k-s32-30ep", "S/32", 30)
 
@@ -94,7 +94,7 @@ def in21k_s32_30ep() -> TrainConfig:
 def in21k_s16_30ep() -> TrainConfig:
     """ViT-S/16 on ImageNet-21k, 30 epochs.
 
-    Source: AugReg. Expected: 44 % upstream; 80.22 % on ImageNet-1k at 384. Cost: 98 GPU-hours.
+    Dataset: AugReg. Expected: 44 % upstream; 80.22 % on ImageNet-1k at 384. Cost: 98 GPU-hours.
     """
     return augreg("in21k-s16-30ep", "S/16", 30)
 
@@ -102,7 +102,7 @@ def in21k_s16_30ep() -> TrainConfig:
 def in21k_b32_30ep() -> TrainConfig:
     """ViT-B/32 on ImageNet-21k, 30 epochs.
 
-    Source: AugReg. Expected: 43 % upstream; 78.65 % on ImageNet-1k at 384. Cost: 61 GPU-hours.
+    Dataset: AugReg. Expected: 43 % upstream; 78.65 % on ImageNet-1k at 384. Cost: 61 GPU-hours.
     """
     return augreg("in21k-b32-30ep", "B/32", 30)
 
@@ -110,7 +110,7 @@ def in21k_b32_30ep() -> TrainConfig:
 def in21k_b16_30ep() -> TrainConfig:
     """ViT-B/16 on ImageNet-21k, 30 epochs.
 
-    Source: AugReg. Expected: 47 % upstream; 83.46 % on ImageNet-1k at 384. Cost: 264 GPU-hours.
+    Dataset: AugReg. Expected: 47 % upstream; 83.46 % on ImageNet-1k at 384. Cost: 264 GPU-hours.
     """
     return augreg("in21k-b16-30ep", "B/16", 30, layers=2, magnitude=10, mixup=0.2)
 
@@ -118,7 +118,7 @@ def in21k_b16_30ep() -> TrainConfig:
 def in21k_l16_30ep() -> TrainConfig:
     """ViT-L/16 on ImageNet-21k, 30 epochs.
 
-    Source: AugReg. Expected: 49 % upstream; 84.48 % on ImageNet-1k at 384. Cost: 883 GPU-hours.
+    Dataset: AugReg. Expected: 49 % upstream; 84.48 % on ImageNet-1k at 384. Cost: 883 GPU-hours.
     """
     return augreg("in21k-l16-30ep", "L/16", 30, layers=2, magnitude=15, mixup=0.5)
 
@@ -126,7 +126,7 @@ def in21k_l16_30ep() -> TrainConfig:
 def in21k_ti16_300ep() -> TrainConfig:
     """ViT-Ti/16 on ImageNet-21k, 300 epochs.
 
-    Source: AugReg, weight decay of its recommended checkpoint. Expected: 41 % upstream; 78.22 % on
+    Dataset: AugReg, weight decay of its recommended checkpoint. Expected: 41 % upstream; 78.22 % on
     ImageNet-1k at 384. Cost: 450 GPU-hours.
     """
     return augreg("in21k-ti16-300ep", "Ti/16", 300, weight_decay=0.03)
@@ -135,7 +135,7 @@ def in21k_ti16_300ep() -> TrainConfig:
 def in21k_s32_300ep() -> TrainConfig:
     """ViT-S/32 on ImageNet-21k, 300 epochs.
 
-    Source: AugReg. Expected: 43 % upstream; 79.58 % on ImageNet-1k at 384. Cost: 232 GPU-hours.
+    Dataset: AugReg. Expected: 43 % upstream; 79.58 % on ImageNet-1k at 384. Cost: 232 GPU-hours.
     """
     return augreg("in21k-s32-300ep", "S/32", 300)
 
@@ -143,7 +143,7 @@ def in21k_s32_300ep() -> TrainConfig:
 def in21k_s16_300ep() -> TrainConfig:
     """ViT-S/16 on ImageNet-21k, 300 epochs.
 
-    Source: AugReg, weight decay of its recommended checkpoint. Expected: 47 % upstream; 83.73 % on
+    Dataset: AugReg, weight decay of its recommended checkpoint. Expected: 47 % upstream; 83.73 % on
     ImageNet-1k at 384. Cost: 981 GPU-hours.
     """
     return augreg(
@@ -154,7 +154,7 @@ def in21k_s16_300ep() -> TrainConfig:
 def in21k_b32_300ep() -> TrainConfig:
     """ViT-B/32 on ImageNet-21k, 300 epochs.
 
-    Source: AugReg. Expected: 48 % upstream; 83.59 % on ImageNet-1k at 384. Cost: 606 GPU-hours.
+    Dataset: AugReg. Expected: 48 % upstream; 83.59 % on ImageNet-1k at 384. Cost: 606 GPU-hours.
     """
     return augreg("in21k-b32-300ep", "B/32", 300, layers=2, magnitude=15, mixup=0.2)
 
@@ -162,7 +162,7 @@ def in21k_b32_300ep() -> TrainConfig:
 def in21k_b16_300ep() -> TrainConfig:
     """ViT-B/16 on ImageNet-21k, 300 epochs.
 
-    Source: AugReg. Expected: 51 % upstream; 85.49 % on ImageNet-1k at 384. Cost: 2,640 GPU-hours.
+    Dataset: AugReg. Expected: 51 % upstream; 85.49 % on ImageNet-1k at 384. Cost: 2,640 GPU-hours.
     """
     return augreg("in21k-b16-300ep", "B/16", 300, layers=2, magnitude=15, mixup=0.2)
 
@@ -170,7 +170,7 @@ def in21k_b16_300ep() -> TrainConfig:
 def in21k_l16_300ep() -> TrainConfig:
     """ViT-L/16 on ImageNet-21k, 300 epochs.
 
-    Source: AugReg. Expected: 51 % upstream; 85.59 % on ImageNet-1k at 384. Cost: 8,830 GPU-hours.
+    Dataset: AugReg. Expected: 51 % upstream; 85.59 % on ImageNet-1k at 384. Cost: 8,830 GPU-hours.
     """
     return augreg("in21k-l16-300ep", "L/16", 300, layers=2, magnitude=15, mixup=0.5)
 
@@ -199,7 +199,7 @@ def vit_paper(name: str, size: str) -> TrainConfig:
 def in21k_b32_paper() -> TrainConfig:
     """ViT-B/32 on ImageNet-21k as in the first ViT paper, 90 epochs.
 
-    Source: Dosovitskiy et al., arXiv 2010.11929, table 3; loss and head as its authors confirmed.
+    Dataset: Dosovitskiy et al., arXiv 2010.11929, table 3; loss and head as its authors confirmed.
     Expected: 44.04 % upstream; 81.28 % on ImageNet-1k at 384 (table 5). Cost: 182 GPU-hours.
     """
     return vit_paper("in21k-b32-paper", "B/32")
@@ -208,7 +208,7 @@ def in21k_b32_paper() -> TrainConfig:
 def in21k_b16_paper() -> TrainConfig:
     """ViT-B/16 on ImageNet-21k as in the first ViT paper, 90 epochs.
 
-    Source: Dosovitskiy et al., arXiv 2010.11929, table 3; loss and head as its authors confirmed.
+    Dataset: Dosovitskiy et al., arXiv 2010.11929, table 3; loss and head as its authors confirmed.
     Expected: 47.88 % upstream; 83.97 % on ImageNet-1k at 384 (table 5). Cost: 790 GPU-hours.
     """
     return vit_paper("in21k-b16-paper", "B/16")
@@ -217,7 +217,7 @@ def in21k_b16_paper() -> TrainConfig:
 def in21k_l16_paper() -> TrainConfig:
     """ViT-L/16 on ImageNet-21k as in the first ViT paper, 90 epochs.
 
-    Source: Dosovitskiy et al., arXiv 2010.11929, table 3; loss and head as its authors confirmed.
+    Dataset: Dosovitskiy et al., arXiv 2010.11929, table 3; loss and head as its authors confirmed.
     Expected: 49.90 % upstream; 85.15 % on ImageNet-1k at 384 (table 5). Cost: 2,640 GPU-hours.
     """
     return vit_paper("in21k-l16-paper", "L/16")
@@ -226,7 +226,7 @@ def in21k_l16_paper() -> TrainConfig:
 def in1k_s32_300ep() -> TrainConfig:
     """ViT-S/32 on ImageNet-1k from scratch, 300 epochs, 30 of them warm-up.
 
-    Source: the run that this project began from (300 epochs, 30 of warm-up from almost zero,
+    Dataset: the run that this project began from (300 epochs, 30 of warm-up from almost zero,
     cosine); what it leaves open is as table 3 of the ViT paper has it for ImageNet-1k. Expected:
     67.8 %. Cost: 24 GPU-hours.
     """
@@ -246,7 +246,7 @@ def in1k_s32_300ep() -> TrainConfig:
 def in1k_s16_90ep() -> TrainConfig:
     """ViT-S/16 on ImageNet-1k from scratch, 90 epochs.
 
-    Source: Beyer et al., "Better plain ViT baselines", arXiv 2205.01580, and big_vision's
+    Dataset: Beyer et al., "Better plain ViT baselines", arXiv 2205.01580, and big_vision's
     vit_s16_i1k.py. Expected: 76.5 %. Cost: 30 GPU-hours; 6.5 hours on a TPUv3-8.
     """
     return TrainConfig(
@@ -284,7 +284,7 @@ def finetune(name: str, size: str, init_from: str) -> TrainConfig:
 def in1k_finetune_s16() -> TrainConfig:
     """The ViT-S/16 of in21k-s16-300ep, fine-tuned on ImageNet-1k at 384 pixels.
 
-    Source: AugReg, table 4 and its released configs. Expected: 83.73 %. Cost: 12 GPU-hours.
+    Dataset: AugReg, table 4 and its released configs. Expected: 83.73 %. Cost: 12 GPU-hours.
     """
     return finetune("in1k-finetune-s16", "S/16", "runs/in21k-s16-300ep")
 
@@ -292,7 +292,7 @@ def in1k_finetune_s16() -> TrainConfig:
 def in1k_finetune_b16() -> TrainConfig:
     """The ViT-B/16 of in21k-b16-300ep, fine-tuned on ImageNet-1k at 384 pixels.
 
-    Source: AugReg, table 4 and its released configs. Expected: 85.49 %. Cost: 29 GPU-hours.
+    Dataset: AugReg, table 4 and its released configs. Expected: 85.49 %. Cost: 29 GPU-hours.
     """
     return finetune("in1k-finetune-b16", "B/16", "runs/in21k-b16-300ep")
 

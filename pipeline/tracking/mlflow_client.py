@@ -1,6 +1,6 @@
 """MLflow: what its server is told of a run. Nothing else imports mlflow.
 
-    mlflow_sync -> Server -> an SQLite file, a tracking server, or one behind a token
+    mlflow_sync -> TrackingServer -> an SQLite file, a tracking server, or one behind a token
 
 Every call may be made again after a failure without doubling anything: a run is found by its token,
 a number by its step and time, a model by its name in the run, a version by its model. Tokens and
@@ -37,7 +37,7 @@ from mlflow.models import Model, ModelSignature  # noqa: E402
 from mlflow.tracking import MlflowClient  # noqa: E402
 from mlflow.types import Schema, TensorSpec  # noqa: E402
 
-from pipeline.evaluation.model import Subject  # noqa: E402
+from pipeline.evaluation.model import EvalModel  # noqa: E402
 from support.redact import redact  # noqa: E402
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def page_command(runs_dir: Path) -> str:
     return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
 
 
-class Server:
+class TrackingServer:
     """One MLflow server."""
 
     def __init__(self, uri: str, runs_dir: Path) -> None:
@@ -255,18 +255,18 @@ def save_model(checkpoint: Path, folder: Path, flavor: Model) -> None:
     tensors and JSON. MLflow's other form is a pickle, which is a program that runs when it is
     loaded, and needs this code to be there; MLflow itself refuses to load those by default.
     """
-    subject = Subject.open(checkpoint)
-    side, classes = subject.model.image_size, subject.model.num_classes
+    eval_model = EvalModel.open(checkpoint)
+    side, classes = eval_model.model.image_size, eval_model.model.num_classes
     kind = np.dtype(np.float32)
     signature = ModelSignature(
         inputs=Schema([TensorSpec(kind, (-1, 3, side, side), "images")]),
         outputs=Schema([TensorSpec(kind, (-1, classes), "logits")]),
     )
-    prepared = {"mean": list(subject.images.mean), "std": list(subject.images.std)}
-    flavor.metadata = {"normalise": prepared, "step": subject.step}
+    prepared = {"mean": list(eval_model.images.mean), "std": list(eval_model.images.std)}
+    flavor.metadata = {"normalise": prepared, "step": eval_model.step}
     try:
         mlflow.pytorch.save_model(
-            subject.load(subject.model),
+            eval_model.load(eval_model.model),
             str(folder),
             mlflow_model=flavor,
             signature=signature,

@@ -1,11 +1,11 @@
 """Sends the record of a run to MLflow, from a thread that nothing waits for.
 
-    metrics.jsonl, events.jsonl -> from the cursor on, in order -> track.Server -> cursor
+    metrics.jsonl, events.jsonl -> from the cursor on, in order -> track.TrackingServer -> cursor
 
 The cursor in mlflow.json moves when the server has answered. A server that is down, slow, full or
 faulty is tried again until the run ends, and later by `python -m pipeline track sync RUN`. What
 reached the server without its answer reaching us is sent again, and is no second point there: see
-`Server.send`. There is a cursor for each server, so a run can be sent to another one afterwards.
+`TrackingServer.send`. Each server has a cursor, so a run can be sent to another one afterwards.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.tracking import journal
-from pipeline.tracking.mlflow_client import FAILURES, Refused, Server, tracking_uri
+from pipeline.tracking.mlflow_client import FAILURES, Refused, TrackingServer, tracking_uri
 from support.redact import redact
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Sender:
         runs_dir = (self._parent or run_dir).parent
         self._start, uri = start, tracking_uri(runs_dir)
         self.address = redact(uri)
-        self._server = Server(uri, runs_dir)
+        self._server = TrackingServer(uri, runs_dir)
         # the folder of the runs may move, and the file in it moves along
         self._key = EMBEDDED if self._server.embedded else self.address
         self._path = run_dir / CURSOR
@@ -129,7 +129,7 @@ class Sender:
         aside.rename(self._path)
 
 
-class Mirror:
+class MlflowSync:
     """A thread that keeps sending while the run goes on."""
 
     def __init__(self, run_dir: Path) -> None:
@@ -163,7 +163,10 @@ class Mirror:
             try:
                 with exclusive(self._dir):
                     return self._keep_sending(Sender(self._dir))
-            except (Taken, *FAILURES) as error:  # a `track sync` that will end, a full disk
+            except (
+                AlreadySyncing,
+                *FAILURES,
+            ) as error:  # a `track sync` that will end, a full disk
                 self._fail(error)
                 time.sleep(PAUSE_S)
 
@@ -215,7 +218,7 @@ def sync(run_dir: Path) -> int:
     return 0
 
 
-class Taken(ValueError):
+class AlreadySyncing(ValueError):
     """Somebody else sends the record."""
 
 
@@ -228,7 +231,7 @@ def exclusive(run_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Taken(
+            raise AlreadySyncing(
                 f"another process sends the record of {run_dir} already; wait until it ends"
             ) from None
         yield

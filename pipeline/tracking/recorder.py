@@ -1,6 +1,6 @@
 """The record of a run: everything that happens is on disk before anybody is told.
 
-    workers -> desk -> Recorder in the driver -> journal (metrics.jsonl, events.jsonl)
+    workers -> queue -> Recorder in the driver -> journal (metrics.jsonl, events.jsonl)
     journal -> mirror (a thread) -> MLflow
 
 The driver is the only writer, so workers that are restarted cannot write twice, and a record whose
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline.tracking import journal
 from pipeline.tracking.journal import EVENTS, RECORDS, read_events, read_lines, write_line
-from pipeline.tracking.mlflow_sync import Mirror
+from pipeline.tracking.mlflow_sync import MlflowSync
 
 Record = Mapping[str, str | int | float]
 
@@ -37,7 +37,7 @@ class Recorder:
             self._repair(path)
         facts = {"parent": str(parent) if parent else None, "number": self._starts() + 1}
         self.tell("start", name=name, experiment=experiment, settings=settings, **facts)
-        self._mirror = Mirror(run_dir)
+        self._mirror = MlflowSync(run_dir)
 
     def _repair(self, path: Path) -> None:
         """Cut off a line that a killed driver left half-written; note the steps that are there."""
@@ -66,11 +66,11 @@ class Recorder:
         return True
 
     def tell(self, event: str, **facts: object) -> None:
-        """Keep an event: see `pipeline.tracking.mlflow_client.Server.tell` for what there is."""
+        """Keep an event; `TrackingServer.tell` lists what there is."""
         journal.tell(self._dir, event, **facts)
 
     def artifact(self, path: Path, folder: str = "") -> None:
-        """Keep that a file, or what is in a folder, belongs to a folder of the run in MLflow."""
+        """Keep that a file, or a folder's content, belongs to a folder of the run in MLflow."""
         # a file that has changed since is another event
         version = path.stat().st_mtime_ns
         self.tell("artifact", path=path, folder=folder, version=version)

@@ -7,16 +7,16 @@ from torch import Tensor
 
 from pipeline.checkpoint import local, remote
 from pipeline.train.job import Job
-from pipeline.train.report_queue import wait_until_settled
+from pipeline.train.report_queue import wait_until_flushed
 from pipeline.train.state import State
 
 
-class Writer:
+class CheckpointWriter:
     """Rank 0's hand; the other workers only take part where tensors are sharded."""
 
-    def __init__(self, job: Job, desk: ActorHandle, rank: int) -> None:
+    def __init__(self, job: Job, queue: ActorHandle, rank: int) -> None:
         """For the folder of the job."""
-        self._job, self._desk, self._rank = job, desk, rank
+        self._job, self._queue, self._rank = job, queue, rank
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future | None = None
 
@@ -32,7 +32,7 @@ class Writer:
             return
         self._wait()
         if metrics:
-            self._desk.put.remote({"kind": "eval", "step": state.step, **metrics})
+            self._queue.put.remote({"kind": "eval", "step": state.step, **metrics})
         self._pending = self._thread.submit(self._write, state.step, weights, held, metrics)
 
     def close(self) -> None:
@@ -49,7 +49,7 @@ class Writer:
     ) -> None:
         job = self._job
         # a resumed run does not repeat the records before its checkpoint: they must be safe first
-        wait_until_settled(self._desk)
+        wait_until_flushed(self._queue)
         path = local.save(
             job.checkpoints,
             step=step,
@@ -65,4 +65,4 @@ class Writer:
         if job.config.storage:
             remote.push(path, job.store)
         size = sum(file.stat().st_size for file in path.iterdir())
-        self._desk.put.remote({"kind": "checkpoint", "step": step, "checkpoint_bytes": size})
+        self._queue.put.remote({"kind": "checkpoint", "step": step, "checkpoint_bytes": size})

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from pipeline.checkpoint import local, remote
 from pipeline.data import digits
-from pipeline.data.dataset import Source, open_eval, open_train
+from pipeline.data.dataset import Dataset, open_eval, open_train
 from pipeline.data.order import Mixture, Order
 from pipeline.evaluation.probe import Probe
 from pipeline.settings.config import DIGITS, TrainConfig
 from shards.build.config import BuildConfig
 from shards.build.pack import build
 from shards.dataset import wordnet
-from support.console import station
+from support.console import log_stage
 from vit.loss import make_loss
 from vit.optim import learning_rate
 
@@ -31,8 +31,8 @@ class Job:
     """A run whose settings, data and folder fit together; this is what the workers are handed."""
 
     config: TrainConfig
-    train: Source
-    eval: Source
+    train: Dataset
+    eval: Dataset
     probes: tuple[Probe, ...] = ()
 
     @property
@@ -74,7 +74,7 @@ class Job:
         return wordnet.parents(self.train.classes) if semantic else None
 
     @property
-    def num_stations(self) -> int:
+    def num_stages(self) -> int:
         """Steps of the line, for the console: the embedded data is made first."""
         return 4 if self.config.data.dir == DIGITS else 2
 
@@ -117,10 +117,10 @@ def prepare(config: TrainConfig) -> Job:
 def make_digits(folder: Path) -> Path:
     """The embedded shard set, made on first use through the same code as any other."""
     archive, shards = folder / "digits.tar", folder / "shards"
-    station(1, 4, f"archive   {archive}")
+    log_stage(1, 4, f"archive   {archive}")
     if not archive.exists():
         digits.write_archive(archive)
-    station(2, 4, f"shards    {shards}")
+    log_stage(2, 4, f"shards    {shards}")
     log.info("%s", build([archive], shards, BuildConfig(val_per_class=DIGITS_VAL)))
     return shards
 

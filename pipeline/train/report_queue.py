@@ -1,4 +1,4 @@
-"""The desk between the driver and its workers: records go up, the wish to stop goes down."""
+"""The queue between the driver and its workers: records go up, the stop request goes down."""
 
 import contextlib
 import threading
@@ -9,12 +9,12 @@ import ray
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-# seconds between two looks at the desk
+# seconds between two looks at the queue
 PAUSE_S = 0.2
 
 
 @ray.remote(num_cpus=0)
-class Desk:
+class ReportQueue:
     """Holds what the workers have recorded until the driver takes it."""
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Desk:
         self._handed = bool(taken)
         return taken
 
-    def settled(self) -> bool:
+    def flushed(self) -> bool:
         """Whether the driver has kept everything that was left here; it must be able to."""
         if self._abandoned:
             raise RuntimeError("the driver keeps no records any more; it tells the reason itself")
@@ -56,44 +56,44 @@ class Desk:
         return self._stopping
 
 
-class Wish:
-    """A worker's view of the wish to stop, renewed without ever waiting for an answer."""
+class StopSignal:
+    """A worker's view of the stop request, renewed without ever waiting for an answer."""
 
-    def __init__(self, desk: ActorHandle) -> None:
-        self._desk = desk
-        self._asked = desk.stopping.remote()
+    def __init__(self, queue: ActorHandle) -> None:
+        self._queue = queue
+        self._asked = queue.stopping.remote()
 
     def __bool__(self) -> bool:
         """The last answer that has arrived."""
         ready, _ = ray.wait([self._asked], timeout=0)
         if ready and not ray.get(self._asked):
-            self._asked = self._desk.stopping.remote()
+            self._asked = self._queue.stopping.remote()
             return False
         return bool(ready)
 
 
-def wait_until_settled(desk: ActorHandle) -> None:
-    """Wait until the driver has kept what this process left at the desk before."""
-    while not ray.get(desk.settled.remote()):
+def wait_until_flushed(queue: ActorHandle) -> None:
+    """Wait until the driver has kept what this process left at the queue before."""
+    while not ray.get(queue.flushed.remote()):
         time.sleep(PAUSE_S)
 
 
 @contextlib.contextmanager
-def staffed(record: Callable[[dict], bool]) -> Iterator[ActorHandle]:
-    """A desk; its records are handed to `record` in a thread, all of them by the end.
+def run_report_queue(record: Callable[[dict], bool]) -> Iterator[ActorHandle]:
+    """A queue; its records are handed to `record` in a thread, all of them by the end.
 
     The workers are asked to stop when `record` returns True, and when it raises: what it raised is
     raised again when the block is left.
     """
     # on the driver's own node: another one may go while the run goes on
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    desk, closing = Desk.options(scheduling_strategy=here).remote(), threading.Event()
+    queue, closing = ReportQueue.options(scheduling_strategy=here).remote(), threading.Event()
     raised: list[Exception] = []
 
     def hand_over() -> None:
-        for item in ray.get(desk.take.remote()):
+        for item in ray.get(queue.take.remote()):
             if record(item):
-                desk.stop.remote()
+                queue.stop.remote()
 
     def attend() -> None:
         try:
@@ -101,17 +101,17 @@ def staffed(record: Callable[[dict], bool]) -> Iterator[ActorHandle]:
                 hand_over()
         except Exception as error:  # noqa: BLE001 - raised again in the driver's own thread
             raised.append(error)
-            desk.abandon.remote()
+            queue.abandon.remote()
 
-    thread = threading.Thread(target=attend, name="desk")
+    thread = threading.Thread(target=attend, name="queue")
     thread.start()
     try:
-        yield desk
+        yield queue
     finally:
         closing.set()
         thread.join()
         if not raised:
             hand_over()
-        ray.kill(desk)
+        ray.kill(queue)
     if raised:
         raise raised[0]

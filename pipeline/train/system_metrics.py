@@ -1,6 +1,6 @@
 """What a run runs on, and how busy that is.
 
-    driver: cluster -> tags of the run         worker: sampling (a thread) -> records at the desk
+    driver: cluster -> tags of the run         worker: sampling (a thread) -> records at the queue
 
 Each worker samples its own GPU, and one worker of each node its CPUs, memory and network, under
 the names that MLflow has for them, so that its page of system metrics shows them.
@@ -56,8 +56,8 @@ def processor() -> str:
 
 
 @contextlib.contextmanager
-def sampling(desk: ActorHandle, every_s: float) -> Iterator[None]:
-    """In a Ray Train worker: leave a record of the machine at the desk every so many seconds.
+def sampling(queue: ActorHandle, every_s: float) -> Iterator[None]:
+    """In a Ray Train worker: leave a record of the machine at the queue every so many seconds.
 
     Each worker tells of its own GPU, the first one of each node of the node; 0 seconds is never.
     """
@@ -74,7 +74,7 @@ def sampling(desk: ActorHandle, every_s: float) -> Iterator[None]:
             sampler.sample()  # the first one only sets the clocks
         while not closing.wait(every_s):
             values = {k: v for sampler in samplers for k, v in sampler.sample().items()}
-            desk.put.remote({"kind": f"system/{rank}", **values})
+            queue.put.remote({"kind": f"system/{rank}", **values})
 
     thread = threading.Thread(target=work, name="sampler", daemon=True)
     if samplers:

@@ -21,15 +21,15 @@ import torch.distributed
 from ray.actor import ActorHandle
 from torch import Tensor
 
-from pipeline.data.order import Share
-from pipeline.data.reader import Reader, View
+from pipeline.data.order import RankShare
+from pipeline.data.reader import SampleReader, View
 from pipeline.data.stream import Block, Stream, ahead, quiet, rebatch
 from pipeline.evaluation.predict import evaluate_share
 from pipeline.evaluation.probe import probe_share
-from pipeline.train.checkpoint_writer import Writer
+from pipeline.train.checkpoint_writer import CheckpointWriter
 from pipeline.train.job import Job
 from pipeline.train.meter import Meter
-from pipeline.train.report_queue import Wish
+from pipeline.train.report_queue import StopSignal
 from pipeline.train.state import State
 from pipeline.train.system_metrics import sampling
 from vit.batch import mix, normalise
@@ -52,30 +52,30 @@ class Batch:
     """What is wrong with each image that could not be read."""
 
 
-def attempt(job: Job, desk: ActorHandle) -> str | None:
+def attempt(job: Job, queue: ActorHandle) -> str | None:
     """One worker's part; returns what it says of a loss that no restart would make finite.
 
     It stands here, and not with the driver, so that workers import nothing that only the driver
     uses, such as MLflow.
     """
     try:
-        with sampling(desk, job.config.record.system_every_s):
-            train(job, desk)
+        with sampling(queue, job.config.record.system_every_s):
+            train(job, queue)
     except FloatingPointError as error:
         return str(error)
 
 
-def train(job: Job, desk: ActorHandle) -> None:
-    """Train from the latest checkpoint, or from the start, to the last step or the wish to stop.
+def train(job: Job, queue: ActorHandle) -> None:
+    """Train from the latest checkpoint, or from the start, to the last step or the stop request.
 
-    Rank 0 leaves what is to be recorded at the desk.
+    Rank 0 leaves what is to be recorded at the queue.
     """
     quiet()
     config, total = job.config, job.total_steps
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
-    share = Share.of(rank, workers, config.global_batch)
+    share = RankShare.of(rank, workers, config.global_batch)
     state = State(config, device, job.latest())
     loss_of = make_loss(config.loss, parents=job.parents, device=device)
     meter = Meter(
@@ -84,8 +84,8 @@ def train(job: Job, desk: ActorHandle) -> None:
         workers=workers,
         total=total,
     )
-    writer = Writer(job, desk, rank)
-    wish = Wish(desk) if rank == 0 else False
+    writer = CheckpointWriter(job, queue, rank)
+    stop_signal = StopSignal(queue) if rank == 0 else False
     preempted = False
 
     for batch in meter.timed(device_batches(job, share, state.step, device)):
@@ -93,7 +93,9 @@ def train(job: Job, desk: ActorHandle) -> None:
         torch.manual_seed(scramble(seed ^ rank))
         rate = job.learning_rate(state.step)
         set_learning_rate(state.optimizer, rate)
-        loss, stop, num_bad = sums = torch.tensor([0.0, bool(wish), len(batch.faults)]).to(device)
+        loss, stop, num_bad = sums = torch.tensor([0.0, bool(stop_signal), len(batch.faults)]).to(
+            device
+        )
         starts = range(0, share.size, config.micro_batch)
         for start in starts:
             part = slice(start, start + config.micro_batch)
@@ -109,10 +111,10 @@ def train(job: Job, desk: ActorHandle) -> None:
                 part_loss.backward()
             loss += part_loss.detach()
         norm = state.clip()
-        # one message: all workers see the same loss, the same wish and the same faults
+        # one message: all workers see the same loss, the same stop request and the same faults
         torch.distributed.all_reduce(sums)
         loss /= workers
-        check_faults(state, desk, batch.faults, int(num_bad))
+        check_faults(state, queue, batch.faults, int(num_bad))
         check_finite(job, state.step, loss, norm)
         if config.audit:
             keep_keys(job, state.step, batch.keys, rank)
@@ -126,7 +128,7 @@ def train(job: Job, desk: ActorHandle) -> None:
         if logs and rank == 0:
             epoch = state.step * config.global_batch / job.train.samples
             values = {"epoch": epoch, "workers": workers, "train/loss": loss.item(), "lr": rate}
-            desk.put.remote(meter.record(state.step, {**values, "grad_norm": norm.item()}))
+            queue.put.remote(meter.record(state.step, {**values, "grad_norm": norm.item()}))
         if logs and not preempted:
             preempted = ray.train.get_preemption_info() is not None
             saves |= preempted  # once, before a node goes away
@@ -138,7 +140,7 @@ def train(job: Job, desk: ActorHandle) -> None:
                 if probes:
                     found = probe_share(state.model, config, job.probes, rank, workers)
                     if rank == 0:
-                        desk.put.remote({"kind": "probe", "step": state.step, **found})
+                        queue.put.remote({"kind": "probe", "step": state.step, **found})
                 with meter.stalled():
                     writer.save(state, metrics)
         if stop:
@@ -146,12 +148,12 @@ def train(job: Job, desk: ActorHandle) -> None:
     writer.close()
 
 
-def device_batches(job: Job, share: Share, step: int, device: torch.device) -> Iterator[Batch]:
+def device_batches(job: Job, share: RankShare, step: int, device: torch.device) -> Iterator[Batch]:
     """The worker's share of every step from `step` on, prefetched."""
     config = job.config
     view = View(images=config.images, size=config.model.image_size, seed=config.seed)
     stream = Stream(
-        reader=Reader(
+        reader=SampleReader(
             source=job.train,
             view=view,
             verify=config.data.verify,
@@ -180,12 +182,12 @@ def device_batches(job: Job, share: Share, step: int, device: torch.device) -> I
     return ahead(map(on_device, rebatch(blocks, share.size)), config.data.prefetch_batches)
 
 
-def check_faults(state: State, desk: ActorHandle, faults: list[str], num_bad: int) -> None:
+def check_faults(state: State, queue: ActorHandle, faults: list[str], num_bad: int) -> None:
     """Count images that could not be read; more than the run allows are an OSError."""
     allowed = state.config.data.max_bad_samples
     state.num_bad += num_bad
     for fault in faults:
-        desk.say.remote(f"left out: {fault}")
+        queue.say.remote(f"left out: {fault}")
     if state.num_bad > allowed:
         named = "; ".join(faults) or "named by another worker"
         raise OSError(
@@ -199,7 +201,7 @@ def check_finite(job: Job, step: int, loss: Tensor, norm: Tensor) -> None:
     if math.isfinite(norm.item()) and math.isfinite(loss.item()):
         return
     batch = job.config.global_batch
-    rows = job.order.pieces(step * batch, (step + 1) * batch).slice
+    rows = job.order.spans(step * batch, (step + 1) * batch).slice
     numbers = sorted(set(job.train.slices.shard[rows].tolist()))
     names = [job.train.shards[number][1].name for number in numbers]
     raise FloatingPointError(

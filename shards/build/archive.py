@@ -95,7 +95,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Found:
+class RawSource:
     """A source before its parts are known: what it is and where."""
 
     location: str
@@ -110,7 +110,7 @@ class Found:
         return self.path.rstrip("/").rpartition("/")[2]
 
 
-def find(location: str) -> Found:
+def find(location: str) -> RawSource:
     """Look at a source; FileNotFoundError where there is none."""
     system, path = store.locate(location)
     info = system.get_file_info(path)
@@ -119,12 +119,12 @@ def find(location: str) -> Found:
             f"no source at {location}; give an archive, a folder of classes or a folder of shards"
         )
     if info.type == pafs.FileType.Directory:
-        return Found(location, system, path, info)
+        return RawSource(location, system, path, info)
     if not info.size:
         raise ValueError(f"source {location} is an empty file; was its download cut short?")
     with system.open_input_file(path) as file:
         magic = store.read_range(file, path, 0, min(2, info.size))
-    return Found(location, system, path, info, magic == b"\x1f\x8b")
+    return RawSource(location, system, path, info, magic == b"\x1f\x8b")
 
 
 def split_of(name: str) -> str:
@@ -164,7 +164,7 @@ def kind_of_tar(read: tar.Read, stop: int, where: str, given: Kind = "auto") -> 
     )
 
 
-def class_tars(found: Found, reader: store.Reader) -> tuple[list[Part], list[Fault]]:
+def class_tars(found: RawSource, reader: store.RangeReader) -> tuple[list[Part], list[Fault]]:
     """Parts of a tar of one tar per class: the inner tars where they lie."""
     parts, faults, last = [], [], 0
 
@@ -219,7 +219,7 @@ def not_class_tar(member: tar.Member) -> str:
 
 
 def flat_tar(
-    found: Found, reader: store.Reader, labels: Mapping[str, str]
+    found: RawSource, reader: store.RangeReader, labels: Mapping[str, str]
 ) -> tuple[list[Part], list[Fault]]:
     """Parts of a tar of images: runs of members, cut where they begin."""
     parts: list[Part] = []
@@ -236,7 +236,7 @@ def flat_tar(
 
 
 def _run(
-    found: Found,
+    found: RawSource,
     start: int,
     stop: int,
     names: list[str],

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from shards.build.bucket import Appender, heads, mixed
-from shards.build.class_stats import SPLIT_SEED, Census, Rules, Tally
+from shards.build.class_stats import SPLIT_SEED, ClassStats, Rules, Tally
 from shards.build.duplicate import LEFT_OUT, Known, exclude, merge
 from shards.build.key import stem, stem_hashes
 from shards.dataset import store
@@ -78,7 +78,7 @@ def place(
     with tempfile.TemporaryDirectory(prefix="placement-") as name:
         folder = Path(name)
         buckets = _scatter(system, parts, rules, folder, tally)
-        counts = Census(rules)
+        counts = ClassStats(rules)
         merged = _merged(system, root, buckets, counts, known, tally)
         tally.classes, numbers = counts.choose(tally)
         final = {split: Appender(folder / f"{split}.arrow") for split in ("train", "val")}
@@ -109,7 +109,7 @@ def _merged(
     system: pafs.FileSystem,
     root: str,
     buckets: Sequence[Appender],
-    counts: Census,
+    counts: ClassStats,
     known: Known | None,
     tally: Tally,
 ) -> list[Appender]:
@@ -176,7 +176,7 @@ def _scatter(
     return files
 
 
-def _settle(table: pa.Table, counts: Census, numbers: dict[str, int], tally: Tally) -> pa.Table:
+def _settle(table: pa.Table, counts: ClassStats, numbers: dict[str, int], tally: Tally) -> pa.Table:
     """A merged bucket with classes, split and key of each row; rows without a class are gone."""
     wnids, splits = table["wnids"].to_pylist(), table["split"].to_pylist()
     members, hashes = table["member"].to_pylist(), table["sha256"].to_pylist()
@@ -204,7 +204,7 @@ def _settle(table: pa.Table, counts: Census, numbers: dict[str, int], tally: Tal
     return table.filter(pa.array(keep, pa.bool_()))
 
 
-def _drawn(wnids: list[str], lot: int, counts: Census) -> str:
+def _drawn(wnids: list[str], lot: int, counts: ClassStats) -> str:
     """Split of an image by its content hash."""
     if lot < counts.rules.val_fraction * 2**64:
         return "val"

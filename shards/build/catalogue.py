@@ -17,9 +17,9 @@ from pyarrow import fs as pafs
 
 from shards.build import archive
 from shards.build.archive import Part
-from shards.build.config import PictureConfig
+from shards.build.config import TranscodeConfig
 from shards.build.entry import Entry, entries
-from shards.build.transcode import Unusable, picture, unpacked
+from shards.build.transcode import Unusable, transcode, unpacked
 from shards.dataset import store
 
 SCHEMA = pa.schema(
@@ -66,7 +66,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Job:
+class CatalogueJob:
     """What all tasks of one catalogue share."""
 
     fs: pafs.FileSystem
@@ -76,7 +76,7 @@ class Job:
     """Folder of the spool."""
     identity: str
     """Hash of sources and settings; parts of another catalogue are made anew."""
-    config: PictureConfig
+    config: TranscodeConfig
     hashed: bool
     """Whether perceptual hashes are needed."""
 
@@ -116,7 +116,7 @@ def units(sources: tuple[archive.Source, ...]) -> list[Unit]:
     return found
 
 
-def catalogue_unit(job: Job, unit: Unit) -> Done:
+def catalogue_unit(job: CatalogueJob, unit: Unit) -> Done:
     """Write a unit's part of the catalogue and its spool, unless they are there."""
     done = finished(unit.number, job)
     if done is not None:
@@ -144,7 +144,7 @@ def catalogue_unit(job: Job, unit: Unit) -> Done:
     return Done(unit.number, images, size, problems)
 
 
-def finished(number: int, job: Job) -> Done | None:
+def finished(number: int, job: CatalogueJob) -> Done | None:
     """What came of a unit that is done already."""
     if not store.exists(job.fs, job.part(number)):
         return None
@@ -177,7 +177,9 @@ class _Rows:
             self.rows.clear()
 
 
-def _row(source: int, entry: Entry, job: Job, spooled: int) -> tuple[dict[str, Any], bytes | None]:
+def _row(
+    source: int, entry: Entry, job: CatalogueJob, spooled: int
+) -> tuple[dict[str, Any], bytes | None]:
     """A catalogue row, and the bytes for the spool where there are any."""
     row: dict[str, Any] = {
         "source": source,
@@ -196,7 +198,7 @@ def _row(source: int, entry: Entry, job: Job, spooled: int) -> tuple[dict[str, A
     try:
         data = unpacked(entry.data)
         row["sha256"] = hashlib.sha256(data).digest()
-        found = picture(data, job.config, job.hashed)
+        found = transcode(data, job.config, job.hashed)
     except Unusable as error:
         row["problem"] = str(error)
         return row, None

@@ -46,7 +46,7 @@ class Tally:
     dropped_classes: int = 0
 
 
-class Census:
+class ClassStats:
     """What must be known of all buckets before any image gets its place."""
 
     def __init__(self, rules: Rules) -> None:

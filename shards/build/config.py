@@ -14,7 +14,7 @@ Kind = Literal[
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureConfig:
+class TranscodeConfig:
     """What becomes of each image."""
 
     resize_short: int = 256
@@ -45,7 +45,7 @@ class PictureConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BuildConfig(PictureConfig):
+class BuildConfig(TranscodeConfig):
     """How archives become shards."""
 
     classes: str | None = None
@@ -93,7 +93,7 @@ class BuildConfig(PictureConfig):
             raise ValueError(f"exclude_distance ({self.exclude_distance}) must be 0 to 7")
 
     @property
-    def picture(self) -> PictureConfig:
+    def transcode(self) -> TranscodeConfig:
         """The settings that decide the bytes of each image."""
-        names = [field.name for field in dataclasses.fields(PictureConfig)]
-        return PictureConfig(**{name: getattr(self, name) for name in names})
+        names = [field.name for field in dataclasses.fields(TranscodeConfig)]
+        return TranscodeConfig(**{name: getattr(self, name) for name in names})

@@ -8,14 +8,14 @@ import io
 import tarfile
 import zlib
 
-from shards.build.archive import Found
+from shards.build.archive import RawSource
 from shards.dataset import store
 
 TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 LARGEST_DEVKIT = 1 << 28
 
 
-def labels(found: Found) -> dict[str, str]:
+def labels(found: RawSource) -> dict[str, str]:
     """WordNet id of each validation image by its file name."""
     if (found.info.size or 0) > LARGEST_DEVKIT:
         raise ValueError(f"{found.location} is too large for a devkit ({found.info.size} bytes)")
@@ -33,7 +33,7 @@ def labels(found: Found) -> dict[str, str]:
         ) from error
 
 
-def _files(found: Found) -> tuple[bytes, bytes]:
+def _files(found: RawSource) -> tuple[bytes, bytes]:
     data = store.read_bytes(found.fs, found.path)
     files = {}
     try:

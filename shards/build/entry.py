@@ -48,7 +48,7 @@ def _tar_entries(system: pafs.FileSystem, part: Part) -> Iterator[Entry]:
     def damage(offset: int, reason: str) -> None:
         faults.append(Entry(part.archive, "", part.path, offset, 0, problem=reason))
 
-    with store.Reader(system, part.path) as reader:
+    with store.RangeReader(system, part.path) as reader:
         for member in tar.walk(reader, part.start, part.stop, part.archive, damage):
             last = member.stop
             yield from faults
@@ -94,7 +94,7 @@ def _folder_entries(system: pafs.FileSystem, part: Part) -> Iterator[Entry]:
             entry.problem = f"a {info.type.name.lower()}, not an image file"
             yield entry
             continue
-        with store.Reader(system, info.path) as reader:
+        with store.RangeReader(system, info.path) as reader:
             _fill(entry, reader)
         yield entry
 
@@ -108,7 +108,7 @@ def _sample_entries(system: pafs.FileSystem, part: Part) -> Iterator[Entry]:
     def damage(offset: int, reason: str) -> None:
         faults.append(Entry(part.archive, "", part.path, offset, 0, problem=reason))
 
-    with store.Reader(system, part.path) as reader:
+    with store.RangeReader(system, part.path) as reader:
         for member in tar.walk(reader, part.start, part.stop, part.archive, damage):
             last = member.stop
             if member.kind == "file":

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pyarrow import fs as pafs
 
 from shards.build import archive, gunzip, source
-from shards.build.archive import Found, Part
+from shards.build.archive import Part, RawSource
 from shards.build.assign import SHARD_BYTES, TAR_OVERHEAD
 from shards.build.config import BuildConfig
 from shards.build.entry import Entry, entries
 from shards.build.progress import duration
-from shards.build.transcode import Unusable, picture, unpacked
+from shards.build.transcode import Unusable, transcode, unpacked
 from shards.dataset import store, tar
 from shards.dataset.classes import class_list
 
@@ -105,8 +105,8 @@ def _look_at_parts(
     sample.files += files * sum(part.bytes for part in parts) / max(read, 1)
 
 
-def _look_at_stream(found: Found, config: BuildConfig, sample: _Sample) -> None:
-    stream = gunzip.Stream(found)
+def _look_at_stream(found: RawSource, config: BuildConfig, sample: _Sample) -> None:
+    stream = gunzip.GzipStream(found)
     taken = _tried(itertools.islice(_members(stream), PARTS * IMAGES), config, sample)
     sizes = list(taken)
     if sizes:
@@ -114,7 +114,7 @@ def _look_at_stream(found: Found, config: BuildConfig, sample: _Sample) -> None:
         sample.files += unpacked_size / (sum(sizes) / len(sizes) + _HEADER)
 
 
-def _members(stream: gunzip.Stream) -> Iterator[Entry]:
+def _members(stream: gunzip.GzipStream) -> Iterator[Entry]:
     """Images of a compressed archive, looking into its inner tars."""
 
     def ignored(_: int, __: str) -> None:
@@ -137,7 +137,7 @@ def _tried(found: Iterator[Entry], config: BuildConfig, sample: _Sample) -> Iter
         try:
             if not entry.problem:
                 data = unpacked(entry.data)
-                sample.stored += len(picture(data, config.picture).jpeg or data)
+                sample.stored += len(transcode(data, config.transcode).jpeg or data)
                 sample.usable += 1
         except Unusable:
             pass

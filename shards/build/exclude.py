@@ -24,7 +24,7 @@ class Hashes:
     keys: tuple[str, ...]
     contents: np.ndarray
     """(N,) S32."""
-    looks: np.ndarray
+    phashes: np.ndarray
     """(N,) uint64; 0 where an image has none."""
 
 
@@ -32,24 +32,24 @@ def shard_hashes(item: tuple[ShardSet, Shard]) -> Hashes:
     """Hashes of a shard, from its index where they are there, else from its images."""
     given, shard = item
     table = given.read_index(shard)
-    looks = table["phash"].to_pylist()
-    if all(look is None for look in looks):
-        looks = _looks(given, shard)
+    phashes = table["phash"].to_pylist()
+    if all(look is None for look in phashes):
+        phashes = _phashes(given, shard)
     return Hashes(
         tuple(f"{shard.name}: {key}" for key in table["key"].to_pylist()),
         np.array([bytes.fromhex(value) for value in table["sha256"].to_pylist()], "S32"),
-        np.array([look or 0 for look in looks], np.uint64),
+        np.array([look or 0 for look in phashes], np.uint64),
     )
 
 
-def _looks(given: ShardSet, shard: Shard) -> list[int | None]:
+def _phashes(given: ShardSet, shard: Shard) -> list[int | None]:
     with given.fs.open_input_file(given.path(shard)) as file:
         data = file.read()
     found: list[int | None] = []
-    for record in format.parse_records(data, shard.name, given.manifest.label):
+    for record in format.parse_samples(data, shard.name, given.manifest.label):
         try:
             found.append(perceptual_hash(opened(bytes(record.image))))
-        except Unusable:  # cannot be shown, so nothing looks like it; its bytes still count
+        except Unusable:  # cannot be shown, so nothing phashes like it; its bytes still count
             found.append(None)
     return found
 
@@ -61,11 +61,11 @@ class Excluded:
         self.distance = distance
         self.keys = [key for one in hashes for key in one.keys]
         contents = np.concatenate([one.contents for one in hashes])
-        looks = np.concatenate([one.looks for one in hashes])
+        phashes = np.concatenate([one.phashes for one in hashes])
         self._content_order = np.argsort(contents, kind="stable")
         self._contents = contents[self._content_order]
-        self._shown = np.flatnonzero(looks)
-        self._looks = looks[self._shown]
+        self._shown = np.flatnonzero(phashes)
+        self._phashes = phashes[self._shown]
         # Hashes that differ in d bits agree in at least one of d + 1 bands.
         edges = np.linspace(0, 64, distance + 2).astype(int)
         self._bands = [
@@ -74,7 +74,7 @@ class Excluded:
         ]
         self._tables = []
         for shift, mask in self._bands:
-            values = (self._looks >> shift) & mask
+            values = (self._phashes >> shift) & mask
             order = np.argsort(values, kind="stable")
             self._tables.append((values[order], order))
 
@@ -96,7 +96,7 @@ class Excluded:
         """Why each row is left out, "" where it is not."""
         reasons = [""] * table.num_rows
         for row, place, bits in self._near(table["phash"].fill_null(0).to_numpy()):
-            reasons[row] = f"looks like {self.keys[place]} ({bits} bits differ)"
+            reasons[row] = f"phashes like {self.keys[place]} ({bits} bits differ)"
         for name in ("sha256", "stored_sha256"):
             values = np.array(table[name].to_pylist(), "S32")
             at = np.searchsorted(self._contents, values)
@@ -105,17 +105,17 @@ class Excluded:
                 reasons[row] = f"same bytes as {self.keys[self._content_order[at[row]]]}"
         return reasons
 
-    def _near(self, looks: np.ndarray) -> Iterator[tuple[int, int, int]]:
+    def _near(self, phashes: np.ndarray) -> Iterator[tuple[int, int, int]]:
         """Row, number of an excluded image and differing bits, of all pairs within the distance."""
         for (shift, mask), (values, order) in zip(self._bands, self._tables, strict=True):
-            wanted = (looks >> shift) & mask
+            wanted = (phashes >> shift) & mask
             first = np.searchsorted(values, wanted, "left")
             count = np.searchsorted(values, wanted, "right") - first
-            count[looks == 0] = 0
-            rows = np.repeat(np.arange(len(looks)), count)
+            count[phashes == 0] = 0
+            rows = np.repeat(np.arange(len(phashes)), count)
             within = np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)
             places = order[np.repeat(first, count) + within]
-            bits = popcount(looks[rows] ^ self._looks[places])
+            bits = popcount(phashes[rows] ^ self._phashes[places])
             for at in np.flatnonzero(bits <= self.distance):
                 yield int(rows[at]), int(self._shown[places[at]]), int(bits[at])
 

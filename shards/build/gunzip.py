@@ -17,7 +17,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from shards.build import archive
-from shards.build.archive import Fault, Found, Part
+from shards.build.archive import Fault, Part, RawSource
 from shards.build.config import Kind
 from shards.dataset import store, tar
 
@@ -32,10 +32,10 @@ class DamagedGzip(Exception):
     """The compressed data ends early or is damaged; all that could be read was given."""
 
 
-class Stream:
+class GzipStream:
     """Forward reads of the inside of a gzip file, `stream(offset, size)`, short only at its end."""
 
-    def __init__(self, found: Found) -> None:
+    def __init__(self, found: RawSource) -> None:
         self._file = found.fs.open_input_stream(found.path, compression=None)
         self._taken = 0
         self._pieces = _inflated(self._compressed())
@@ -115,7 +115,7 @@ def _salvaged(engine: "zlib._Decompress", data: bytes) -> bytes:
 
 
 def lay_out(
-    found: Found, kind: Kind, system: pafs.FileSystem, work: str
+    found: RawSource, kind: Kind, system: pafs.FileSystem, work: str
 ) -> tuple[list[Part], list[Fault]]:
     """Parts of a gzip archive, laid out below work unless they are already."""
     mark = f"{found.location}\0{found.info.size}\0{found.info.mtime_ns}"
@@ -126,7 +126,7 @@ def lay_out(
         store.sweep(system, folder)
         cut = _inner_tars if kind == "class-tars" else _runs
         faults: list[Fault] = []
-        parts = list(cut(found, Stream(found), system, folder, faults))
+        parts = list(cut(found, GzipStream(found), system, folder, faults))
         text = json.dumps(
             {
                 "parts": [dataclasses.asdict(part) for part in parts],
@@ -140,7 +140,7 @@ def lay_out(
 
 
 def _inner_tars(
-    found: Found, stream: Stream, system: pafs.FileSystem, folder: str, faults: list[Fault]
+    found: RawSource, stream: GzipStream, system: pafs.FileSystem, folder: str, faults: list[Fault]
 ) -> Iterator[Part]:
     """Each class tar as a file."""
     number = 0
@@ -165,7 +165,7 @@ def _inner_tars(
 
 
 def _runs(
-    found: Found, stream: Stream, system: pafs.FileSystem, folder: str, faults: list[Fault]
+    found: RawSource, stream: GzipStream, system: pafs.FileSystem, folder: str, faults: list[Fault]
 ) -> Iterator[Part]:
     """Runs of members of a flat tar, each run a file."""
     members = _members(found, stream, faults)
@@ -190,7 +190,7 @@ def _runs(
         number += 1
 
 
-def _members(found: Found, stream: Stream, faults: list[Fault]) -> Iterator[tar.Member]:
+def _members(found: RawSource, stream: GzipStream, faults: list[Fault]) -> Iterator[tar.Member]:
     def damage(offset: int, reason: str) -> None:
         faults.append(Fault(found.name, "", offset, stream.damage or reason))
 
@@ -199,7 +199,7 @@ def _members(found: Found, stream: Stream, faults: list[Fault]) -> Iterator[tar.
         damage(stream.end, stream.damage)
 
 
-def _copy(stream: Stream, start: int, stop: int, system: pafs.FileSystem, path: str) -> int:
+def _copy(stream: GzipStream, start: int, stop: int, system: pafs.FileSystem, path: str) -> int:
     """Write bytes of the stream to a file, unless it is there; gives its size."""
     size = store.size_of(system, path)
     if size is not None:
@@ -208,7 +208,7 @@ def _copy(stream: Stream, start: int, stop: int, system: pafs.FileSystem, path: 
         return _pour(stream, start, stop, file)
 
 
-def _pour(stream: Stream, start: int, stop: int, file: pa.NativeFile | None) -> int:
+def _pour(stream: GzipStream, start: int, stop: int, file: pa.NativeFile | None) -> int:
     """Write bytes of the stream, or only count them; less than asked for where the stream ends."""
     place = start
     while place < stop:

@@ -80,7 +80,7 @@ def build(
     parts = [(unit.number, job.part(unit.number)) for unit in units]
     tally = assign.place(system, root, parts, rules, identity, known)
     systems = tuple(one.fs for one in found)
-    work = writer.Work(system, root, identity, systems, job.work, config.picture)
+    work = writer.ShardJob(system, root, identity, systems, job.work, config.transcode)
     splits = _shards(work, tally, run, listen)
 
     made = report.collected(system, root, found, [path for _, path in parts], tally, splits)
@@ -94,10 +94,10 @@ def build(
 
 def _job(
     system: pafs.FileSystem, root: str, config: BuildConfig, given: str, hashed: bool
-) -> catalogue.Job:
+) -> catalogue.CatalogueJob:
     """What the tasks of the catalogue share; its identity is all that decides their bytes."""
-    seen = _hash(given, str(config.picture), config.source_kind, str(hashed), str(_versions()))
-    return catalogue.Job(system, root, f"{root}/work", seen, config.picture, hashed)
+    seen = _hash(given, str(config.transcode), config.source_kind, str(hashed), str(_versions()))
+    return catalogue.CatalogueJob(system, root, f"{root}/work", seen, config.transcode, hashed)
 
 
 def _versions() -> dict[str, str | int]:
@@ -187,7 +187,7 @@ def _notes(config: BuildConfig, rules: class_stats.Rules) -> list[str]:
 
 
 def _shards(
-    work: writer.Work, tally: class_stats.Tally, run: Run, listen: Listen
+    work: writer.ShardJob, tally: class_stats.Tally, run: Run, listen: Listen
 ) -> dict[str, tuple[Shard, ...]]:
     places = [writer.Place(s, n) for s, count in tally.shards.items() for n in range(count)]
     results = _heard("shards", writer.write_shard, work, places, run, listen)

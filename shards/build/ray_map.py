@@ -1,6 +1,6 @@
 """Tasks spread over a Ray cluster: the one file of shards that imports Ray.
 
-build(sources, out, config, run=spread)
+build(sources, out, config, run=ray_map)
 """
 
 import os
@@ -21,7 +21,7 @@ def start(workers: int | None) -> None:
     ray.init(**({} if "RAY_ADDRESS" in os.environ else local), log_to_driver=False)
 
 
-def spread(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+def ray_map(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
     """Apply function to items in Ray tasks and yield the results as they come.
 
     A bounded number is under way at a time. A task whose worker dies, or whose storage fails, is

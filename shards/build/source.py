@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pyarrow import fs as pafs
 
 from shards.build import archive, devkit, gunzip
-from shards.build.archive import Fault, Found, Part, Source
+from shards.build.archive import Fault, Part, RawSource, Source
 from shards.build.config import Kind
 from shards.dataset import classes, format, store
 
@@ -51,7 +51,7 @@ def fingerprint(locations: Sequence[str]) -> str:
     return json.dumps([_print_of(archive.find(location)) for location in locations])
 
 
-def _print_of(found: Found) -> list[object]:
+def _print_of(found: RawSource) -> list[object]:
     own = [found.name, found.info.size, found.info.mtime_ns]
     if found.info.type != pafs.FileType.Directory:
         return own
@@ -71,24 +71,24 @@ def described(source: Source, wnids: set[str]) -> str:
     return f"{source.name}: {source.kind}, {classes.described(wnids)}{size}"
 
 
-def is_devkit(found: Found) -> bool:
+def is_devkit(found: RawSource) -> bool:
     """Whether an archive is the ILSVRC2012 devkit."""
     return _kind(found, "auto") == "devkit"
 
 
-def _kind(found: Found, kind: Kind) -> Kind:
+def _kind(found: RawSource, kind: Kind) -> Kind:
     """What a source is; a devkit is told from others whatever --source-kind says."""
     if found.info.type == pafs.FileType.Directory:
         return kind if kind != "auto" else _folder_kind(found)
     if found.is_gzip:
-        seen = archive.kind_of_tar(gunzip.Stream(found), gunzip.UNKNOWN, found.location, kind)
+        seen = archive.kind_of_tar(gunzip.GzipStream(found), gunzip.UNKNOWN, found.location, kind)
     else:
-        with store.Reader(found.fs, found.path) as reader:
+        with store.RangeReader(found.fs, found.path) as reader:
             seen = archive.kind_of_tar(reader, reader.size, found.location, kind)
     return seen if kind == "auto" or seen == "devkit" else kind
 
 
-def _folder_kind(found: Found) -> Kind:
+def _folder_kind(found: RawSource) -> Kind:
     inside = store.listing(found.fs, found.path)
     names = [info.base_name for info in inside]
     tars = [info for info in inside if info.base_name.endswith(".tar")]
@@ -99,7 +99,7 @@ def _folder_kind(found: Found) -> Kind:
     return "webdataset" if tars else "class-folders"
 
 
-def _source(found: Found, kind: Kind, context: Context) -> Source:
+def _source(found: RawSource, kind: Kind, context: Context) -> Source:
     if kind == "devkit":
         parts, faults = [], []
     elif found.info.type == pafs.FileType.Directory:
@@ -120,7 +120,7 @@ def _source(found: Found, kind: Kind, context: Context) -> Source:
     )
 
 
-def _file(found: Found, kind: Kind, context: Context) -> tuple[list[Part], list[Fault]]:
+def _file(found: RawSource, kind: Kind, context: Context) -> tuple[list[Part], list[Fault]]:
     if kind == "imagenet-val" and not context.labels:
         raise ValueError(
             f"{found.location} has images without classes; give the devkit "
@@ -132,14 +132,14 @@ def _file(found: Found, kind: Kind, context: Context) -> tuple[list[Part], list[
         return [_shard(found, found.info, context, "")], []
     # Headers that lie far apart are read alone, headers close to each other in blocks.
     far = kind == "class-tars" or store.is_local(found.fs)
-    with store.Reader(found.fs, found.path, archive.HEADER_READ if far else None) as reader:
+    with store.RangeReader(found.fs, found.path, archive.HEADER_READ if far else None) as reader:
         if kind == "class-tars":
             return archive.class_tars(found, reader)
         labels = context.labels if kind == "imagenet-val" else {}
         return archive.flat_tar(found, reader, labels)
 
 
-def _shard(found: Found, info: pafs.FileInfo, context: Context, split: str) -> Part:
+def _shard(found: RawSource, info: pafs.FileInfo, context: Context, split: str) -> Part:
     if context.classes is None:
         raise ValueError(
             f"{found.location} holds shards whose class numbers nobody explains; run "
@@ -155,7 +155,7 @@ def _shard(found: Found, info: pafs.FileInfo, context: Context, split: str) -> P
     )
 
 
-def _shard_folder(found: Found, context: Context) -> Parts:
+def _shard_folder(found: RawSource, context: Context) -> Parts:
     infos = {info.base_name: info for info in store.listing(found.fs, found.path)}
     if format.MANIFEST not in infos:
         tars = [info for name, info in infos.items() if name.endswith(".tar")]
@@ -178,7 +178,7 @@ def _shard_folder(found: Found, context: Context) -> Parts:
     return "webdataset", parts, []
 
 
-def _tar_folder(found: Found, context: Context) -> Parts:
+def _tar_folder(found: RawSource, context: Context) -> Parts:
     parts, faults = [], []
     for info in store.listing(found.fs, found.path):
         wnid = info.base_name.removesuffix(".tar")
@@ -201,7 +201,7 @@ def _tar_folder(found: Found, context: Context) -> Parts:
     return "class-tars", parts, faults
 
 
-def _class_folders(found: Found, context: Context) -> Parts:
+def _class_folders(found: RawSource, context: Context) -> Parts:
     parts: list[Part] = []
     faults: list[Fault] = []
     for info in store.listing(found.fs, found.path):
@@ -215,7 +215,7 @@ def _class_folders(found: Found, context: Context) -> Parts:
 
 
 def _class_folder(
-    found: Found, info: pafs.FileInfo, split: str, parts: list[Part], faults: list[Fault]
+    found: RawSource, info: pafs.FileInfo, split: str, parts: list[Part], faults: list[Fault]
 ) -> None:
     inside = info.path.removeprefix(found.path).strip("/")
     if info.type != pafs.FileType.Directory:
@@ -228,7 +228,7 @@ def _class_folder(
         parts.append(Part(path=info.path, archive=name, layout="folder", wnid=wnid, split=split))
 
 
-_FOLDERS: dict[Kind, Callable[[Found, Context], Parts]] = {
+_FOLDERS: dict[Kind, Callable[[RawSource, Context], Parts]] = {
     "webdataset": _shard_folder,
     "class-tars": _tar_folder,
     "class-folders": _class_folders,

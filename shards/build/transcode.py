@@ -15,7 +15,7 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from shards.build.config import PictureConfig
+from shards.build.config import TranscodeConfig
 
 # A JPEG may turn out to be an "MPO": several pictures, the first of which counts.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")
@@ -57,7 +57,7 @@ class Unusable(ValueError):
 
 
 @dataclass(frozen=True)
-class Picture:
+class Transcoded:
     """A usable image: what it was, and the JPEG that it becomes."""
 
     format: str
@@ -86,7 +86,7 @@ def unpacked(data: bytes) -> bytes:
     return inside
 
 
-def picture(data: bytes, config: PictureConfig, hashed: bool = False) -> Picture:
+def transcode(data: bytes, config: TranscodeConfig, hashed: bool = False) -> Transcoded:
     """Check, turn, shrink and encode one image; Unusable says why it cannot be used.
 
     The perceptual hash, a twentieth of the cost, is taken where it is asked for.
@@ -110,16 +110,16 @@ def picture(data: bytes, config: PictureConfig, hashed: bool = False) -> Picture
         pixels = pixels.transpose(turn)
     jpeg = None if as_it_came else _encoded(pixels, config.quality)
     look = perceptual_hash(pixels) if hashed else None
-    return Picture(format_, mode, width, height, look, jpeg, *target)
+    return Transcoded(format_, mode, width, height, look, jpeg, *target)
 
 
 def opened(data: bytes) -> Image.Image:
     """RGB pixels of an image as they are; Unusable where there are none."""
-    image = _opened(data, PictureConfig())
+    image = _opened(data, TranscodeConfig())
     return _decoded(image, data, image.size)
 
 
-def target_size(width: int, height: int, config: PictureConfig) -> tuple[int, int]:
+def target_size(width: int, height: int, config: TranscodeConfig) -> tuple[int, int]:
     """Width and height after shrinking: never larger than before, no side below 1."""
     scale = min(1.0, config.resize_short / min(width, height)) if config.resize_short else 1.0
     if config.max_long is not None:
@@ -127,7 +127,7 @@ def target_size(width: int, height: int, config: PictureConfig) -> tuple[int, in
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _opened(data: bytes, config: PictureConfig) -> Image.Image:
+def _opened(data: bytes, config: TranscodeConfig) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the pixel limit below is ours

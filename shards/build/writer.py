@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from shards.build.config import PictureConfig
-from shards.build.transcode import Unusable, picture, unpacked
+from shards.build.config import TranscodeConfig
+from shards.build.transcode import Unusable, transcode, unpacked
 from shards.dataset import format, store, tar
 from shards.dataset.format import Shard
 
@@ -41,7 +41,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Work:
+class ShardJob:
     """What the tasks of all shards share."""
 
     fs: pafs.FileSystem
@@ -50,10 +50,10 @@ class Work:
     """Hash of what the plan follows from; shards of another plan are made anew."""
     sources: tuple[pafs.FileSystem, ...]
     work: str
-    config: PictureConfig
+    config: TranscodeConfig
 
 
-def write_shard(work: Work, place: Place) -> Shard:
+def write_shard(work: ShardJob, place: Place) -> Shard:
     """Write a shard and its index, unless they are there."""
     shard = finished(place, work)
     if shard is not None:
@@ -96,7 +96,7 @@ def sample_bytes(key: str, image: bytes, classes: tuple[int, ...]) -> tuple[byte
     return b"".join(pieces), at
 
 
-def finished(place: Place, work: Work) -> Shard | None:
+def finished(place: Place, work: ShardJob) -> Shard | None:
     """A shard of this plan that is there already."""
     index = f"{work.root}/{Shard(place.name, 0, 0, '').index_name}"
     if not store.exists(work.fs, index):
@@ -127,7 +127,7 @@ def _index_row(row: dict[str, Any], start: int, stop: int, offset: int) -> dict[
     }
 
 
-def images(rows: list[dict[str, Any]], work: Work) -> Iterator[bytes]:
+def images(rows: list[dict[str, Any]], work: ShardJob) -> Iterator[bytes]:
     """The image bytes of rows, in order, each checked against the plan."""
     files = _Files()
     fetch = functools.partial(_checked, work=work, files=files)
@@ -140,7 +140,7 @@ def images(rows: list[dict[str, Any]], work: Work) -> Iterator[bytes]:
             yield from pool.map(fetch, rows[start : start + 4 * REQUESTS])
 
 
-def _checked(row: dict[str, Any], work: Work, files: "_Files") -> bytes:
+def _checked(row: dict[str, Any], work: ShardJob, files: "_Files") -> bytes:
     data = _image(row, work, files)
     if hashlib.sha256(data).digest() != row["stored_sha256"]:
         raise ValueError(
@@ -150,7 +150,7 @@ def _checked(row: dict[str, Any], work: Work, files: "_Files") -> bytes:
     return data
 
 
-def _image(row: dict[str, Any], work: Work, files: "_Files") -> bytes:
+def _image(row: dict[str, Any], work: ShardJob, files: "_Files") -> bytes:
     source = work.sources[row["source"]]
     if row["spool_offset"] < 0:
         return files.read(source, row["path"], row["offset"], row["size"])
@@ -161,7 +161,7 @@ def _image(row: dict[str, Any], work: Work, files: "_Files") -> bytes:
         pass
     data = unpacked(files.read(source, row["path"], row["offset"], row["size"]))
     try:
-        return picture(data, work.config).jpeg or data
+        return transcode(data, work.config).jpeg or data
     except Unusable as error:
         raise ValueError(
             f"{row['archive']}: {row['member']} could be used when catalogued and cannot now "

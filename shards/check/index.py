@@ -95,7 +95,7 @@ def index(
 
 def _label_rule(system: pafs.FileSystem, path: str) -> str:
     """Where the first sample of a shard keeps its label."""
-    with store.Reader(system, path) as reader:
+    with store.RangeReader(system, path) as reader:
         first = None
         for member in tar.walk(reader, 0, reader.size, path):
             key, extension = format.split_name(member.name)
@@ -120,7 +120,7 @@ def _label_rule(system: pafs.FileSystem, path: str) -> str:
 
 def _index(system: pafs.FileSystem, root: str, rule: str, name: str) -> _Seen:
     """Write the index of one shard."""
-    with store.Reader(system, f"{root}/{name}") as reader:
+    with store.RangeReader(system, f"{root}/{name}") as reader:
         spans = _spans(reader, name)
         seen = _Seen(Shard(name, len(spans), reader.size, reader.sha256()))
         rows, before = [], set()
@@ -140,7 +140,7 @@ def _index(system: pafs.FileSystem, root: str, rule: str, name: str) -> _Seen:
     return seen
 
 
-def _spans(reader: store.Reader, name: str) -> dict[str, list[tar.Member]]:
+def _spans(reader: store.RangeReader, name: str) -> dict[str, list[tar.Member]]:
     """Members by key; ValueError where those of a key do not follow each other."""
     spans: dict[str, list[tar.Member]] = {}
     last = ""
@@ -158,7 +158,7 @@ def _spans(reader: store.Reader, name: str) -> dict[str, list[tar.Member]]:
     return spans
 
 
-def _row(record: format.Record, members: list[tar.Member], where: str) -> dict[str, object]:
+def _row(record: format.Sample, members: list[tar.Member], where: str) -> dict[str, object]:
     image = next(m for m in members if format.split_name(m.name)[1] == record.extension)
     try:
         width, height = Image.open(io.BytesIO(record.image)).size
@@ -180,7 +180,7 @@ def _row(record: format.Record, members: list[tar.Member], where: str) -> dict[s
     }
 
 
-def _note(seen: _Seen, record: format.Record) -> None:
+def _note(seen: _Seen, record: format.Sample) -> None:
     match = KEY_WNID.match(record.key)
     wnid = match.group(1) if match else ""
     number = record.classes[0]
@@ -224,8 +224,8 @@ def _shuffled(seen: list[_Seen], warnings: list[str]) -> None:
     samples = sum(one.shard.samples for one in seen)
     chance = sum((count / samples) ** 2 for count in counts.values())
     alike = sum(one.alike for one in seen) / max(samples - len(seen), 1)
-    spread = 4 * (chance * (1 - chance) / max(samples, 1)) ** 0.5
-    if len(counts) > 1 and alike > chance + spread + CLUSTERED:
+    ray_map = 4 * (chance * (1 - chance) / max(samples, 1)) ** 0.5
+    if len(counts) > 1 and alike > chance + ray_map + CLUSTERED:
         warnings.append(
             f"not shuffled: {alike:.0%} of neighbouring samples share a class, {chance:.1%} would "
             "by chance; write the set anew with `python -m shards build`"

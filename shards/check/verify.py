@@ -145,7 +145,7 @@ def _faults(
 ) -> Iterator[Fault]:
     if len(rows) != shard.samples:
         yield Fault(shard.name, "", f"{len(rows)} rows in the index, manifest says {shard.samples}")
-    with store.Reader(given.fs, given.path(shard)) as reader:
+    with store.RangeReader(given.fs, given.path(shard)) as reader:
         if reader.size != shard.bytes:
             yield Fault(shard.name, "", f"{reader.size} bytes, manifest says {shard.bytes}")
         elif reader.sha256() != shard.sha256:
@@ -174,7 +174,7 @@ def _faults(
 
 
 def _samples(
-    reader: store.Reader, name: str, damaged: tar.Damage
+    reader: store.RangeReader, name: str, damaged: tar.Damage
 ) -> Iterator[tuple[str, dict[str, tar.Member]]]:
     """Runs of members that share a key."""
     key, members = "", {}
@@ -198,7 +198,7 @@ def _sample_faults(
     shard: Shard,
     row: dict[str, Any],
     members: Mapping[str, tar.Member],
-    reader: store.Reader,
+    reader: store.RangeReader,
     decode: bool,
 ) -> Iterator[Fault]:
     key = row["key"]
@@ -273,7 +273,7 @@ def repair(location: str, found: Verified, run: Run = serial) -> Iterator[str]:
     given.fs.delete_dir(work.work)
 
 
-def _work(given: ShardSet, saved: report.Saved) -> writer.Work:
+def _work(given: ShardSet, saved: report.Saved) -> writer.ShardJob:
     """What remaking shards takes; compressed archives are laid out again."""
     names = {field.name for field in dataclasses.fields(BuildConfig)}
     fields = {k: v for k, v in given.manifest.settings.items() if k in names}
@@ -284,4 +284,4 @@ def _work(given: ShardSet, saved: report.Saved) -> writer.Work:
     context = source.Context(config.source_kind, classes, given.fs, work, {})
     found = source.recognise(list(saved.locations), context)
     systems = tuple(one.fs for one in found)
-    return writer.Work(given.fs, given.root, saved.build, systems, work, config.picture)
+    return writer.ShardJob(given.fs, given.root, saved.build, systems, work, config.transcode)

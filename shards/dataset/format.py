@@ -171,7 +171,7 @@ def write_manifest(system: pafs.FileSystem, root: str, manifest: Manifest) -> No
 
 
 @dataclass(frozen=True)
-class Record:
+class Sample:
     """One sample of a shard: key, image bytes as they lie in the range, and class numbers."""
 
     key: str
@@ -188,7 +188,7 @@ def sample_members(key: str, image: bytes, classes: tuple[int, ...]) -> Iterator
         yield f"{key}.json", json.dumps({"classes": list(classes)}).encode()
 
 
-def parse_records(data: bytes | memoryview, where: str, label: str = "cls") -> Iterator[Record]:
+def parse_samples(data: bytes | memoryview, where: str, label: str = "cls") -> Iterator[Sample]:
     """Samples of a byte range that starts and ends between samples; ValueError on anything else."""
     view = memoryview(data)
     key: str | None = None
@@ -218,11 +218,11 @@ def split_name(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension.lower()
 
 
-def record(key: str, parts: Mapping[str, memoryview], where: str, label: str) -> Record:
+def record(key: str, parts: Mapping[str, memoryview], where: str, label: str) -> Sample:
     """Assemble a sample from its members by extension."""
     for extension in IMAGE_EXTENSIONS:
         if extension in parts:
-            return Record(key, parts[extension], extension, labels(key, parts, where, label))
+            return Sample(key, parts[extension], extension, labels(key, parts, where, label))
     raise ValueError(
         f"{where}: sample {key!r} has no image, only {sorted(parts)}; known: {IMAGE_EXTENSIONS}"
     )

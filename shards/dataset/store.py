@@ -2,7 +2,7 @@
 
 locate("s3://bucket/set") -> (FileSystem, "bucket/set")
 with written(fs, path) as stream: ...      # a temporary name, renamed when the block ends well
-reader = Reader(fs, path)                  # reader(offset, size) -> bytes, read ahead in blocks
+reader = RangeReader(fs, path)             # reader(offset, size) -> bytes, read ahead in blocks
 """
 
 import contextlib
@@ -145,7 +145,7 @@ def read_range(file: pa.NativeFile, path: str, offset: int, size: int) -> bytes:
     return data
 
 
-class Reader:
+class RangeReader:
     """Random reads of one file, `reader(offset, size)`, short only at the end of the file.
 
     Reads ahead in blocks, so that walking the headers of a tar in an object store costs one request
@@ -179,7 +179,7 @@ class Reader:
         """Release the file."""
         self._file.close()
 
-    def __enter__(self) -> "Reader":
+    def __enter__(self) -> "RangeReader":
         return self
 
     def __exit__(self, *_: object) -> None:

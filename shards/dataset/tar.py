@@ -1,7 +1,7 @@
 """Tar files by their headers: USTAR headers to write, and a walk over headers as they come.
 
 The walk serves two readers: the input path of training (strict: the first oddity is an error) and
-the catalogue of archives (`damage` given: the oddity is reported and the walk looks for the next
+the catalogue of archives (`damage` given: the oddity is reported and the walk phashes for the next
 header). It reads 512-byte headers directly: `tarfile` costs several times more per member.
 """
 
