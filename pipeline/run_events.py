@@ -12,14 +12,13 @@ from pathlib import Path
 from pipeline.checkpoint import local
 from pipeline.checkpoint.local import Checkpoint
 from pipeline.evaluation import evaluate
+from pipeline.evaluation.metrics import METRICS
 from pipeline.report.run_page import write_report
 from pipeline.tracking import journal
 from pipeline.tracking.recorder import Recorder
 from pipeline.train.job import Job
 from pipeline.train.system_metrics import cluster_facts
 
-# figures of a protocol that are worth a curve; all of them are in result.json
-FIGURES = ("top1", "top5", "loss", "ece")
 # the parts of a checkpoint that only going on with the run needs
 PRIVATE = ("state.pt",)
 
@@ -124,7 +123,7 @@ def figures(protocols: Mapping[str, Mapping[str, float]], prefix: str) -> dict[s
     return {
         f"{prefix}/{protocol}/{name}": values[name]
         for protocol, values in protocols.items()
-        for name in FIGURES
+        for name in (*METRICS, "ece")
         if name in values
     }
 

@@ -1,1 +1,1 @@
-"""What every command shares: console, files, secrets."""
+"""What every package stands on: settings, files, secrets, the console, command lines and pages."""

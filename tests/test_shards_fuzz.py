@@ -231,9 +231,8 @@ def test_a_broken_archive_is_reported_and_its_good_images_arrive(tmp_path, name)
 @given(st.integers(0, 3), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=12),
        st.floats(0, 1))  # fmt: skip
 def test_any_damage_gives_an_image_or_a_reason(kind, changes, cut):
-    whole = (
-        jpeg(3), jpeg(3, progressive=True), encoded(synthetic_image(3), "PNG"), gzip.compress(jpeg(3))
-    )[kind]  # fmt: skip
+    png = encoded(synthetic_image(3), "PNG")
+    whole = (jpeg(3), jpeg(3, progressive=True), png, gzip.compress(jpeg(3)))[kind]
     data = bytearray(whole)
     for place, value in changes:
         data[int(place * (len(data) - 1))] = value

@@ -1,12 +1,11 @@
 """Random numbers that depend on a seed alone: the same in every process and library version.
 
-SplitMix64 (Steele, Lea and Flood 2014): a counter, scrambled. A draw costs a fraction of a
-microsecond and a new stream costs nothing, where NumPy's generators take tens of microseconds to
-make and promise no stable distributions. No cryptography.
+A counter, scrambled by SplitMix64. A draw costs a fraction of a microsecond and a new stream costs
+nothing, whereas NumPy's generators take tens of microseconds to make and do not promise stable
+distributions.
 """
 
-MASK = 2**64 - 1
-GOLDEN = 0x9E3779B97F4A7C15
+from support.splitmix import GOLDEN, MASK, scramble
 
 
 class Draws:
@@ -31,10 +30,3 @@ class Draws:
     def sign(self) -> int:
         """-1 or 1."""
         return 1 if self.bits() >> 63 else -1
-
-
-def scramble(value: int) -> int:
-    """One-to-one map of 64 bits in which each input bit moves half of the output bits."""
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & MASK
-    return value ^ (value >> 31)

@@ -18,6 +18,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from support.splitmix import GOLDEN, scramble
+
 
 @dataclass(frozen=True, kw_only=True)
 class Slices:
@@ -239,8 +241,7 @@ def permutation(num: int, seed: int, epoch: int) -> np.ndarray:
     """
     key = splitmix64(np.array([seed, epoch], np.uint64))
     stream = splitmix64(key[:1] ^ (key[1:] * np.uint64(0xD1342543DE82EF95)))
-    with np.errstate(over="ignore"):
-        keys = splitmix64(stream + np.arange(num, dtype=np.uint64))
+    keys = splitmix64(stream + np.arange(num, dtype=np.uint64))
     order = np.argsort(keys, kind="stable")
     order = order.astype(np.int32 if num < 2**31 else np.int64)
     order.setflags(write=False)
@@ -248,12 +249,8 @@ def permutation(num: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def splitmix64(x: np.ndarray) -> np.ndarray:
-    """Finaliser of SplitMix64 (Steele, Lea and Flood, 2014, figure 16), element by element."""
-    with np.errstate(over="ignore"):
-        x = x + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
+    """The number after each state x of SplitMix64: uint64 -> uint64."""
+    return scramble(x + np.uint64(GOLDEN))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,8 +22,8 @@ import numpy as np
 from pipeline.data.dataset import Dataset, Subset
 from pipeline.data.order import ReadSpans
 from shards.dataset.format import Sample, Shard, ShardSet, open_set, parse_samples
+from support.splitmix import scramble
 from vit.config import ImageConfig
-from vit.draws import scramble
 from vit.images import crop_views, decode, train_view
 
 T = TypeVar("T")

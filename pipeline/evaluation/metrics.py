@@ -10,7 +10,7 @@ classes.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,19 +38,44 @@ class Predictions:
         return (self.top[:, :k, None] == self.labels[:, None, :]).any((1, 2))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A figure of an evaluation: the mean of one value for each image."""
+
+    title: str
+    values: Callable[[Predictions], np.ndarray]
+    """Predictions -> (n,) numbers; NaN leaves an image out of the mean."""
+    higher_is_better: bool
+    is_share: bool = False
+    """Whether each value is 0 or 1, so that the mean is a share of the images."""
+
+
+METRICS = {
+    "loss": Metric(title="loss", values=lambda p: p.loss, higher_is_better=False),
+    "top1": Metric(title="top-1", values=lambda p: p.hits(1), higher_is_better=True, is_share=True),
+    "top5": Metric(title="top-5", values=lambda p: p.hits(5), higher_is_better=True, is_share=True),
+}
+"""Add a metric here: training, evaluation, record, report and search then have it by its name."""
+
+
 def summary(predictions: Predictions) -> dict[str, float]:
-    """The figures of one protocol; each accuracy and the loss with its 95 % interval."""
+    """The figures of one protocol, each metric with its 95 % interval; NAME, NAME_low, NAME_high.
+
+    Shares have Wilson's interval, other means that of a normal distribution.
+    """
     figures: dict[str, float] = {"images": len(predictions.top)}
-    for k in (1, 5):
-        hits = int(predictions.hits(k).sum())
-        low, high = wilson(hits, len(predictions.top))
-        name = f"top{k}"
-        figures |= {name: hits / len(predictions.top), f"{name}_low": low, f"{name}_high": high}
-    known = predictions.loss[~np.isnan(predictions.loss)]
-    if len(known):
-        mean = math.fsum(known) / len(known)
-        half = Z * known.std(ddof=1) / math.sqrt(len(known)) if len(known) > 1 else math.inf
-        figures |= {"loss": mean, "loss_low": mean - half, "loss_high": mean + half}
+    for name, metric in METRICS.items():
+        values = np.asarray(metric.values(predictions), np.float64)
+        values = values[~np.isnan(values)]
+        if not len(values):
+            continue
+        mean = math.fsum(values) / len(values)
+        if metric.is_share:
+            low, high = wilson(round(math.fsum(values)), len(values))
+        else:
+            half = Z * values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+            low, high = mean - half, mean + half
+        figures |= {name: mean, f"{name}_low": low, f"{name}_high": high}
     return figures | {"ece": calibration_error(predictions)}
 
 

@@ -26,8 +26,8 @@ from pipeline.data.order import RankShare
 from pipeline.data.reader import SampleReader, View
 from pipeline.data.stream import Block, Stream, ahead, quiet, rebatch
 from pipeline.evaluation.config import CENTER, EvaluateConfig
-from pipeline.evaluation.metrics import Predictions
-from pipeline.evaluation.predictions import PredictionStore
+from pipeline.evaluation.metrics import METRICS
+from pipeline.evaluation.predictions import PredictionStore, protocol_predictions
 from pipeline.settings.config import TrainConfig
 from shards.dataset import wordnet
 from vit.batch import normalise
@@ -44,7 +44,6 @@ TASK_BYTES = 128 << 20
 BUFFER_GIB = 2.0
 # batches that wait for the model, decoded and on the device
 PREFETCH_BATCHES = 3
-METRICS = ("loss", "top1", "top5")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +210,7 @@ def fetched(block: Block, given: Mapping[str, Tensor]) -> Block:
 
 
 def evaluate_share(
-    model: ViT, config: TrainConfig, dataset: Dataset, rank: int, workers: int
+    model: ViT, config: TrainConfig, dataset: Dataset, rank: int, world_size: int
 ) -> dict[str, float]:
     """Centre-crop metrics over a split, in the training loop; each worker takes its share."""
     settings = EvaluateConfig(
@@ -224,26 +223,31 @@ def evaluate_share(
         loss=config.loss,
     )
     evaluator, samples = Evaluator(dataset=dataset, settings=settings), dataset.samples
-    share = RankShare.of(rank, workers, samples)
-    sums = torch.zeros(1 + len(METRICS), dtype=torch.float64)
+    share = RankShare.of(rank, world_size, samples)
+    # images, and for each metric the sum of its values and their number
+    sums = np.zeros((1 + len(METRICS), 2))
     model.eval()
     for block in evaluator.predictions(model, [(share.low, share.high)] if share.size else []):
-        predictions = Predictions(
-            labels=block["labels"],
-            top=block[f"{CENTER}/top"],
-            confidence=block[f"{CENTER}/confidence"],
-            loss=block[f"{CENTER}/loss"],
-        )
-        totals = predictions.loss.sum(), predictions.hits(1).sum(), predictions.hits(5).sum()
-        sums += torch.tensor([len(predictions.top), *map(float, totals)], dtype=torch.float64)
-    keep_step(model, config, [RankShare.of(r, workers, samples).size for r in range(workers)], rank)
+        predictions = protocol_predictions(block, CENTER)
+        sums[0] += len(predictions.top)
+        for row, metric in enumerate(METRICS.values(), start=1):
+            values = np.asarray(metric.values(predictions), np.float64)
+            known = values[~np.isnan(values)]
+            sums[row] += known.sum(), len(known)
+    keep_step(
+        model, config, [RankShare.of(r, world_size, samples).size for r in range(world_size)], rank
+    )
     model.train()
-    sums = sums.to(next(model.parameters()).device)
-    torch.distributed.all_reduce(sums)
-    count, *totals = sums.tolist()
-    if count != samples:
-        raise RuntimeError(f"evaluated {count:.0f} images of {samples}")
-    return {f"val/{metric}": total / count for metric, total in zip(METRICS, totals, strict=True)}
+    totals = torch.from_numpy(sums).to(next(model.parameters()).device)
+    torch.distributed.all_reduce(totals)
+    (images, _), *rows = totals.tolist()
+    if images != samples:
+        raise RuntimeError(f"evaluated {images:.0f} images of {samples}")
+    return {
+        f"val/{name}": total / count
+        for name, (total, count) in zip(METRICS, rows, strict=True)
+        if count
+    }
 
 
 def keep_step(model: ViT, config: TrainConfig, sizes: Sequence[int], rank: int) -> None:

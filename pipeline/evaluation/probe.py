@@ -65,7 +65,7 @@ class Probe:
 
 
 def probe_share(
-    model: ViT, config: TrainConfig, probes: Sequence[Probe], rank: int, workers: int
+    model: ViT, config: TrainConfig, probes: Sequence[Probe], rank: int, world_size: int
 ) -> dict[str, float]:
     """Accuracies of all probes, on rank 0; each worker computes its share of the features.
 
@@ -74,8 +74,8 @@ def probe_share(
     """
     settings, found = config.probe, {}
     for probe in probes:
-        train, train_labels = features(model, config, probe.train, rank, workers)
-        test, test_labels = features(model, config, probe.eval, rank, workers)
+        train, train_labels = features(model, config, probe.train, rank, world_size)
+        test, test_labels = features(model, config, probe.eval, rank, world_size)
         if rank:
             continue
         prefix, classes = f"probe/{probe.name}", len(probe.train.classes)
@@ -98,7 +98,7 @@ def probe_share(
 
 
 def features(
-    model: ViT, config: TrainConfig, dataset: Dataset, rank: int, workers: int
+    model: ViT, config: TrainConfig, dataset: Dataset, rank: int, world_size: int
 ) -> tuple[Tensor, Tensor]:
     """Features (n, D) float32 and labels (n, M) of all images in order, on every worker."""
     settings = EvaluateConfig(
@@ -112,7 +112,7 @@ def features(
             config.images, eval_resize="squash", crop_pct=0.875, eval_interpolation="area"
         ),
     )
-    shares = [RankShare.of(r, workers, dataset.samples) for r in range(workers)]
+    shares = [RankShare.of(r, world_size, dataset.samples) for r in range(world_size)]
     own, device = shares[rank], next(model.parameters()).device
     rows, labels = [], []
     model.eval()

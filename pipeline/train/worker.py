@@ -32,8 +32,8 @@ from pipeline.train.meter import Meter
 from pipeline.train.report_queue import StopSignal
 from pipeline.train.state import State
 from pipeline.train.system_metrics import sampling
+from support.splitmix import scramble
 from vit.batch import mix, normalise
-from vit.draws import scramble
 from vit.loss import make_loss, make_targets
 from vit.optim import set_learning_rate
 

@@ -11,13 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from support.splitmix import GOLDEN, MASK, scramble
+
 
 def mixed(values: np.ndarray, seed: int) -> np.ndarray:
-    """Seeded 64-bit hash of 64-bit values (the finalizer of splitmix64)."""
-    x = values + np.uint64((seed * 0x9E3779B97F4A7C15 + 1) % 2**64)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    """Seeded 64-bit hash of 64-bit values."""
+    return scramble(values + np.uint64((seed * GOLDEN + 1) & MASK))
 
 
 def heads(hashes: pa.ChunkedArray) -> np.ndarray:

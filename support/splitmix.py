@@ -1,0 +1,25 @@
+"""SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
+
+The same numbers in every process and every version of every library, for one number at a time and
+for arrays. No cryptography.
+"""
+
+from typing import TypeVar
+
+import numpy as np
+
+MASK = 2**64 - 1
+GOLDEN = 0x9E3779B97F4A7C15
+
+Word = TypeVar("Word", int, np.ndarray)
+
+
+def scramble(value: Word) -> Word:
+    """The finaliser (figure 16): a one-to-one map of 64-bit words.
+
+    Args:
+        value: An int in [0, 2^64), or an array of uint64.
+    """
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & MASK
+    return value ^ (value >> 31)
