@@ -1,217 +1,164 @@
 """Command line of the pipeline: `python -m pipeline train PRESET`, and what is done with a run.
 
-Exit status: 0 done, 1 failed, 2 bad input, 130 interrupted. The slow imports wait until the
-settings have been read and checked.
+The slow imports wait until the settings have been read and checked.
 """
 
-import dataclasses
 import logging
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 import tyro
 
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.settings.budget import PEAK_FLOPS, Budget
-from pipeline.settings.config import DIGITS, TrainConfig
-from pipeline.settings.presets import PRESETS, read_preset
-from pipeline.tracking.journal import EVENTS
-from support.console import open_console
-from support.redact import excepthook, redact
+from pipeline.settings.config import TrainConfig
+from pipeline.settings.presets import PRESETS, find_preset, read_preset
+from support.command import dispatch, first_value
+from support.console import Progress, open_console
+from support.settings import field_docs
 
 if TYPE_CHECKING:
     from pipeline.evaluation.model import EvalModel
+    from pipeline.outcome import Outcome
+    from pipeline.train.job import Job
 
 log = logging.getLogger("pipeline")
 
 PRESET_FILE = "--preset-file"
 
-# a file of published weights does not say what to evaluate it on
-REQUIRED = {"data": tyro.MISSING}
-
-USAGE = """\
-usage: python -m pipeline COMMAND ...
-
-  train PRESET [--dotted.setting value ...]    train, evaluate and record a run, or go on with one
-  train --preset-file FILE [...]               the same with settings from a file, as a search finds
-  evaluate CHECKPOINT --data DIR --crops ...   accuracy of a checkpoint, or of published weights
-  report RUN                                   one HTML page about a run
-  track sync RUN                               send MLflow what it has not got yet of a run
-
-presets:
-{presets}
-
-python -m pipeline train PRESET --help lists every setting with its value in that preset, and
-python -m pipeline evaluate CHECKPOINT --help those of an evaluation.
-"""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train, evaluate and record a run; the same command goes on with one that was interrupted."""
+    """Train, evaluate and record a run; the same command resumes one that was interrupted."""
 
-    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    preset: tyro.conf.Fixed[str]
+    config: TrainConfig
     plan: bool = False
-    """Only say what the run would cost: steps, FLOPs, hours, input, storage."""
+    """Only show what the run would cost: steps, FLOPs, hours, input, storage."""
     plan_gpu: Literal[tuple(PEAK_FLOPS)] = "H100"
     """With --plan: kind of GPU; as many as there are workers."""
     plan_mfu: float = 0.4
-    """With --plan: share of the GPU's peak that the training step is taken to reach."""
+    """With --plan: share of the GPU's peak that the training step is assumed to reach."""
     verbose: bool = False
-    """Show what Ray and the other libraries say."""
+    """Show what Ray and the other libraries print."""
+
+    @classmethod
+    def prepare(cls, arguments: Sequence[str]) -> tuple[Self, Sequence[str], Sequence[str]]:
+        """Defaults of the preset, or of the preset file, that the arguments name."""
+        if PRESET_FILE in arguments[:-1]:
+            place = arguments.index(PRESET_FILE)
+            subject = arguments[place : place + 2]
+            rest = [*arguments[:place], *arguments[place + 2 :]]
+            return cls(preset=subject[1], config=read_preset(Path(subject[1]))), subject, rest
+        name, rest = first_value(arguments, TrainConfig(), flags=("plan", "verbose"))
+        if name:
+            return cls(preset=name, config=find_preset(name)), [name], rest
+        if "--help" in arguments or "-h" in arguments:
+            return cls(preset="", config=TrainConfig()), ["PRESET"], rest
+        raise ValueError(
+            f"train needs a PRESET, or {PRESET_FILE} FILE; presets: {', '.join(PRESETS)}"
+        )
+
+    @property
+    def description(self) -> str:
+        """What the preset is, or which presets there are."""
+        if self.preset in PRESETS:
+            return f"{self.__doc__}\n\n{PRESETS[self.preset]}"
+        width = max(map(len, PRESETS))
+        rows = "\n".join(f"  {name:<{width}}  {row.summary}" for name, row in PRESETS.items())
+        return f"{self.__doc__}\n\n{PRESET_FILE} FILE takes the settings of a search.\n\n{rows}"
+
+    def __call__(self) -> int:
+        """Train, or show the plan."""
+        config = self.config.absolute()
+        if self.plan:
+            sys.stdout.write(f"{Budget.of(config, gpu=self.plan_gpu, mfu=self.plan_mfu)}\n")
+            return 0
+        open_console(verbose=self.verbose)
+        # before Ray is imported: workers stay in this folder
+        os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+        # nodes that are starting, or busy, need longer than Ray's minute to start their workers; an
+        # elastic run must not wait long for a node that has just gone
+        patience_s = "120" if config.min_workers else "900"
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", patience_s)
+        from pipeline.train.job import prepare
+
+        job = prepare(config)
+        from pipeline.run import execute
+
+        log.info("\n%s", result_facts(job, execute(job, verbose=self.verbose)))
+        return 0
+
+
+def result_facts(job: "Job", outcome: "Outcome") -> str:
+    """What a run ends with: the table of its evaluation, and where everything is."""
+    from pipeline.evaluation.evaluate import result_table
+    from pipeline.tracking.mlflow_client import page_command
+
+    images = next(iter(outcome.protocols.values()))["images"]
+    facts = {
+        "evaluated": f"{images:,} images of {job.config.data.eval_split}, each once",
+        "trained": f"{outcome.steps:,} steps at {outcome.images_per_s:,.0f} images/s",
+        "checkpoint": outcome.checkpoint,
+        "MLflow page": page_command(job.dir.parent),
+    }
+    table = result_table({"protocols": outcome.protocols, "changes": outcome.changes})
+    return f"{table}\n\n" + "\n".join(f"{name:<12}{fact}" for name, fact in facts.items())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Evaluate a model with one crop and with many; started again, it goes on."""
+    """Evaluate a model with one crop and with many; the same command resumes."""
 
-    config: Annotated[EvaluateConfig, tyro.conf.arg(name="")]
+    checkpoint: tyro.conf.Fixed[str]
+    config: EvaluateConfig
     verbose: bool = False
-    """Show what Ray and the other libraries say."""
+    """Show what Ray and the other libraries print."""
 
+    @classmethod
+    def prepare(cls, arguments: Sequence[str]) -> tuple[Self, Sequence[str], Sequence[str]]:
+        """Settings as far as the checkpoint gives them."""
+        flags = EvaluateConfig(data="")
+        path, rest = first_value(arguments, flags, flags=("verbose",))
+        if path:
+            from pipeline.evaluation.model import EvalModel
 
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """Write the page about a run: report.html in its folder."""
+            config = EvalModel.open(Path(path).absolute()).evaluation()
+            return cls(checkpoint=path, config=config), [path], rest
+        if "--help" in arguments or "-h" in arguments:
+            return cls(checkpoint="", config=flags), ["CHECKPOINT"], rest
+        raise ValueError(
+            "evaluate needs a CHECKPOINT: the folder of a run or of a checkpoint, or a file of "
+            "weights"
+        )
 
-    price_per_hour: float | None = None
-    """Price of one worker (one GPU) for an hour, to state what the run cost."""
+    def __call__(self) -> int:
+        """Evaluate, and add the result to the record of the run that made the checkpoint."""
+        if not self.config.data:
+            raise ValueError(
+                f"{self.checkpoint} does not say what to evaluate it on; give --data: "
+                f"{field_docs(EvaluateConfig)['data']}"
+            )
+        open_console(verbose=self.verbose)
+        from pipeline.evaluation import evaluate
+        from pipeline.evaluation.model import EvalModel
+        from pipeline.train.resources import ray_session
 
-
-def main(arguments: Sequence[str]) -> int:
-    """Run a command; its exit status."""
-    sys.excepthook = excepthook
-    command, *rest = arguments or ["--help"]
-    if command in ("-h", "--help"):
-        sys.stdout.write(usage())
+        config = self.config.absolute()
+        eval_model = EvalModel.open(Path(self.checkpoint).absolute())
+        dataset = evaluate.open_dataset(config)
+        folder = Path(config.out or evaluate.default_folder(eval_model, config, dataset))
+        with ray_session(extra_cpus=config.workers, verbose=self.verbose):
+            progress = Progress("evaluate")
+            result = evaluate.evaluate_model(eval_model, config, dataset, folder, progress)
+        log.info("\n%s\n\nresult      %s", evaluate.result_table(result), folder)
+        if eval_model.run_dir:
+            attach_and_send(eval_model, folder)
         return 0
-    if command not in COMMANDS:
-        return refuse(f"unknown command {command!r}; known: {', '.join(COMMANDS)}")
-    if command == "track" and rest[:1] == ["sync"]:
-        rest = rest[1:]
-    elif command == "track" and rest[:1] not in ([], ["-h"], ["--help"]):
-        return refuse(f"unknown command 'track {rest[0]}'; known: track sync RUN")
-    if not rest or rest[0] in ("-h", "--help"):
-        sys.stdout.write(usage())
-        return 0 if rest else 2
-    return COMMANDS[command](*rest)
-
-
-def train_command(preset: str, *settings: str) -> int:
-    """`train PRESET`: read and check the settings, then train."""
-    path = None
-    if preset == PRESET_FILE:
-        path, *settings = settings or [""]
-    elif preset not in PRESETS:
-        return refuse(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
-    prog = f"python -m pipeline train {preset}" + (f" {path}" if path else "")
-    try:
-        config = PRESETS[preset]() if path is None else read_preset(Path(path))
-        default = Train(config=config)
-        parsed = tyro.cli(Train, args=settings, default=default, prog=prog)
-    except (ValueError, OSError) as error:  # a rule between settings, or no such file
-        return refuse(str(error))
-    return train(parsed)
-
-
-def usage() -> str:
-    """The help page, with the first line of each preset's docstring."""
-    width = max(map(len, PRESETS))
-    lines = (
-        f"  {name:<{width}}  {(p.__doc__ or '').splitlines()[0]}" for name, p in PRESETS.items()
-    )
-    return USAGE.format(presets="\n".join(lines))
-
-
-def refuse(message: str) -> int:
-    """Say what is wrong with the input; the status for it."""
-    sys.stderr.write(f"error: {redact(message)}\n")
-    return 2
-
-
-def plan(command: Train) -> int:
-    """Say what the run would cost; the exit status."""
-    try:
-        budget = Budget.of(absolute(command.config), gpu=command.plan_gpu, mfu=command.plan_mfu)
-    except (ValueError, FileNotFoundError) as error:
-        return refuse(str(error))
-    sys.stdout.write(f"{budget}\n")
-    return 0
-
-
-def train(command: Train) -> int:
-    """Carry out the command; its exit status."""
-    if command.plan:
-        return plan(command)
-    open_console(verbose=command.verbose)
-    # before Ray is imported: workers stay in this folder
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    # nodes that are just starting, or busy, need longer than Ray's minute to start their workers;
-    # an elastic run must not wait long for a node that has just gone
-    patience_s = "120" if command.config.min_workers else "900"
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", patience_s)
-    from pipeline.train.job import prepare
-
-    try:
-        job = prepare(absolute(command.config))
-    except (ValueError, FileNotFoundError) as error:
-        return refuse(str(error))
-    from pipeline.run import execute
-
-    try:
-        outcome = execute(job, verbose=command.verbose)
-    except KeyboardInterrupt:
-        log.info("interrupted; the same command goes on from the last checkpoint")
-        return 130
-    except (ArithmeticError, OSError, RuntimeError, ValueError) as error:
-        log.error("error: %s", error, exc_info=command.verbose)
-        return 1
-    log.info("\n%s", outcome.table(job))
-    return 0
-
-
-def evaluate_command(path: str, *settings: str) -> int:
-    """`evaluate CHECKPOINT`: take the settings that the checkpoint gives, evaluate, show."""
-    from pipeline.evaluation.model import EvalModel
-
-    prog = f"python -m pipeline evaluate {path}"
-    try:
-        eval_model = EvalModel.open(Path(path).absolute())
-        default = Evaluate(config=eval_model.evaluation(**({} if eval_model.data else REQUIRED)))
-        parsed = tyro.cli(Evaluate, args=settings, default=default, prog=prog)
-    except (ValueError, FileNotFoundError) as error:
-        return refuse(str(error))
-    return evaluate(eval_model, parsed)
-
-
-def evaluate(eval_model: "EvalModel", command: Evaluate) -> int:
-    """Carry out the command; its exit status."""
-    open_console(verbose=command.verbose)
-    from pipeline.evaluation import evaluate
-    from pipeline.run import Progress
-    from pipeline.train.resources import ray_session
-
-    config = command.config
-    paths = {name: located(getattr(config, name)) for name in ("data", "v2", "real", "out")}
-    config = dataclasses.replace(config, **paths)
-    try:
-        source = evaluate.open_source(config)
-        folder = Path(config.out or evaluate.default_folder(eval_model, config, source))
-        with ray_session(room=config.workers, verbose=command.verbose):
-            result = evaluate.evaluate_model(eval_model, config, source, folder, Progress())
-    except (ValueError, FileNotFoundError) as error:
-        return refuse(str(error))
-    except KeyboardInterrupt:
-        log.info("interrupted; the same command goes on from the predictions in %s", folder)
-        return 130
-    log.info("\n%s\n\nresult      %s", evaluate.result_table(result), folder)
-    if eval_model.run_dir and (eval_model.run_dir / EVENTS).exists():
-        attach_and_send(eval_model, folder)
-    return 0
 
 
 def attach_and_send(eval_model: "EvalModel", folder: Path) -> None:
@@ -219,68 +166,94 @@ def attach_and_send(eval_model: "EvalModel", folder: Path) -> None:
     from pipeline import run_events
     from pipeline.checkpoint.local import Checkpoint
     from pipeline.tracking import mlflow_sync
+    from pipeline.tracking.journal import EVENTS
+    from support.files import AlreadyLocked
 
+    if not (eval_model.run_dir / EVENTS).exists():
+        return
     run_events.attach(eval_model.run_dir, Checkpoint.open(eval_model.path), folder)
     try:
         mlflow_sync.sync(eval_model.run_dir)
-    except mlflow_sync.AlreadySyncing:  # the run goes on, and its own thread sends
+    except AlreadyLocked:  # the run is still training, and its own thread sends
         log.info("the run itself sends the result to MLflow")
 
 
-def located(path: str | None) -> str | None:
-    """A path made absolute: workers run in other folders; a URI as it is."""
-    return str(Path(path).absolute()) if path and "://" not in path else path
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write the page about a run, report.html, into its folder."""
+
+    run: tyro.conf.Positional[str]
+    """Folder of the run."""
+    price_per_hour: float | None = None
+    """Price of one worker (one GPU) for an hour, to state what the run cost."""
+
+    def __call__(self) -> int:
+        """Write the page."""
+        open_console(verbose=False)
+        from pipeline.report.run_page import write_report
+
+        path = write_report(Path(self.run).absolute(), price_per_hour=self.price_per_hour)
+        log.info("report      %s", path)
+        return 0
 
 
-def report_command(run: str, *settings: str) -> int:
-    """`report RUN`: write the page about a run."""
-    parsed = tyro.cli(Report, args=settings, prog=f"python -m pipeline report {run}")
-    open_console(verbose=False)
-    from pipeline.report.run_page import write_report
+@dataclass(frozen=True, kw_only=True)
+class TrackSync:
+    """Send to MLflow what it does not have of a run yet."""
 
-    try:
-        path = write_report(Path(run).absolute(), price_per_hour=parsed.price_per_hour)
-    except (ValueError, FileNotFoundError) as error:
-        return refuse(str(error))
-    log.info("report      %s", path)
-    return 0
+    run: tyro.conf.Positional[str]
+    """Folder of the run."""
+
+    def __call__(self) -> int:
+        """Send it; 1 if something is left."""
+        open_console(verbose=False)
+        from pipeline.tracking.mlflow_sync import sync
+
+        return sync(Path(self.run).absolute())
 
 
-def sync_command(run: str, *rest: str) -> int:
-    """`track sync RUN`: send what is left of the record of a run."""
-    if rest:
-        return refuse(f"track sync takes one folder of a run, not also {' '.join(rest)}")
-    open_console(verbose=False)
-    from pipeline.tracking.mlflow_sync import sync
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write the weights of a checkpoint for another program."""
 
-    try:
-        return sync(Path(run).absolute())
-    except (ValueError, FileNotFoundError) as error:
-        return refuse(str(error))
+    checkpoint: tyro.conf.Positional[str]
+    """Folder of a run or of a checkpoint, or a file of weights."""
+    file: tyro.conf.Positional[str]
+    """File to write: .safetensors (timm's names), .npz (Google's names) or .pt (quantised)."""
+    layout: Literal["vit", "big_vision"] = "vit"
+    """Of .npz: the layout of vision_transformer and AugReg, or that of big_vision."""
+    quantise: Literal["int8-static", "int8-dynamic", "int8-weight", "float8"] = "int8-static"
+    """Of .pt: the scheme; int8-static calibrates on images of --data."""
+    data: str | None = None
+    """Of .pt: shard set for the calibration; by default that of the checkpoint's run."""
+
+    def __call__(self) -> int:
+        """Write the file."""
+        open_console(verbose=False)
+        from pipeline.evaluation.export import export
+
+        export(Path(self.checkpoint).absolute(), Path(self.file), **self.options())
+        log.info("wrote       %s", self.file)
+        return 0
+
+    def options(self) -> dict[str, str | None]:
+        """What depends on the kind of file."""
+        return {"layout": self.layout, "scheme": self.quantise, "data": self.data}
 
 
 COMMANDS = {
-    "train": train_command,
-    "evaluate": evaluate_command,
-    "report": report_command,
-    "track": sync_command,
+    "train": Train,
+    "evaluate": Evaluate,
+    "report": Report,
+    "export": Export,
+    "track sync": TrackSync,
 }
 
 
-def absolute(config: TrainConfig) -> TrainConfig:
-    """The config with absolute paths: workers run in other folders, on other machines."""
-    data = config.data
-    return config.replace(
-        {
-            "runs_dir": located(config.runs_dir),
-            "init_from": located(config.init_from),
-            "data.dir": data.dir if data.dir == DIGITS else located(data.dir),
-            "data.extra": tuple(map(located, data.extra)),
-            "data.classes": located(data.classes),
-            "probe.data": tuple(map(located, config.probe.data)),
-        }
-    )
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; its exit status. Entry point of the script `vit-pipeline`."""
+    return dispatch("python -m pipeline", COMMANDS, arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

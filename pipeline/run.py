@@ -2,19 +2,16 @@
 
     job -> Ray: workers train -> best checkpoint -> multi-crop evaluation -> result.json
 
-A run is its folder: started again, it goes on from the last checkpoint and the same MLflow run, and
-a finished one only tells its result again.
+A run is its folder: started again, it resumes from the last checkpoint and continues the same
+MLflow run. A finished run only shows its result again.
 
-    runs/NAME/config.json  checkpoints/  metrics.jsonl  mlflow.json  result.json
+    runs/NAME/config.json  checkpoints/  metrics.jsonl  events.jsonl  mlflow.json  result.json
 """
 
 import contextlib
-import dataclasses
-import fcntl
-import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
@@ -27,72 +24,32 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback, Wor
 from ray.train.torch import TorchTrainer
 
 from pipeline.checkpoint import local
+from pipeline.checkpoint.local import Checkpoint
 from pipeline.evaluation.config import CENTER
-from pipeline.evaluation.evaluate import default_folder, evaluate_model, result_table
+from pipeline.evaluation.evaluate import default_folder, evaluate_model
 from pipeline.evaluation.model import EvalModel
+from pipeline.outcome import Outcome
+from pipeline.reports import OnRecord, Reports
 from pipeline.run_events import figures, record_circumstances, record_result
 from pipeline.settings.config import TrainConfig
-from pipeline.tracking.mlflow_client import page_command
 from pipeline.tracking.recorder import Recorder
 from pipeline.train.job import CONFIG, Job, prepare
 from pipeline.train.report_queue import run_report_queue
 from pipeline.train.resources import ray_session, worker_resources
 from pipeline.train.worker import attempt
-from support.console import duration, log_stage, record_line
-from support.redact import redacted
+from support.console import Progress, log_stage
+from support.files import locked, write_json
 
 log = logging.getLogger(__name__)
 
-RESULT, LOCK = "result.json", "run.lock"
-# MLflow's tag for how a run ended that is a trial
+LOCK = "run.lock"
+# MLflow's tag for how a run ended that is a trial of a search
 OUTCOME_TAG = "outcome"
-OnRecord = Callable[[dict], str | None]
 
-# seconds between two lines of progress
-PROGRESS_S = 5.0
 # seconds that an interrupted run has for its last checkpoint
 GRACE_S = 60.0
-# seconds between two looks whether an elastic run could have more workers
+# seconds between two checks whether an elastic run could have more workers
 RESIZE_S = 30.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What a finished run reached."""
-
-    steps: int
-    images_per_s: float
-    """Training rate in the last interval, over all workers."""
-    checkpoint: str
-    """Folder of the best checkpoint."""
-    protocols: dict[str, dict[str, float]]
-    """Figures of each crop protocol on the eval split."""
-    changes: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
-    """How each protocol differs from the single centre crop."""
-    evaluation: str = ""
-    """Folder of the evaluation: classes, predictions, confusions."""
-
-    @classmethod
-    def read(cls, run_dir: Path) -> "Outcome | None":
-        """The outcome of a run, if it is finished."""
-        path = run_dir / RESULT
-        return cls(**json.loads(path.read_text())) if path.exists() else None
-
-    def write(self, run_dir: Path) -> None:
-        """Keep the outcome in the folder of the run: from now on the run is finished."""
-        write_json(run_dir / RESULT, dataclasses.asdict(self))
-
-    def table(self, job: Job) -> str:
-        """The table that a run ends with."""
-        images = self.protocols[CENTER]["images"]
-        facts = {
-            "evaluated": f"{images:,} images of {job.config.data.eval_split}, each once",
-            "trained": f"{self.steps:,} steps at {self.images_per_s:,.0f} images/s",
-            "checkpoint": self.checkpoint,
-            "MLflow page": page_command(job.dir.parent),
-        }
-        figures = result_table({"protocols": self.protocols, "changes": self.changes})
-        return f"{figures}\n\n" + "\n".join(f"{k:<12}{v}" for k, v in facts.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +66,11 @@ class Trial:
 def fit(
     config: TrainConfig, *, on_record: OnRecord | None = None, trial: Trial | None = None
 ) -> Outcome | None:
-    """Train, evaluate and record a run; go on with it if its folder is there.
+    """Train, evaluate and record a run; resume it if its folder is there.
 
-    `on_record` is called in a thread of this process with every new record. If it returns a word
-    the run stops after a checkpoint, is not evaluated, and its outcome is None; the word is its tag
-    `outcome` in MLflow. A loss that is not finite is a FloatingPointError.
+    `on_record` is called in a thread of this process with every new record. If it returns a reason,
+    the run stops after a checkpoint without an evaluation and fit returns None; the reason becomes
+    the tag `outcome` in MLflow. Raises FloatingPointError if the loss is not finite.
     """
     return execute(prepare(config), on_record=on_record, trial=trial)
 
@@ -126,20 +83,25 @@ def execute(
     trial: Trial | None = None,
 ) -> Outcome | None:
     """Do what is left of a run; its outcome, or None if `on_record` stopped it."""
-    finished = Outcome.read(job.dir)
-    if finished:
+    if outcome := Outcome.read(job.dir):
         log.info("run %r is finished; a new one needs another --name", job.config.name)
-        return finished
+        return outcome
     job.dir.mkdir(parents=True, exist_ok=True)
-    with exclusive(job.dir / LOCK):
+    with lock(job.dir):
         local.clear_unfinished(job.checkpoints)
         if not (job.dir / CONFIG).exists():
-            write_json(job.dir / CONFIG, redacted(job.config.flat()))
+            write_json(job.dir / CONFIG, job.config.flat())
         with (
             recording(job, trial) as recorder,
-            ray_session(room=job.config.workers, verbose=verbose),
+            ray_session(extra_cpus=job.config.workers, verbose=verbose),
         ):
             return train_and_evaluate(job, recorder, on_record, trial)
+
+
+def lock(run_dir: Path) -> contextlib.AbstractContextManager[None]:
+    """Hold the lock of a run; AlreadyLocked if another process trains it."""
+    message = f"another process trains the run in {run_dir}; wait for it, or choose another --name"
+    return locked(run_dir / LOCK, message)
 
 
 def train_and_evaluate(
@@ -147,81 +109,56 @@ def train_and_evaluate(
 ) -> Outcome | None:
     """The part of a run that needs Ray."""
     record_circumstances(recorder, job)
-    total, found = job.total_steps, job.latest()
-    log_stage(job.num_stages - 1, job.num_stages, describe(job, found))
-    rates, words = [0.0], []
-
-    def record(item: dict) -> bool:
-        if item["kind"] == "line":
-            log.warning(item["text"])
-            return False
-        if item["kind"].startswith("system"):
-            recorder.add(item)
-            return False
-        rates.append(item.get("images_per_s", rates[-1]))
-        if not recorder.add(item):
-            return False
-        if line := record_line(item, total):
-            log.info(line)
-        if word := on_record and on_record(item):
-            words.append(word)
-        return bool(word)
-
-    if not found or found.step < total:
-        with run_report_queue(record) as queue:
+    last = job.latest()
+    log_stage(job.num_stages - 1, job.num_stages, describe(job, last))
+    reports = Reports(recorder, job.total_steps, on_record)
+    if not last or last.step < job.total_steps:
+        with run_report_queue(reports) as queue:
             train_workers(job, queue, trial)
-        found = job.latest()
-        if found.step < total:
-            recorder.finish("FINISHED", tags={OUTCOME_TAG: words[0]})
+        last = job.latest()
+        if last.step < job.total_steps:
+            recorder.finish("FINISHED", tags={OUTCOME_TAG: reports.stop_reason})
             return None
     if trial:
-        return conclude(job, recorder, found, rates[-1])
-    top = local.best(job.checkpoints)
-    folder, result = evaluate_best(job, top)
-    metrics = result["protocols"]
+        return finish_trial(job, recorder, last, reports.images_per_s)
+    best = local.best(job.checkpoints)
+    folder, result = evaluate_best(job, best)
     recorder.add(
-        {
-            "kind": "final",
-            "step": total,
-            **figures(metrics, "final"),
-        }
+        {"kind": "final", "step": job.total_steps, **figures(result["protocols"], "final")}
     )
     outcome = Outcome(
-        steps=total,
-        images_per_s=rates[-1],
-        checkpoint=str(top.path),
-        protocols=metrics,
+        steps=job.total_steps,
+        images_per_s=reports.images_per_s,
+        checkpoint=str(best.path),
+        protocols=result["protocols"],
         changes=result["changes"],
         evaluation=str(folder),
     )
     outcome.write(job.dir)
-    record_result(recorder, job, top, folder, job.dir / RESULT)
+    record_result(recorder, job, best, folder)
     return outcome
 
 
-def evaluate_best(job: Job, top: local.Checkpoint) -> tuple[Path, dict]:
+def evaluate_best(job: Job, best: Checkpoint) -> tuple[Path, dict]:
     """Evaluate the best checkpoint with one crop and with many: the folder and its result."""
-    config, eval_model = job.config, EvalModel.open(top.path)
+    config, eval_model = job.config, EvalModel.open(best.path)
     settings = eval_model.evaluation(
         crops=(config.crops,), batch=config.micro_batch, workers=config.workers
     )
-    log_stage(
-        job.num_stages,
-        job.num_stages,
-        f"evaluate {top.path.name}: {', '.join(settings.protocols)}",
-    )
+    stage = f"evaluate {best.path.name}: {', '.join(settings.protocols)}"
+    log_stage(job.num_stages, job.num_stages, stage)
     folder = default_folder(eval_model, settings, job.eval)
-    return folder, evaluate_model(eval_model, settings, job.eval, folder, Progress())
+    return folder, evaluate_model(eval_model, settings, job.eval, folder, Progress("evaluate"))
 
 
-def conclude(job: Job, recorder: Recorder, last: local.Checkpoint, images_per_s: float) -> Outcome:
+def finish_trial(job: Job, recorder: Recorder, last: Checkpoint, images_per_s: float) -> Outcome:
     """End a trial with the evaluation at its last step, where its schedule is complete."""
-    scores = {name.removeprefix("val/"): value for name, value in last.metrics.items()}
+    metrics = {name.removeprefix("val/"): value for name, value in last.metrics.items()}
     outcome = Outcome(
         steps=last.step,
         images_per_s=images_per_s,
         checkpoint=str(last.path),
-        protocols={CENTER: scores},
+        protocols={CENTER: metrics},
     )
     outcome.write(job.dir)
     recorder.finish("FINISHED", tags={OUTCOME_TAG: "done"})
@@ -229,20 +166,19 @@ def conclude(job: Job, recorder: Recorder, last: local.Checkpoint, images_per_s:
 
 
 def train_workers(job: Job, queue: ActorHandle, trial: Trial | None) -> None:
-    """Run the worker loop on Ray Train until the last step; restarted by Ray after a failure."""
+    """Run the worker loop on Ray Train until the last step; Ray restarts it after a failure."""
     config = job.config
     each = worker_resources(config, ray.cluster_resources(), trial.worker_cpus if trial else None)
+    elastic = (config.min_workers, config.workers)
     trainer = TorchTrainer(
         partial(attempt, job, queue),
         scaling_config=ScalingConfig(
-            num_workers=(config.min_workers, config.workers)
-            if config.min_workers
-            else config.workers,
+            num_workers=elastic if config.min_workers else config.workers,
             use_gpu="GPU" in each,
             resources_per_worker=each,
             elastic_resize_monitor_interval_s=RESIZE_S,
         ),
-        # the folder is Ray's own; each start is new to Ray, and resumed from our checkpoint
+        # the folder is Ray's own; each start is new to Ray, and resumes from our checkpoint
         run_config=RunConfig(
             name=f"start-{time.time_ns()}",
             storage_path=str(job.dir / "ray"),
@@ -255,14 +191,15 @@ def train_workers(job: Job, queue: ActorHandle, trial: Trial | None) -> None:
     try:
         fault = fitted.result().return_value
     except KeyboardInterrupt:
-        log.info("stopping after a checkpoint; once more stops at once")
+        log.info("stopping after a checkpoint; press Ctrl-C again to stop at once")
         queue.stop.remote()
         wait([fitted], timeout=GRACE_S)
         raise
     except WorkerGroupError as error:
-        told = "; ".join(failures(error.worker_failures))
+        reasons = "; ".join(failures(error.worker_failures))
         raise RuntimeError(
-            f"training failed: {told}. The last checkpoint is untouched: the same command goes on"
+            f"training failed: {reasons}. The last checkpoint is untouched; the same command "
+            f"resumes from it"
         ) from error
     finally:
         thread.shutdown(wait=False)
@@ -271,17 +208,16 @@ def train_workers(job: Job, queue: ActorHandle, trial: Trial | None) -> None:
 
 
 class FailureLogger(UserCallback):
-    """Tells the console of failures that Ray Train answers with a restart."""
+    """Shows failures after which Ray Train restarts the workers."""
 
     def __init__(self, queue: ActorHandle) -> None:
-        """For the queue of the driver."""
         self._queue = queue
 
     def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
-        """Name each worker's failure in a line."""
+        """Name each worker's failure, one line each."""
         for failure in failures(worker_exceptions):
             self._queue.say.remote(failure)
-        self._queue.say.remote("training goes on from the last checkpoint, if restarts are left")
+        self._queue.say.remote("training resumes from the last checkpoint, if restarts are left")
 
 
 def failures(exceptions: Mapping[int, Exception]) -> list[str]:
@@ -293,13 +229,13 @@ def failures(exceptions: Mapping[int, Exception]) -> list[str]:
     ]
 
 
-def describe(job: Job, found: local.Checkpoint | None) -> str:
+def describe(job: Job, last: Checkpoint | None) -> str:
     """One line on what is about to be trained, and from where."""
-    config, samples = job.config, job.train.slices.samples
-    place = f"from {found.path.name}" if found else "from the start"
+    config, samples = job.config, job.train.samples
+    start = f"from {last.path.name}" if last else "from the start"
     return (
         f"train    {samples:,} images, {config.model.num_classes:,} classes, "
-        f"{job.total_steps:,} steps of {config.global_batch} on {config.workers} workers, {place}"
+        f"{job.total_steps:,} steps of {config.global_batch} on {config.workers} workers, {start}"
     )
 
 
@@ -315,7 +251,7 @@ def recording(job: Job, trial: Trial | None) -> Iterator[Recorder]:
     )
     try:
         yield recorder
-    except FloatingPointError:  # of a trial this is the result
+    except FloatingPointError:  # which is a result of a trial
         recorder.finish("FINISHED" if trial else "FAILED", tags={OUTCOME_TAG: "diverged"})
         raise
     except KeyboardInterrupt:
@@ -324,39 +260,3 @@ def recording(job: Job, trial: Trial | None) -> Iterator[Recorder]:
     except Exception:
         recorder.finish("FAILED")
         raise
-
-
-@contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Hold the lock of a run; a second process that wants it is a ValueError."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"another process trains the run in {path.parent}; wait for it, or take another "
-                f"--name"
-            ) from None
-        yield
-
-
-class Progress:
-    """A line of progress with an ETA, every few seconds."""
-
-    def __init__(self) -> None:
-        self._start = self._last = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        """Say that `done` images of `total` are done."""
-        now = time.monotonic()
-        if now - self._last > PROGRESS_S or done == total:
-            self._last = now
-            eta = duration((now - self._start) / max(done, 1) * (total - done))
-            log.info("%s/%s images  eta %s", f"{done:,}", f"{total:,}", eta)
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write a JSON file, whole or not at all."""
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(value, indent=1))
-    aside.replace(path)

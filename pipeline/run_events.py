@@ -2,7 +2,7 @@
 
     Job, checkpoints, evaluations -> events (pipeline.tracking.journal) -> MLflow and the report
 
-The events are those that `pipeline.tracking.mlflow_client.Server.tell` knows.
+The events are those that `pipeline.tracking.mlflow_client.TrackingServer.tell` knows.
 """
 
 import json
@@ -13,13 +13,14 @@ from pipeline.checkpoint import local
 from pipeline.checkpoint.local import Checkpoint
 from pipeline.evaluation import evaluate
 from pipeline.evaluation.metrics import METRICS
+from pipeline.outcome import RESULT
 from pipeline.report.run_page import write_report
 from pipeline.tracking import journal
 from pipeline.tracking.recorder import Recorder
 from pipeline.train.job import Job
 from pipeline.train.system_metrics import cluster_facts
 
-# the parts of a checkpoint that only going on with the run needs
+# the parts of a checkpoint that only resuming the run needs
 PRIVATE = ("state.pt",)
 
 
@@ -49,21 +50,19 @@ def dataset_name(location: str, split: str) -> str:
     return f"{name}/{split}"
 
 
-def record_result(
-    recorder: Recorder, job: Job, top: Checkpoint, evaluation: Path, result: Path
-) -> None:
+def record_result(recorder: Recorder, job: Job, best: Checkpoint, evaluation: Path) -> None:
     """End the record with models, their evaluation, files, and the page about all of it."""
     settings = job.config.record
-    kept = {"best": [top], "kept": local.checkpoints(job.checkpoints), "none": []}
+    kept = {"best": [best], "kept": local.checkpoints(job.checkpoints), "none": []}
     # the best one first: the registry takes the last one for the newest
-    for item in sorted(kept[settings.models], key=lambda item: (item.step != top.step, item.step)):
+    for item in sorted(kept[settings.models], key=lambda item: (item.step != best.step, item.step)):
         tell_model(job.dir, item, settings.register)
     if settings.models != "none":
         tell_evaluation(job.dir, evaluation)
-    for path in sorted(top.path.iterdir()):
+    for path in sorted(best.path.iterdir()):
         if path.name not in PRIVATE:
             recorder.artifact(path, "checkpoint")
-    recorder.artifact(result)
+    recorder.artifact(job.dir / RESULT)
     for path in result_files(evaluation):
         recorder.artifact(path, f"evaluations/{evaluation.name}")
     recorder.artifact(write_report(job.dir, status="FINISHED"))

@@ -1,17 +1,20 @@
 """Make, index, check and describe shard sets: `python -m shards build|index|verify|info`.
 
-Exit status: 0 all is well, 1 it failed or faults were found, 2 the request cannot be met.
+The exit status is also 1 where `verify` finds faults. The slow imports wait until the arguments
+have been checked.
 """
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
 
 import tyro
 
 from shards.build.config import BuildConfig
+from support.command import dispatch
+from support.console import open_console
+from support.redact import redact
 
 log = logging.getLogger("shards")
 
@@ -23,15 +26,15 @@ class Build:
     sources: tyro.conf.Positional[tuple[str, ...]]
     """Archives, folders, s3:// or gs:// URIs; ILSVRC2012_img_val.tar needs its devkit beside it."""
     out: str
-    """Folder or URI of the shard set. The same command goes on where a killed one was."""
-    config: tyro.conf.OmitArgPrefixes[BuildConfig] = field(default_factory=BuildConfig)
+    """Folder or URI of the shard set. The same command resumes a build that was killed."""
+    config: BuildConfig = field(default_factory=BuildConfig)
     workers: int | None = None
     """Ray workers; 0 works in this process; None takes the cluster of RAY_ADDRESS or all cores."""
     dry_run: bool = False
-    """Say how many shards and bytes it would be and how long it would take, from a sample."""
+    """Estimate shards, bytes and time from a sample, and write nothing."""
 
     def __call__(self) -> int:
-        """Run the command."""
+        """Build, or estimate."""
         if not self.sources:
             raise ValueError("no source given: python -m shards build SOURCE... --out DIR")
         if self.workers is not None and self.workers < 0:
@@ -41,12 +44,11 @@ class Build:
 
             return _say(estimate(self.sources, self.config))
         from shards.build import pack
-        from shards.build.progress import Meter
+        from shards.build.progress import BuildProgress
 
-        meter = Meter(log.info)
-        return _say(
-            pack.build(self.sources, self.out, self.config, run=_run(self.workers), progress=meter)
-        )
+        _open_log()
+        run, progress = _run(self.workers), BuildProgress()
+        return _say(pack.build(self.sources, self.out, self.config, run=run, progress=progress))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,8 @@ class Index:
     """Ray workers; 0 works in this process; None takes the cluster of RAY_ADDRESS or all cores."""
 
     def __call__(self) -> int:
-        """Run the command."""
+        """Write the index."""
+        _open_log()
         from shards.check import index
 
         return _say(index.index(self.location, self.classes, self.label, run=_run(self.workers)))
@@ -84,9 +87,10 @@ class Verify:
     """Ray workers; 0 works in this process; None takes the cluster of RAY_ADDRESS or all cores."""
 
     def __call__(self) -> int:
-        """Run the command."""
+        """Verify, and repair if asked to; 1 if faults are left."""
         from shards.check import verify
 
+        _open_log()
         run = _run(self.workers)
         found = verify.verify(self.location, quick=self.quick, run=run)
         if found.faults and self.repair:
@@ -110,7 +114,8 @@ class Info:
     """Also write a page with plots and a contact sheet to this file."""
 
     def __call__(self) -> int:
-        """Run the command."""
+        """Describe it."""
+        _open_log()
         from shards.check import info
 
         described = info.describe(self.location)
@@ -122,12 +127,7 @@ class Info:
         return _say(described.to_json() if self.json else described)
 
 
-Command = (
-    Annotated[Build, tyro.conf.subcommand("build")]
-    | Annotated[Index, tyro.conf.subcommand("index")]
-    | Annotated[Verify, tyro.conf.subcommand("verify")]
-    | Annotated[Info, tyro.conf.subcommand("info")]
-)
+COMMANDS = {"build": Build, "index": Index, "verify": Verify, "info": Info}
 
 
 def _run(workers: int | None) -> Callable:
@@ -142,26 +142,19 @@ def _run(workers: int | None) -> Callable:
     return ray_map.ray_map
 
 
+def _open_log() -> None:
+    """Log to standard error: the answer of a command is on standard output."""
+    open_console(verbose=False, stream=sys.stderr)
+
+
 def _say(answer: object) -> int:
-    sys.stdout.write(f"{answer}\n")
+    sys.stdout.write(f"{redact(str(answer))}\n")
     return 0
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run a command; gives the exit status."""
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-    command = tyro.cli(Command, prog="python -m shards", description=__doc__, args=arguments)
-    try:
-        return command()
-    except (ValueError, FileNotFoundError) as error:
-        log.error("error: %s", error)
-        return 2
-    except OSError as error:
-        log.error("failed: %s", error)
-        return 1
-    except KeyboardInterrupt:
-        log.error("stopped; the same command goes on from here")
-        return 1
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; its exit status. Entry point of the script `vit-shards`."""
+    return dispatch("python -m shards", COMMANDS, arguments)
 
 
 if __name__ == "__main__":

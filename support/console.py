@@ -1,48 +1,95 @@
-"""What a person sees of a run: the step at work, one aligned line an interval, a table."""
+"""What a person sees of a command: log lines, stages, progress, tables."""
 
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Sequence
+from typing import TextIO
+
+from tqdm import tqdm
 
 from support.redact import RedactingFormatter
 
 log = logging.getLogger(__name__)
 
-Record = Mapping[str, str | int | float]
+PACKAGES = ("pipeline", "shards", "support", "tune", "vit")
 
 
-def open_console(*, verbose: bool) -> None:
-    """Send the project's lines to standard output; those of the libraries too when verbose."""
+class ConsoleHandler(logging.StreamHandler):
+    """Writes log lines above the progress bars of a terminal."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        tqdm.write(self.format(record), file=self.stream)
+
+
+def open_console(*, verbose: bool, stream: TextIO | None = None) -> None:
+    """Send the project's log lines to `stream`, those of the libraries too if verbose.
+
+    The stream is standard output unless it is given.
+    """
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")  # before Ray is imported
-    handler = logging.StreamHandler(sys.stdout)
+    handler = ConsoleHandler(stream or sys.stdout)
     handler.setFormatter(RedactingFormatter("%(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.INFO if verbose else logging.ERROR)
-    for package in ("pipeline", "shards", "tune", "vit"):
+    for package in PACKAGES:
         logging.getLogger(package).setLevel(logging.INFO)
 
 
 def log_stage(number: int, total: int, text: str) -> None:
-    """Say which step of the line is at work."""
+    """Say which stage of a run is running."""
     log.info("[%d/%d] %s", number, total, text)
 
 
-def record_line(record: Record, total: int) -> str | None:
-    """One aligned line for a record, or None for a kind that has none."""
-    step = record["step"]
-    place = f"step {step:>{len(f'{total:,}')},}/{total:,}  {step / total:6.1%}"
-    if record["kind"] == "train":
-        return (
-            f"{place}  loss {record['train/loss']:7.4f}  lr {record['lr']:.2e}  "
-            f"{record['images_per_s']:7,.0f} img/s  wait {record['wait']:5.1%}  "
-            f"mem {record['memory_gib']:5.1f} GiB  eta {duration(record['eta_s'])}"
-        )
-    if record["kind"] == "eval":
-        return (
-            f"{place}  val/loss {record['val/loss']:.4f}  top-1 {record['val/top1']:.4f}  "
-            f"top-5 {record['val/top5']:.4f}"
-        )
-    return None
+class Progress:
+    """Progress of long work: a bar on a terminal, otherwise a line every few seconds.
+
+    Its clock starts with the first call, so that the start of Ray does not count in the ETA.
+    """
+
+    def __init__(self, label: str, unit: str = "images", every_s: float = 5.0) -> None:
+        self._label, self._unit, self._every_s = label, unit, every_s
+        self._bar: tqdm | None = None
+        self._first: tuple[float, int] | None = None
+        self._last_s = float("-inf")
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        """Show that `done` of `total` units are done, with more in `note`."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now, done
+        if sys.stdout.isatty():
+            self._draw(done, total, note)
+        elif done == total or now - self._last_s >= self._every_s:
+            self._last_s = now
+            log.info("%s", self.line(done, total, note, now))
+
+    def line(self, done: int, total: int, note: str, now: float) -> str:
+        """The line at a moment of the monotonic clock."""
+        since, before = self._first or (now, done)
+        eta = "-"
+        if done > before:
+            eta = duration((now - since) / (done - before) * (total - done))
+        share = done / total if total else 1.0
+        more = f"  {note}" if note else ""
+        return f"{self._label:<9}  {done:,}/{total:,} {self._unit}  {share:6.1%}{more}  eta {eta}"
+
+    def _draw(self, done: int, total: int, note: str) -> None:
+        if self._bar is None:
+            self._bar = tqdm(
+                desc=self._label,
+                total=total,
+                initial=done,
+                unit=f" {self._unit}",
+                leave=False,
+                dynamic_ncols=True,
+            )
+        self._bar.set_postfix_str(note, refresh=False)
+        self._bar.update(done - self._bar.n)
+        if done == total:
+            self._bar.close()
+            self._bar = None
 
 
 def duration(seconds: float) -> str:

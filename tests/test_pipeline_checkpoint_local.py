@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from pipeline.checkpoint import local
-from pipeline.settings.presets import PRESETS
+from pipeline.settings.presets import find_preset
 
-CONFIG = PRESETS["demo"]()
+CONFIG = find_preset("demo")
 
 
 def write(folder, step, **changes):

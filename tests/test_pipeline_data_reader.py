@@ -12,7 +12,8 @@ from pipeline.data import reader
 from pipeline.data.dataset import Dataset
 from pipeline.data.reader import SampleReader, View
 from vit.config import ImageConfig
-from vit.images import crop_views, decode
+from vit.crops import crop_views
+from vit.images import decode
 
 VIEW = View(images=ImageConfig(), size=16, seed=3)
 

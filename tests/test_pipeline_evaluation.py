@@ -12,6 +12,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
+import vit.crops
 import vit.images
 from pipeline.checkpoint import local
 from pipeline.data.dataset import Dataset
@@ -30,13 +31,15 @@ from pipeline.evaluation.metrics import (
     wilson,
 )
 from pipeline.evaluation.model import EvalModel, head_columns, shape_of
-from pipeline.evaluation.predict import Evaluator, Scorer, average, confidence, predict_all
+from pipeline.evaluation.predict import Evaluator, Scorer, average, predict_all
 from pipeline.evaluation.predictions import PredictionStore, protocol_predictions
-from pipeline.settings.presets import PRESETS
+from pipeline.settings.presets import find_preset
 from vit.batch import normalise
 from vit.config import ImageConfig, LossConfig, ViTConfig
-from vit.images import crop_views, num_views
+from vit.crops import crop_views
+from vit.loss import LINKS
 from vit.model import ViT
+from vit.registry import num_views
 from vit.weights import save_npz, save_safetensors
 
 CPU = torch.device("cpu")
@@ -69,8 +72,9 @@ def unscaled(monkeypatch):
     def interpolate(pixels, height, width, config):
         return np.full((height, width, 3), 255, np.uint8)
 
-    monkeypatch.setattr(vit.images, "resize", resize)
-    monkeypatch.setattr(vit.images, "interpolate", interpolate)
+    for module in (vit.images, vit.crops):
+        monkeypatch.setattr(module, "resize", resize)
+        monkeypatch.setattr(module, "interpolate", interpolate)
 
 
 @pytest.mark.parametrize(
@@ -141,31 +145,31 @@ def softmax(z: np.ndarray) -> np.ndarray:
 def test_averages_of_logits_and_probabilities_are_those_of_numpy():
     crops = np.random.default_rng(1).normal(0, 3, (6, 10, 7))
     given = torch.from_numpy(crops)
-    by_logits = average(given, "logits", "softmax")
+    by_logits = average(given, "logits", LINKS["softmax"])
     np.testing.assert_allclose(by_logits, crops.mean(1), rtol=1e-12)
-    by_probability = average(given, "probabilities", "softmax").numpy()
+    by_probability = average(given, "probabilities", LINKS["softmax"]).numpy()
     np.testing.assert_allclose(softmax(by_probability), softmax(crops).mean(1), rtol=1e-10)
     np.testing.assert_allclose(by_probability, np.log(softmax(crops).mean(1)), rtol=1e-10)
     sigmoid = 1 / (1 + np.exp(-crops))
-    found = average(given, "probabilities", "sigmoid").numpy()
+    found = average(given, "probabilities", LINKS["sigmoid"]).numpy()
     np.testing.assert_allclose(1 / (1 + np.exp(-found)), sigmoid.mean(1), rtol=1e-10)
     np.testing.assert_allclose(
-        confidence(torch.from_numpy(found), "sigmoid"), sigmoid.mean(1).max(1), rtol=1e-10
+        LINKS["sigmoid"].confidence(torch.from_numpy(found)), sigmoid.mean(1).max(1), rtol=1e-10
     )
 
 
 def test_the_two_averages_can_rank_classes_differently():
     # two crops are mildly for class 0, the third is sure of class 1
     crops = torch.tensor([[[2.0, 0.0], [2.0, 0.0], [-5.0, 0.0]]])
-    assert average(crops, "logits", "softmax").argmax() == 1
-    assert average(crops, "probabilities", "softmax").argmax() == 0
+    assert average(crops, "logits", LINKS["softmax"]).argmax() == 1
+    assert average(crops, "probabilities", LINKS["softmax"]).argmax() == 0
 
 
 # --- the scorer ---
 
 
 def scorer(**settings) -> Scorer:
-    known = dict(protocols=("center",), average="logits", link="softmax")
+    known = dict(protocols=("center",), average="logits", link=LINKS["softmax"])
     return Scorer(**{**known, "known": None, "numbers": None, "places": None, **settings})
 
 
@@ -364,7 +368,7 @@ def eval_model(digits, tmp_path_factory):
     rows = SampleReader(dataset=train, view=view)(train.order(seed=None).spans(0, train.samples))
     images, labels = torch.from_numpy(rows["images"][:, 0]), torch.from_numpy(rows["labels"][:, 0])
     shape = {"model.width": 64, "model.depth": 2, "model.mlp_width": 128, "model.heads": 2}
-    config = PRESETS["demo"]().replace({"model.num_classes": 10, **shape})
+    config = find_preset("demo").replace({"model.num_classes": 10, **shape})
     torch.manual_seed(0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # tiny matrices, on cores that others use too

@@ -17,7 +17,7 @@ from pipeline.evaluation.probe import (
     regression,
 )
 from pipeline.settings.config import ProbeConfig
-from pipeline.settings.presets import PRESETS
+from pipeline.settings.presets import find_preset
 from vit.model import ViT
 
 
@@ -105,7 +105,7 @@ def test_settings_of_probes_are_checked(tmp_path):
 
 @pytest.mark.ray
 def test_a_model_is_probed_on_a_shard_set(digits, ray_cluster):
-    config = PRESETS["demo"]().replace(
+    config = find_preset("demo").replace(
         {"model.num_classes": 10, "model.depth": 1, "probe.data": (str(digits),)}
     )
     torch.manual_seed(0)

@@ -47,9 +47,9 @@ def test_help_names_the_presets(arguments):
 
 
 def test_help_of_a_preset_lists_every_setting():
-    from pipeline.settings.presets import PRESETS
+    from pipeline.settings.presets import find_preset
 
     result = pipeline("train", "demo", "--help")
     assert result.returncode == 0
-    for name in PRESETS["demo"]().flat():
+    for name in find_preset("demo").flat():
         assert f"--{name.replace('_', '-')}" in result.stdout

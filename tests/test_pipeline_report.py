@@ -18,7 +18,7 @@ from pipeline.report.page import document, table, text
 from pipeline.report.run_data import RunData, sessions
 from pipeline.report.run_page import write_report
 from pipeline.run import fit
-from pipeline.settings.presets import PRESETS
+from pipeline.settings.presets import find_preset
 from pipeline.tracking import journal
 
 CHROMIUM = shutil.which("chromium")
@@ -107,7 +107,7 @@ def test_what_is_no_run_has_no_page(tmp_path):
 
 
 def test_a_run_that_has_only_begun_has_a_page(tmp_path):
-    config = PRESETS["demo"]().replace({"data.dir": "s3://KEY:S3CR3T@bucket/x"})
+    config = find_preset("demo").replace({"data.dir": "s3://KEY:S3CR3T@bucket/x"})
     (tmp_path / "config.json").write_text(json.dumps(config.flat()))
     journal.tell(tmp_path, "start", name="demo", experiment="x", settings={}, parent=None, number=1)
     page = write_report(tmp_path).read_text()
@@ -127,7 +127,7 @@ def run(digits, ray_cluster, tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setenv("MLFLOW_TRACKING_URI", server.uri)
     small = {"model.depth": 1, "model.width": 64, "model.mlp_width": 64, "model.heads": 2}
-    config = PRESETS["demo"]().replace(
+    config = find_preset("demo").replace(
         {
             **small,
             "name": "short",

@@ -17,11 +17,11 @@ from mlflow_server import Door, MlflowServer
 from pipeline import run_events
 from pipeline.checkpoint import local
 from pipeline.evaluation.model import EvalModel
-from pipeline.settings.presets import PRESETS
+from pipeline.settings.presets import find_preset
 from pipeline.tracking import journal, mlflow_sync
-from pipeline.tracking.journal import read_lines, write_line
 from pipeline.tracking.recorder import Recorder
 from support.console import open_console
+from support.files import append_line, read_lines
 from support.redact import RedactingFormatter, redact, redacted
 from vit.model import ViT
 
@@ -273,7 +273,7 @@ def trained(tmp_path_factory):
     """A run's folder with two checkpoints."""
     folder = tmp_path_factory.mktemp("models") / "run"
     small = {"model.num_classes": 10, "model.depth": 1, "model.width": 32, "model.mlp_width": 32}
-    config = PRESETS["demo"]().replace({**small, "name": "run", "runs_dir": str(folder.parent)})
+    config = find_preset("demo").replace({**small, "name": "run", "runs_dir": str(folder.parent)})
     for step, top1 in ((10, 0.5), (20, 0.4)):
         torch.manual_seed(step)
         model = ViT(config.model)
@@ -435,17 +435,17 @@ def test_a_run_that_was_moved_is_sent_on(tmp_path):
 
 def test_a_line_without_room_leaves_the_journal_as_it_was(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    write_line(path, {"step": 1})
+    append_line(path, {"step": 1})
     before = path.read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 5, limits[1]))
     try:
         with pytest.raises(OSError, match="No space left"):
-            write_line(path, {"step": 2})
+            append_line(path, {"step": 2})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == before
-    write_line(path, {"step": 2})
+    append_line(path, {"step": 2})
     assert [line["step"] for line, _ in read_lines(path)] == [1, 2]
 
 

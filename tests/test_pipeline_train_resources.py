@@ -2,10 +2,10 @@
 
 import pytest
 
-from pipeline.settings.presets import PRESETS
+from pipeline.settings.presets import find_preset
 from pipeline.train.resources import worker_resources
 
-DEMO = PRESETS["demo"]()
+DEMO = find_preset("demo")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from shards.__main__ import main
 from shards.build.config import BuildConfig
 from shards.build.estimate import estimate
 from shards.build.pack import build
-from shards.build.progress import Meter, Progress, duration
 from shards.check.info import describe
 from shards.dataset import classes, wordnet
 
@@ -117,16 +116,6 @@ def test_a_dry_run_is_about_right_and_writes_nothing(tmp_path, compress, capsys)
     assert main(["build", str(source), *out]) == 0
     assert "nothing was written" in capsys.readouterr().out
     assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_progress_lines_give_rate_and_time_left():
-    clock, lines = iter([0.0, 1.0, 10.0, 11.0, 20.0, 21.0]), []
-    meter = Meter(lines.append, clock=lambda: next(clock))
-    for done in (1, 2, 3, 4):
-        meter(Progress("catalogue", done, 4, 100 * done, 10**6 * done))
-    assert len(lines) == 2
-    assert "2/4" in lines[0] and "20 img/s" in lines[0] and "eta 0m10s" in lines[0]
-    assert duration(3725) == "1h02m" and duration(59.7) == "1m00s"
 
 
 def test_built_in_lists_relate_as_published():

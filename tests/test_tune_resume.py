@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from pipeline.tracking.journal import RECORDS, read_lines
+from pipeline.tracking.journal import RECORDS
+from support.files import read_lines
 from tune.trial_log import DIVERGED, DONE, ENDED, STARTED, TRIALS, read_entries
 
 pytestmark = pytest.mark.ray

@@ -14,9 +14,9 @@ from ray import cloudpickle
 from test_tune_space import DEMO
 
 from pipeline.evaluation.config import CENTER
-from pipeline.run import Outcome
-from pipeline.settings.presets import PRESETS, read_preset
-from pipeline.tracking.journal import RECORDS, write_line
+from pipeline.outcome import Outcome
+from pipeline.settings.presets import find_preset, read_preset
+from pipeline.tracking.journal import write_record
 from tune.__main__ import main
 from tune.config import SearchConfig
 from tune.prepare import assemble, read_job
@@ -54,7 +54,7 @@ def fit(config, *, on_record, trial):
         train = {"kind": "train", "step": step, "train/loss": loss, "images_per_s": 100.0}
         values = {"kind": "eval", "step": step, "val/top1": top1, "val/loss": 1 - top1}
         for record in (train, values):
-            write_line(folder / RECORDS, record)
+            write_record(folder, record)
             if on_record(record):
                 return None
         time.sleep(0.02)
@@ -120,7 +120,7 @@ def test_best_settings_are_a_preset_file(searched):
     assert config.optim.warmup_unit == "examples"
     share = found.best.sample["optim.warmup"] * job.horizon
     assert config.optim.warmup == pytest.approx(share * 40 * 1437, rel=1e-3)
-    assert config.epochs == PRESETS["demo"]().epochs
+    assert config.epochs == find_preset("demo").epochs
     assert config.name == f"{job.name}-best"
 
 
@@ -245,7 +245,7 @@ def test_other_settings_under_the_same_name_are_refused(tmp_path):
     other = assemble("demo", {"runs_dir": str(tmp_path)}, SearchConfig(horizon=0.5), **DEMO)
     with pytest.raises(ValueError, match="started differently"):
         open_folder(other, resume=True)
-    with pytest.raises(ValueError, match="is no search"):
+    with pytest.raises(ValueError, match="is not the folder of a search"):
         read_job(tmp_path)
 
 
@@ -310,13 +310,13 @@ def runs(tmp_path_factory):
     [
         (["search", "nothing"], "unknown preset 'nothing'"),
         (["search", "demo", "--space", "warm"], "unknown space 'warm'"),
-        (["search", "demo", "--set", "optim.lrr=uniform(1,2)"], "unknown setting 'optim.lrr'"),
+        (["search", "demo", "--set", "optim.lrr=uniform(1,2)"], "did you mean 'optim.lr'"),
         (["search", "demo", "--set", "optim.lr=loguniform(1,0.1)"], "optim.lr: range"),
         (["search", "demo", "--set", "optim.warmup=uniform(0.1,1.5)"], "optim.warmup"),
         (["search", "demo", "--horizon", "2"], "horizon (2.0) must be above 0"),
-        (["search", "demo", "--objective", "top1"], "known: val/top1"),
-        (["search", "demo", "--resume"], "is no search"),
-        (["report", "nowhere"], "nowhere is no search"),
+        (["search", "demo", "--objective", "top1"], "did you mean 'val/top1'"),
+        (["search", "demo", "--resume"], "is not the folder of a search"),
+        (["report", "nowhere"], "nowhere is not the folder of a search"),
         (["tune"], "unknown command 'tune'; known: search, report"),
     ],
 )

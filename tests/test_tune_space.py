@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.settings.presets import PRESETS
+from pipeline.settings.presets import find_preset
 from tune.config import SearchConfig
 from tune.dimension import Choice, Range, parse
 from tune.prepare import assemble
@@ -48,15 +48,18 @@ def test_notation_gives_ranges_choices_and_plain_values():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("optim.lrr=loguniform(1e-4,1e-2)", ["optim.lrr", "unknown setting", "optim.lr"]),
+        (
+            "optim.lrr=loguniform(1e-4,1e-2)",
+            ["optim.lrr", "is not a setting", "did you mean 'optim.lr'"],
+        ),
         ("optim.lr=loguniform(1e-2,1e-4)", ["optim.lr", "empty"]),
         ("optim.lr=loguniform(0,1)", ["optim.lr", "above 0"]),
-        ("optim.lr=uniform(-1,1)", ["optim.lr", "must be positive"]),
+        ("optim.lr=uniform(-1,1)", ["optim.lr", "must be above 0"]),
         ("optim.lr=normal(0,1)", ["optim.lr", "unknown range", "loguniform"]),
         ("optim.lr=uniform(0.1)", ["optim.lr", "two numbers"]),
         ("optim.betas=choice(1)", ["optim.betas"]),
         ("optim.name=choice(adamw,adam)", ["optim.name", "'adam'", "adamw8bit"]),
-        ("global_batch=uniform(32,64)", ["global_batch", "int"]),
+        ("global_batch=uniform(32,64)", ["global_batch", "a whole number"]),
         ("micro_batch=randint(1.5,3)", ["micro_batch", "whole"]),
         ("optim.clip_norm=choice()", ["optim.clip_norm", "empty"]),
         ("optim.warmup=uniform(0.1,0.99999)", []),
@@ -155,7 +158,7 @@ def test_grid_has_the_ends_and_fits_into_the_trials():
     transfer=st.sampled_from(["examples", "fraction"]),
 )
 def test_settings_carried_to_a_trial_and_back_are_the_same(horizon, batch, rule, transfer):
-    run = PRESETS["demo"]()
+    run = find_preset("demo")
     how = {"horizon": horizon, "samples": 1437, "transfer": transfer, "lr_rule": rule}
     trial = to_trial(run, batch=batch, **how)
     assert trial.epochs == pytest.approx(run.epochs * horizon)
@@ -169,7 +172,7 @@ def test_settings_carried_to_a_trial_and_back_are_the_same(horizon, batch, rule,
 
 
 def test_warmup_is_carried_in_examples_and_the_rate_by_the_root_of_the_batches():
-    run = PRESETS["in21k-b16-30ep"]()
+    run = find_preset("in21k-b16-30ep")
     how = {"horizon": 0.25, "samples": 12_000_000, "transfer": "examples", "lr_rule": "sqrt"}
     trial = to_trial(run, batch=1024, **how)
     assert trial.optim.lr == pytest.approx(run.optim.lr / 2)
@@ -194,6 +197,6 @@ def test_no_trial_is_stopped_before_the_longest_warmup_is_over():
 
 
 def test_space_refuses_before_it_is_used():
-    space = make_space("warmup-lr", (), PRESETS["demo"](), scale=1.0, samples=1437)
+    space = make_space("warmup-lr", (), find_preset("demo"), scale=1.0, samples=1437)
     assert space.contains(space.at([0.5, 0.5]))
     assert not space.contains({"optim.lr": 1.0, "optim.warmup": 0.1})

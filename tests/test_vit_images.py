@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vit.config import ImageConfig
+from vit.crops import crop_views
 from vit.draws import Draws
-from vit.images import crop_box, crop_views, decode, eval_view, num_views, train_view
+from vit.images import crop_box, decode, eval_view, train_view
+from vit.registry import num_views
 
 PLAIN = ImageConfig()
 

@@ -3,13 +3,12 @@
 runs/NAME/search.json  trials.jsonl  trials/trial-000/...  best.json  report.html  mlflow.json
 """
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.settings.config import TrainConfig
-from pipeline.settings.presets import PRESETS
+from pipeline.settings.presets import find_preset
 from tune import transfer
 from tune.config import SearchConfig
 from tune.space import Space
@@ -45,7 +44,7 @@ class SearchJob:
     @property
     def run(self) -> TrainConfig:
         """The real run that the search is for."""
-        return PRESETS[self.preset]().replace(self.changes)
+        return find_preset(self.preset).replace(self.changes)
 
     @property
     def dir(self) -> Path:
@@ -195,7 +194,7 @@ class SearchJob:
         return {
             "preset": self.preset,
             "changes": dict(self.changes),
-            "search": dataclasses.asdict(self.config),
+            "search": self.config.flat(),
             "space": {name: str(d) for name, d in self.space.dimensions.items()},
             **{name: getattr(self, name) for name in DATA},
         }

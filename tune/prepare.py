@@ -1,28 +1,51 @@
-"""A job from its parts, new or as it was written down; what does not fit is refused by name."""
+"""A search before anything is started: from a preset, from its parts, or as it was written down.
+
+What does not fit is refused with the name of the setting.
+"""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipeline.data.digits import located
 from pipeline.settings.config import TrainConfig
-from pipeline.settings.presets import PRESETS
+from pipeline.settings.presets import find_preset
 from tune import transfer
 from tune.config import SearchConfig
-from tune.job import DATA, SEARCH, SearchJob, horizon_of, shortened, shown
+from tune.job import DATA, SEARCH, SearchJob, horizon_of, name_of, shortened, shown
 from tune.space import Space, make_space
 
-# a search can be gone on with at other values of these
-MAY_CHANGE = {"trials", "seeds", "top", "concurrent"}
+
+def prepare_job(preset: str, base: TrainConfig, config: SearchConfig) -> SearchJob:
+    """Check a search against its data; ValueError or FileNotFoundError if they do not fit.
+
+    The embedded data is made if it is not there yet.
+    """
+    from pipeline.train.job import prepare  # imports PyTorch, which a report does without
+
+    run = base.absolute()
+    original = find_preset(preset).flat()
+    changes = {name: value for name, value in run.flat().items() if value != original[name]}
+    # under the name of the search, in whose folder there is no run
+    job = prepare(run.replace({"name": name_of(preset, config)}))
+    return assemble(
+        preset,
+        changes,
+        config,
+        samples=job.train.samples,
+        eval_samples=job.eval.samples,
+        num_classes=job.config.model.num_classes,
+        data_dir=located(run.data.dir, run.runs_dir),
+    )
 
 
 def read_job(folder: Path) -> SearchJob:
-    """The job of a search that was started; what is no folder of one is a ValueError."""
+    """The job of a search that was started; ValueError if the folder is not that of a search."""
     path = folder / SEARCH
     if not path.is_file():
-        raise ValueError(f"{folder} is no search: it has no {SEARCH}")
+        raise ValueError(f"{folder} is not the folder of a search: it has no {SEARCH}")
     content = json.loads(path.read_text())
-    config = content["search"]
-    config = SearchConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()})
+    config = SearchConfig().replace(content["search"])
     return assemble(
         content["preset"],
         content["changes"],
@@ -42,7 +65,7 @@ def assemble(
     data_dir: str,
 ) -> SearchJob:
     """A job from its parts; a space that does not fit is a ValueError with the setting's name."""
-    run = PRESETS[preset]().replace(changes)
+    run = find_preset(preset).replace(changes)
     short = shortened(run, config, samples)
     scale = 1 / horizon_of(config) if config.transfer == "examples" else 1.0
     space = make_space(config.space, config.set, short, scale=scale, samples=samples)
@@ -99,10 +122,11 @@ def check_decay(space: Space, short: TrainConfig, config: SearchConfig) -> None:
 
 
 def check_same(old: SearchJob, new: SearchJob) -> None:
-    """Refuse to go on with a search of other settings."""
+    """Refuse to resume a search with other settings."""
     before, now = old.flat(), new.flat()
+    free = {name for name, metadata, _ in old.config.items() if metadata.get("may_change")}
     before["search"], now["search"] = (
-        {k: v for k, v in job["search"].items() if k not in MAY_CHANGE} for job in (before, now)
+        {k: v for k, v in job["search"].items() if k not in free} for job in (before, now)
     )
     if old.config.sampler == "grid" and old.config.trials != new.config.trials:
         raise ValueError("the points of a grid follow from --trials; take another --name")

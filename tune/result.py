@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tune.config import OBJECTIVES
+from tune.config import objectives
 from tune.dimension import Range
 from tune.job import SearchJob
 from tune.sampler import importances
@@ -86,7 +86,7 @@ class SearchResult:
     @property
     def near(self) -> list[Group]:
         """Settings that are as good as the best."""
-        sign = 1 if OBJECTIVES[self.objective] else -1
+        sign = 1 if objectives()[self.objective] else -1
         least = sign * self.best.mean(self.objective) - self.tolerance
         return [g for g in self.groups if sign * g.mean(self.objective) >= least]
 
@@ -97,7 +97,7 @@ class SearchResult:
 
     def _beats(self, one: Group, other: Group) -> bool:
         ahead = [
-            (one.mean(name) - other.mean(name)) * (1 if OBJECTIVES[name] else -1)
+            (one.mean(name) - other.mean(name)) * (1 if objectives()[name] else -1)
             for name in self.job.config.objective
         ]
         return min(ahead) >= 0 and max(ahead) > 0
@@ -184,7 +184,7 @@ def groups_of(job: SearchJob, entries: Sequence[Entry]) -> list[Group]:
                 runs=tuple(runs),
             )
         )
-    sign = 1 if OBJECTIVES[objective] else -1
+    sign = 1 if objectives()[objective] else -1
     most = max((len(group.runs) for group in groups), default=0)
     return sorted(
         groups,

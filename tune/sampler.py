@@ -17,7 +17,7 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from tune.config import OBJECTIVES, SearchConfig
+from tune.config import SearchConfig, objectives
 from tune.dimension import Dimension, Range
 from tune.space import Space
 from tune.trial_log import DIVERGED, DONE, STARTED, STOPPED, Entry
@@ -63,7 +63,7 @@ def spread_point(number: int, dimensions: int, seed: int) -> list[float]:
 def make_study(space: Space, entries: Sequence[Entry], config: SearchConfig) -> optuna.Study:
     """What is known of the space, as Optuna sees it."""
     study = optuna.create_study(
-        directions=["maximize" if OBJECTIVES[name] else "minimize" for name in config.objective]
+        directions=["maximize" if objectives()[name] else "minimize" for name in config.objective]
     )
     for entry in entries:
         if entry.repeat == 0 and space.contains(entry.sample):
@@ -104,7 +104,7 @@ def worst_values(entries: Sequence[Entry], config: SearchConfig) -> list[float] 
     if not done:
         return None
     return [
-        (min if OBJECTIVES[name] else max)(entry.values[name] for entry in done)
+        (min if objectives()[name] else max)(entry.values[name] for entry in done)
         for name in config.objective
     ]
 

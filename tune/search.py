@@ -6,7 +6,6 @@ A search is its folder: gone on with, it keeps the trials that have ended, goes 
 were at work, and with the same run in MLflow.
 """
 
-import dataclasses
 import logging
 import os
 import time
@@ -21,10 +20,11 @@ from ray.tune.search import Searcher
 from pipeline import run
 from pipeline.tracking.recorder import Recorder
 from pipeline.train.resources import ray_session
-from tune.config import OBJECTIVES
+from support.files import AlreadyLocked, locked, write_json
+from tune.config import objectives
 from tune.job import SEARCH, SearchJob
 from tune.prepare import check_same, read_job
-from tune.report import BEST, PAGE, conclude
+from tune.report import BEST, PAGE, write_result
 from tune.result import SearchResult
 from tune.search_state import Key, SearchState
 from tune.stopper import make_stopper
@@ -54,12 +54,12 @@ def open_folder(job: SearchJob, *, resume: bool) -> None:
             f"another --name"
         )
     job.dir.mkdir(parents=True, exist_ok=True)
-    run.write_json(path, job.flat())
+    write_json(path, job.flat())
 
 
 def run_search(job: SearchJob, *, verbose: bool = False, fit: Fit = run.fit) -> SearchResult:
     """Do what is left of a search, and write its answer into its folder."""
-    with run.exclusive(job.dir / LOCK):
+    with locked(job.dir / LOCK, f"another process runs the search in {job.dir}; wait for it"):
         trial_log = TrialLog(job.dir / TRIALS)
         recorder = Recorder(
             job.dir,
@@ -71,23 +71,21 @@ def run_search(job: SearchJob, *, verbose: bool = False, fit: Fit = run.fit) -> 
         try:
             with ray_session(slots=max(os.cpu_count(), job.config.workers), verbose=verbose):
                 run_all(job, state, fit)
-            found = conclude(job)
+            result = write_result(job)
         except KeyboardInterrupt:
             recorder.finish("KILLED")
             raise
         except Exception:
             recorder.finish("FAILED")
             raise
-        finally:
-            trial_log.close()
         kept = (BEST, PAGE, TRIALS, SEARCH)
         recorder.finish("FINISHED", {job.dir / name: "" for name in kept})
-    return found
+    return result
 
 
 def settings_of(job: SearchJob) -> dict[str, object]:
     """What MLflow shows as the parameters of the search, beside those of the run it is for."""
-    config = {f"search.{k}": v for k, v in dataclasses.asdict(job.config).items()}
+    config = {f"search.{k}": v for k, v in job.config.flat().items()}
     return {**config, **{f"space.{k}": str(v) for k, v in job.space.dimensions.items()}}
 
 
@@ -98,7 +96,7 @@ def run_all(job: SearchJob, state: SearchState, fit: Fit) -> None:
     log.info("trials   %d at the same time, %d workers each", slots.trials, config.workers)
     if slots.idle_gpus:
         log.info("idle     %d GPUs; --workers gives each trial more", slots.idle_gpus)
-    wait_until_free(job.dir.glob(f"trials/*/{run.LOCK}"))
+    wait_until_free(path.parent for path in job.dir.glob(f"trials/*/{run.LOCK}"))
     state.wait_for_parent()
     setup = TrialSetup(
         search_dir=job.dir,
@@ -136,7 +134,7 @@ def run_trials(
         ray.tune.with_resources(actor, {"memory": TRIAL_BYTES}),
         tune_config=TuneConfig(
             metric=objective,
-            mode="max" if OBJECTIVES[objective] else "min",
+            mode="max" if objectives()[objective] else "min",
             search_alg=Proposer(state, keys, judged=stops),
             scheduler=make_stopper(job.config) if stops else None,
             num_samples=len(keys),
@@ -221,20 +219,15 @@ def name_of_trial(trial: "ray.tune.experiment.Trial") -> str:
     return trial.trial_id
 
 
-def wait_until_free(locks: Iterable[Path]) -> None:
-    """Wait until no process of an earlier driver holds the lock of a trial."""
+def wait_until_free(folders: Iterable[Path]) -> None:
+    """Wait until no process of an earlier driver trains in one of the folders."""
     deadline = time.monotonic() + PATIENCE_S
-    for path in locks:
-        while not is_free(path):
-            if time.monotonic() > deadline:
-                raise ValueError(f"another process trains the run in {path.parent}; wait for it")
-            time.sleep(0.2)
-
-
-def is_free(path: Path) -> bool:
-    """Whether nobody holds a lock."""
-    try:
-        with run.exclusive(path):
-            return True
-    except ValueError:
-        return False
+    for folder in folders:
+        while True:
+            try:
+                with run.lock(folder):
+                    break
+            except AlreadyLocked:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)

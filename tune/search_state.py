@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pipeline.tracking.mlflow_sync import CURSOR
 from pipeline.tracking.recorder import Recorder
 from support.console import duration
-from tune.config import OBJECTIVES
+from tune.config import objectives
 from tune.job import SearchJob, shown
 from tune.sampler import propose
 from tune.trial import Task
@@ -90,7 +90,7 @@ class SearchState:
     def best_numbers(self) -> list[int]:
         """Numbers to be run with more seeds: the best ones, and the preset's own settings."""
         objective = self._plan.config.objective[0]
-        sign = 1 if OBJECTIVES[objective] else -1
+        sign = 1 if objectives()[objective] else -1
         done = [e for e in self._ledger.entries.values() if e.status == DONE and not e.repeat]
         done.sort(key=lambda e: (sign * e.values[objective], -e.values["val/loss"]), reverse=True)
         numbers = [entry.number for entry in done[: self._plan.config.top]]
@@ -116,7 +116,7 @@ class SearchState:
             record = {"kind": "trial", "step": count, "trial/number": entry.number, **values}
             done = [e.values[objective] for e in ended if e.status == DONE]
             if done:
-                record["best"] = (max if OBJECTIVES[objective] else min)(done)
+                record["best"] = (max if objectives()[objective] else min)(done)
             self._recorder.add(record)
 
     def _line(self, entry: Entry) -> str:

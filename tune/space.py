@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.settings.config import TrainConfig
+from support.settings import suggestion
 from tune.dimension import Choice, Dimension, Levels, Range, parse
-from tune.setting import check_value
 
 # more corners than this are not all tried before the start
 MAX_CORNERS = 256
@@ -98,19 +98,16 @@ class Space:
         return [dict(zip(self.dimensions, row, strict=True)) for row in rows]
 
     def check(self, base: TrainConfig) -> None:
-        """Refuse, with the name of the setting, what the preset's config does not take."""
-        for setting, value in self.shared.items():
-            check_value(base, setting, value, f"space {self.name!r}")
+        """Refuse what the preset's config does not accept, with the name of the setting."""
+        samples = [{}]
         for name, dimension in self.dimensions.items():
-            where = f"space {self.name!r}, {name} = {dimension}"
-            for value in dimension.points(2):
-                settings = self.settings({name: value})
-                for setting, single in settings.items():
-                    check_value(base, setting, single, where)
-                try:
-                    base.replace(settings)
-                except ValueError as error:
-                    raise ValueError(f"{where}: {name} = {value}: {error}") from error
+            samples += [{name: value} for value in dimension.points(2)]
+        for sample in samples:
+            try:
+                base.replace(self.settings(sample))
+            except ValueError as error:
+                shown = "".join(f", {name} = {self.dimensions[name]}" for name in sample)
+                raise ValueError(f"space {self.name!r}{shown}: {error}") from error
 
 
 def warmup_lr(base: TrainConfig, scale: float, samples: int) -> Space:  # noqa: ARG001
@@ -198,7 +195,7 @@ def make_space(
         changes = [f"{key}={value}" for key, value in content.items()] + list(changes)
         space = Space(name=Path(name).stem, dimensions={})
     else:
-        raise ValueError(f"unknown space {name!r}; known: {', '.join(SPACES)}, or a .json file")
+        raise ValueError(f"unknown space {name!r}; {suggestion(name, (*SPACES, 'a .json file'))}")
     dimensions, shared = dict(space.dimensions), dict(space.shared)
     for change in changes:
         setting, equals, text = change.partition("=")

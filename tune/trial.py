@@ -22,20 +22,20 @@ import ray.tune
 
 from pipeline import run
 from pipeline.evaluation.config import CENTER
+from pipeline.outcome import Outcome
 from pipeline.settings.config import TrainConfig
-from pipeline.tracking.journal import RECORDS, read_lines
-from tune.config import OBJECTIVES, SearchConfig
+from pipeline.tracking.journal import RECORDS
+from support.files import read_lines
+from tune.config import SearchConfig, objectives
 from tune.stopper import RUNG, rung_of
 from tune.trial_log import DIVERGED, DONE, FAILED, STOPPED
+from vit.registry import LOSSES
 
 log = logging.getLogger(__name__)
 
 # a loss this many times the one of a model that knows nothing is far above its start
 FAR_ABOVE = 2.0
-# seconds that a trial which is stopped has to end its run
-STOP_S = 300.0
-
-Fit = Callable[..., run.Outcome | None]
+Fit = Callable[..., Outcome | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,7 @@ class RunObserver:
 
     def on_record(self, record: Mapping[str, str | int | float]) -> str | None:
         """Follow a record of the run; a word ends the run."""
-        self._last |= {k: v for k, v in record.items() if k in OBJECTIVES or k == "step"}
+        self._last |= {k: v for k, v in record.items() if k in objectives() or k == "step"}
         loss = record.get("train/loss", 0.0)
         if not loss <= self._limit:
             self._word = DIVERGED
@@ -163,18 +163,18 @@ class RunObserver:
                 shutil.rmtree(self._dir / folder, ignore_errors=True)
         self.results.put({**self._result(), "done": True, "status": status, "reason": self._reason})
 
-    def _take(self, outcome: run.Outcome) -> None:
+    def _take(self, outcome: Outcome) -> None:
         """The figures of a run that is through; it may have been before its driver died."""
         scores = {f"val/{name}": value for name, value in outcome.protocols[CENTER].items()}
         figures = {"step": outcome.steps, "images_per_s": outcome.images_per_s, **scores}
-        self._last |= {k: v for k, v in figures.items() if k in OBJECTIVES or k == "step"}
+        self._last |= {k: v for k, v in figures.items() if k in objectives() or k == "step"}
 
     def _result(self) -> dict[str, object]:
         step = int(self._last.get("step", 0))
-        values = {name: self._last[name] for name in OBJECTIVES if name in self._last}
+        values = {name: self._last[name] for name in objectives() if name in self._last}
         return {
             # before its first evaluation a trial is worse than any other
-            **{name: -math.inf if more else math.inf for name, more in OBJECTIVES.items()},
+            **{name: -math.inf if more else math.inf for name, more in objectives().items()},
             **values,
             "values": values,
             "number": self._task.number,
@@ -186,16 +186,10 @@ class RunObserver:
 
 
 def chance_loss(config: TrainConfig) -> float:
-    """Loss of a model with a new head on images of one class each; infinite if unknown.
-
-    Softmax: ln K. Sigmoid, summed over classes, with bias b: K ln(1 + e^b) - b.
-    """
-    classes, bias = config.model.num_classes, config.model.head_bias
-    if config.loss.name == "semantic" or classes is None:
+    """Loss of a model with a new head on images of one class each; infinite if unknown."""
+    if config.model.num_classes is None:
         return math.inf
-    if config.loss.name == "softmax":
-        return math.log(max(classes, 2))
-    return classes * math.log1p(math.exp(bias)) - bias
+    return LOSSES[config.loss.name].chance(config.model.num_classes, config.model.head_bias)
 
 
 def seconds_before(path: Path) -> float:

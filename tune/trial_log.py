@@ -7,11 +7,11 @@ So a search goes on after the death of its driver: what has ended is kept, what 
 from its own checkpoint with the settings it was given.
 """
 
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from support.files import append_line, cut_unfinished_line, read_lines
 
 TRIALS = "trials.jsonl"
 # how a trial stands: at work, through its whole schedule, stopped for being behind, with a loss far
@@ -59,36 +59,27 @@ class TrialLog:
     """All entries of a search, on disk."""
 
     def __init__(self, path: Path) -> None:
-        """Open the record, or begin it; a line that a killed driver left half-written is cut."""
-        self.entries: dict[tuple[int, int], Entry] = {}
-        self._file = path.open("a+b")
-        self._file.seek(0)
-        end = 0
-        for line in self._file:
-            if not line.endswith(b"\n"):
-                break
-            end += len(line)
-            entry = Entry(**json.loads(line))
-            self.entries[entry.key] = entry
-        self._file.truncate(end)
+        """Open the log, or start it; a line that a killed driver left half-written is cut."""
+        self._path = path
+        self.entries, end = read_log(path)
+        cut_unfinished_line(path, end)
 
     def keep(self, entry: Entry) -> None:
         """Write an entry, which replaces the earlier one of its key."""
-        self._file.write(json.dumps(asdict(entry)).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        append_line(self._path, asdict(entry))
         self.entries[entry.key] = entry
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+
+def read_log(path: Path) -> tuple[dict[tuple[int, int], Entry], int]:
+    """The last entry of each trial by its key, and where the last complete line ends."""
+    entries, end = {}, 0
+    for line, end in read_lines(path):  # noqa: B007 - the last end is returned
+        entry = Entry(**line)
+        entries[entry.key] = entry
+    return entries, end
 
 
 def read_entries(path: Path) -> list[Entry]:
-    """The entries of a record that nobody writes, in order of their keys."""
-    entries: dict[tuple[int, int], Entry] = {}
-    for line in path.read_bytes().splitlines(keepends=True):
-        if line.endswith(b"\n"):
-            entry = Entry(**json.loads(line))
-            entries[entry.key] = entry
+    """The entries of a log that nobody writes, in order of their keys."""
+    entries, _ = read_log(path)
     return [entries[key] for key in sorted(entries)]

@@ -4,9 +4,13 @@ Nothing here imports PyTorch, so that a command line is parsed and checked befor
 Defaults stand here and nowhere else; the docstring under a field is its `--help`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 from typing import Literal
+
+from support.settings import Rule, Settings, setting
+from vit.registry import LOSSES, OPTIMIZERS
 
 # width, depth, MLP width, heads: big_vision `models/vit.py:decode_variant`
 SIZES = {
@@ -20,10 +24,10 @@ SIZES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViTConfig:
+class ViTConfig(Settings):
     """Shape of one Vision Transformer."""
 
-    image_size: int = 224
+    image_size: int = setting(224, common=True)
     """Side of the square input, in pixels; a multiple of patch_size."""
     patch_size: int = 16
     """Side of a patch, in pixels."""
@@ -54,30 +58,34 @@ class ViTConfig:
     checkpoint_blocks: bool = False
     """Recompute each block in the backward pass: less memory, about a third more work."""
 
-    def __post_init__(self) -> None:
-        """Reject shapes that do not divide and rates that are none."""
+    def rules(self) -> Iterator[Rule]:
+        """Sizes that divide, and rates that are probabilities."""
         for name in ("image_size", "patch_size", "width", "depth", "mlp_width", "heads"):
-            check(name, getattr(self, name) >= 1, getattr(self, name), "must be at least 1")
+            if getattr(self, name) < 1:
+                yield name, "must be at least 1"
+        if min(self.patch_size, self.heads) < 1:
+            return
         if self.image_size % self.patch_size:
-            raise ValueError(
-                f"image_size ({self.image_size}) must be a multiple of patch_size"
-                f" ({self.patch_size}); nearest:"
-                f" {max(1, round(self.image_size / self.patch_size)) * self.patch_size}"
+            multiple = max(1, round(self.image_size / self.patch_size)) * self.patch_size
+            yield (
+                "image_size",
+                f"must be a multiple of patch_size ({self.patch_size}); nearest: {multiple}",
             )
         if self.width % self.heads:
-            raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
+            yield "width", f"must be a multiple of heads ({self.heads})"
         if self.positions == "sincos2d" and (self.width % 4 or self.width < 8):
-            raise ValueError(
-                f"width ({self.width}) must be a multiple of 4, and at least 8, for sincos2d"
-                " positions; set positions='learned'"
+            yield (
+                "width",
+                "must be a multiple of 4, and at least 8, for sincos2d positions; set "
+                "positions to learned",
             )
         if self.num_classes is not None and self.num_classes < 1:
-            raise ValueError(
-                f"num_classes is {self.num_classes}; at least 1, or None for the data's"
-            )
+            yield "num_classes", "must be at least 1, or none to take the data's"
         for name in ("dropout", "drop_path"):
-            check(name, 0 <= getattr(self, name) < 1, getattr(self, name), "must be in [0, 1)")
-        check("head_bias", isfinite(self.head_bias), self.head_bias, "must be finite")
+            if not 0 <= getattr(self, name) < 1:
+                yield name, "must be at least 0 and below 1"
+        if not isfinite(self.head_bias):
+            yield "head_bias", "must be finite"
 
     @classmethod
     def named(cls, name: str, **settings: object) -> "ViTConfig":
@@ -142,7 +150,7 @@ class ViTConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageConfig:
+class ImageConfig(Settings):
     """How an image becomes the model's input, in training and in evaluation."""
 
     crop_area: tuple[float, float] = (0.05, 1.0)
@@ -168,21 +176,24 @@ class ImageConfig:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     """Divides the pixels after the mean, per channel; 0.5 and 0.5 give [-1, 1]."""
 
-    def __post_init__(self) -> None:
-        """Reject ranges that are empty or turned round."""
-        low, high = self.crop_area
-        check("crop_area", 0 < low <= high <= 1, self.crop_area, "must be 0 < low <= high <= 1")
-        low, high = self.crop_aspect
-        check("crop_aspect", 0 < low <= high, self.crop_aspect, "must be 0 < low <= high")
-        layers, magnitude = self.randaugment_layers, self.randaugment_magnitude
-        check("randaugment_layers", layers >= 0, layers, "must be 0 or more")
-        check("randaugment_magnitude", 0 <= magnitude <= 30, magnitude, "must be in [0, 30]")
-        check("crop_pct", 0 < self.crop_pct <= 1, self.crop_pct, "must be in (0, 1]")
-        check("std", min(self.std) > 0, self.std, "must be positive")
+    def rules(self) -> Iterator[Rule]:
+        """Ranges that hold something."""
+        if not 0 < self.crop_area[0] <= self.crop_area[1] <= 1:
+            yield "crop_area", "must be 0 < low <= high <= 1"
+        if not 0 < self.crop_aspect[0] <= self.crop_aspect[1] < inf:
+            yield "crop_aspect", "must be 0 < low <= high"
+        if self.randaugment_layers < 0:
+            yield "randaugment_layers", "must be at least 0"
+        if not 0 <= self.randaugment_magnitude <= 30:
+            yield "randaugment_magnitude", "must be from 0 to 30"
+        if not 0 < self.crop_pct <= 1:
+            yield "crop_pct", "must be above 0 and at most 1"
+        if not min(self.std) > 0:
+            yield "std", "must be above 0"
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixConfig:
+class MixConfig(Settings):
     """Mixing of pairs of training images, on the device."""
 
     mixup: float = 0.0
@@ -191,37 +202,38 @@ class MixConfig:
     """CutMix: alpha of the Beta distribution of the areas; 0 is off. With mixup, each pair
     of images draws one of the two."""
 
-    def __post_init__(self) -> None:
-        """Reject negative alphas."""
-        check("mixup", self.mixup >= 0, self.mixup, "must be 0 (off) or more")
-        check("cutmix", self.cutmix >= 0, self.cutmix, "must be 0 (off) or more")
+    def rules(self) -> Iterator[Rule]:
+        """Alphas of a Beta distribution, or 0."""
+        for name in ("mixup", "cutmix"):
+            if not 0 <= getattr(self, name) < inf:
+                yield name, "must be at least 0; 0 is off"
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """What the logits are held against."""
+class LossConfig(Settings):
+    """The loss."""
 
-    name: Literal["softmax", "sigmoid", "semantic"] = "softmax"
+    name: str = setting("softmax", choices=lambda: LOSSES)
     """Softmax cross-entropy; sigmoid cross-entropy summed over classes; or softmax at each level
     of the WordNet tree."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes."""
 
-    def __post_init__(self) -> None:
-        """Reject a smoothing that is no share."""
-        smoothing = self.label_smoothing
-        check("label_smoothing", 0 <= smoothing < 1, smoothing, "must be in [0, 1)")
+    def rules(self) -> Iterator[Rule]:
+        """A share."""
+        if not 0 <= self.label_smoothing < 1:
+            yield "label_smoothing", "must be at least 0 and below 1"
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """How the weights move, and how fast at each step."""
+class OptimConfig(Settings):
+    """Optimizer and learning-rate schedule."""
 
-    name: Literal["adamw", "adamw8bit", "sgd"] = "adamw"
+    name: str = setting("adamw", choices=lambda: OPTIMIZERS, common=True)
     """AdamW; AdamW with 8-bit moments (needs the extra "quant"); or momentum SGD."""
-    lr: float = 1e-3
+    lr: float = setting(1e-3, common=True)
     """Peak learning rate."""
-    weight_decay: float = 0.1
+    weight_decay: float = setting(0.1, common=True)
     """Decay of kernels; biases, norms, positions and the class token never decay."""
     decay_scaled_by_lr: bool = True
     """Each step removes lr x weight_decay, as in PyTorch and the papers. False removes weight_decay
@@ -241,9 +253,11 @@ class OptimConfig:
     schedule: Literal["cosine", "linear", "constant", "rsqrt"] = "cosine"
     """Course of the learning rate after the warm-up: half a cosine or a line down to final_lr,
     constant, or one over the square root of the step."""
-    warmup: float = 0.1
+    warmup: float = setting(0.1, common=True)
     """Length of the linear warm-up, in warmup_unit; 0 is none."""
-    warmup_unit: Literal["steps", "epochs", "examples", "fraction"] = "fraction"
+    warmup_unit: Literal["steps", "epochs", "examples", "fraction"] = setting(
+        "fraction", common=True
+    )
     """What warmup counts; fraction is of all steps."""
     warmup_lr: float = 0.0
     """Learning rate of the first step of the warm-up."""
@@ -256,36 +270,37 @@ class OptimConfig:
     cooldown_unit: Literal["steps", "epochs", "examples", "fraction"] = "fraction"
     """What cooldown counts."""
 
-    def __post_init__(self) -> None:
-        """Reject rates and shares out of range, and settings without effect."""
-        check("lr", 0 < self.lr < float("inf"), self.lr, "must be positive")
+    def rules(self) -> Iterator[Rule]:
+        """Rates and shares in range, and no setting without effect."""
+        if not 0 < self.lr < inf:
+            yield "lr", "must be above 0"
         for name in ("weight_decay", "warmup_lr", "final_lr", "warmup", "cooldown"):
-            value = getattr(self, name)
-            check(name, 0 <= value < float("inf"), value, "must be 0 or more")
+            if not 0 <= getattr(self, name) < inf:
+                yield name, "must be at least 0"
         for name in ("warmup_lr", "final_lr"):
-            value = getattr(self, name)
-            check(name, value <= self.lr, value, f"must not exceed lr ({self.lr})")
-        check("betas", all(0 <= b < 1 for b in self.betas), self.betas, "must be in [0, 1)")
-        check("eps", self.eps > 0, self.eps, "must be positive")
-        check("momentum", 0 <= self.momentum < 1, self.momentum, "must be in [0, 1)")
-        check("layer_decay", 0 < self.layer_decay <= 1, self.layer_decay, "must be in (0, 1]")
-        check("rsqrt_timescale", self.rsqrt_timescale > 0, self.rsqrt_timescale, "must be positive")
-        for name in ("clip_norm", "ema"):
-            value = getattr(self, name)
-            top = 1 if name == "ema" else float("inf")
-            rule = f"must be None or in (0, {top})"
-            check(name, value is None or 0 < value < top, value, rule)
+            if getattr(self, name) > self.lr > 0:
+                yield name, f"must not exceed lr ({self.lr})"
+        if not all(0 <= beta < 1 for beta in self.betas):
+            yield "betas", "must be at least 0 and below 1"
+        if not self.eps > 0:
+            yield "eps", "must be above 0"
+        if not 0 <= self.momentum < 1:
+            yield "momentum", "must be at least 0 and below 1"
+        if not 0 < self.layer_decay <= 1:
+            yield "layer_decay", "must be above 0 and at most 1"
+        if self.rsqrt_timescale < 1:
+            yield "rsqrt_timescale", "must be at least 1"
+        if self.clip_norm is not None and not 0 < self.clip_norm < inf:
+            yield "clip_norm", "must be above 0, or none"
+        if self.ema is not None and not 0 < self.ema < 1:
+            yield "ema", "must be between 0 and 1, or none"
         for name in ("warmup", "cooldown"):
-            value, unit = getattr(self, name), getattr(self, f"{name}_unit")
-            check(name, unit != "fraction" or value < 1, value, "of unit fraction must be below 1")
-        if self.name == "sgd" and self.weight_decay and not self.decay_scaled_by_lr:
-            raise ValueError(
-                "decay_scaled_by_lr=False is for adamw and adamw8bit: SGD adds the decay to the"
-                " gradient; set decay_scaled_by_lr=True or weight_decay=0"
+            if getattr(self, f"{name}_unit") == "fraction" and getattr(self, name) >= 1:
+                yield name, "must be below 1 as a fraction of the run"
+        decoupled = OPTIMIZERS[self.name].decoupled_decay
+        if self.weight_decay and not self.decay_scaled_by_lr and not decoupled:
+            yield (
+                "decay_scaled_by_lr",
+                f"must be true for {self.name}, which adds the decay to the gradient; set it, or "
+                "weight_decay to 0",
             )
-
-
-def check(name: str, good: bool, value: object, rule: str) -> None:
-    """Raise ValueError naming the setting, its value and the rule, unless good."""
-    if not good:
-        raise ValueError(f"{name} is {value}, but it {rule}")

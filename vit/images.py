@@ -1,15 +1,15 @@
 """From the bytes of an image file to the square views that a model is trained and judged on.
 
-    bytes -> decode -> pixels (H, W, 3) -> train_view, eval_view (S, S, 3), crop_views (C, S, S, 3)
+    bytes -> decode -> pixels (H, W, 3) -> train_view, eval_view (S, S, 3)
 
-All uint8 RGB; what follows on the device is `vit/batch.py`. Training views are a pure function of
+All uint8 RGB; many views of one image are in `vit/crops.py`, and what follows on the device in
+`vit/batch.py`. Training views are a pure function of
 (pixels, config, size, seed). No PyTorch here: the decoding processes must not pay for its import.
 EXIF orientation is ignored, as by TensorFlow's decoder that the reference used.
 """
 
 import io
 import warnings
-from itertools import product
 from struct import error as StructError
 
 import cv2
@@ -82,73 +82,6 @@ def train_view(pixels: np.ndarray, config: ImageConfig, size: int, seed: int) ->
 def eval_view(pixels: np.ndarray, config: ImageConfig, size: int) -> np.ndarray:
     """The evaluation view (size, size, 3): resize, then the centre."""
     return crop(resize(pixels, config, int(size / config.crop_pct + 1e-6)), size, 0.5, 0.5)
-
-
-def crop_views(
-    pixels: np.ndarray, config: ImageConfig, size: int, protocol: str, seed: int = 0
-) -> np.ndarray:
-    """The views (C, size, size, 3) of a multi-crop protocol.
-
-    Args:
-        pixels: Decoded image (H, W, 3).
-        config: Resizing of the evaluation view, and the crop ranges of "random-N".
-        size: Side of each view.
-        protocol: "center": the evaluation view. "three": squares along the long side. "five":
-            four corners and centre of the resized image; "ten": and their mirror images (AlexNet).
-            "inception-144": GoogLeNet's 4 scales x 3 squares x 6 crops x mirror. "random-N": N
-            training crops with flips, without RandAugment.
-        seed: For "random-N".
-    """
-    count = num_views(protocol)  # also refuses unknown names
-    if protocol == "center":
-        return eval_view(pixels, config, size)[None]
-    if config.eval_resize == "squash" and protocol in ("three", "inception-144"):
-        raise ValueError(
-            f"crops {protocol!r} are squares along the long side, and eval_resize 'squash' leaves"
-            " none; set eval_resize='short', or choose five, ten or random-N"
-        )
-    if protocol == "three":
-        return np.stack([crop(resize(pixels, config, size), size, t, t) for t in (0, 0.5, 1)])
-    if protocol == "five" or protocol == "ten":
-        image = resize(pixels, config, int(size / config.crop_pct + 1e-6))
-        places = [(0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5)]
-        views = np.stack([crop(image, size, y, x) for y, x in places])
-        return with_mirrored(views) if protocol == "ten" else views
-    if protocol == "inception-144":
-        return with_mirrored(np.stack(inception_views(pixels, config, size)))
-    draws = Draws(seed)
-    views = [random_crop(pixels, config, size, draws) for _ in range(count)]
-    return np.stack([v if draws.integer(2) else cv2.flip(v, 1) for v in views])
-
-
-def num_views(protocol: str) -> int:
-    """Views that a multi-crop protocol makes; ValueError for a name that there is not."""
-    known = {"center": 1, "three": 3, "five": 5, "ten": 10, "inception-144": 144}
-    kind, _, number = protocol.partition("-")
-    if protocol in known:
-        return known[protocol]
-    if kind == "random" and number.isascii() and number.isdigit() and int(number) > 0:
-        return int(number)
-    raise ValueError(f"unknown crops {protocol!r}; known: {', '.join(known)}, random-N (N views)")
-
-
-def inception_views(pixels: np.ndarray, config: ImageConfig, size: int) -> list[np.ndarray]:
-    """GoogLeNet's 72 views before mirroring (arXiv 1409.4842, section 7)."""
-    views = []
-    for short in (256, 288, 320, 352):  # of 224; in proportion for other sizes
-        side = round(short * size / 224)
-        image = resize(pixels, config, side)
-        for along in (0, 0.5, 1):
-            square = crop(image, side, along, along)
-            places = [*product((0, 1), (0, 1)), (0.5, 0.5)]
-            views += [crop(square, size, y, x) for y, x in places]
-            views.append(interpolate(square, size, size, config))
-    return views
-
-
-def with_mirrored(views: np.ndarray) -> np.ndarray:
-    """(C, S, S, 3) -> (2 C, S, S, 3): the views, then their mirror images."""
-    return np.concatenate([views, views[:, :, ::-1]])
 
 
 def random_crop(pixels: np.ndarray, config: ImageConfig, size: int, draws: Draws) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What the logits are held against: softmax, sigmoid and semantic softmax cross-entropy.
+"""Losses: softmax, sigmoid and semantic softmax cross-entropy.
 
     labels (B, M) class numbers, -1 pads -> make_targets -> (B, K)
     make_loss(config)(logits (B, K), targets (B, K)) -> (B,), one loss per image
@@ -8,6 +8,7 @@ float32, whatever the logits' type. Targets are 0/1, or mixtures of such rows.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vit.config import LossConfig
-from vit.hierarchy import class_ancestors
+from vit.registry import LOSSES, resolve
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -33,25 +34,46 @@ def make_loss(
     parents: Sequence[int] | None = None,
     device: torch.device | str | None = None,
 ) -> Loss:
-    """The loss that a recipe names.
+    """The loss that a recipe names; ValueError if it needs a tree and there is none.
 
     Args:
         config: Its name and smoothing.
-        parents: For "semantic": the parent of each class, -1 for roots
-            (`vit.hierarchy.class_parents`).
-        device: For "semantic": where the logits will be.
+        parents: Parent of each class, -1 for roots (`shards.dataset.wordnet.parents`), for a loss
+            over the tree of classes.
+        device: Where the logits will be, for a loss over the tree of classes.
     """
-    smoothing = config.label_smoothing
-    if config.name == "softmax":
-        return lambda logits, targets: softmax_loss(logits, targets, smoothing)
-    if config.name == "sigmoid":
-        return lambda logits, targets: sigmoid_loss(logits, targets, smoothing)
+    kind = LOSSES[config.name]
+    function = resolve(kind.function)
+    if not kind.needs_tree:
+        return lambda logits, targets: function(logits, targets, config.label_smoothing)
     if parents is None:
         raise ValueError(
-            "the semantic loss needs the tree of the classes: pass parents, from"
-            " vit.hierarchy.class_parents(wnids, read_hypernyms(...))"
+            f"the {config.name} loss needs the tree of the classes; pass parents, from "
+            "shards.dataset.wordnet.parents(wnids)"
         )
-    return SemanticLoss(parents, smoothing).to(device)
+    return function(parents, config.label_smoothing).to(device)
+
+
+@dataclass(frozen=True)
+class Link:
+    """How logits become probabilities."""
+
+    mean: Callable[[Tensor], Tensor]
+    """(B, C, K) -> (B, K): the logits whose probabilities are the mean over the C crops."""
+    confidence: Callable[[Tensor], Tensor]
+    """(B, K) -> (B,): probability of the highest class."""
+
+
+LINKS = {
+    "softmax": Link(
+        mean=lambda x: x.log_softmax(-1).logsumexp(1) - np.log(x.shape[1]),
+        confidence=lambda x: x.softmax(1).amax(1),
+    ),
+    "sigmoid": Link(
+        mean=lambda x: F.logsigmoid(x).logsumexp(1) - F.logsigmoid(-x).logsumexp(1),
+        confidence=lambda x: x.amax(1).sigmoid(),
+    ),
+}
 
 
 def softmax_loss(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -124,3 +146,21 @@ class SemanticLoss(nn.Module):
             own = (1 - self.smoothing) * own + self.smoothing * reach / len(classes)
             loss = loss - weight * (own * F.log_softmax(logits[:, classes], dim=1)).sum(1)
         return loss
+
+
+def class_ancestors(parents: Sequence[int]) -> np.ndarray:
+    """Ancestor of each class at each depth, itself at its own, -1 below: (K, depth) int64."""
+    lines: list[list[int]] = []
+    for number in range(len(parents)):
+        line = [number]
+        while (up := int(parents[line[-1]])) >= 0:
+            if up >= len(parents) or up in line:
+                raise ValueError(
+                    f"parents make no tree: class {number} has the ancestors {line[1:]} and {up}"
+                )
+            line.append(up)
+        lines.append(line[::-1])
+    ancestors = np.full((len(lines), max(map(len, lines), default=0)), -1, np.int64)
+    for number, line in enumerate(lines):
+        ancestors[number, : len(line)] = line
+    return ancestors

@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from support.files import written
+
 Array = np.ndarray
 PREFIXES = ("opt/target/", "params/img/", "params/", "")
 COUNTERS = {"vit": (2, 1, 3), "big_vision": (1, 0, 0)}  # second norm, attention, MLP of a block
@@ -228,7 +230,5 @@ def write_npz(path: Path, state_dict: Mapping[str, Tensor], heads: int, layout: 
             arrays[entry.jax] = TRANSFORMS[entry.kind][1](part, heads)
     if layout == "big_vision":
         arrays = {f"params/{name}": array for name, array in arrays.items()}
-    aside = path.with_name(path.name + ".tmp")
-    with aside.open("wb") as file:
+    with written(path) as aside, aside.open("wb") as file:
         np.savez(file, **{name: np.ascontiguousarray(array) for name, array in arrays.items()})
-    aside.replace(path)

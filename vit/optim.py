@@ -1,4 +1,4 @@
-"""How the weights move: parameter groups, optimizers, learning rate and moving average.
+"""Optimizers and schedules: parameter groups, optimizers, learning rate and moving average.
 
     make_optimizer(model, config); each step: learning_rate(config, step, ...), set_learning_rate,
     backward, clip, optimizer.step(), Ema.update
@@ -8,7 +8,6 @@ kernels decay (matrices: dense, patch embedding, head), as in the reference; not
 positions, class token or the query of the attention pool.
 """
 
-import importlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,33 +15,43 @@ from math import cos, pi
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from vit.config import OptimConfig
+from vit.registry import OPTIMIZERS, resolve
 
 NO_DECAY = {"pos_embed", "cls_token", "attn_pool.latent"}
 FUSED = {"cpu", "cuda", "mps", "xpu"}  # devices with PyTorch's one-kernel optimizers
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
     """The optimizer of a ViT, bare or wrapped (DDP, FSDP2, compiled)."""
-    groups = parameter_groups(model, config)
-    if config.name == "sgd":  # not fused: PyTorch's kernel refuses FSDP2's shards
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
-    if config.name == "adamw":
-        fused = groups[0]["params"][0].device.type in FUSED
-        return torch.optim.AdamW(
-            groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused
-        )
+    return resolve(OPTIMIZERS[config.name].function)(parameter_groups(model, config), config)
+
+
+def sgd(groups: list[dict], config: OptimConfig) -> Optimizer:
+    """Momentum SGD; not fused, because PyTorch's kernel refuses FSDP2's shards."""
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+
+
+def adamw(groups: list[dict], config: OptimConfig) -> Optimizer:
+    """AdamW, by one fused kernel where the device has it."""
+    fused = groups[0]["params"][0].device.type in FUSED
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+
+
+def adamw8bit(groups: list[dict], config: OptimConfig) -> Optimizer:
+    """AdamW with moments of one byte; ValueError without the extra "quant"."""
     try:
-        adamw8bit = importlib.import_module("vit.adamw8bit")
+        from vit.adamw8bit import AdamW8bit
     except ModuleNotFoundError as error:
         if error.name != "torchao":
             raise
         raise ValueError(
-            "optim.name is adamw8bit, but torchao is not installed; install the extra:"
-            " pip install 'vit-pretraining[quant]', or choose adamw"
+            "optim.name is adamw8bit, but torchao is not installed; install the extra: pip "
+            "install 'vit-pretraining[quant]', or choose adamw"
         ) from error
-    return adamw8bit.AdamW8bit(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+    return AdamW8bit(groups, lr=config.lr, betas=config.betas, eps=config.eps)
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
@@ -151,7 +160,7 @@ def duration(name: str, value: float, unit: str, per_unit: dict[str, float | Non
     return max(1, round(value * steps))
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
     """Give each group its multiple of the learning rate; call before every step."""
     for group in optimizer.param_groups:
         value = lr * group["lr_scale"]

@@ -36,6 +36,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from torchao.quantization.qat import IntxFakeQuantizeConfig, QATConfig
 from torchao.utils import should_reduce_range
 
+from support.files import written
 from vit.config import ViTConfig
 from vit.model import ViT
 
@@ -200,9 +201,8 @@ def save_quantised(path: Path | str, quantised: QuantisedViT) -> None:
     if quantised.scheme == STATIC:  # ranges are constants of the graph
         ranges = [node.args[1:3] for node in activation_nodes(model.graph)]
         stored["ranges"] = torch.tensor(ranges, dtype=torch.float64)
-    aside = path.with_name(path.name + ".tmp")
-    torch.save(stored, aside)
-    aside.replace(path)
+    with written(Path(path)) as aside:
+        torch.save(stored, aside)
 
 
 def load_quantised(path: Path | str, device: torch.device | str = "cpu") -> QuantisedViT:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from support.files import written
 from vit.model import ViT
 from vit.npz import read_npz, write_npz
 from vit.positions import resample, sincos2d
@@ -35,11 +36,9 @@ def save_safetensors(
     path: Path | str, state_dict: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write tensors to a file that timm loads as it is; whole or not at all."""
-    path = Path(path)
-    aside = path.with_name(path.name + ".tmp")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
-    save_file(tensors, aside, metadata={"format": "pt", **(metadata or {})})
-    aside.replace(path)
+    with written(Path(path)) as aside:
+        save_file(tensors, aside, metadata={"format": "pt", **(metadata or {})})
 
 
 def save_npz(path: Path | str, model: ViT, layout: str = "vit") -> None:

@@ -13,7 +13,6 @@ because all randomness is addressed by seed and position.
 import importlib.metadata
 import json
 import logging
-import os
 import re
 import shutil
 import subprocess
@@ -25,20 +24,16 @@ import torch
 from safetensors import SafetensorError
 
 from pipeline.settings.config import TrainConfig
+from support.files import write_json, written
 from support.redact import redacted
-from vit.weights import save_safetensors
+from vit.weights import MODEL_FILE, save_safetensors
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
+META = "meta.json"
 NAME = re.compile(r"step-(\d{9})")
 BEST = "val/top1"
-# what may change between the parts of one run without changing what it computes
-FREE = re.compile(
-    r"runs_dir|experiment|workers|min_workers|worker_cpus|device|micro_batch|parallel|compile|log_every|"
-    r"eval_every|checkpoint_every|keep_checkpoints|crops|max_restarts|storage|audit|(probe|record)\..*|"
-    r"data\.(dir|extra|task_samples|buffer_gib|prefetch_batches|max_bad_samples|verify)"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +55,10 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: Path) -> "Checkpoint":
-        """Read what a checkpoint says of itself; a folder that is none is a ValueError."""
-        if not (path / "meta.json").is_file():
-            raise ValueError(f"{path} is no checkpoint: it has no meta.json")
-        meta = json.loads((path / "meta.json").read_text())
+        """Read what a checkpoint says of itself; ValueError if the folder is not a checkpoint."""
+        if not (path / META).is_file():
+            raise ValueError(f"{path} is not a checkpoint: it has no {META}")
+        meta = json.loads((path / META).read_text())
         if meta["format"] != FORMAT:
             raise ValueError(
                 f"{path} has checkpoint format {meta['format']}, this version reads {FORMAT}"
@@ -97,7 +92,6 @@ def save(
 ) -> Path:
     """Write a checkpoint into `folder`; on any failure the folder is as it was before."""
     path = folder / f"step-{step:09d}"
-    aside = folder / f".{path.name}.{os.getpid()}"
     meta = {
         "format": FORMAT,
         "step": step,
@@ -108,22 +102,17 @@ def save(
         "classes": classes,
     }
     try:
-        aside.mkdir(parents=True)
-        save_safetensors(aside / "model.safetensors", model, {"format": "pt"})
-        torch.save(state, aside / "state.pt")
-        (aside / "config.json").write_text(json.dumps(redacted(config.flat()), indent=1))
-        (aside / "meta.json").write_text(json.dumps(meta, indent=1))
-        for file in aside.iterdir():
-            _sync(file)
-        if path.exists():  # the same step, before a restart: the bytes are equal or newer
-            shutil.rmtree(path)
-        aside.rename(path)
-        _sync(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with written(path) as aside:  # replaces the same step of an earlier start
+            aside.mkdir()
+            save_safetensors(aside / MODEL_FILE, model, {"format": "pt"})
+            torch.save(state, aside / "state.pt")
+            write_json(aside / "config.json", config.flat())
+            write_json(aside / META, meta)
     except (OSError, RuntimeError, SafetensorError) as error:  # C++ and Rust do not raise OSError
-        shutil.rmtree(aside, ignore_errors=True)
-        free, words = shutil.disk_usage(folder).free, str(error).partition("\n")[0]
+        free, reason = shutil.disk_usage(folder).free, str(error).partition("\n")[0]
         raise OSError(
-            f"checkpoint of step {step} could not be written to {folder} ({words}; {free:,} bytes "
+            f"checkpoint of step {step} could not be written to {folder} ({reason}; {free:,} bytes "
             f"are free there); the earlier ones are untouched: make room and start the run again"
         ) from error
     return path
@@ -177,42 +166,25 @@ def clear_unfinished(folder: Path) -> None:
 
 
 def differences(config: TrainConfig, other: Mapping[str, object]) -> list[str]:
-    """Settings in which a run differs from a recorded one so that it cannot go on from there."""
+    """Settings that keep a run from being resumed from a recorded one: "NAME (A before, B now)"."""
     mine = redacted(config.flat())
+    may_change = {name for name, metadata, _ in config.items() if metadata.get("may_change")}
     return [
         f"{name} ({other.get(name, 'absent')} before, {mine.get(name, 'absent')} now)"
         for name in sorted(mine.keys() | other.keys())
-        if mine.get(name) != other.get(name) and not FREE.fullmatch(name)
+        if mine.get(name) != other.get(name) and name not in may_change
     ]
 
 
 def made_by() -> dict[str, object]:
     """Versions and commit of the code that runs."""
-    git = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=12",
-    ]
+    folder = str(Path(__file__).parent)
+    git = ["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        found = subprocess.run(git, capture_output=True, text=True, check=False)
-        commit = found.stdout.strip() or None
+        described = subprocess.run(git, capture_output=True, text=True, check=False)
+        commit = described.stdout.strip() or None
     except FileNotFoundError:  # no git on this machine
         commit = None
     names = ("torch", "ray", "mlflow", "numpy")
-    return {
-        "commit": commit,
-        "versions": {name: importlib.metadata.version(name) for name in names},
-    }
-
-
-def _sync(path: Path) -> None:
-    """Make sure that a file or folder has reached the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    versions = {name: importlib.metadata.version(name) for name in names}
+    return {"commit": commit, "versions": versions}

@@ -13,10 +13,9 @@ from pathlib import Path
 from pyarrow import fs as pafs
 
 from pipeline.checkpoint import local
+from pipeline.checkpoint.local import META
 from pipeline.data.reader import with_retries
 from shards.dataset import store
-
-META = "meta.json"
 
 
 def push(path: Path, storage: str) -> None:
@@ -37,7 +36,7 @@ def push(path: Path, storage: str) -> None:
     kept = {item.path.name for item in local.checkpoints(path.parent)}
     for name in complete(storage):
         if name not in kept:
-            # without its meta.json it is none any more, should the rest of it stay
+            # without its meta.json it is not a checkpoint any more, even if the rest of it stays
             system.delete_file(f"{root}/{name}/{META}")
             system.delete_dir(f"{root}/{name}")
 

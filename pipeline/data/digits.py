@@ -5,15 +5,45 @@ should be: two are broken, one is greyscale and one is CMYK.
 """
 
 import io
+import logging
 import tarfile
 from pathlib import Path
 
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from pipeline.settings.config import DIGITS
+from shards.build.config import BuildConfig
+from shards.build.pack import build
+from support.console import log_stage
+from support.files import written
+
+log = logging.getLogger(__name__)
+
 # side of the images; the scans have 8 x 8 pixels
 SIDE = 32
+# held-out digits of each class, about a fifth of them
+VAL_PER_CLASS = 36
 CLASSES = tuple(f"n{digit:08d}" for digit in range(10))
+
+
+def located(data_dir: str, runs_dir: str) -> str:
+    """Where a run's shard set lies: `data.dir`, or the folder of the embedded set."""
+    return str(Path(runs_dir) / "data" / DIGITS / "shards") if data_dir == DIGITS else data_dir
+
+
+def made(data_dir: str, runs_dir: str) -> str:
+    """The same; the embedded set is made on first use, by the same code as any other."""
+    location = located(data_dir, runs_dir)
+    if data_dir == DIGITS:
+        shards = Path(location)
+        archive = shards.parent / "digits.tar"
+        log_stage(1, 4, f"archive   {archive}")
+        if not archive.exists():
+            write_archive(archive)
+        log_stage(2, 4, f"shards    {shards}")
+        log.info("%s", build([archive], shards, BuildConfig(val_per_class=VAL_PER_CLASS)))
+    return location
 
 
 def write_archive(path: Path) -> None:
@@ -33,15 +63,16 @@ def write_archive(path: Path) -> None:
     members[CLASSES[7]].append((f"{CLASSES[7]}_9002.JPEG", b"<html>404 Not Found</html>"))
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".tmp")
-    with tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as archive:
+    with (
+        written(path) as aside,
+        tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as archive,
+    ):
         for wnid, files in members.items():
             inner = io.BytesIO()
             with tarfile.open(fileobj=inner, mode="w", format=tarfile.USTAR_FORMAT) as tar:
                 for name, data in files:
                     add(tar, name, data)
             add(archive, f"{wnid}.tar", inner.getvalue())
-    aside.rename(path)
 
 
 def jpeg(image: Image.Image) -> bytes:

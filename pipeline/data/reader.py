@@ -24,7 +24,8 @@ from pipeline.data.order import ReadSpans
 from shards.dataset.format import Sample, Shard, ShardSet, open_set, parse_samples
 from support.splitmix import scramble
 from vit.config import ImageConfig
-from vit.images import crop_views, decode, train_view
+from vit.crops import crop_views
+from vit.images import decode, train_view
 
 T = TypeVar("T")
 

@@ -1,56 +1,67 @@
 """What an evaluation is asked to do; nothing here imports torch or Ray."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, Self
 
+from pipeline.settings.config import absolute
+from support.settings import Rule, Settings, setting
 from vit.config import ImageConfig, LossConfig, ViTConfig
-from vit.images import num_views
+from vit.registry import num_views
 
 CENTER = "center"
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(Settings):
     """One evaluation: a model, images with labels, and crops."""
 
-    data: str
+    data: str = setting("", common=True)
     """Shard set: a folder or an s3:// or gs:// prefix."""
-    split: str = "val"
+    split: str = setting("val", common=True)
     """Split of it."""
-    crops: tuple[str, ...] = ("ten",)
+    crops: tuple[str, ...] = setting(("ten",), common=True)
     """Crop protocols, reported beside the single centre crop: three, five, ten, inception-144,
     random-N."""
-    average: Literal["logits", "probabilities"] = "logits"
+    average: Literal["logits", "probabilities"] = setting("logits", common=True)
     """What is averaged over the crops of an image; the two rank classes differently."""
-    classes: str | None = None
+    classes: str | None = setting(None, common=True)
     """Classes of the model's head, where its file does not say: a list that ships with the
     project, such as goog, a file of WordNet ids, or "data" for the data's own. Known sizes are
     recognised."""
-    real: str | None = None
+    real: str | None = setting(None, common=True)
     """ReaL's real.json: reassessed labels of ImageNet's validation images, counted beside the
     originals."""
-    v2: str | None = None
+    v2: str | None = setting(None, common=True)
     """Shard set of ImageNet-V2 (its split "test" or its only one), evaluated beside the data."""
-    out: str | None = None
+    out: str | None = setting(None, common=True)
     """Folder of the result; by default evaluations/ in the run's folder, or in runs/."""
-    workers: int = 1
+    workers: int = setting(1, common=True)
     """Processes that run the model where there is no GPU; with GPUs it is one for each."""
-    batch: int = 256
+    batch: int = setting(256, common=True)
     """Crops per forward pass."""
-    precision: Literal["bf16", "fp32"] = "fp32"
+    precision: Literal["bf16", "fp32"] = setting("fp32", common=True)
     """Arithmetic of the forward pass."""
-    model: ViTConfig = field(default_factory=ViTConfig)
-    """Shape of the model; read off its file, except what no file says."""
-    images: ImageConfig = field(default_factory=ImageConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
+    model: ViTConfig = setting(ViTConfig)
+    """Shape of the model; read from its file, except what no file says."""
+    images: ImageConfig = setting(ImageConfig)
+    loss: LossConfig = setting(LossConfig)
 
-    def __post_init__(self) -> None:
-        """Reject unknown protocols and counts below one."""
+    def rules(self) -> Iterator[Rule]:
+        """Crop protocols that there are, and counts that are positive."""
         for name in self.crops:
-            num_views(name)
+            try:
+                num_views(name)
+            except ValueError as error:
+                yield "crops", f"has {name!r}, which is not a crop protocol: {error}"
         for name in ("workers", "batch"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")
+                yield name, "must be at least 1"
+
+    def absolute(self) -> Self:
+        """The config with absolute paths: workers run in other folders, on other machines."""
+        paths = {name: getattr(self, name) for name in ("data", "v2", "real", "out")}
+        return self.replace({name: absolute(path) for name, path in paths.items()})
 
     @property
     def protocols(self) -> tuple[str, ...]:

@@ -41,14 +41,14 @@ from pipeline.evaluation.predictions import (
     Block,
     PredictionStore,
     protocol_predictions,
-    write_whole,
 )
 from shards.dataset import wordnet
 from shards.dataset.classes import BUILT_IN, class_list
 from shards.dataset.format import open_set
 from support.console import table
+from support.files import write_bytes, write_json, written
 from support.redact import redact
-from vit.images import num_views
+from vit.registry import num_views
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ def evaluate_model(
         write_examples(folder, dataset, settings, predictions)
     if settings.v2:
         result["v2"] = evaluate_v2(eval_model, settings, folder, progress)
-    write_whole(folder / RESULT, json.dumps(result, indent=1).encode())
+    write_json(folder / RESULT, result)
     return result
 
 
@@ -232,7 +232,7 @@ def write_classes(
         shares = (f"{right[number] / counts[number]:.6f}" for _, right in tables.values())
         name = wordnet.name(classes[number])
         writer.writerow([classes[number], name, int(counts[number]), *shares])
-    write_whole(path, text.getvalue().encode())
+    write_bytes(path, text.getvalue().encode())
 
 
 def write_predictions(
@@ -247,9 +247,8 @@ def write_predictions(
         columns[f"{name}/top"] = [[int(n) for n in row if n >= 0] for row in found[f"{name}/top"]]
         columns[f"{name}/confidence"] = found[f"{name}/confidence"]
         columns[f"{name}/loss"] = found[f"{name}/loss"]
-    aside = path.with_name(f".{path.name}.tmp")
-    pq.write_table(pa.table(columns), aside)
-    aside.replace(path)
+    with written(path) as aside:
+        pq.write_table(pa.table(columns), aside)
 
 
 def result_table(result: Mapping) -> str:

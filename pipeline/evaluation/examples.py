@@ -5,7 +5,6 @@ Predictions -> which images tell something -> read again -> small JPEGs in sheet
 
 import base64
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,9 +15,10 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.reader import SampleReader, View
 from pipeline.evaluation.config import CENTER, EvaluateConfig
 from pipeline.evaluation.metrics import Predictions
-from pipeline.evaluation.predictions import write_whole
 from shards.dataset import wordnet
-from vit.images import decode, num_views
+from support.files import write_json
+from vit.images import decode
+from vit.registry import num_views
 
 EXAMPLES = "sheet.json"
 # images of each group, crops that are shown of a protocol, and their side in pixels
@@ -91,7 +91,7 @@ def write_examples(
                 },
             }
         )
-    write_whole(folder / EXAMPLES, json.dumps(entries).encode())
+    write_json(folder / EXAMPLES, entries)
 
 
 def class_name(dataset: Dataset, number: int) -> str:

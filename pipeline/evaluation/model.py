@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pipeline.checkpoint import local
+from pipeline.data import digits
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.settings.config import TrainConfig
 from shards.dataset.classes import BUILT_IN, class_list
@@ -85,9 +86,6 @@ class EvalModel:
         known = TrainConfig().flat()
         config = TrainConfig().replace({k: v for k, v in found.config.items() if k in known})
         run_dir = found.path.parent.parent
-        data = config.data.dir
-        if data == "digits":
-            data = str(run_dir.parent / "data" / "digits" / "shards")
         return cls(
             path=found.path,
             model=config.model,
@@ -95,7 +93,7 @@ class EvalModel:
             loss=config.loss,
             precision=config.precision,
             classes=found.classes,
-            data=data,
+            data=digits.located(config.data.dir, str(run_dir.parent)),
             split=config.data.eval_split,
             run_dir=run_dir,
             step=found.step,

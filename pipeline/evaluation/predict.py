@@ -10,7 +10,6 @@ Shapes: B images, C crops of all protocols, K classes of the head, M labels per 
 -1).
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -32,9 +31,9 @@ from pipeline.settings.config import TrainConfig
 from shards.dataset import wordnet
 from vit.batch import normalise
 from vit.config import LossConfig
-from vit.images import num_views
-from vit.loss import Loss, make_loss, make_targets
+from vit.loss import LINKS, Link, Loss, make_loss, make_targets
 from vit.model import ViT
+from vit.registry import LOSSES, num_views
 
 # predictions that are kept of an image
 TOP = 5
@@ -116,7 +115,7 @@ class Scorer:
 
     protocols: tuple[str, ...]
     average: str
-    link: str
+    link: Link
     loss: Loss
     known: Tensor | None
     """Outputs of the head that are classes of the data; None: all."""
@@ -139,7 +138,7 @@ class Scorer:
         return cls(
             protocols=settings.protocols,
             average=settings.average,
-            link="sigmoid" if settings.loss.name == "sigmoid" else "softmax",
+            link=LINKS[LOSSES[settings.loss.name].link],
             loss=eval_loss(
                 settings.loss, evaluator.dataset.classes, device, mapped=known is not None
             ),
@@ -159,7 +158,7 @@ class Scorer:
         for name, crops in zip(self.protocols, logits.split(views, 1), strict=True):
             mean = average(crops, self.average, self.link)
             top = mean.topk(min(TOP, mean.shape[1])).indices
-            predictions[f"{name}/confidence"] = confidence(mean, self.link).double()
+            predictions[f"{name}/confidence"] = self.link.confidence(mean).double()
             predictions[f"{name}/loss"] = (
                 self.loss(mean, targets).double().masked_fill(unknown, torch.nan)
             )
@@ -169,39 +168,31 @@ class Scorer:
         return predictions
 
 
-def average(crops: Tensor, how: str, link: str) -> Tensor:
+def average(crops: Tensor, how: str, link: Link) -> Tensor:
     """One row of logits for each image: (B, C, K) -> (B, K).
 
     Args:
         crops: Logits of each crop.
         how: "logits": their mean. "probabilities": the logits whose probabilities are the mean of
             the crops' probabilities, so that ranking, confidence and loss follow from one form.
-        link: "softmax" or "sigmoid", from logits to probabilities.
+        link: From logits to probabilities.
     """
-    if how == "logits":
-        return crops.mean(1)
-    count = np.log(crops.shape[1])
-    if link == "softmax":
-        return crops.log_softmax(-1).logsumexp(1) - count
-    return F.logsigmoid(crops).logsumexp(1) - F.logsigmoid(-crops).logsumexp(1)
-
-
-def confidence(logits: Tensor, link: str) -> Tensor:
-    """Probability of the highest class: (B, K) -> (B,)."""
-    if link == "sigmoid":
-        return logits.amax(1).sigmoid()
-    return logits.softmax(1).amax(1)
+    return crops.mean(1) if how == "logits" else link.mean(crops)
 
 
 def eval_loss(
     config: LossConfig, classes: Sequence[str], device: torch.device, *, mapped: bool
 ) -> Loss:
-    """The training's loss without label smoothing; softmax for a part of a semantic head."""
-    if mapped and config.name == "semantic":
+    """The training's loss without label smoothing.
+
+    A head that is used for other classes (`mapped`) keeps some of its outputs. These are no tree
+    any more, so the loss is then softmax in place of one over the tree.
+    """
+    needs_tree = LOSSES[config.name].needs_tree
+    if mapped and needs_tree:
         return make_loss(LossConfig())
-    plain = dataclasses.replace(config, label_smoothing=0.0)
-    parents = wordnet.parents(classes) if config.name == "semantic" else None
-    return make_loss(plain, parents=parents, device=device)
+    plain = config.replace({"label_smoothing": 0.0})
+    return make_loss(plain, parents=wordnet.parents(classes) if needs_tree else None, device=device)
 
 
 def fetched(block: Block, given: Mapping[str, Tensor]) -> Block:

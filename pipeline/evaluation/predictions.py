@@ -15,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.data.stream import Block, joined
 from pipeline.evaluation.metrics import Predictions
+from support.files import write_json, written
 from support.redact import redacted
 
 IDENTITY = "identity.json"
 # about this many units: enough to share out evenly, and little is lost when one is cut short
 UNITS = 200
-
-Block = dict[str, np.ndarray]
 
 
 class PredictionStore:
@@ -47,7 +47,7 @@ class PredictionStore:
         (folder / "parts").mkdir(parents=True, exist_ok=True)
         path = folder / IDENTITY
         if not path.exists():
-            write_whole(path, json.dumps(known, indent=1).encode())
+            write_json(path, known)
         elif (found := json.loads(path.read_text())) != known:
             differ = [k for k in known.keys() | found.keys() if known.get(k) != found.get(k)]
             raise ValueError(
@@ -84,10 +84,8 @@ class PredictionStore:
         if sum(len(item["position"]) for item in waiting) < expected:
             return
         columns = joined(self._waiting.pop(unit))
-        aside = self.path(unit).with_suffix(".tmp")
-        with aside.open("wb") as file:
+        with written(self.path(unit)) as aside, aside.open("wb") as file:
             np.savez(file, **columns)
-        aside.rename(self.path(unit))
 
     def read(self) -> Block:
         """All predictions by position; an image that is absent or there twice is a RuntimeError."""
@@ -106,17 +104,6 @@ class PredictionStore:
         return {name: column[order] for name, column in columns.items()}
 
 
-def joined(blocks: Sequence[Block]) -> Block:
-    """One block of several; labels are padded with -1 to the widest."""
-    width = max(block["labels"].shape[1] for block in blocks)
-    padded = [
-        np.pad(b["labels"], ((0, 0), (0, width - b["labels"].shape[1])), constant_values=-1)
-        for b in blocks
-    ]
-    rest = {n: np.concatenate([b[n] for b in blocks]) for n in blocks[0] if n != "labels"}
-    return {**rest, "labels": np.concatenate(padded)}
-
-
 def protocol_predictions(columns: Block, name: str) -> Predictions:
     """The predictions under one crop protocol."""
     return Predictions(
@@ -125,10 +112,3 @@ def protocol_predictions(columns: Block, name: str) -> Predictions:
         confidence=columns[f"{name}/confidence"],
         loss=columns[f"{name}/loss"],
     )
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file, whole or not at all."""
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_bytes(data)
-    aside.replace(path)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.checkpoint.local import Checkpoint, checkpoints
-from pipeline.tracking.journal import EVENTS, RECORDS, read_events, read_lines
+from pipeline.tracking.journal import EVENTS, RECORDS, read_events
+from support.files import read_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,7 @@ class RunData:
 
     @classmethod
     def read(cls, run_dir: Path) -> "RunData":
-        """Read a run, finished or not; what is none is a FileNotFoundError."""
+        """Read a run, finished or not; FileNotFoundError if the folder is not that of a run."""
         config = run_dir / "config.json"
         if not config.is_file() or not (run_dir / EVENTS).is_file():
             raise FileNotFoundError(
@@ -95,10 +96,10 @@ class RunData:
 
     def tags(self) -> dict[str, str]:
         """The tags of the run, the newest of each."""
-        found: dict[str, str] = {}
+        tags: dict[str, str] = {}
         for event in self.events:
-            found |= event["tags"] if event["event"] == "tags" else {}
-        return found
+            tags |= event["tags"] if event["event"] == "tags" else {}
+        return tags
 
     def status(self) -> str:
         """How the last start ended; "RUNNING" if nothing says so."""
@@ -117,17 +118,14 @@ class RunData:
 def sessions(events: list[dict], times: list[float]) -> list[Session]:
     """The starts of a run; one that was cut short ends with the last thing that was recorded."""
     starts = [number for number, event in enumerate(events) if event["event"] == "start"]
-    found = []
-    for place, number in enumerate(starts):
-        begin = events[number]["time"]
-        following = events[starts[place + 1]]["time"] if place + 1 < len(starts) else float("inf")
-        own = events[number : starts[place + 1] if place + 1 < len(starts) else None]
+    runs = []
+    for number, following in zip(starts, [*starts[1:], None], strict=True):
+        own, begin = events[number:following], events[number]["time"]
+        end = events[following]["time"] if following else float("inf")
         # what is told after the end, such as a later evaluation, is not the run's time
         ends = [event["time"] for event in own if event["event"] == "status"][:1]
-        heard = [time for time in times if begin <= time < following]
+        heard = [time for time in times if begin <= time < end]
         heard += [event["time"] for event in own]
-        workers = next(
-            (int(e["tags"]["workers"]) for e in own if "workers" in e.get("tags", {})), 1
-        )
-        found.append(Session(start=begin, end=(ends or [max(heard)])[0], workers=workers))
-    return found
+        workers = next((e["tags"]["workers"] for e in own if "workers" in e.get("tags", {})), 1)
+        runs.append(Session(start=begin, end=(ends or [max(heard)])[0], workers=int(workers)))
+    return runs

@@ -6,6 +6,7 @@ from pathlib import PurePath
 from pipeline.settings.config import DIGITS, TrainConfig
 from shards.dataset.format import open_set
 from support.console import duration
+from vit.registry import OPTIMIZERS
 
 # dense bf16 FLOP/s by a word of the device's name: NVIDIA's data sheets, without sparsity
 PEAK_FLOPS = {
@@ -18,7 +19,7 @@ PEAK_FLOPS = {
     "A10": 125e12,
     "V100": 125e12,
 }
-# training images and classes of a data set that is not at hand, by the name of its folder
+# training images and classes of a data set that is not available locally, by its folder's name
 PUBLISHED = {"in21k": (13_153_500, 19_167), "in1k": (1_281_167, 1_000), DIGITS: (1_437, 10)}
 # images/s that one core reads, decodes and crops from shards of shorter side 256
 IMAGES_PER_CORE = 1_000
@@ -40,13 +41,13 @@ class Budget:
     """Share of the peak that the training step is taken to reach."""
 
     def __post_init__(self) -> None:
-        """Reject a share that cannot be."""
+        """Reject a share outside (0, 1]."""
         if not 0 < self.mfu <= 1:
             raise ValueError(f"plan_mfu ({self.mfu}) must be above 0 and at most 1")
 
     @classmethod
     def of(cls, config: TrainConfig, *, gpu: str, mfu: float) -> "Budget":
-        """Of a run on its data, or on the published size of that, where it is not at hand."""
+        """Of a run on its data, or on the published size of that, where it is not available."""
         samples, num_classes, origin = counted(config)
         return cls(
             config=config.replace({"model.num_classes": config.model.num_classes or num_classes}),
@@ -84,13 +85,13 @@ class Budget:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Size of one checkpoint: weights, two moments of AdamW or one of SGD, and an average."""
+        """Size of one checkpoint: weights, state of the optimizer, and average."""
         optim = self.config.optim
-        moments = {"adamw": 8, "adamw8bit": 2, "sgd": 4}[optim.name]
-        return self.config.model.num_parameters * (4 + moments + (4 if optim.ema else 0))
+        per_parameter = 4 + OPTIMIZERS[optim.name].state_bytes + (4 if optim.ema else 0)
+        return self.config.model.num_parameters * per_parameter
 
     def __str__(self) -> str:
-        """The figures, a line each."""
+        """The figures, one line each."""
         config, kept = self.config, self.config.keep_checkpoints + 1
         rows = {
             "data": f"{self.samples:,} images, {self.num_classes:,} classes ({self.origin})",

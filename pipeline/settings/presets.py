@@ -1,326 +1,288 @@
-"""The named runs.
+"""The named runs: each is a row with its settings, where they come from and what they should reach.
 
-A preset is a function that returns a `TrainConfig`; its docstring gives the source of the recipe,
-what it should reach and what it costs. To add one, write the function and name it in PRESETS.
+To add a preset, add its row to PRESETS.
 
-Top-1 on ImageNet-21k is on held-out images of fall11, of the 21,843 classes of Google; other class
-lists give other numbers. GPU-hours are images over the throughput that timm published for training
-on one RTX 3090 (mixed precision); `--plan` counts for other GPUs.
+Top-1 on ImageNet-21k is on held-out images of fall11, over the 21,843 classes of Google's
+checkpoints; other class lists give other numbers. GPU-hours are images over the throughput that
+timm published for training on one RTX 3090 (mixed precision); `train PRESET --plan` counts for
+other GPUs.
 
-The numbers of the AugReg runs are of figure 4 (upstream) and table 3 (fine-tuned on ImageNet-1k at
+The AugReg figures are those of figure 4 (ImageNet-21k) and table 3 (fine-tuned on ImageNet-1k at
 384 pixels) of Steiner et al., "How to train your ViT?", arXiv 2106.10270. With 30 epochs no
 augmentation is best up to B/32, and dropout and stochastic depth never help (section 4.4).
 """
 
 import json
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.settings.config import DataConfig, TrainConfig
+from support.settings import suggestion
 from vit.config import ImageConfig, LossConfig, MixConfig, OptimConfig, ViTConfig
 
 IN21K, IN1K = "data/in21k", "data/in1k"
 
 
-def demo() -> TrainConfig:
-    """The whole line on handwritten digits: no data, no GPU, no server; a few minutes.
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A named run."""
 
-    Dataset: scikit-learn's digits (1,797 images of 8 x 8 pixels). Expected: top-1 above 0.95. Cost:
-    about a minute and a half on 2 cores.
-    """
-    return TrainConfig(
-        name="demo",
-        data=DataConfig(slice_samples=8),
-        model=ViTConfig(
-            image_size=32, patch_size=8, width=128, depth=4, mlp_width=512, heads=4, pool="mean"
+    config: TrainConfig
+    summary: str
+    """What it trains, in a line."""
+    source: str
+    """Where the recipe is published."""
+    expected: str
+    """What it should reach, by the same source."""
+    gpu_hours: float | None = None
+    """Published cost, in hours of one GPU; None where it needs none."""
+    checkpoint: str | None = None
+    """Released checkpoint with the same settings, if one is known."""
+    measured: str = "not yet"
+    """What was measured with this project."""
+
+    def __str__(self) -> str:
+        """Everything about it but the settings, a line each."""
+        cost = f"{self.gpu_hours:,.0f} GPU-hours (RTX 3090)" if self.gpu_hours else "no GPU needed"
+        rows = {
+            "source": self.source,
+            "released": self.checkpoint or "no checkpoint known to have these settings",
+            "expected": self.expected,
+            "measured": self.measured,
+            "cost": cost,
+        }
+        return "\n".join([self.summary, *(f"  {name:<10}{text}" for name, text in rows.items())])
+
+
+def demo() -> Preset:
+    """The whole pipeline on embedded data."""
+    return Preset(
+        summary="The whole pipeline on handwritten digits: no data, no GPU, no server",
+        source="scikit-learn's digits, 1,797 images of 8 x 8 pixels",
+        expected="top-1 above 0.95",
+        measured="top-1 0.983, 84 s on 2 CPU cores (2026-11-23)",
+        config=TrainConfig(
+            name="demo",
+            data=DataConfig(slice_samples=8),
+            model=ViTConfig(
+                image_size=32, patch_size=8, width=128, depth=4, mlp_width=512, heads=4, pool="mean"
+            ),
+            images=ImageConfig(crop_area=(0.6, 1.0), flip=False),
+            optim=OptimConfig(lr=2e-3, weight_decay=0.05, warmup=0.1),
+            epochs=40,
+            global_batch=128,
+            micro_batch=64,
+            workers=2,
+            precision="fp32",
+            compile=False,
+            log_every=20,
+            eval_every=60,
+            checkpoint_every=30,
+            crops="five",  # a mirrored digit is not a digit
         ),
-        images=ImageConfig(crop_area=(0.6, 1.0), flip=False),
-        optim=OptimConfig(lr=2e-3, weight_decay=0.05, warmup=0.1),
-        epochs=40,
-        global_batch=128,
-        micro_batch=64,
-        workers=2,
-        precision="fp32",
-        compile=False,
-        log_every=20,
-        eval_every=60,
-        checkpoint_every=30,
-        crops="five",  # a mirrored digit is none
     )
 
 
 def augreg(
-    name: str,
     size: str,
-    epochs: float,
+    epochs: int,
+    upstream: str,
+    finetuned: str,
+    gpu_hours: float,
     *,
     layers: int = 0,
     magnitude: float = 0.0,
     mixup: float = 0.0,
-    weight_decay: float = 0.1,
-) -> TrainConfig:
+    decay: float = 0.1,
+    released: str | None = None,
+) -> Preset:
     """AugReg on ImageNet-21k: sigmoid loss, cosine, 10,000 steps of warm-up at batch 4,096."""
-    return TrainConfig(
-        name=name,
-        data=DataConfig(dir=IN21K),
-        model=ViTConfig.named(size, head_bias=-10.0),
-        images=ImageConfig(randaugment_layers=layers, randaugment_magnitude=magnitude),
-        mix=MixConfig(mixup=mixup),
-        loss=LossConfig(name="sigmoid"),
-        optim=OptimConfig(
-            lr=1e-3, weight_decay=weight_decay, warmup=10_000, warmup_unit="steps", clip_norm=1.0
+    return Preset(
+        summary=f"ViT-{size} on ImageNet-21k, {epochs} epochs",
+        source="AugReg, arXiv 2106.10270",
+        expected=f"{upstream} % on ImageNet-21k; {finetuned} % fine-tuned on ImageNet-1k at 384",
+        gpu_hours=gpu_hours,
+        checkpoint=released,
+        config=TrainConfig(
+            name=f"in21k-{size.lower().replace('/', '')}-{epochs}ep",
+            data=DataConfig(dir=IN21K),
+            model=ViTConfig.named(size, head_bias=-10.0),
+            images=ImageConfig(randaugment_layers=layers, randaugment_magnitude=magnitude),
+            mix=MixConfig(mixup=mixup),
+            loss=LossConfig(name="sigmoid"),
+            optim=OptimConfig(
+                lr=1e-3, weight_decay=decay, warmup=10_000, warmup_unit="steps", clip_norm=1.0
+            ),
+            epochs=epochs,
+            workers=8,
         ),
-        epochs=epochs,
-        workers=8,
     )
 
 
-def in21k_ti16_30ep() -> TrainConfig:
-    """ViT-Ti/16 on ImageNet-21k, 30 epochs.
-
-    Dataset: AugReg. Expected: 38 % upstream; 74.20 % on ImageNet-1k at 384. Cost: 45 GPU-hours.
-    """
-    return augreg("in21k-ti16-30ep", "Ti/16", 30)
-
-
-def in21k_s32_30ep() -> TrainConfig:
-    """ViT-S/32 on ImageNet-21k, 30 epochs.
-
-    Dataset: AugReg. Expected: 40 % upstream; 75.74 % on ImageNet-1k at 384. Cost: 23 GPU-hours.
-    """
-    return augreg("in21k-s32-30ep", "S/32", 30)
-
-
-def in21k_s16_30ep() -> TrainConfig:
-    """ViT-S/16 on ImageNet-21k, 30 epochs.
-
-    Dataset: AugReg. Expected: 44 % upstream; 80.22 % on ImageNet-1k at 384. Cost: 98 GPU-hours.
-    """
-    return augreg("in21k-s16-30ep", "S/16", 30)
-
-
-def in21k_b32_30ep() -> TrainConfig:
-    """ViT-B/32 on ImageNet-21k, 30 epochs.
-
-    Dataset: AugReg. Expected: 43 % upstream; 78.65 % on ImageNet-1k at 384. Cost: 61 GPU-hours.
-    """
-    return augreg("in21k-b32-30ep", "B/32", 30)
-
-
-def in21k_b16_30ep() -> TrainConfig:
-    """ViT-B/16 on ImageNet-21k, 30 epochs.
-
-    Dataset: AugReg. Expected: 47 % upstream; 83.46 % on ImageNet-1k at 384. Cost: 264 GPU-hours.
-    """
-    return augreg("in21k-b16-30ep", "B/16", 30, layers=2, magnitude=10, mixup=0.2)
-
-
-def in21k_l16_30ep() -> TrainConfig:
-    """ViT-L/16 on ImageNet-21k, 30 epochs.
-
-    Dataset: AugReg. Expected: 49 % upstream; 84.48 % on ImageNet-1k at 384. Cost: 883 GPU-hours.
-    """
-    return augreg("in21k-l16-30ep", "L/16", 30, layers=2, magnitude=15, mixup=0.5)
-
-
-def in21k_ti16_300ep() -> TrainConfig:
-    """ViT-Ti/16 on ImageNet-21k, 300 epochs.
-
-    Dataset: AugReg, weight decay of its recommended checkpoint. Expected: 41 % upstream; 78.22 % on
-    ImageNet-1k at 384. Cost: 450 GPU-hours.
-    """
-    return augreg("in21k-ti16-300ep", "Ti/16", 300, weight_decay=0.03)
-
-
-def in21k_s32_300ep() -> TrainConfig:
-    """ViT-S/32 on ImageNet-21k, 300 epochs.
-
-    Dataset: AugReg. Expected: 43 % upstream; 79.58 % on ImageNet-1k at 384. Cost: 232 GPU-hours.
-    """
-    return augreg("in21k-s32-300ep", "S/32", 300)
-
-
-def in21k_s16_300ep() -> TrainConfig:
-    """ViT-S/16 on ImageNet-21k, 300 epochs.
-
-    Dataset: AugReg, weight decay of its recommended checkpoint. Expected: 47 % upstream; 83.73 % on
-    ImageNet-1k at 384. Cost: 981 GPU-hours.
-    """
-    return augreg(
-        "in21k-s16-300ep", "S/16", 300, layers=2, magnitude=10, mixup=0.2, weight_decay=0.03
-    )
-
-
-def in21k_b32_300ep() -> TrainConfig:
-    """ViT-B/32 on ImageNet-21k, 300 epochs.
-
-    Dataset: AugReg. Expected: 48 % upstream; 83.59 % on ImageNet-1k at 384. Cost: 606 GPU-hours.
-    """
-    return augreg("in21k-b32-300ep", "B/32", 300, layers=2, magnitude=15, mixup=0.2)
-
-
-def in21k_b16_300ep() -> TrainConfig:
-    """ViT-B/16 on ImageNet-21k, 300 epochs.
-
-    Dataset: AugReg. Expected: 51 % upstream; 85.49 % on ImageNet-1k at 384. Cost: 2,640 GPU-hours.
-    """
-    return augreg("in21k-b16-300ep", "B/16", 300, layers=2, magnitude=15, mixup=0.2)
-
-
-def in21k_l16_300ep() -> TrainConfig:
-    """ViT-L/16 on ImageNet-21k, 300 epochs.
-
-    Dataset: AugReg. Expected: 51 % upstream; 85.59 % on ImageNet-1k at 384. Cost: 8,830 GPU-hours.
-    """
-    return augreg("in21k-l16-300ep", "L/16", 300, layers=2, magnitude=15, mixup=0.5)
-
-
-def vit_paper(name: str, size: str) -> TrainConfig:
-    """Table 3 of the ViT paper on ImageNet-21k, with what its authors added in their answers."""
-    return TrainConfig(
-        name=name,
-        data=DataConfig(dir=IN21K),
-        model=ViTConfig.named(size, head_bias=-10.0, pre_logits=True, dropout=0.1),
-        loss=LossConfig(name="sigmoid"),
-        optim=OptimConfig(
-            lr=1e-3,
-            weight_decay=0.03,
-            warmup=10_000,
-            warmup_unit="steps",
-            schedule="linear",
-            final_lr=1e-5,
-            clip_norm=None,
+def vit_paper(size: str, upstream: str, finetuned: str, gpu_hours: float) -> Preset:
+    """Table 3 of the ViT paper on ImageNet-21k; loss and head as its authors confirmed."""
+    return Preset(
+        summary=f"ViT-{size} on ImageNet-21k as in the first ViT paper, 90 epochs",
+        source="Dosovitskiy et al., arXiv 2010.11929, table 3",
+        expected=f"{upstream} % on ImageNet-21k; {finetuned} % fine-tuned on ImageNet-1k at 384 "
+        "(table 5)",
+        gpu_hours=gpu_hours,
+        config=TrainConfig(
+            name=f"in21k-{size.lower().replace('/', '')}-paper",
+            data=DataConfig(dir=IN21K),
+            model=ViTConfig.named(size, head_bias=-10.0, pre_logits=True, dropout=0.1),
+            loss=LossConfig(name="sigmoid"),
+            optim=OptimConfig(
+                lr=1e-3,
+                weight_decay=0.03,
+                warmup=10_000,
+                warmup_unit="steps",
+                schedule="linear",
+                final_lr=1e-5,
+                clip_norm=None,
+            ),
+            epochs=90,
+            workers=8,
         ),
-        epochs=90,
-        workers=8,
     )
 
 
-def in21k_b32_paper() -> TrainConfig:
-    """ViT-B/32 on ImageNet-21k as in the first ViT paper, 90 epochs.
-
-    Dataset: Dosovitskiy et al., arXiv 2010.11929, table 3; loss and head as its authors confirmed.
-    Expected: 44.04 % upstream; 81.28 % on ImageNet-1k at 384 (table 5). Cost: 182 GPU-hours.
-    """
-    return vit_paper("in21k-b32-paper", "B/32")
-
-
-def in21k_b16_paper() -> TrainConfig:
-    """ViT-B/16 on ImageNet-21k as in the first ViT paper, 90 epochs.
-
-    Dataset: Dosovitskiy et al., arXiv 2010.11929, table 3; loss and head as its authors confirmed.
-    Expected: 47.88 % upstream; 83.97 % on ImageNet-1k at 384 (table 5). Cost: 790 GPU-hours.
-    """
-    return vit_paper("in21k-b16-paper", "B/16")
-
-
-def in21k_l16_paper() -> TrainConfig:
-    """ViT-L/16 on ImageNet-21k as in the first ViT paper, 90 epochs.
-
-    Dataset: Dosovitskiy et al., arXiv 2010.11929, table 3; loss and head as its authors confirmed.
-    Expected: 49.90 % upstream; 85.15 % on ImageNet-1k at 384 (table 5). Cost: 2,640 GPU-hours.
-    """
-    return vit_paper("in21k-l16-paper", "L/16")
-
-
-def in1k_s32_300ep() -> TrainConfig:
-    """ViT-S/32 on ImageNet-1k from scratch, 300 epochs, 30 of them warm-up.
-
-    Dataset: the run that this project began from (300 epochs, 30 of warm-up from almost zero,
-    cosine); what it leaves open is as table 3 of the ViT paper has it for ImageNet-1k. Expected:
-    67.8 %. Cost: 24 GPU-hours.
-    """
-    return TrainConfig(
-        name="in1k-s32-300ep",
-        data=DataConfig(dir=IN1K),
-        model=ViTConfig.named("S/32", dropout=0.1),
-        optim=OptimConfig(
-            lr=3e-3, weight_decay=0.3, warmup=30, warmup_unit="epochs", warmup_lr=1e-6
+def in1k_s32_300ep() -> Preset:
+    """A run from scratch on ImageNet-1k whose warm-up starts from almost zero."""
+    return Preset(
+        summary="ViT-S/32 on ImageNet-1k from scratch, 300 epochs, 30 of them warm-up",
+        source="the run that this project started from; what it leaves open is as in table 3 of "
+        "the ViT paper for ImageNet-1k",
+        expected="67.8 % on ImageNet-1k",
+        gpu_hours=24,
+        config=TrainConfig(
+            name="in1k-s32-300ep",
+            data=DataConfig(dir=IN1K),
+            model=ViTConfig.named("S/32", dropout=0.1),
+            optim=OptimConfig(
+                lr=3e-3, weight_decay=0.3, warmup=30, warmup_unit="epochs", warmup_lr=1e-6
+            ),
+            epochs=300,
+            workers=8,
+            eval_every=1000,
         ),
-        epochs=300,
-        workers=8,
-        eval_every=1000,
     )
 
 
-def in1k_s16_90ep() -> TrainConfig:
-    """ViT-S/16 on ImageNet-1k from scratch, 90 epochs.
-
-    Dataset: Beyer et al., "Better plain ViT baselines", arXiv 2205.01580, and big_vision's
-    vit_s16_i1k.py. Expected: 76.5 %. Cost: 30 GPU-hours; 6.5 hours on a TPUv3-8.
-    """
-    return TrainConfig(
-        name="in1k-s16-90ep",
-        data=DataConfig(dir=IN1K),
-        model=ViTConfig.named("S/16", pool="mean", positions="sincos2d", pre_logits=True),
-        images=ImageConfig(randaugment_layers=2, randaugment_magnitude=10),
-        mix=MixConfig(mixup=0.2),
-        optim=OptimConfig(lr=1e-3, weight_decay=0.1, warmup=10_000, warmup_unit="steps"),
-        epochs=90,
-        global_batch=1024,
-        workers=8,
-        eval_every=2500,
+def in1k_s16_90ep() -> Preset:
+    """Better plain ViT baselines."""
+    return Preset(
+        summary="ViT-S/16 on ImageNet-1k from scratch, 90 epochs",
+        source="Beyer et al., arXiv 2205.01580, and big_vision's vit_s16_i1k.py",
+        expected="76.5 % on ImageNet-1k; 6.5 hours on a TPUv3-8",
+        gpu_hours=30,
+        config=TrainConfig(
+            name="in1k-s16-90ep",
+            data=DataConfig(dir=IN1K),
+            model=ViTConfig.named("S/16", pool="mean", positions="sincos2d", pre_logits=True),
+            images=ImageConfig(randaugment_layers=2, randaugment_magnitude=10),
+            mix=MixConfig(mixup=0.2),
+            optim=OptimConfig(lr=1e-3, weight_decay=0.1, warmup=10_000, warmup_unit="steps"),
+            epochs=90,
+            global_batch=1024,
+            workers=8,
+            eval_every=2500,
+        ),
     )
 
 
-def finetune(name: str, size: str, init_from: str) -> TrainConfig:
+def finetune(size: str, pretrained: str, accuracy: str, gpu_hours: float) -> Preset:
     """AugReg's fine-tuning on ImageNet-1k: 20,000 steps of 512 images, momentum, no decay."""
-    return TrainConfig(
-        name=name,
-        data=DataConfig(dir=IN1K),
-        init_from=init_from,
-        model=ViTConfig.named(size, image_size=384),
-        images=ImageConfig(crop_pct=1.0),
-        optim=OptimConfig(
-            name="sgd", lr=0.03, weight_decay=0.0, warmup=500, warmup_unit="steps", clip_norm=1.0
+    return Preset(
+        summary=f"The ViT-{size} of {pretrained}, fine-tuned on ImageNet-1k at 384 pixels",
+        source="AugReg, table 4 and its released configs",
+        expected=f"{accuracy} % on ImageNet-1k",
+        gpu_hours=gpu_hours,
+        config=TrainConfig(
+            name=f"in1k-finetune-{size.lower().replace('/', '')}",
+            data=DataConfig(dir=IN1K),
+            init_from=f"runs/{pretrained}",
+            model=ViTConfig.named(size, image_size=384),
+            images=ImageConfig(crop_pct=1.0),
+            optim=OptimConfig(
+                name="sgd",
+                lr=0.03,
+                weight_decay=0.0,
+                warmup=500,
+                warmup_unit="steps",
+                clip_norm=1.0,
+            ),
+            epochs=20_000 * 512 / 1_281_167,
+            global_batch=512,
+            workers=8,
+            eval_every=1000,
         ),
-        epochs=20_000 * 512 / 1_281_167,
-        global_batch=512,
-        workers=8,
-        eval_every=1000,
     )
 
 
-def in1k_finetune_s16() -> TrainConfig:
-    """The ViT-S/16 of in21k-s16-300ep, fine-tuned on ImageNet-1k at 384 pixels.
+RELEASED = "{}-i21k-300ep-lr_0.001-aug_{}-wd_{}-do_0.0-sd_0.0.npz"
 
-    Dataset: AugReg, table 4 and its released configs. Expected: 83.73 %. Cost: 12 GPU-hours.
-    """
-    return finetune("in1k-finetune-s16", "S/16", "runs/in21k-s16-300ep")
+ROWS = (
+    demo(),
+    # size, epochs, % on ImageNet-21k, % fine-tuned, GPU-hours
+    augreg("Ti/16", 30, "38", "74.20", 45),
+    augreg("S/32", 30, "40", "75.74", 23),
+    augreg("S/16", 30, "44", "80.22", 98),
+    augreg("B/32", 30, "43", "78.65", 61),
+    augreg("B/16", 30, "47", "83.46", 264, layers=2, magnitude=10, mixup=0.2),
+    augreg("L/16", 30, "49", "84.48", 883, layers=2, magnitude=15, mixup=0.5),
+    augreg(
+        *("Ti/16", 300, "41", "78.22", 450),
+        decay=0.03,
+        released=RELEASED.format("Ti_16", "none", 0.03),
+    ),
+    augreg("S/32", 300, "43", "79.58", 232, released=RELEASED.format("S_32", "none", 0.1)),
+    augreg(
+        *("S/16", 300, "47", "83.73", 981),
+        **{"layers": 2, "magnitude": 10, "mixup": 0.2, "decay": 0.03},
+        released=RELEASED.format("S_16", "light1", 0.03),
+    ),
+    augreg("B/32", 300, "48", "83.59", 606, layers=2, magnitude=15, mixup=0.2),
+    augreg(
+        *("B/16", 300, "51", "85.49", 2640),
+        **{"layers": 2, "magnitude": 15, "mixup": 0.2},
+        released=RELEASED.format("B_16", "medium1", 0.1),
+    ),
+    augreg("L/16", 300, "51", "85.59", 8830, layers=2, magnitude=15, mixup=0.5),
+    vit_paper("B/32", "44.04", "81.28", 182),
+    vit_paper("B/16", "47.88", "83.97", 790),
+    vit_paper("L/16", "49.90", "85.15", 2640),
+    in1k_s32_300ep(),
+    in1k_s16_90ep(),
+    finetune("S/16", "in21k-s16-300ep", "83.73", 12),
+    finetune("B/16", "in21k-b16-300ep", "85.49", 29),
+)
+PRESETS = {preset.config.name: preset for preset in ROWS}
 
 
-def in1k_finetune_b16() -> TrainConfig:
-    """The ViT-B/16 of in21k-b16-300ep, fine-tuned on ImageNet-1k at 384 pixels.
-
-    Dataset: AugReg, table 4 and its released configs. Expected: 85.49 %. Cost: 29 GPU-hours.
-    """
-    return finetune("in1k-finetune-b16", "B/16", "runs/in21k-b16-300ep")
-
-
-PRESETS: dict[str, Callable[[], TrainConfig]] = {
-    preset.__name__.replace("_", "-"): preset
-    for preset in (
-        demo,
-        *(in21k_ti16_30ep, in21k_s32_30ep, in21k_s16_30ep),
-        *(in21k_b32_30ep, in21k_b16_30ep, in21k_l16_30ep),
-        *(in21k_ti16_300ep, in21k_s32_300ep, in21k_s16_300ep),
-        *(in21k_b32_300ep, in21k_b16_300ep, in21k_l16_300ep),
-        *(in21k_b32_paper, in21k_b16_paper, in21k_l16_paper),
-        *(in1k_s32_300ep, in1k_s16_90ep),
-        *(in1k_finetune_s16, in1k_finetune_b16),
-    )
-}
+def find_preset(name: str) -> TrainConfig:
+    """Settings of a preset; ValueError with the nearest name for an unknown one."""
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; {suggestion(name, PRESETS)}")
+    return PRESETS[name].config
 
 
 def read_preset(path: Path) -> TrainConfig:
-    """A run from a preset file, JSON of {"preset": name, "settings": {dotted name: value}}."""
+    """A run from a preset file, JSON of {"preset": name, "settings": {dotted name: value}}.
+
+    ValueError if the file is something else, or if a setting breaks a rule.
+    """
     try:
         content = json.loads(path.read_text())
         preset, settings = content["preset"], content["settings"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        if not isinstance(settings, dict):
+            raise TypeError(f"settings is a {type(settings).__name__}")
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"{path} is no preset file ({error!r}): it must be JSON with a preset and its settings"
+            f"{path} is not a preset file ({error!r}); it must be JSON such as "
+            '{"preset": "demo", "settings": {"optim.lr": 0.001}}'
         ) from error
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r} in {path}; known: {', '.join(PRESETS)}")
-    return PRESETS[preset]().replace(settings)
+    try:
+        return find_preset(preset).replace(settings)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error

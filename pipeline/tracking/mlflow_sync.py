@@ -9,7 +9,6 @@ reached the server without its answer reaching us is sent again, and is no secon
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import threading
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from pipeline.tracking import journal
 from pipeline.tracking.mlflow_client import FAILURES, Refused, TrackingServer, tracking_uri
+from support.files import AlreadyLocked, locked, read_lines, write_json
 from support.redact import redact
 
 log = logging.getLogger(__name__)
@@ -77,8 +77,7 @@ class Sender:
         """Records and events that have not been sent."""
         paths = ((journal.RECORDS, "sent"), (journal.EVENTS, "told"))
         return tuple(
-            sum(1 for _ in journal.read_lines(self._dir / name, self._at[cursor]))
-            for name, cursor in paths
+            sum(1 for _ in read_lines(self._dir / name, self._at[cursor])) for name, cursor in paths
         )
 
     def _parent_id(self) -> str | None:
@@ -92,7 +91,7 @@ class Sender:
 
     def _send_numbers(self) -> bool:
         records, numbers, sent = [], 0, self._at["sent"]
-        for record, end in journal.read_lines(self._dir / journal.RECORDS, sent):
+        for record, end in read_lines(self._dir / journal.RECORDS, sent):
             records.append(record)
             numbers, sent = numbers + len(record), end
             if numbers > BATCH_NUMBERS - 100:
@@ -106,7 +105,7 @@ class Sender:
         return True
 
     def _tell_event(self) -> bool:
-        for event, told in journal.read_lines(self._dir / journal.EVENTS, self._at["told"]):
+        for event, told in read_lines(self._dir / journal.EVENTS, self._at["told"]):
             try:
                 found = self._server.tell(self._at, self._located(event))
             except Refused as error:  # it would be refused for ever, and what follows is waiting
@@ -124,9 +123,7 @@ class Sender:
     def _keep(self, changes: dict[str, object]) -> None:
         self._at = {**self._at, **changes}
         self._all["servers"][self._key] = self._at
-        aside = self._path.with_suffix(".tmp")
-        aside.write_text(json.dumps(self._all, indent=1))
-        aside.rename(self._path)
+        write_json(self._path, self._all)
 
 
 class MlflowSync:
@@ -164,7 +161,7 @@ class MlflowSync:
                 with exclusive(self._dir):
                     return self._keep_sending(Sender(self._dir))
             except (
-                AlreadySyncing,
+                AlreadyLocked,
                 *FAILURES,
             ) as error:  # a `track sync` that will end, a full disk
                 self._fail(error)
@@ -218,20 +215,11 @@ def sync(run_dir: Path) -> int:
     return 0
 
 
-class AlreadySyncing(ValueError):
-    """Somebody else sends the record."""
-
-
 @contextlib.contextmanager
 def exclusive(run_dir: Path) -> Iterator[None]:
-    """Be the only one that sends this record; a second one is a ValueError."""
+    """Be the only process that sends this record; AlreadyLocked if another one does."""
     if not run_dir.is_dir():
         raise FileNotFoundError(f"{run_dir} is not there; give the folder of a run")
-    with (run_dir / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise AlreadySyncing(
-                f"another process sends the record of {run_dir} already; wait until it ends"
-            ) from None
+    message = f"another process sends the record of {run_dir} already; wait until it ends"
+    with locked(run_dir / LOCK, message):
         yield

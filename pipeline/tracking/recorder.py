@@ -7,13 +7,13 @@ The driver is the only writer, so workers that are restarted cannot write twice,
 step is there already is not written again.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.tracking import journal
-from pipeline.tracking.journal import EVENTS, RECORDS, read_events, read_lines, write_line
+from pipeline.tracking.journal import EVENTS, RECORDS, read_events, write_record
 from pipeline.tracking.mlflow_sync import MlflowSync
+from support.files import cut_unfinished_line, read_lines
 
 Record = Mapping[str, str | int | float]
 
@@ -31,9 +31,9 @@ class Recorder:
         parent: Path | None = None,
     ) -> None:
         """Continue or begin the record in `run_dir`; nested in the run recorded in `parent`."""
-        self._dir, self._path = run_dir, run_dir / RECORDS
+        self._dir = run_dir
         self._last: dict[str, int] = {}
-        for path in (self._path, run_dir / EVENTS):
+        for path in (run_dir / RECORDS, run_dir / EVENTS):
             self._repair(path)
         facts = {"parent": str(parent) if parent else None, "number": self._starts() + 1}
         self.tell("start", name=name, experiment=experiment, settings=settings, **facts)
@@ -45,8 +45,7 @@ class Recorder:
         for line, end in read_lines(path):  # noqa: B007
             if "kind" in line:
                 self._last[line["kind"]] = line["step"]
-        if path.exists():
-            os.truncate(path, end)
+        cut_unfinished_line(path, end)
 
     def _starts(self) -> int:
         return sum(event["event"] == "start" for event in read_events(self._dir))
@@ -62,7 +61,7 @@ class Recorder:
         if record["step"] <= self._last.get(kind, -1):
             return False
         self._last[kind] = record["step"]
-        write_line(self._path, record)
+        write_record(self._dir, record)
         return True
 
     def tell(self, event: str, **facts: object) -> None:

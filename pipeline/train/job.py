@@ -1,7 +1,6 @@
 """A run before anything is started: settings, data and folder, checked against each other."""
 
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +11,12 @@ from pipeline.data.dataset import Dataset, open_eval, open_train
 from pipeline.data.order import Mixture, Order
 from pipeline.evaluation.probe import Probe
 from pipeline.settings.config import DIGITS, TrainConfig
-from shards.build.config import BuildConfig
-from shards.build.pack import build
 from shards.dataset import wordnet
-from support.console import log_stage
 from vit.loss import make_loss
 from vit.optim import learning_rate
-
-log = logging.getLogger(__name__)
+from vit.registry import LOSSES
 
 CONFIG = "config.json"
-# held-out digits of each class, about a fifth of them
-DIGITS_VAL = 36
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +62,9 @@ class Job:
 
     @property
     def parents(self) -> Sequence[int] | None:
-        """Parent of each class in WordNet, for the semantic loss."""
-        semantic = self.config.loss.name == "semantic"
-        return wordnet.parents(self.train.classes) if semantic else None
+        """Parent of each class in WordNet, for a loss over the tree of classes."""
+        needs_tree = LOSSES[self.config.loss.name].needs_tree
+        return wordnet.parents(self.train.classes) if needs_tree else None
 
     @property
     def num_stages(self) -> int:
@@ -95,10 +88,8 @@ def prepare(config: TrainConfig) -> Job:
     Data that is not there is a FileNotFoundError. Only the embedded data is written, if it is not
     there yet.
     """
-    location = config.data.dir
-    if location == DIGITS:
-        location = str(make_digits(Path(config.runs_dir) / "data" / DIGITS))
     data = config.data
+    location = digits.made(data.dir, config.runs_dir)
     train = open_train(data, location)
     job = Job(
         config=with_classes(config, len(train.classes)),
@@ -112,17 +103,6 @@ def prepare(config: TrainConfig) -> Job:
         local.weights_of(config.init_from)  # refuses what is not there
     check_folder(job)
     return job
-
-
-def make_digits(folder: Path) -> Path:
-    """The embedded shard set, made on first use through the same code as any other."""
-    archive, shards = folder / "digits.tar", folder / "shards"
-    log_stage(1, 4, f"archive   {archive}")
-    if not archive.exists():
-        digits.write_archive(archive)
-    log_stage(2, 4, f"shards    {shards}")
-    log.info("%s", build([archive], shards, BuildConfig(val_per_class=DIGITS_VAL)))
-    return shards
 
 
 def with_classes(config: TrainConfig, num_classes: int) -> TrainConfig:

@@ -16,10 +16,13 @@ T = TypeVar("T")
 class Meter:
     """Rates between two records; evaluations, checkpoints and the start do not count."""
 
-    def __init__(self, *, images: int, image_flops: float, workers: int, total: int) -> None:
+    def __init__(
+        self, *, images: int, image_flops: float, world_size: int, total: int, eval_every: int
+    ) -> None:
         """Of a run of `total` steps with `images` in each over all workers."""
-        self._images, self._total = images, total
-        self._step_flops = images * image_flops / workers
+        self._images, self._total, self._eval_every = images, total, eval_every
+        self._step_flops = images * image_flops / world_size
+        self._evaluations, self._evaluations_s = 0, 0.0
         self._peak = peak_flops()
         self._started = False
         self._begin()
@@ -43,11 +46,15 @@ class Meter:
             yield batch
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Time within the block does not count."""
+    def paused(self, *, evaluates: bool) -> Iterator[None]:
+        """Time within the block counts only in the ETA, and there if it evaluates."""
         before = time.perf_counter()
         yield
-        self._paused_s += time.perf_counter() - before
+        lasted_s = time.perf_counter() - before
+        self._paused_s += lasted_s
+        if evaluates:
+            self._evaluations += 1
+            self._evaluations_s += lasted_s
 
     @contextmanager
     def stalled(self) -> Iterator[None]:
@@ -64,12 +71,17 @@ class Meter:
             "wait": self._wait_s / busy_s,
             "stall": self._stalled_s / (busy_s + self._stalled_s),
             "memory_gib": peak_memory_bytes() / 2**30,
-            "eta_s": (self._total - step) * busy_s / self._steps,
+            "eta_s": (self._total - step) * busy_s / self._steps + self._left_to_evaluate_s(step),
         }
         if self._peak:
             rates["mfu"] = self._steps * self._step_flops / busy_s / self._peak
         self._begin()
         return {"kind": "train", "step": step, **values, **rates}
+
+    def _left_to_evaluate_s(self, step: int) -> float:
+        """Time that the evaluations after `step` will take, by the mean of those before."""
+        left = -(-self._total // self._eval_every) - step // self._eval_every
+        return left * self._evaluations_s / max(self._evaluations, 1)
 
 
 def peak_flops() -> float | None:

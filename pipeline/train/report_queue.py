@@ -29,7 +29,7 @@ class ReportQueue:
 
     def say(self, text: str) -> None:
         """Leave a line for the console of the driver."""
-        self._records.append({"kind": "line", "text": text})
+        self._records.append({"kind": "message", "text": text})
 
     def take(self) -> list[dict]:
         """All records since the last time, in order; those of the last time have been kept."""

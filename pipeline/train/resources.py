@@ -13,20 +13,20 @@ from pipeline.settings.config import TrainConfig
 
 
 @contextlib.contextmanager
-def ray_session(*, room: int, verbose: bool) -> Iterator[None]:
+def ray_session(*, extra_cpus: int, verbose: bool) -> Iterator[None]:
     """Ray: as it is if it runs, the cluster of RAY_ADDRESS, or a local one for the block.
 
     SIGTERM ends the block like Ctrl-C, so that what is at work can leave a checkpoint.
 
     Args:
-        room: CPUs that a local Ray counts beyond those of the machine: workers of a training run
-            reserve theirs, and all cores may read and decode beside them.
-        verbose: Show what Ray says, and its dashboard.
+        extra_cpus: CPUs that a local Ray counts beyond those of the machine: workers of a training
+            run reserve theirs, and all cores may read and decode beside them.
+        verbose: Show what Ray prints, and its dashboard.
     """
     if ray.is_initialized():
         yield
         return
-    local = {"address": "local", "num_cpus": os.cpu_count() + room}
+    local = {"address": "local", "num_cpus": os.cpu_count() + extra_cpus}
     local = {} if "RAY_ADDRESS" in os.environ else local
     ray.init(
         **local,

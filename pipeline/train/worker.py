@@ -8,7 +8,6 @@ shares differ. Whatever happens in step k depends on (settings, k) alone, so a r
 exactly.
 """
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from pipeline.train.meter import Meter
 from pipeline.train.report_queue import StopSignal
 from pipeline.train.state import State
 from pipeline.train.system_metrics import sampling
+from support.files import write_json
 from support.splitmix import scramble
 from vit.batch import mix, normalise
 from vit.loss import make_loss, make_targets
@@ -73,19 +73,20 @@ def train(job: Job, queue: ActorHandle) -> None:
     quiet()
     config, total = job.config, job.total_steps
     context = ray.train.get_context()
-    rank, workers = context.get_world_rank(), context.get_world_size()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
-    share = RankShare.of(rank, workers, config.global_batch)
+    share = RankShare.of(rank, world_size, config.global_batch)
     state = State(config, device, job.latest())
     loss_of = make_loss(config.loss, parents=job.parents, device=device)
     meter = Meter(
         images=config.global_batch,
         image_flops=3 * config.model.forward_flops,
-        workers=workers,
+        world_size=world_size,
         total=total,
+        eval_every=config.eval_every,
     )
     writer = CheckpointWriter(job, queue, rank)
-    stop_signal = StopSignal(queue) if rank == 0 else False
+    stop_signal = StopSignal(queue) if rank == 0 else None
     preempted = False
 
     for batch in meter.timed(device_batches(job, share, state.step, device)):
@@ -93,9 +94,7 @@ def train(job: Job, queue: ActorHandle) -> None:
         torch.manual_seed(scramble(seed ^ rank))
         rate = job.learning_rate(state.step)
         set_learning_rate(state.optimizer, rate)
-        loss, stop, num_bad = sums = torch.tensor([0.0, bool(stop_signal), len(batch.faults)]).to(
-            device
-        )
+        loss = torch.zeros(1, device=device)
         starts = range(0, share.size, config.micro_batch)
         for start in starts:
             part = slice(start, start + config.micro_batch)
@@ -107,14 +106,16 @@ def train(job: Job, queue: ActorHandle) -> None:
                 with torch.autocast(device.type, torch.bfloat16, config.precision == "bf16"):
                     logits = state.forward(pixels)
                 losses = loss_of(logits.float(), targets) * readable
-                part_loss = losses.sum() * (workers / config.global_batch)
+                part_loss = losses.sum() * (world_size / config.global_batch)
                 part_loss.backward()
             loss += part_loss.detach()
         norm = state.clip()
         # one message: all workers see the same loss, the same stop request and the same faults
+        flags = torch.tensor([float(bool(stop_signal)), len(batch.faults)]).to(device)
+        sums = torch.cat([loss, flags])
         torch.distributed.all_reduce(sums)
-        loss /= workers
-        check_faults(state, queue, batch.faults, int(num_bad))
+        loss, stop, num_bad = sums[0] / world_size, bool(sums[1]), int(sums[2])
+        check_faults(state, queue, batch.faults, num_bad)
         check_finite(job, state.step, loss, norm)
         if config.audit:
             keep_keys(job, state.step, batch.keys, rank)
@@ -124,23 +125,23 @@ def train(job: Job, queue: ActorHandle) -> None:
         logs = last or state.step % config.log_every == 0
         evaluates = last or state.step % config.eval_every == 0
         probes = bool(job.probes) and (last or state.step % config.probe.every == 0)
-        saves = evaluates or probes or bool(stop) or state.step % config.checkpoint_every == 0
+        saves = evaluates or probes or stop or state.step % config.checkpoint_every == 0
         if logs and rank == 0:
             epoch = state.step * config.global_batch / job.train.samples
-            values = {"epoch": epoch, "workers": workers, "train/loss": loss.item(), "lr": rate}
+            values = {"epoch": epoch, "workers": world_size, "train/loss": loss.item(), "lr": rate}
             queue.put.remote(meter.record(state.step, {**values, "grad_norm": norm.item()}))
         if logs and not preempted:
             preempted = ray.train.get_preemption_info() is not None
             saves |= preempted  # once, before a node goes away
         if saves:
-            with meter.paused(), state.averaged():
+            with meter.paused(evaluates=evaluates), state.averaged():
                 metrics = {}
                 if evaluates:
-                    metrics = evaluate_share(state.model, config, job.eval, rank, workers)
+                    metrics = evaluate_share(state.model, config, job.eval, rank, world_size)
                 if probes:
-                    found = probe_share(state.model, config, job.probes, rank, workers)
+                    accuracies = probe_share(state.model, config, job.probes, rank, world_size)
                     if rank == 0:
-                        queue.put.remote({"kind": "probe", "step": state.step, **found})
+                        queue.put.remote({"kind": "probe", "step": state.step, **accuracies})
                 with meter.stalled():
                     writer.save(state, metrics)
         if stop:
@@ -218,4 +219,4 @@ def keep_keys(job: Job, step: int, keys: np.ndarray, rank: int) -> None:
     if gathered:
         path = job.dir / "samples" / f"step-{step + 1:09d}.json"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps([key for part in gathered for key in part]))
+        write_json(path, [key for part in gathered for key in part])

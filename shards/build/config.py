@@ -1,11 +1,11 @@
-"""Settings of a build; nothing here imports what is slow, so that a command line is checked first.
-
-Defaults stand here and nowhere else; the docstring under a field is its `--help`.
-"""
+"""Settings of a build; nothing here has slow imports, so that a command line is checked first."""
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
+
+from support.settings import Rule, Settings, setting
 
 Kind = Literal[
     "auto", "class-tars", "flat-tar", "imagenet-val", "devkit", "class-folders", "webdataset"
@@ -14,10 +14,10 @@ Kind = Literal[
 
 
 @dataclass(frozen=True, kw_only=True)
-class TranscodeConfig:
+class TranscodeConfig(Settings):
     """What becomes of each image."""
 
-    resize_short: int = 256
+    resize_short: int = setting(256, common=True)
     """Shorter side in pixels after shrinking; nothing is enlarged; 0 leaves sizes as they are."""
     max_long: int | None = None
     """Longer side at most this many pixels, shrinking further where needed."""
@@ -31,40 +31,38 @@ class TranscodeConfig:
     max_pixels: int = 178_956_970
     """Refuse images with more pixels than this: small files that decode to gigabytes."""
 
-    def __post_init__(self) -> None:
-        """Reject sizes that no image can have."""
+    def rules(self) -> Iterator[Rule]:
+        """Sizes that an image can have."""
         for name, least in (("resize_short", 0), ("min_side", 1), ("max_pixels", 1)):
             if getattr(self, name) < least:
-                raise ValueError(f"{name} ({getattr(self, name)}) must be at least {least}")
+                yield name, f"must be at least {least}"
         if self.max_long is not None and self.max_long < max(1, self.resize_short):
-            raise ValueError(
-                f"max_long ({self.max_long}) must be at least resize_short ({self.resize_short})"
-            )
+            yield "max_long", f"must be at least resize_short ({self.resize_short})"
         if not 1 <= self.quality <= 100:
-            raise ValueError(f"quality ({self.quality}) must be 1 to 100")
+            yield "quality", "must be from 1 to 100"
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig(TranscodeConfig):
     """How archives become shards."""
 
-    classes: str | None = None
+    classes: str | None = setting(None, common=True)
     """Class list that fixes the class numbers: a file with one WordNet id per line, or the name of
     a built-in list; None takes the classes of the sources, sorted."""
-    min_per_class: int = 1
+    min_per_class: int = setting(1, common=True)
     """Leave out classes with fewer images than this."""
     small_classes: bool = False
     """Also take imagenet21k_small_classes of the processed archive."""
-    val_per_class: int | None = None
+    val_per_class: int | None = setting(None, common=True)
     """Images of each class that go to the val split, at most half of it, drawn by content hash."""
     val_fraction: float | None = None
     """Share of images that goes to the val split, drawn by content hash. With neither this nor
     val_per_class: the sources' own val split, or 0.01 where they have none."""
-    exclude: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = setting((), common=True)
     """Shard sets whose images are left out, by content and by near-identical look."""
     exclude_distance: int = 4
     """Bits of 63 in which the perceptual hash of an excluded image may differ, 0 to 7."""
-    shard_samples: int | None = None
+    shard_samples: int | None = setting(None, common=True)
     """Images per shard; None makes shards of about 200 MB."""
     val_shards: int = 1
     """Val shards, at least."""
@@ -75,22 +73,22 @@ class BuildConfig(TranscodeConfig):
     keep_work: bool = False
     """Keep the spool and the laid-out archives beside the shards."""
 
-    def __post_init__(self) -> None:
-        """Reject settings that contradict each other."""
-        super().__post_init__()
-        for name, least in (("min_per_class", 1), ("val_shards", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} ({getattr(self, name)}) must be at least {least}")
-        if self.shard_samples is not None and self.shard_samples < 1:
-            raise ValueError(f"shard_samples ({self.shard_samples}) must be at least 1")
+    def rules(self) -> Iterator[Rule]:
+        """Counts and shares in range, and one way to draw the val split."""
+        yield from super().rules()
+        for name, least in (
+            *(("min_per_class", 1), ("val_shards", 1), ("seed", 0)),
+            *(("shard_samples", 1), ("val_per_class", 0)),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                yield name, f"must be at least {least}"
         if self.val_per_class is not None and self.val_fraction is not None:
-            raise ValueError("val_per_class and val_fraction are two ways to draw val; give one")
-        if self.val_per_class is not None and self.val_per_class < 0:
-            raise ValueError(f"val_per_class ({self.val_per_class}) must be at least 0")
+            yield "val_fraction", "and val_per_class are two ways to draw val; give one"
         if self.val_fraction is not None and not 0 <= self.val_fraction < 1:
-            raise ValueError(f"val_fraction ({self.val_fraction}) must be in [0, 1)")
+            yield "val_fraction", "must be at least 0 and below 1"
         if not 0 <= self.exclude_distance <= 7:
-            raise ValueError(f"exclude_distance ({self.exclude_distance}) must be 0 to 7")
+            yield "exclude_distance", "must be from 0 to 7"
 
     @property
     def transcode(self) -> TranscodeConfig:

@@ -12,10 +12,10 @@ from shards.build.archive import Part, RawSource
 from shards.build.assign import SHARD_BYTES, TAR_OVERHEAD
 from shards.build.config import BuildConfig
 from shards.build.entry import Entry, entries
-from shards.build.progress import duration
 from shards.build.transcode import Unusable, transcode, unpacked
 from shards.dataset import store, tar
 from shards.dataset.classes import class_list
+from support.console import duration
 
 PARTS, IMAGES = 12, 20
 _HEADER = 768  # of a member in the source: its header, and half a block of padding

@@ -23,7 +23,7 @@ from shards.build import assign, catalogue, class_stats, report, source, writer
 from shards.build.archive import Source
 from shards.build.config import BuildConfig
 from shards.build.exclude import Excluded
-from shards.build.progress import Listen, Progress
+from shards.build.progress import Listen, StageProgress
 from shards.build.report import BuildReport
 from shards.dataset import store
 from shards.dataset.classes import class_list
@@ -43,7 +43,7 @@ def serial(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any
     return map(function, items)
 
 
-def unheard(_: Progress) -> None:
+def unheard(_: StageProgress) -> None:
     """Listen to no progress."""
 
 
@@ -149,7 +149,7 @@ def _heard(
     images = size = 0
     for done, result in enumerate(run(functools.partial(function, shared), items), 1):
         images, size = images + result.samples, size + result.bytes
-        listen(Progress(stage, done, len(items), images, size))
+        listen(StageProgress(stage, done, len(items), images, size))
         yield result
 
 

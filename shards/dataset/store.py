@@ -15,6 +15,8 @@ from uuid import uuid4
 import pyarrow as pa
 from pyarrow import fs as pafs
 
+from support.files import sync
+
 LOCAL_BLOCK = 1 << 20
 REMOTE_BLOCK = (
     8 << 20
@@ -83,6 +85,8 @@ def written(system: pafs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
     try:
         with system.open_output_stream(temporary, compression=None) as stream:
             yield stream
+        if is_local(system):
+            sync(Path(temporary))
         # Also on object stores: closing a stream there publishes it, even after a failed write.
         system.move(temporary, path)
     except StorageError:  # a read that failed while this file was being written

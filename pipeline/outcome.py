@@ -1,0 +1,37 @@
+"""What a finished run reached: result.json in its folder."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from support.files import write_json
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a finished run reached."""
+
+    steps: int
+    images_per_s: float
+    """Training rate in the last interval, over all workers."""
+    checkpoint: str
+    """Folder of the best checkpoint."""
+    protocols: dict[str, dict[str, float]]
+    """Figures of each crop protocol on the eval split."""
+    changes: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    """How each protocol differs from the single centre crop."""
+    evaluation: str = ""
+    """Folder of the evaluation: classes, predictions, confusions."""
+
+    @classmethod
+    def read(cls, run_dir: Path) -> "Outcome | None":
+        """The outcome of a run, if it is finished."""
+        path = run_dir / RESULT
+        return cls(**json.loads(path.read_text())) if path.exists() else None
+
+    def write(self, run_dir: Path) -> None:
+        """Write the outcome into the folder of the run: from now on the run is finished."""
+        write_json(run_dir / RESULT, dataclasses.asdict(self))

@@ -1,0 +1,108 @@
+"""The losses, optimizers and crop protocols that a recipe can name, one row each.
+
+To add one, write its function and add its row here. A row names the function as "module:function",
+which is imported when it is used, so that a command line is checked without the slow imports.
+"""
+
+import importlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from support.settings import suggestion
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossKind:
+    """One loss."""
+
+    function: str
+    """(logits (B, K), targets (B, K), smoothing) -> (B,); for a tree of classes (parents,
+    smoothing) -> such a function of logits and targets."""
+    link: Literal["softmax", "sigmoid"]
+    """From logits to probabilities; see `vit.loss.LINKS`."""
+    chance: Callable[[int, float], float]
+    """Loss of a model that knows nothing on an image of one class: (K, bias of the head)."""
+    needs_tree: bool = False
+    """Whether it needs the parent of each class, which exist for the whole class list alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerKind:
+    """One optimizer."""
+
+    function: str
+    """(parameter groups, OptimConfig) -> torch.optim.Optimizer."""
+    state_bytes: int
+    """Bytes of state for each parameter."""
+    decoupled_decay: bool = True
+    """Whether weight decay is apart from the gradient, so that it can ignore the peak rate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropProtocol:
+    """One way to crop an image for evaluation."""
+
+    function: str
+    """(pixels (H, W, 3), ImageConfig, size S, seed, views C) -> (C, S, S, 3)."""
+    views: int
+    """C: views of one image."""
+    needs_aspect: bool = False
+    """Whether it moves along the long side, which eval_resize "squash" does away with."""
+
+
+LOSSES = {
+    "softmax": LossKind(
+        function="vit.loss:softmax_loss",
+        link="softmax",
+        chance=lambda classes, bias: math.log(max(classes, 2)),
+    ),
+    "sigmoid": LossKind(
+        function="vit.loss:sigmoid_loss",
+        link="sigmoid",
+        # summed over the classes
+        chance=lambda classes, bias: classes * math.log1p(math.exp(bias)) - bias,
+    ),
+    "semantic": LossKind(
+        function="vit.loss:SemanticLoss",
+        link="softmax",
+        chance=lambda classes, bias: math.inf,  # it follows from the tree, which is not known here
+        needs_tree=True,
+    ),
+}
+
+OPTIMIZERS = {
+    "adamw": OptimizerKind(function="vit.optim:adamw", state_bytes=8),
+    "adamw8bit": OptimizerKind(function="vit.optim:adamw8bit", state_bytes=2),
+    "sgd": OptimizerKind(function="vit.optim:sgd", state_bytes=4, decoupled_decay=False),
+}
+
+CROPS = {
+    "center": CropProtocol(function="vit.crops:center", views=1),
+    "three": CropProtocol(function="vit.crops:three", views=3, needs_aspect=True),
+    "five": CropProtocol(function="vit.crops:five", views=5),
+    "ten": CropProtocol(function="vit.crops:ten", views=10),
+    "inception-144": CropProtocol(function="vit.crops:inception_144", views=144, needs_aspect=True),
+}
+
+
+def crop_protocol(name: str) -> CropProtocol:
+    """The protocol of a name; "random-N" is N training crops. ValueError for an unknown one."""
+    if name in CROPS:
+        return CROPS[name]
+    kind, _, number = name.partition("-")
+    if kind == "random" and number.isascii() and number.isdigit() and int(number) > 0:
+        return CropProtocol(function="vit.crops:random_views", views=int(number))
+    raise ValueError(f"unknown crops {name!r}; {suggestion(name, (*CROPS, 'random-N'))}")
+
+
+def num_views(protocol: str) -> int:
+    """Views of a crop protocol; ValueError for an unknown one."""
+    return crop_protocol(protocol).views
+
+
+def resolve(function: str) -> Any:  # noqa: ANN401 - a function of any signature
+    """The function that "module:function" names."""
+    module, _, name = function.partition(":")
+    return getattr(importlib.import_module(module), name)
