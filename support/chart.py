@@ -27,7 +27,7 @@ Line = Sequence[tuple[float, float]]
 # pixels of the viewBox; charts have the same margins, so that their axes are aligned on a page
 WIDTH, HEIGHT = 520, 270
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 14, 40
-LEGEND_ROW, BAR_ROW, LETTER = 17, 24, 6.2
+LEGEND_ROW, BAR_ROW, LETTER = 17, 24, 6.6
 # longer lines are averaged, shorter ones have dots with a hover text
 MAX_POINTS, MAX_DOTS = 600, 40
 MAX_LABEL = 40
@@ -246,7 +246,8 @@ def _set_scales(chart: Chart, points: Line, logarithmic: bool) -> None:
     """Fit the axes to the points, with round numbers on the vertical one."""
     (left, right), (low, high) = ((min(each), max(each)) for each in zip(*points, strict=True))
     axes = chart.axes
-    axes.set_xlim(*((left, right) if left < right else (left - 0.5, right + 0.5)))
+    left = min(left, 0.0)  # counts start at 0, on each of several charts
+    axes.set_xlim(left, right if left < right else left + 1.0)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     if logarithmic:

@@ -8,9 +8,11 @@ Exit status: 0 done, 1 failed, 2 bad input, 130 interrupted. Whatever is written
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import inspect
 import io
+import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -58,6 +60,9 @@ def dispatch(
     try:
         command = parse(f"{prog} {name}", commands[name], arguments[name.count(" ") + 1 :])
         return command()
+    except BrokenPipeError:  # the reader of our output, such as `head`, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command resumes\n")
         return 130
@@ -111,18 +116,20 @@ def parse(prog: str, kind: type[Command], arguments: Sequence[str]) -> Command:
     brief = HELP_ALL not in arguments and not {"-h", "--help"}.isdisjoint(words)
     shadow, hides = argument_type(kind, default, brief=brief)
     description = getattr(default, "description", None) or inspect.getdoc(kind)
-    said = io.StringIO()
+    read = functools.partial(
+        tyro.cli,
+        shadow,
+        prog=redact(prog),
+        description=f"{description}\n\n{EVERY_SETTING}" if hides else description,
+        config=(tyro.conf.PositionalMetavarFromFieldName, tyro.conf.SuppressFixed),
+    )
     try:
-        with contextlib.redirect_stderr(said):
-            parsed = tyro.cli(
-                shadow,
-                args=words,
-                prog=redact(prog),
-                description=f"{description}\n\n{EVERY_SETTING}" if hides else description,
-                config=(tyro.conf.PositionalMetavarFromFieldName, tyro.conf.SuppressFixed),
-            )
-    finally:
-        sys.stderr.write(redact(said.getvalue()))
+        with contextlib.redirect_stderr(io.StringIO()):
+            parsed = read(args=words)
+    except SystemExit as stop:
+        if stop.code:  # tyro's message quotes the arguments, and wraps what it quotes
+            read(args=[redact(word) for word in words])
+        raise
     values = {}
     for item in dataclasses.fields(kind):
         value, own = getattr(parsed, item.name), default_of(item, default)

@@ -29,9 +29,10 @@ NAMED = re.compile(
 # shorter values are words such as "none", and would blot out the text
 SHORTEST = 6
 PATTERNS = (
-    # scheme://user:password@host, also with an @ in the password; s3://KEY:SECRET@bucket
-    (re.compile(r"\b((?:s3|gs|gcs|abfss?)://)[^\s/:@'\"]+:[^\s@'\"<>]+@"), rf"\1{HIDDEN}@"),
-    (re.compile(r"\b([a-z][a-z0-9+.-]*://)[^\s/?#'\"<>]+@", re.IGNORECASE), rf"\1{HIDDEN}@"),
+    # scheme://user:password@host, also with an @ in the password; s3://KEY:SECRET@bucket; a path
+    # that was made of a URI has one slash
+    (re.compile(r"\b((?:s3|gs|gcs|abfss?)://?)[^\s/:@'\"]+:[^\s@'\"<>]+@"), rf"\1{HIDDEN}@"),
+    (re.compile(r"\b([a-z][a-z0-9+.-]*://?)[^\s/?#'\"<>]+@", re.IGNORECASE), rf"\1{HIDDEN}@"),
     (
         re.compile(r"\b(bearer|basic)\s+(?=\S*[0-9=])[A-Za-z0-9._~+/=-]{6,}", re.IGNORECASE),
         rf"\1 {HIDDEN}",

@@ -69,7 +69,7 @@ def test_what_a_killed_writer_left_is_no_checkpoint(tmp_path):
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
     (tmp_path / "step-000000001").mkdir()
-    with pytest.raises(ValueError, match=r"no checkpoint: it has no meta\.json"):
+    with pytest.raises(ValueError, match=r"not a checkpoint: it has no meta\.json"):
         local.latest(tmp_path)
 
 

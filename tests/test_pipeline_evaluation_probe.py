@@ -95,7 +95,7 @@ def test_neighbours_vote_by_their_similarity():
 
 def test_settings_of_probes_are_checked(tmp_path):
     assert ProbeConfig().data == () and Probe.open_all(ProbeConfig()) == ()
-    with pytest.raises(ValueError, match="probe.every"):
+    with pytest.raises(ValueError, match=r"every \(0\)"):
         ProbeConfig(every=0)
     with pytest.raises(ValueError, match="temperature"):
         ProbeConfig(temperature=0.0)

@@ -1,10 +1,22 @@
 """The command line: bad input is refused with status 2 and one message, before Ray starts."""
 
+import importlib
+import importlib.metadata
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from pipeline.settings.config import DataConfig, TrainConfig
+from pipeline.settings.presets import PRESETS, find_preset
+from shards.dataset import store
+from shards.dataset.store import locate
+from support.settings import field_docs
+from vit.config import OptimConfig, ViTConfig
+
+ROOT = Path(__file__).parent.parent
 
 
 def pipeline(*arguments: str, cwd=None) -> subprocess.CompletedProcess:
@@ -14,7 +26,8 @@ def pipeline(*arguments: str, cwd=None) -> subprocess.CompletedProcess:
         capture_output=True,
         text=True,
         cwd=cwd,
-        env={**os.environ, "RAY_ADDRESS": "203.0.113.1:1"},  # nobody is there
+        # nobody is there
+        env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": "203.0.113.1:1"},
         timeout=120,
         check=False,
     )
@@ -24,9 +37,10 @@ def pipeline(*arguments: str, cwd=None) -> subprocess.CompletedProcess:
     ("arguments", "message"),
     [
         (["train", "nonsense"], "unknown preset 'nonsense'; known: demo"),
-        (["trian"], "unknown command 'trian'"),
+        (["train", "dmeo"], "unknown preset 'dmeo'; did you mean 'demo'?"),
+        (["trian"], "unknown command 'trian'; did you mean 'train'?"),
         (["train", "demo", "--optim.lrate", "1"], "--optim.lrate"),
-        (["train", "demo", "--optim.lr", "-1"], "lr is -1.0"),
+        (["train", "demo", "--optim.lr", "-1"], "optim.lr (-1.0) must be above 0"),
         (["train", "demo", "--workers", "0"], "workers (0) must be at least 1"),
         (["train", "demo", "--data.dir", "not/there"], "not/there: manifest.json is not there"),
     ],
@@ -39,17 +53,111 @@ def test_bad_input_is_refused_before_ray_starts(arguments, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
-def test_help_names_the_presets(arguments):
+def test_help_of_train_names_the_presets():
+    result = pipeline("train", "--help")
+    assert result.returncode == 0
+    for name, preset in PRESETS.items():
+        assert f"{name} " in result.stdout and preset.summary in result.stdout
+
+
+def test_help_shows_common_settings_and_help_all_every_one():
+    brief, whole = pipeline("train", "demo", "--help"), pipeline("train", "demo", "--help-all")
+    assert brief.returncode == whole.returncode == 0
+    for name, metadata, _ in find_preset("demo").items():
+        flag = f"--{name.replace('_', '-')} "
+        flag = flag if flag in whole.stdout else f"{flag[:-1]},"  # a flag, with its --no- form
+        assert flag in whole.stdout
+        assert (flag in brief.stdout) == bool(metadata.get("common")), name
+    assert "--help-all shows every setting" in brief.stdout
+    assert len(brief.stdout.splitlines()) < 110 < len(whole.stdout.splitlines())
+
+
+def test_texts_of_help_have_no_line_breaks_of_the_source():
+    shown = pipeline("train", "demo", "--help-all").stdout
+    text = " ".join(line.strip("│ ") for line in shown.splitlines())
+    for kind in (TrainConfig, DataConfig, ViTConfig, OptimConfig):
+        for name, doc in field_docs(kind).items():
+            assert "\n" not in doc and doc in text, name
+
+
+def test_a_setting_may_stand_before_the_preset():
+    result = pipeline("train", "--name", "wide", "--no-compile", "demo", "--plan")
+    assert result.returncode == 0, result.stderr
+    assert "1,437 images" in result.stdout
+
+
+def test_version_is_that_of_the_distribution():
+    shown = pipeline("--version").stdout
+    assert shown == f"vit-pretraining {importlib.metadata.version('vit-pretraining')}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [
+        (["train"], "PRESET"),
+        (["evaluate"], "CHECKPOINT"),
+        (["report"], "RUN"),
+        (["track", "sync"], "RUN"),
+        (["export", "x"], "FILE"),
+    ],
+)
+def test_a_missing_argument_is_named(arguments, missing):
     result = pipeline(*arguments)
-    assert result.returncode == 0
-    assert "demo" in result.stdout
+    assert result.returncode == 2
+    assert missing in result.stderr
 
 
-def test_help_of_a_preset_lists_every_setting():
-    from pipeline.settings.presets import find_preset
+SECRET = "s3://AKIAABCDEFGHIJKLMNOP:5ecretKey5ecretKey@bucket/x"
+WITH_SECRET = [
+    ("pipeline", "train", "demo", "--data.dir", SECRET),
+    ("pipeline", "train", SECRET),
+    ("pipeline", "train", "demo", SECRET),
+    ("pipeline", "train", "demo", "--optim.lr", SECRET),
+    ("pipeline", "train", "demo", "--crops", SECRET),
+    ("pipeline", "train", "--preset-file", SECRET),
+    ("pipeline", "evaluate", SECRET),
+    ("pipeline", "report", SECRET),
+    ("pipeline", "report", "run", SECRET),
+    ("pipeline", "track", "sync", SECRET),
+    ("pipeline", "export", SECRET, "x.npz"),
+    ("pipeline", SECRET),
+    ("shards", "build", SECRET, "--out", "x", "--workers", "0"),
+    ("shards", "build", "x", "--out", SECRET, "--workers", "0"),
+    ("shards", "info", SECRET),
+    ("shards", "verify", SECRET, "--workers", "0"),
+    ("shards", "index", SECRET, "--workers", "0"),
+    ("shards", SECRET),
+    ("tune", "search", "demo", "--base.data.dir", SECRET),
+    ("tune", "search", SECRET),
+    ("tune", "search", "demo", "--space", SECRET),
+    ("tune", "search", "demo", "--set", f"data.dir=choice({SECRET},x)"),
+    ("tune", "report", SECRET),
+]
 
-    result = pipeline("train", "demo", "--help")
-    assert result.returncode == 0
-    for name in find_preset("demo").flat():
-        assert f"--{name.replace('_', '-')}" in result.stdout
+
+def unreachable(**_: object) -> None:
+    raise ConnectionError("no cluster")
+
+
+def unreachable_store(location: object) -> object:
+    """What a store does that does not answer; local folders are as they are."""
+    if "://" in str(location):
+        raise ConnectionError(f"{location} does not answer")
+    return locate(location)
+
+
+@pytest.mark.parametrize("command", WITH_SECRET, ids=" ".join)
+def test_a_secret_in_an_argument_appears_nowhere(command, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ray.init", unreachable)
+    monkeypatch.setattr(store, "locate", unreachable_store)
+    package, *arguments = command
+    try:
+        status = importlib.import_module(f"{package}.__main__").main(arguments)
+    except SystemExit as left:
+        status = left.code
+    said = capfd.readouterr()
+    written = "".join(path.read_text() for path in tmp_path.rglob("*") if path.suffix == ".json")
+    assert status in (1, 2)
+    for part in ("AKIAABCDEFGHIJKLMNOP", "5ecretKey5ecretKey"):
+        assert part not in said.out + said.err + written

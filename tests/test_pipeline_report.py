@@ -5,21 +5,21 @@ import re
 import shutil
 import subprocess
 import time
-from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
 import pytest
 from mlflow_server import MlflowServer
 from PIL import Image
+from test_support_page import Page
 
-from pipeline.report.chart import chart, thinned, ticks
-from pipeline.report.page import document, table, text
+from pipeline.evaluation.metrics import METRICS, Metric
 from pipeline.report.run_data import RunData, sessions
 from pipeline.report.run_page import write_report
 from pipeline.run import fit
 from pipeline.settings.presets import find_preset
 from pipeline.tracking import journal
+from support.files import append_line
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = (
@@ -30,62 +30,7 @@ FLAGS = (
 browser = pytest.mark.skipif(not CHROMIUM, reason="there is no chromium; install Debian's")
 
 
-class Page(HTMLParser):
-    """Words, tags and addresses of a page; tags that are not closed are an error."""
-
-    VOID = ("meta", "img", "br", "link")
-
-    def __init__(self, content: str) -> None:
-        super().__init__()
-        self.open, self.tags, self.addresses, self.words = [], [], [], []
-        self.feed(content)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.addresses += [v for k, v in attributes if k in ("src", "href")]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-
-# --- spans ---
-
-
-def test_ticks_are_round_and_cover_the_values():
-    assert ticks(0.0, 1.0, 4) == [0.0, 0.25, 0.5, 0.75, 1.0]
-    assert ticks(3, 97, 5) == [0, 20, 40, 60, 80, 100]
-    low, *_, high = ticks(7.0, 7.0, 4)
-    assert low < 7 < high
-
-
-def test_a_chart_has_a_line_for_each_curve_and_none_for_what_is_not_there():
-    svg = chart({"a": [(0, 1.0), (10, 2.0)], "b": [(0, float("nan"))], "c": []}, label="step")
-    assert svg.count("<polyline") == 1 and "legend" not in svg
-    assert chart({}) == chart({"a": []}) == ""
-    points = re.search(r'points="([^"]+)"', svg)[1].split()
-    (x0, y0), (x1, y1) = (map(float, point.split(",")) for point in points)
-    assert x0 < x1 and y0 > y1  # up is less
-
-
-def test_long_curves_are_thinned_to_means():
-    line = [(float(i), float(i % 2)) for i in range(6000)]
-    short = thinned(line)
-    assert len(short) <= 601 and short[-1] == line[-1] and short[0][1] == pytest.approx(0.5)
-
-
-def test_what_is_shown_is_escaped_and_has_no_secrets():
-    shown = document("<b>", [table(["x"], [[text("<script>s3://A:B@c</script>")]])])
-    page = Page(shown)
-    assert "script" not in page.tags and "s3://***@c" in "".join(page.words)
+# --- a folder of a run ---
 
 
 def test_time_of_a_run_is_that_of_its_starts():
@@ -97,8 +42,8 @@ def test_time_of_a_run_is_that_of_its_starts():
         {"event": "status", "time": 1100.0, "status": "FINISHED"},
         {"event": "evaluation", "time": 9000.0},  # later, by hand
     ]
-    found = sessions(events, [150.0, 200.0, 1050.0])
-    assert [(s.start, s.end, s.workers) for s in found] == [(100, 200, 4), (1000, 1100, 2)]
+    starts = sessions(events, [150.0, 200.0, 1050.0])
+    assert [(s.start, s.end, s.workers) for s in starts] == [(100, 200, 4), (1000, 1100, 2)]
 
 
 def test_what_is_no_run_has_no_page(tmp_path):
@@ -113,6 +58,104 @@ def test_a_run_that_has_only_begun_has_a_page(tmp_path):
     page = write_report(tmp_path).read_text()
     assert "running" in "".join(Page(page).words)
     assert "S3CR3T" not in page
+
+
+def evaluated(names, classes):
+    """The result of an evaluation with these metrics, of made-up figures."""
+    own = {"views": 1, "images": 90, "ece": 0.1234}
+    for place, name in enumerate(names, start=1):
+        own |= {name: place / 16, f"{name}_low": place / 17, f"{name}_high": place / 15}
+    wnids = [f"n{number:08}" for number in range(classes)]
+    change = {"gained": 7, "lost": 2, "gain": 0.05, "gain_low": 0.01, "gain_high": 0.09, "p": 0.03}
+    return {
+        **{"checkpoint": "/runs/x/checkpoints/step-000000100", "data": "s3://A:S3CR3T@b/set"},
+        **{"images": 90, "split": "val", "average": "logits", "missing": ["n01440764"] * 60},
+        "protocols": {"center": own, "five": {**own, "views": 5}},
+        "changes": {"five": change},
+        "real": {"protocols": {"center": {"top1": 0.8125}, "five": {"top1": 0.875}}},
+        "calibration": {name: [[0, 0.0, 0.0], [9, 0.5, 0.4]] for name in ("center", "five")},
+        "confusions": {name: [[wnids[0], wnids[1], 5]] for name in ("center", "five")},
+    }
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A function that makes the folder of a run with records of metrics and an evaluation."""
+
+    def make(names, classes=20):
+        (tmp_path / "config.json").write_text(json.dumps(find_preset("demo").flat()))
+        facts = {"name": "demo", "experiment": "x", "settings": {}, "parent": None, "number": 1}
+        journal.tell(tmp_path, "start", **facts)
+        for step in range(0, 1000, 10):
+            record = {"kind": "train", "step": step, "train/loss": 1.0, "time": 1.0 + step}
+            append_line(tmp_path / journal.RECORDS, record, durable=False)
+        for step in (500, 999):
+            values = {f"val/{name}": step / 2000 for name in names}
+            record = {"kind": "eval", "step": step, "time": 1.0, **values}
+            append_line(tmp_path / journal.RECORDS, record, durable=False)
+        folder = tmp_path / "evaluations" / "one"
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(json.dumps(evaluated(names, classes)))
+        rows = [f"n{number:08},{10 + number},0.5,{number / classes}" for number in range(classes)]
+        text = "\n".join(["wnid,images,top1 center,top1 five", *rows])
+        (folder / "classes.csv").write_text(text)
+        return tmp_path
+
+    return make
+
+
+def rows_of(page):
+    """Texts of the cells of every table, row by row."""
+    rows = re.findall(r"<tr.*?</tr>", page, re.DOTALL)
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in rows]
+    return [[re.sub("<[^>]*>", "", cell) for cell in row] for row in cells]
+
+
+def test_metrics_of_the_table_are_columns_and_curves_of_the_page(begun, monkeypatch):
+    more = {
+        "brier": Metric(title="Brier score", values=lambda p: p.loss, higher_is_better=False),
+        "top3": Metric(
+            title="top-3", values=lambda p: p.hits(3), higher_is_better=True, is_share=True
+        ),
+    }
+    for name, metric in more.items():
+        monkeypatch.setitem(METRICS, name, metric)
+    page = write_report(begun(list(METRICS))).read_text()
+    rows = rows_of(page)
+    first = next(place for place, row in enumerate(rows) if row[0] == "crops")
+    head, center, five = rows[first : first + 3]
+    cells = dict(zip(head, center, strict=True))
+    assert cells["loss"] == "0.0625 [0.0588, 0.0667]" and cells["views"] == "1"
+    assert cells["top-1"] == "12.50% [11.76, 13.33]" and cells["ECE"] == "0.1234"
+    assert cells["Brier score"] == "0.2500 [0.2353, 0.2667]"  # no share
+    assert cells["top-3"] == "31.25% [29.41, 33.33]"
+    cells = dict(zip(head, five, strict=True))
+    assert cells["top-1 against one, points"] == "+5.00 [+1.00, +9.00]"
+    assert cells["right / wrong"] == "+7 / -2" and cells["p"] == "0.03"
+    assert cells["ReaL, top-1"] == "87.50%"
+    told = Page(page)
+    told.assert_stands_alone()
+    words = " ".join(told.words)
+    assert "val/brier" in words and "val/top3: 49.95% at 999" in words  # hover texts of the curves
+    assert page.count('<svg id="metric-brier"') == 1
+
+
+def test_the_page_shows_all_records_classes_and_what_the_head_lacks(begun):
+    page = write_report(begun(["loss", "top1"]), price_per_hour=2.0).read_text()
+    chart = page.split('<svg id="loss"')[1].split("</svg>")[0]
+    paths = re.findall(r'class="line".*? d="([^"]+)"', chart)
+    lengths = [len(re.findall("[ML]", path)) for path in paths]
+    assert lengths == [100, 2]  # train/loss and val/loss
+    words = " ".join(Page(page).words)
+    assert "60 classes of the data are not in the head" in words
+    assert words.count("n01440764 tench") == 50
+    assert "The 12 worst of 20 classes" in words and "by top-1 under five" in words
+    assert "All 20 classes, worst first" in words
+    worst = [row[0] for row in rows_of(page) if row[0].startswith("n000000") and len(row) == 4]
+    assert worst == [f"n{number:08}" for number in [*range(12), *range(20)]]
+    assert "S3CR3T" not in page and "s3://***@b/set" in words
+    assert "top-5" not in words  # it was not measured
+    assert "worker-hours in all, at 2 an hour:" in words
 
 
 # --- a run, its page, and MLflow's ---
@@ -168,9 +211,10 @@ def shown(url: str, folder: Path, wait_ms: int) -> tuple[str, Image.Image]:
 @pytest.mark.ray
 def test_the_page_stands_alone_and_tells_the_run(run):
     outcome, folder, _ = run
-    page = Page((folder / "report.html").read_text())
-    assert all(address.startswith("data:") for address in page.addresses)
-    assert "script" not in page.tags and "link" not in page.tags
+    content = (folder / "report.html").read_text()
+    page = Page(content)
+    page.assert_stands_alone()
+    assert "http" not in content
     words = " ".join(page.words)
     for word in (
         *("Loss", "Learning rate", "Accuracy", "Throughput", "Wait for data", "Probes"),
@@ -180,6 +224,8 @@ def test_the_page_stands_alone_and_tells_the_run(run):
     ):
         assert word in words, word
     assert page.tags.count("svg") >= 9 and page.tags.count("img") >= 12
+    for name in METRICS:
+        assert f"val/{name}" in words, name
     run = RunData.read(folder)
     assert f"{outcome.protocols['ten']['top1']:.1%}" in words
     assert 0 < run.hours() < 1 and run.worker_hours() == run.hours()
@@ -191,7 +237,7 @@ def test_the_page_stands_alone_and_tells_the_run(run):
 def test_a_browser_shows_the_page(run, tmp_path):
     _, folder, _ = run
     elements, picture = shown((folder / "report.html").as_uri(), tmp_path, 3000)
-    assert elements.count("<polyline") >= 9
+    assert elements.count('<g class="line">') >= 9
     colours = picture.convert("RGB").getcolors(1 << 24)
     assert len(colours) > 200  # curves, pictures and text, not an empty sheet
     blue = sum(count for count, (r, g, b) in colours if b > 180 and r < 100 and g < 140)

@@ -1,5 +1,6 @@
 """What a set is described as, the command line, class lists and the names of classes."""
 
+import dataclasses
 import json
 import resource
 import subprocess
@@ -8,11 +9,13 @@ from pathlib import Path
 
 import pytest
 from archives import WNIDS, class_images, nested, small_archive
+from test_support_page import Page
 
 from shards.__main__ import main
 from shards.build.config import BuildConfig
 from shards.build.estimate import estimate
 from shards.build.pack import build
+from shards.check import page
 from shards.check.info import describe
 from shards.dataset import classes, wordnet
 
@@ -43,9 +46,36 @@ def test_description_counts_what_is_there(made):
 def test_info_as_json_and_as_a_page(made, tmp_path, capsys):
     assert main(["info", str(made), "--json", "--html", str(tmp_path / "page.html")]) == 0
     assert json.loads(capsys.readouterr().out)["classes"] == 2
-    page = (tmp_path / "page.html").read_text()
-    assert page.count("<svg") >= 5 and page.count("<figure>") == 8
-    assert "tench" in page and "http" not in page.replace("http-equiv", "")
+    content = (tmp_path / "page.html").read_text()
+    shown = Page(content)
+    shown.assert_stands_alone()
+    assert "http" not in content
+    # three histograms, classes, formats, reasons; each image as a thumbnail
+    assert shown.tags.count("svg") == 6 and shown.tags.count("img") == 8
+    assert content.count('class="bar"') == 13 + 10 + 12 + 1 + 1
+    words = " ".join(shown.words)
+    for word in (
+        *(str(made), "train", "val", "2", "overhead", "multi-label", "tench, Tinca tinca"),
+        *(WNIDS[0], "32 to 64", "1.5 to 2", "8 (100.0%)", "JPEG RGB", "copies merged"),
+        *("of 10 files gave no image", "no image in a known format", "images excluded"),
+    ):
+        assert word in words, word
+    assert words.count("tench") == 1 + 1 + 8  # largest and smallest classes, thumbnails
+
+
+def test_page_names_what_is_in_it_without_markup_and_secrets(made, tmp_path):
+    told = describe(str(made))
+    strange = dataclasses.replace(
+        told,
+        location="s3://KEY:S3CR3T@bucket/<b>set</b>",
+        most=((WNIDS[0], "<script>alert(1)</script>", 8),),
+        built={},
+    )
+    page.write(str(tmp_path / "page.html"), strange, str(made))
+    content = (tmp_path / "page.html").read_text()
+    assert "s3://***@bucket/&lt;b&gt;set&lt;/b&gt;" in content and "S3CR3T" not in content
+    assert "script" not in Page(content).tags
+    assert "left out" not in content  # nothing is known of the build
 
 
 @pytest.mark.parametrize("command", [(), ("build",), ("index",), ("verify",), ("info",)])
@@ -75,17 +105,24 @@ def test_help_answers_in_less_than_a_second(command):
         (["index", "nowhere", "--workers", "0"], 2, "no shards"),
     ],
 )
-def test_bad_requests_exit_with_2_and_say_what_to_do(arguments, status, says, caplog):
+def test_bad_requests_exit_with_2_and_say_what_to_do(arguments, status, says, capsys):
     assert main(arguments) == status
-    assert says in caplog.text
+    assert says in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["build"], ["build", "a"], ["pack"],
-                                       ["build", "a", "--out", "x", "--quality", "0"]])  # fmt: skip
+@pytest.mark.parametrize("arguments", [["build"], ["build", "a"]])
 def test_arguments_that_do_not_parse_exit_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2
+    assert "--out" in capsys.readouterr().err
+
+
+def test_settings_against_the_rules_and_unknown_commands_exit_with_2(capsys):
+    assert main(["build", "a", "--out", "x", "--quality", "0"]) == 2
+    assert "quality (0) must be from 1 to 100" in capsys.readouterr().err
+    assert main(["pack"]) == 2
+    assert "unknown command 'pack'; known: build, index, verify, info" in capsys.readouterr().err
 
 
 def test_build_from_the_command_line_and_again(tmp_path, capsys):

@@ -203,10 +203,10 @@ def test_help_takes_less_than_two_seconds():
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         return used.ru_utime + used.ru_stime
 
-    for arguments in (["--help"], ["search", "demo", "--help"]):
+    for arguments, word in ((["--help"], "search"), (["search", "demo", "--help"], "--resume")):
         before = spent()
         command = [sys.executable, "-m", "tune", *arguments]
         found = subprocess.run(command, capture_output=True, text=True)
         assert found.returncode == 0, found.stderr
         assert spent() - before < 2
-        assert "--resume" in found.stdout
+        assert word in found.stdout

@@ -1,6 +1,7 @@
 """A search from its command to its answer: on Ray, with runs that cost nothing."""
 
 import dataclasses
+import json
 import math
 import re
 import shutil
@@ -8,9 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from ray import cloudpickle
+from test_support_page import Page
 from test_tune_space import DEMO
 
 from pipeline.evaluation.config import CENTER
@@ -19,6 +22,7 @@ from pipeline.settings.presets import find_preset, read_preset
 from pipeline.tracking.journal import write_record
 from tune.__main__ import main
 from tune.config import SearchConfig
+from tune.page import write_page
 from tune.prepare import assemble, read_job
 from tune.result import read_result
 from tune.summary import sentences
@@ -146,16 +150,44 @@ def test_report_makes_the_answer_again(searched):
     assert (job.dir / "report.html").read_bytes() == page
 
 
+def svg_of(page, name):
+    """One chart of a page."""
+    return ElementTree.fromstring(re.search(rf'<svg id="{name}".*?</svg>', page, re.DOTALL)[0])
+
+
+def marks_of(svg, kind):
+    """Elements of a chart with a CSS class."""
+    return [each for each in svg.iter() if each.get("class") == kind]
+
+
 @pytest.mark.ray
 def test_page_has_the_map_the_curves_and_the_answer(searched):
-    job, found = searched
-    page = (job.dir / "report.html").read_text()
-    for name in ("map", "curves", "seeds", "importance"):
-        assert f'<svg id="{name}"' in page
+    job, result = searched
+    content = (job.dir / "report.html").read_text()
+    page = Page(content)
+    page.assert_stands_alone()
+    assert "http" not in content
+    words = " ".join(page.words)
+    for sentence in sentences(result):
+        assert sentence in words
+    assert f"--preset-file {job.dir / 'best.json'}" in words
+    for word in ("no trial is stopped here", "The best settings", "What it cost", "fANOVA"):
+        assert word in words
     entries = read_entries(job.dir / TRIALS)
-    assert page.count("<polyline") == len([e for e in entries if e.values or e.status != DIVERGED])
-    assert "no trial is stopped here" in page
-    assert not re.findall(r"""(?:src|href)=["']?http""", page)
+    curves = svg_of(content, "curves")
+    drawn = [e for e in entries if e.values or e.status != DIVERGED]
+    assert len(marks_of(curves, "trial")) == len(marks_of(curves, "end")) == len(drawn)
+    map_ = svg_of(content, "map")
+    told = [each.find(".//title").text for each in marks_of(map_, "trial")]
+    assert sorted(text.split(":")[0] for text in told) == [e.name for e in entries if not e.repeat]
+    (surface,) = marks_of(map_, "surface")
+    assert surface.tag == "image"
+    assert {"best", "baseline"} <= {text.text for text in map_.iter("text")}
+    # each seed of the trials that were repeated
+    repeated = [group for group in result.groups if len(group.runs) > 1]
+    seeds = marks_of(svg_of(content, "seeds"), "seed")
+    assert [len(list(each.iter("use"))) for each in seeds] == [3] * len(repeated)
+    assert len(marks_of(svg_of(content, "importance"), "bar")) == len(job.space.dimensions)
 
 
 @pytest.mark.ray
@@ -172,7 +204,31 @@ def test_page_shows_map_and_curves_in_a_browser(searched, tmp_path):
     colors = colours_of(picture)
     # the colours of the map's surface, and the line of the best trial
     assert len({c for c in colors if max(c) - min(c) > 60}) > 100
-    assert any(abs(r - 214) + abs(g - 36) + abs(b - 110) < 12 for r, g, b in colors)
+    assert any(abs(r - 219) + abs(g - 39) + abs(b - 119) < 12 for r, g, b in colors)
+
+
+@pytest.mark.parametrize(
+    ("space", "samples", "inside", "labels"),
+    [
+        ({"optim.lr": "loguniform(1e-4,1e-2)"}, [2e-3, 1e-3, 5e-3], 3, ["optim.lr", "val/top1"]),
+        ({"optim.lr": "choice(0.001,0.004)", "epochs": "uniform(1,4)"}, [0.002, 0.001, 0.004], 2,
+         ["optim.lr", "epochs", "0.001", "0.004"]),
+    ],
+)  # fmt: skip
+def test_page_has_a_map_of_one_setting_and_of_options(tmp_path, space, samples, inside, labels):
+    (tmp_path / "space.json").write_text(json.dumps(space))
+    job = plan_in(tmp_path, trials=3, seeds=1, space=str(tmp_path / "space.json"))
+    trial_log = TrialLog(job.dir / TRIALS)
+    for number, rate in enumerate(samples):
+        sample = {"optim.lr": rate, **({"epochs": 2.0} if "epochs" in space else {})}
+        values = {"val/top1": 0.8 + number / 100, "val/loss": 0.2}
+        entry = Entry(number=number, sample=sample, settings=sample, status=DONE, values=values)
+        trial_log.keep(entry)
+    write_page(job, read_result(job), tmp_path / "page.html")
+    map_ = svg_of((tmp_path / "page.html").read_text(), "map")
+    assert len(marks_of(map_, "trial")) == inside  # what is no option has no place
+    assert len(marks_of(map_, "surface")) == len(space) - 1
+    assert set(labels) <= {text.text for text in map_.iter("text")}
 
 
 def colours_of(path):

@@ -385,9 +385,9 @@ def test_bfloat16_on_a_gpu_stays_close_to_float32():
     [
         (dict(image_size=225), "image_size (225) must be a multiple of patch_size (16)"),
         (dict(heads=5), "width (384) must be a multiple of heads (5)"),
-        (dict(depth=0), "depth is 0"),
-        (dict(drop_path=1.0), "drop_path is 1.0"),
-        (dict(num_classes=0), "num_classes is 0"),
+        (dict(depth=0), "depth (0)"),
+        (dict(drop_path=1.0), "drop_path (1.0)"),
+        (dict(num_classes=0), "num_classes (0)"),
     ],
 )
 def test_wrong_shapes_are_refused(settings, words):

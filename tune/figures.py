@@ -3,7 +3,7 @@
 All four show the same trials: the best is drawn alike in each of them, and so is the baseline.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,13 @@ from support import chart
 from support.chart import Chart, Line
 from support.files import read_lines
 from tune.config import objectives
-from tune.dimension import Choice, Dimension
+from tune.dimension import Choice, Dimension, Range
 from tune.job import shown
 from tune.result import Group, SearchResult
 from tune.trial_log import DIVERGED, DONE, STOPPED, Entry
+
+Place = tuple[float, ...]
+"""Where something lies on the axes of the map, from 0 to 1."""
 
 # cells along a side of the map, and how far a trial is seen, as a share of the side
 CELLS, REACH = 48, 0.13
@@ -28,39 +31,52 @@ DASHED = (0, (5, 2))
 
 
 def map_figure(result: SearchResult) -> str:
-    """The objective over two settings: a smooth surface near the trials, and the trials."""
-    dimensions = map_dimensions(result)
-    if len(dimensions) == 1:
-        return single_figure(result)
+    """The objective over two settings: a smooth surface near the trials, and the trials.
+
+    Where only one was searched, the objective itself goes upwards.
+    """
+    objective, dimensions = result.objective, map_dimensions(result)
     figure = Chart("map", **SIZE)
     figure.axes.set(xlim=(0, 1), ylim=(0, 1))
     figure.axes.grid(visible=False)
     figure.axes.spines[:].set_visible(True)
     for axis, (name, dimension) in zip("xy", dimensions.items(), strict=True):
         set_dimension(figure, axis, name, dimension)
-    places = {entry.key: place(dimensions, entry.sample) for entry in result.entries}
     groups = {group.number: group for group in result.groups}
-    known = [
-        (*places[number, 0], group.mean(result.objective))
-        for number, group in groups.items()
-        if places[number, 0]
-    ]
-    if known:
+    trials = []
+    for entry in sorted(result.entries, key=lambda entry: entry.number == result.best.number):
+        group = groups.get(entry.number)
+        reached = {objective: group.mean(objective)} if group else {}
+        at = place(dimensions, {**entry.sample, **reached})
+        if at and not entry.repeat:
+            trials.append((at, entry, group))
+    known = [(*at, group.mean(objective)) for at, _, group in trials if group]
+    if known and objective not in dimensions:
         box = {"extent": (0, 1, 0, 1), "origin": "lower", "aspect": "auto"}
         image = figure.axes.imshow(surface(result, np.array(known)), interpolation="none", **box)
         figure.mark(image, "surface")
-    for entry in sorted(result.entries, key=lambda entry: entry.number == result.best.number):
-        if places[entry.key] and not entry.repeat:
-            add_trial(figure, result, entry, groups.get(entry.number), places[entry.key])
+    for at, entry, group in trials:
+        add_trial(figure, result, entry, group, at)
     return figure.svg()
 
 
 def map_dimensions(result: SearchResult) -> dict[str, Dimension]:
-    """The two dimensions of the map, learning rate and warm-up first; or the only one."""
+    """What the axes of the map show: learning rate and warm-up if they were searched."""
     dimensions = result.job.space.dimensions
     first = [name for name in ("optim.lr", "optim.warmup") if name in dimensions]
     names = first + [name for name in dimensions if name not in first]
-    return {name: dimensions[name] for name in names[:2]}
+    objective = metric_range(group.mean(result.objective) for group in result.groups)
+    return {name: dimensions[name] for name in names[:2]} | (
+        {result.objective: objective} if len(names) == 1 else {}
+    )
+
+
+def metric_range(values: Iterable[float]) -> Range:
+    """The range of an axis for values of a metric, with a little air around them."""
+    values = list(values) or [0.0, 1.0]
+    low, high = min(values), max(values)
+    air = (high - low) * 0.06 or abs(high) * 0.05 or 1.0
+    return Range(low=low - air, high=high + air)
 
 
 def set_dimension(figure: Chart, axis: str, name: str, dimension: Dimension) -> None:
@@ -74,15 +90,6 @@ def set_dimension(figure: Chart, axis: str, name: str, dimension: Dimension) -> 
     figure.axes.set(**{f"{axis}label": name, f"{axis}ticks": places, f"{axis}ticklabels": values})
 
 
-def set_metric(figure: Chart, axis: str, name: str, values: Sequence[float]) -> None:
-    """Label an axis with a metric, with a little air around its values."""
-    low, high = min(values), max(values)
-    air = (high - low) * 0.06 or abs(high) * 0.05 or 1.0
-    figure.axes.set(**{f"{axis}label": name, f"{axis}lim": (low - air, high + air)})
-    figure.axes.set(**{f"{axis}ticks": chart.ticks(low - air, high + air)})
-    getattr(figure.axes, f"{axis}axis").set_major_formatter(lambda value, _: chart.short(value))
-
-
 def share_of(dimension: Dimension, value: object) -> float:
     """Where a value lies on an axis from 0 to 1; a little outside at most."""
     if isinstance(dimension, Choice):
@@ -90,9 +97,7 @@ def share_of(dimension: Dimension, value: object) -> float:
     return min(max(dimension.share(value), -0.02), 1.02)
 
 
-def place(
-    dimensions: Mapping[str, Dimension], sample: Mapping[str, object]
-) -> tuple[float, ...] | None:
+def place(dimensions: Mapping[str, Dimension], sample: Mapping[str, object]) -> Place | None:
     """Where a sample lies; None if it lacks a value, or has one that is no option."""
     for name, dimension in dimensions.items():
         option = not isinstance(dimension, Choice) or dimension.contains(sample.get(name))
@@ -139,35 +144,31 @@ def described(entry: Entry) -> str:
 
 
 def add_trial(
-    figure: Chart, result: SearchResult, entry: Entry, group: Group | None, at: tuple[float, ...]
+    figure: Chart, result: SearchResult, entry: Entry, group: Group | None, at: Place
 ) -> None:
     """Draw one trial on the map."""
-    text, hollow = described(entry), {"markerfacecolor": "none"}
+    text = described(entry)
     if entry.status == DIVERGED:
         text = f"{text}; {entry.reason}"
-        styles = [{"marker": "x", "color": chart.BAD, "markersize": 9, "markeredgewidth": 2.4}]
+        style = {"marker": "x", "color": chart.BAD, "markersize": 9, "markeredgewidth": 2.4}
     elif not group:
         values = ", ".join(f"{k} {v:.4f}" for k, v in entry.values.items() if k.startswith("val"))
         text = f"{text} at step {entry.step}; {values}"
-        styles = [
-            {"markeredgecolor": edge, "markeredgewidth": width, "markersize": 9, **hollow}
-            for edge, width in ((chart.INK, 3.6), (chart.PAPER, 1.8))
-        ]
+        style = {"color": chart.PAPER, "markeredgecolor": chart.INK, "markersize": 7}
     else:
         text = f"{text}; {result.objective} {group.shown(result.objective)}"
-        fill = color(result, group.mean(result.objective))
-        edge = {"markeredgecolor": chart.PAPER, "markeredgewidth": 1.8}
-        styles = [{"color": fill, "markersize": 12, **edge}]
-    best, baseline = group is result.best, group is not None and group is result.baseline
-    if best or baseline:
-        ring = BEST if best else BASELINE
-        styles.append({"markeredgecolor": ring, "markeredgewidth": 2.8, "markersize": 19, **hollow})
-        add_name(figure, " and ".join(["best"] * best + ["baseline"] * baseline), ring, at)
-    for style in styles:
-        figure.dots([at], "trial", [text], **style)
+        style = {"color": color(result, group.mean(result.objective)), "markersize": 12}
+        style |= {"markeredgecolor": chart.PAPER, "markeredgewidth": 1.8}
+    figure.dots([at], "trial", [text], **style)
+    names = ["best"] * (group is result.best) + ["baseline"] * (entry.number == 0)
+    if group and names:
+        ink = BEST if group is result.best else BASELINE
+        ring = {"markerfacecolor": "none", "markersize": 19, "markeredgewidth": 2.8}
+        figure.dots([at], "ring", [text], color=ink, **ring)
+        add_name(figure, " and ".join(names), ink, at)
 
 
-def add_name(figure: Chart, words: str, ink: str, at: tuple[float, ...]) -> None:
+def add_name(figure: Chart, words: str, ink: str, at: Place) -> None:
     """Write beside a trial: the best above and the baseline below, to keep clear of each other."""
     x, y = at
     below = y > 0.9 or (ink == BASELINE and y > 0.1)
@@ -175,22 +176,6 @@ def add_name(figure: Chart, words: str, ink: str, at: tuple[float, ...]) -> None
     side["ha"] = "left" if x < 0.08 else "right" if x > 0.92 else "center"
     away = {"xytext": (0, -13 if below else 13), "textcoords": "offset points"}
     figure.mark(figure.axes.annotate(words, at, color=ink, **side, **away), "halo")
-
-
-def single_figure(result: SearchResult) -> str:
-    """The objective over the only setting that was searched."""
-    dimensions = result.job.space.dimensions
-    figure = Chart("map", **SIZE)
-    figure.axes.set_xlim(0, 1)
-    set_dimension(figure, "x", *next(iter(dimensions.items())))
-    set_metric(figure, "y", result.objective, [g.mean(result.objective) for g in result.groups])
-    for group in result.groups:
-        if at := place(dimensions, group.sample):
-            point = (*at, group.mean(result.objective))
-            text = f"{shown(group.sample)}: {group.shown(result.objective)}"
-            ink = BEST if group is result.best else OTHER
-            figure.dots([point], "trial", [text], color=ink, markersize=11)
-    return figure.svg()
 
 
 def read_curves(result: SearchResult, metric: str) -> dict[tuple[int, int], Line]:
@@ -207,20 +192,19 @@ def read_curves(result: SearchResult, metric: str) -> dict[tuple[int, int], Line
 
 def curves_figure(result: SearchResult, metric: str) -> str:
     """All trials over the share of their length, with the part in which none is stopped."""
-    curves = read_curves(result, metric)
+    curves, best = read_curves(result, metric), result.best.number
+    span = metric_range(value for points in curves.values() for _, value in points)
     figure = Chart("curves", **SIZE)
-    figure.axes.set(xlim=(0, 1), xlabel="share of the trial")
+    figure.axes.set(xlim=(0, 1), xlabel="share of the trial", ylim=(span.low, span.high))
+    figure.axes.set(ylabel=metric)
     figure.axes.xaxis.set_major_formatter(lambda value, _: chart.percentage(value))
-    values = [value for points in curves.values() for _, value in points]
-    set_metric(figure, "y", metric, values or [0.0, 1.0])
+    figure.axes.yaxis.set_major_formatter(lambda value, _: chart.short(value))
     if result.job.config.stopper != "none":
-        first, top = result.job.first_rung, figure.axes.get_ylim()[1]
+        first, away = result.job.first_rung, {"xytext": (-6, -6), "textcoords": "offset points"}
         figure.axes.axvspan(0, first, color=chart.WASH, zorder=0)
         figure.axes.axvline(first, color=chart.SOFT, linewidth=1, linestyle=DASHED)
-        away = {"xytext": (-6, -6), "textcoords": "offset points", "ha": "right", "va": "top"}
-        words = "no trial is stopped here"
-        figure.axes.annotate(words, (first, top), color=chart.SOFT, **away)
-    best = result.best.number
+        note = {"color": chart.SOFT, "ha": "right", "va": "top", **away}
+        figure.axes.annotate("no trial is stopped here", (first, span.high), **note)
     for entry in sorted(result.entries, key=lambda e: (e.number == best, e.number == 0)):
         if curves[entry.key]:
             add_curve(figure, entry, curves[entry.key], best=entry.number == best)
@@ -250,8 +234,9 @@ def seeds_figure(result: SearchResult) -> str:
     if not groups:
         return ""
     figure = Chart("seeds", height=34 * len(groups) + 60, left=SIZE["left"])
-    values = [run[result.objective] for group in groups for run in group.runs]
-    set_metric(figure, "x", result.objective, values)
+    span = metric_range(run[result.objective] for group in groups for run in group.runs)
+    figure.axes.set(xlim=(span.low, span.high), xlabel=result.objective)
+    figure.axes.xaxis.set_major_formatter(lambda value, _: chart.short(value))
     names = [f"trial {group.number}" if group.number else "baseline" for group in groups]
     figure.axes.set(ylim=(len(groups) - 0.5, -0.5), yticks=range(len(groups)), yticklabels=names)
     for row, group in enumerate(groups):

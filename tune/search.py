@@ -69,7 +69,7 @@ def run_search(job: SearchJob, *, verbose: bool = False, fit: Fit = run.fit) -> 
         )
         state = SearchState(job, trial_log, recorder)
         try:
-            with ray_session(slots=max(os.cpu_count(), job.config.workers), verbose=verbose):
+            with ray_session(extra_cpus=max(os.cpu_count(), job.config.workers), verbose=verbose):
                 run_all(job, state, fit)
             result = write_result(job)
         except KeyboardInterrupt:

@@ -210,11 +210,11 @@ def evaluate_v2(
     split = splits[0] if len(splits) == 1 else "test"
     v2 = dataclasses.replace(settings, data=settings.v2, split=split, v2=None, real=None)
     log.info("ImageNet-V2: %s, split %s", redact(settings.v2), split)
-    dataset = open_source(v2)
+    dataset = open_dataset(v2)
     return evaluate_model(eval_model, v2, dataset, folder / "v2", progress, sheet=False)
 
 
-def open_source(settings: EvaluateConfig) -> Dataset:
+def open_dataset(settings: EvaluateConfig) -> Dataset:
     """The images of an evaluation."""
     return Dataset.open((settings.data,), settings.split, slice_samples=32)
 

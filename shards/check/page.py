@@ -1,101 +1,106 @@
-"""The description of a shard set as one HTML page: plots and a contact sheet, without scripts."""
+"""The description of a shard set as one HTML page that stands alone.
+
+Description, thumbnails of the shard set -> charts and tables -> templates/info.html
+"""
 
 import base64
-import html
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from shards.build.transcode import opened
 from shards.build.writer import read_range
 from shards.check.info import Description
 from shards.dataset import format, store, wordnet
+from support.chart import bar_chart, line_chart
+from support.page import Cell, Table, render
 
 SHEET_IMAGES, THUMB_SIDE = 48, 112
-WIDTH, BAR = 640, 20
-_STYLE = (
-    "body{font:14px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
-    "table{border-collapse:collapse}td,th{padding:.2rem .8rem;text-align:right}"
-    "td:first-child,th:first-child{text-align:left}figure{display:inline-block;margin:4px;width:112px;"
-    "vertical-align:top;font-size:11px;overflow:hidden}svg text{font-size:12px}"
-)
 
 
 def write(path: str, described: Description, location: str) -> None:
-    """Write the page to a file or URI."""
-    text = "\n".join(_lines(described, location))
+    """Write the page about the shard set at `location` to a file or URI."""
+    images = sum(split.images for split in described.splits.values())
+    gigabytes = sum(split.shard_bytes for split in described.splits.values()) / 1e9
+    page = render(
+        "shards.check/info.html",
+        location=described.location,
+        tiles={
+            "images": f"{images:,}",
+            "classes": f"{described.classes:,}",
+            "shards": f"{sum(split.shards for split in described.splits.values()):,}",
+            "GB": f"{gigabytes:,.2f}",
+        },
+        splits=split_table(described),
+        shapes={
+            "Shorter side, pixels": bars("side", described.short_side),
+            "Width over height": bars("aspect", described.aspect),
+            "Bytes per image": bars("bytes", described.image_bytes),
+            "Images per class, most frequent first": frequency_chart(described),
+        },
+        most=class_table(described.most),
+        least=class_table(described.least),
+        left_out=left_out(described.built) if described.built else {},
+        sources={
+            "Came as": bars("modes", described.built.get("modes", {})),
+            "Gave no image, by reason": bars("reasons", described.built.get("reasons", {})),
+        },
+        samples=samples(location),
+    )
     system, inside = store.locate(path)
-    store.write_bytes(system, inside, text.encode())
+    store.write_bytes(system, inside, page.encode())
 
 
-def _lines(described: Description, location: str) -> Iterator[str]:
-    title = html.escape(described.location)
-    yield f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
-    yield f"<h1>{title}</h1><p>{described.classes:,} classes</p>"
-    yield "<table><tr><th>split<th>images<th>shards<th>GB<th>KB/image<th>overhead<th>multi-label"
-    for name, split in described.splits.items():
-        cells = (
-            html.escape(name),
-            f"{split.images:,}",
-            f"{split.shards:,}",
+def split_table(described: Description) -> Table:
+    """The splits side by side."""
+    head = ["split", "images", "classes", "shards", "GB", "KB/image", "overhead", "multi-label"]
+    rows = [
+        [
+            *(name, f"{split.images:,}", f"{split.classes:,}", f"{split.shards:,}"),
             f"{split.shard_bytes / 1e9:,.2f}",
             f"{split.image_bytes / max(split.images, 1) / 1e3:,.1f}",
-            f"{split.overhead:.1%}",
-            f"{split.multi_label:,}",
-        )
-        yield "<tr>" + "".join(f"<td>{cell}" for cell in cells)
-    yield "</table>"
-    yield from _plot("Shorter side, pixels", described.short_side)
-    yield from _plot("Width over height", described.aspect)
-    yield from _plot("Bytes per image", described.image_bytes)
-    yield from _curve("Images per class, most frequent first", described.frequency)
-    if described.built:
-        made = described.built
-        yield from _plot("Came as", made["modes"])
-        yield f"<p>{made['duplicates']:,} copies merged, {made['excluded']:,} images excluded, "
-        yield f"{made['quarantined_count']:,} of {made['files']:,} files gave no image</p>"
-        yield from _plot("Files without an image, by reason", made["reasons"])
-    yield "<h2>Samples</h2>"
-    yield from _sheet(location)
+            *(f"{split.overhead:.1%}", f"{split.multi_label:,}"),
+        ]
+        for name, split in described.splits.items()
+    ]
+    return Table(head=head, rows=rows)
 
 
-def _plot(title: str, bars: Mapping[str, int]) -> Iterator[str]:
-    """Horizontal bars."""
-    yield f"<h2>{html.escape(title)}</h2>"
-    if not any(bars.values()):
-        yield "<p>none</p>"
-        return
-    most, total = max(bars.values()), sum(bars.values())
-    yield f'<svg width="{WIDTH}" height="{BAR * len(bars)}">'
-    for row, (label, count) in enumerate(bars.items()):
-        y, length = row * BAR, (WIDTH - 400) * count / most
-        yield f'<text x="240" y="{y + 14}" text-anchor="end">{html.escape(label[:40])}</text>'
-        yield f'<rect x="250" y="{y + 3}" width="{length:.1f}" height="14" fill="#47a"/>'
-        share = f"{count:,} ({count / total:.1%})"
-        yield f'<text x="{255 + length:.1f}" y="{y + 14}">{share}</text>'
-    yield "</svg>"
+def left_out(built: Mapping[str, Any]) -> dict[str, str]:
+    """What the build left out, and how many of it."""
+    return {
+        f"of {built['files']:,} files gave no image": f"{built['quarantined_count']:,}",
+        "copies merged": f"{built['duplicates']:,}",
+        "images excluded": f"{built['excluded']:,}",
+        "copies from another split": f"{built['crossing']:,}",
+        **{f"left out, {reason}": f"{n:,}" for reason, n in built["left_out"].items()},
+    }
 
 
-def _curve(title: str, values: tuple[int, ...]) -> Iterator[str]:
-    """A line over ranks, logarithmic upwards."""
-    yield f"<h2>{html.escape(title)}</h2>"
-    heights = np.log10(np.maximum(values, 1)) if values else np.zeros(1)
-    top = max(float(heights.max()), 1e-9)
-    points = " ".join(
-        f"{WIDTH * place / max(len(heights) - 1, 1):.1f},{150 - 140 * height / top:.1f}"
-        for place, height in enumerate(heights)
-    )
-    yield f'<svg width="{WIDTH}" height="160">'
-    yield f'<polyline points="{points}" fill="none" stroke="#47a" stroke-width="2"/>'
-    most, least = (values[0], values[-1]) if values else (0, 0)
-    yield f'<text x="8" y="12">{most:,}</text>'
-    yield f'<text x="{WIDTH - 8}" y="140" text-anchor="end">{least:,}</text></svg>'
+def class_table(rows: Sequence[tuple[str, str, int]]) -> Table:
+    """Classes by name and id, with their images."""
+    cells = [[Cell(name, wnid), f"{count:,}"] for wnid, name, count in rows]
+    return Table(head=["class", "images"], rows=cells)
 
 
-def _sheet(location: str) -> Iterator[str]:
-    """Thumbnails of the first samples of shards spread over the set."""
+def bars(name: str, counts: Mapping[str, int]) -> str:
+    """A chart of counts and their shares."""
+    total = max(sum(counts.values()), 1)
+    return bar_chart(counts, name=name, shown=lambda count: f"{count:,} ({count / total:.1%})")
+
+
+def frequency_chart(described: Description) -> str:
+    """Images per class by rank, of the classes that have any."""
+    counts = described.frequency
+    step = (described.classes - 1) / max(len(counts) - 1, 1)
+    lines = {"images": [(1 + round(step * place), n) for place, n in enumerate(counts)]}
+    return line_chart(lines, name="frequency", label="rank of the class", logarithmic=True)
+
+
+def samples(location: str) -> Iterator[tuple[str, str, str]]:
+    """Thumbnail, classes and key of the first samples of shards spread over the set."""
     given = format.open_set(location)
     shards = [shard for split in given.manifest.splits.values() for shard in split]
     each = -(-SHEET_IMAGES // max(len(shards), 1))
@@ -103,16 +108,14 @@ def _sheet(location: str) -> Iterator[str]:
         for row in given.read_index(shard).slice(0, each).to_pylist():
             data = read_range(given.fs, given.path(shard), row["offset"], row["size"])
             wnids = [given.manifest.classes[number] for number in row["classes"]]
-            names = html.escape("; ".join(wordnet.name(wnid).split(",")[0] for wnid in wnids))
-            yield (
-                f'<figure><img src="data:image/jpeg;base64,{_thumb(data)}" width="{THUMB_SIDE}">'
-                f"<figcaption>{names}<br>{html.escape(row['key'])}</figcaption></figure>"
-            )
+            names = "; ".join(wordnet.name(wnid).split(",")[0] for wnid in wnids)
+            yield thumbnail(data), names, row["key"]
 
 
-def _thumb(data: bytes) -> str:
+def thumbnail(data: bytes) -> str:
+    """A small JPEG in base64."""
     image: Image.Image = opened(data)
-    image.thumbnail((THUMB_SIDE, THUMB_SIDE))
+    image.thumbnail((2 * THUMB_SIDE, 2 * THUMB_SIDE))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=80)
     return base64.b64encode(buffer.getvalue()).decode()

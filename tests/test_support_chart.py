@@ -1,0 +1,200 @@
+"""Charts as SVG text: what is drawn, where, and what is kept out of the text."""
+
+import math
+import re
+import subprocess
+import sys
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from support.chart import (
+    HEIGHT,
+    MAX_DOTS,
+    MAX_POINTS,
+    Chart,
+    bar_chart,
+    clean,
+    line_chart,
+    percentage,
+    shades,
+    short,
+    thinned,
+    ticks,
+)
+
+HIDDEN = "s3://KEY:S3CR3T@bucket"
+
+
+def marks(svg, kind):
+    """Elements of a CSS class."""
+    return [each for each in ElementTree.fromstring(svg).iter() if each.get("class") == kind]
+
+
+def points(path):
+    """Corners of a path."""
+    return [tuple(map(float, pair)) for pair in re.findall(r"[ML]([\d.]+) ([\d.]+)", path.get("d"))]
+
+
+def texts(svg):
+    return [each.text for each in ElementTree.fromstring(svg).iter("text")]
+
+
+def titles(svg):
+    return [each.text for each in ElementTree.fromstring(svg).iter("title")]
+
+
+def test_a_chart_has_a_line_for_each_curve_and_none_for_what_is_not_there():
+    lines = {"a": [(0, 1.0), (5, 1.5), (10, 2.0)], "b": [(0, math.nan), (1, math.inf)], "c": []}
+    svg = line_chart(lines, name="x", label="step")
+    (line,) = marks(svg, "line")
+    (path,) = line.iter("path")
+    (x0, y0), (x1, y1), (x2, y2) = points(path)
+    assert x0 < x1 < x2 and y0 > y1 > y2  # up is less
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.02)
+    assert y0 - y1 == pytest.approx(y1 - y2, abs=0.02)
+    assert "step" in texts(svg) and "a" not in texts(svg)  # one line needs no legend
+    assert line_chart({}, name="x") == line_chart({"a": []}, name="x") == ""
+
+
+def test_several_lines_have_a_legend_and_different_strokes():
+    names = [f"curve {number}" for number in range(14)]
+    svg = line_chart({name: [(0, 1.0), (1, 2.0)] for name in names}, name="x")
+    assert set(names) <= set(texts(svg))
+    paths = [next(line.iter("path")) for line in marks(svg, "line")]
+    assert len({path.get("style") for path in paths}) == 14
+    bottom = float(ElementTree.fromstring(svg).get("viewBox").split()[3])
+    assert bottom > HEIGHT and all(
+        float(text.get("y")) < bottom for text in ElementTree.fromstring(svg).iter("text")
+    )
+    reference = line_chart({"a": [(0, 1)], "b": [(0, 0), (1, 1)]}, name="x", reference=["b"])
+    assert "dasharray" not in next(marks(reference, "line")[0].iter("path")).get("style")
+    assert "dasharray" in next(marks(reference, "line")[1].iter("path")).get("style")
+
+
+def test_axes_have_round_ticks_that_cover_the_values():
+    svg = line_chart({"a": [(0, 0.03), (480, 0.97)]}, name="x", percent=True)
+    assert ["0", "100", "200", "300", "400"] == texts(svg)[:5]
+    assert {"0%", "20%", "100%"} <= set(texts(svg))
+    assert {"0.001", "1", "10"} <= set(
+        texts(line_chart({"a": [(0, 2e-3), (1, 8.0)]}, name="x", logarithmic=True))
+    )
+    level = texts(line_chart({"a": [(0, 0.0), (9, 0.0)]}, name="x", percent=True))
+    assert "0%" in level and not any("\u2212" in text or "-" in text for text in level)
+    assert ticks(3, 97) == [20, 40, 60, 80]
+    assert ticks(1e-3, 1e-1, logarithmic=True) == [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1]
+    assert ticks(1e-6, 1.0, logarithmic=True) == pytest.approx([10.0**n for n in range(-6, 1)])
+
+
+def test_values_that_are_not_positive_are_left_out_of_a_logarithmic_chart():
+    assert clean([(0, 0.0), (1, -1.0), (2, 3.0), (3, math.inf)], logarithmic=True) == [(2, 3.0)]
+    assert clean([(0, 0.0), (math.nan, 1.0), (2, 3.0)]) == [(0, 0.0), (2, 3.0)]
+
+
+def test_long_curves_are_thinned_to_means():
+    line = [(float(i), float(i % 2)) for i in range(6000)]
+    thin = thinned(line)
+    assert len(thin) <= MAX_POINTS and thin[-1] == line[-1] and thin[0][1] == pytest.approx(0.5)
+    assert thinned(line[:MAX_POINTS]) == line[:MAX_POINTS]
+    svg = line_chart({"a": line}, name="x")
+    (path,) = marks(svg, "line")[0].iter("path")
+    assert len(points(path)) == len(thin)  # Matplotlib leaves no point out
+    assert not marks(svg, "dots")
+
+
+def test_each_point_of_a_short_line_has_a_hover_text():
+    svg = line_chart({"val/top1": [(60, 0.5), (1200, 0.75)]}, name="x", percent=True)
+    (dots,) = marks(svg, "dots")
+    told = [use.find("title").text for use in dots.iter("use")]
+    assert told == ["val/top1: 50% at 60", "val/top1: 75% at 1.2k"]
+    assert marks(svg, "line")[0].find("title").text == "val/top1"
+    many = line_chart({"a": [(i, i) for i in range(MAX_DOTS + 1)]}, name="x")
+    assert not marks(many, "dots")
+
+
+def test_bars_are_as_long_as_their_amounts():
+    counts = {"JPEG RGB": 30, "JPEG L": 10, "none": 0, "a reason " * 8: 15}
+    svg = bar_chart(counts, name="x", shown="{:,} files".format)
+    lengths = []
+    for bar in marks(svg, "bar"):
+        across = [x for x, _ in points(bar.find("path"))]
+        lengths.append(max(across) - min(across))
+    assert lengths[0] == pytest.approx(3 * lengths[1], abs=0.1) and lengths[2] == 0
+    assert lengths[0] == pytest.approx(2 * lengths[3], abs=0.1)
+    assert {"JPEG RGB", "30 files", "0 files"} <= set(texts(svg))
+    assert f"{'a reason ' * 8}: 15 files" in titles(svg)  # whole, where the label is cut
+    assert max(map(len, texts(svg))) <= 40
+    assert bar_chart({"a": 0}, name="x", shown=str) == bar_chart({}, name="x", shown=str) == ""
+
+
+def test_text_is_escaped_and_has_no_secrets():
+    names = {f"<script>{HIDDEN}</script>": [(0, 1.0)], "$x$ & b": [(1, 2.0)]}
+    for svg in (
+        line_chart(names, name="x", label=HIDDEN),
+        bar_chart({name: 1 for name in names}, name="x", shown=str),
+    ):
+        assert "S3CR3T" not in svg and "s3://***@bucket" in svg
+        assert "<script" not in svg and "$x$ & b" in " ".join(texts(svg))
+
+
+def test_the_text_fits_into_a_page():
+    svg = line_chart({"a": [(0, 1.0), (10, 2.0)], "b": [(0, 2.0), (10, 1.0)]}, name="loss")
+    root = ElementTree.fromstring(svg)  # well-formed
+    assert root.tag == "svg" and root.get("id") == "loss" and "width" not in root.attrib
+    for word in ("<?xml", "<!DOCTYPE", "<!--", "xmlns", "http", "metadata", "<style", "DejaVu"):
+        assert word not in svg
+    # what has a colour of light and dark mode has no other
+    assert not re.findall("#[0-9a-f]{6}", svg)
+    assert {"var(--series-1)", "var(--series-2)", "var(--soft)", "var(--line)"} <= set(
+        re.findall(r"var\([\w-]+\)", svg)
+    )
+    assert len(svg) < 6000
+
+
+def test_the_same_chart_has_the_same_bytes_in_every_process():
+    code = (
+        "import sys; from support.chart import line_chart; "
+        "sys.stdout.write(line_chart({'a': [(0, 1), (3, 2)]}, name='x'))"
+    )
+    told = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        for _ in range(2)
+    ]
+    assert told[0].stdout == told[1].stdout == line_chart({"a": [(0, 1), (3, 2)]}, name="x")
+
+
+def test_ids_of_charts_on_one_page_differ_and_all_that_is_used_is_there():
+    lines = {"a": [(0, 1.0), (10, 2.0)], "b": [(0, 2.0)]}
+    both = line_chart(lines, name="first") + line_chart(lines, name="second")
+    ids = re.findall(r' id="([^"]+)"', both)
+    assert len(ids) == len(set(ids)) > 2
+    assert set(re.findall(r'(?:href="|url\()#([\w-]+)', both)) <= set(ids)
+
+
+def test_a_chart_of_ones_own_has_classes_hover_texts_and_an_image():
+    chart = Chart("map", height=300)
+    chart.axes.set(xlim=(0, 1), ylim=(0, 1))
+    box = {"extent": (0, 1, 0, 1), "aspect": "auto", "interpolation": "none"}
+    chart.mark(chart.axes.imshow(shades(np.eye(4)), **box), "surface")
+    chart.mark(chart.axes.annotate("best", (0.5, 0.5)), "halo", "the best")
+    chart.dots([(0.5, 0.5), (2.0, 2.0)], "trial", ["one", "outside"])
+    svg = chart.svg()
+    (image,) = marks(svg, "surface")
+    assert image.tag == "image" and image.get("href").startswith("data:image/png;base64,")
+    assert "style" not in image.attrib and image.get("width") == "4"  # the browser enlarges it
+    assert [use.find("title").text for use in marks(svg, "trial")[0].iter("use")][0] == "one"
+    assert marks(svg, "halo")[0].find("title").text == "the best"
+
+
+def test_numbers_are_short():
+    assert [short(v) for v in (0, 0.25, 250, 12_500, 1.2e6, 3e-5)] == [
+        *("0", "0.25", "250", "12.5k", "1.2M", "3e-05"),
+    ]
+    assert percentage(0.125) == "12.5%" and percentage(0.99995) == "99.995%"
+
+
+def test_shades_go_from_dark_to_light():
+    colours = shades(np.linspace(-1, 2, 20))
+    light = colours[:, :3] @ [0.2126, 0.7152, 0.0722]
+    assert (np.diff(light) >= 0).all() and light[0] < 0.1 and light[-1] > 0.8
