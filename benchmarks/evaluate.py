@@ -107,7 +107,7 @@ def forward(model: ViT, settings: EvaluateConfig, device: torch.device, half: bo
 def evaluation(evaluator: Evaluator, model: ViT) -> float:
     """Crops per second of the whole evaluation, from the first answers on."""
     begun, sizes = 0.0, []
-    for block in evaluator.answers(model, [(0, evaluator.dataset.samples)]):
+    for block in evaluator.predictions(model, [(0, evaluator.dataset.samples)]):
         begun = begun or time.perf_counter()  # starting Ray Data's tasks is no rate
         sizes.append(len(block["position"]))
     # answers come one batch late: when the first are here, the second batch is computed as well

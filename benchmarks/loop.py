@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 
+from pipeline.data.digits import made
 from pipeline.run import fit
-from pipeline.settings.config import DataConfig, TrainConfig
-from pipeline.train.job import make_digits
+from pipeline.settings.config import DIGITS, DataConfig, TrainConfig
 from vit.batch import normalise
 from vit.config import OptimConfig, ViTConfig
 from vit.loss import make_loss, make_targets
@@ -117,7 +117,7 @@ def main() -> None:
             )
             sys.stdout.write(json.dumps(found) + "\n")
             return
-        digits = make_digits(Path(name))
+        digits = Path(made(DIGITS, name))
         rounds = [
             {mode: child(mode, options, digits) for mode in ("bare", "loop")}
             for _ in range(options.rounds)

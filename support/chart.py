@@ -12,6 +12,7 @@ chart is the id of its <svg> and must be unique on a page.
 import io
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import matplotlib
@@ -28,8 +29,8 @@ Line = Sequence[tuple[float, float]]
 WIDTH, HEIGHT = 520, 270
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 14, 40
 LEGEND_ROW, BAR_ROW, LETTER = 17, 24, 6.6
-# longer lines are averaged, shorter ones have dots with a hover text
-MAX_POINTS, MAX_DOTS = 600, 40
+# longer lines are averaged, shorter ones have dots with a hover text; more lines have no legend
+MAX_POINTS, MAX_DOTS, MAX_NAMES = 600, 40, 30
 MAX_LABEL = 40
 # the colours of light mode, each in the place of a variable
 INK, SOFT, LINE, PAPER = "#16202e", "#5b6b80", "#dfe5ec", "#ffffff"
@@ -56,6 +57,11 @@ STYLE = {
     "font.family": "DejaVu Sans",  # for measuring; the reader sees the font of the page
     "font.size": 11,
     "grid.color": LINE,
+    **{"legend.borderpad": 0, "legend.borderaxespad": 0, "legend.columnspacing": 1.5},
+    **{"legend.frameon": False, "legend.handlelength": 1.3, "legend.handletextpad": 0.5},
+    **{"legend.labelcolor": SOFT, "legend.loc": "upper left"},
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4.6,
     "path.simplify": False,
     "svg.fonttype": "none",
     "text.color": INK,
@@ -78,18 +84,17 @@ class Chart:
         self,
         name: str,
         *,
-        width: float = WIDTH,
         height: float = HEIGHT,
         left: float = LEFT,
         right: float = RIGHT,
         bottom: float = BOTTOM,
     ) -> None:
         self.name = name
-        self.figure = Figure(figsize=(width / 72, height / 72))  # SVG has 72 points per inch
+        self.figure = Figure(figsize=(WIDTH / 72, height / 72))  # SVG has 72 points per inch
         self.figure.patch.set_visible(False)
-        across, up = width - left - right, height - bottom - TOP
+        across, up = WIDTH - left - right, height - bottom - TOP
         self.axes = self.figure.add_axes(
-            (left / width, bottom / height, across / width, up / height)
+            (left / WIDTH, bottom / height, across / WIDTH, up / height)
         )
         self.axes.patch.set_visible(False)
         self._marks: list[Mark] = []
@@ -102,8 +107,10 @@ class Chart:
         return artist
 
     @styled
-    def line(self, points: Line, kind: str, title: str = "", **style: object) -> Artist:
-        """Draw a line through points."""
+    def line(
+        self, points: Line, kind: str, title: str | Sequence[str] = "", **style: object
+    ) -> Artist:
+        """Draw a line through points; the rest is style of Matplotlib's `plot`."""
         (line,) = self.axes.plot(*zip(*points, strict=True), **style)
         return self.mark(line, kind, title)
 
@@ -113,10 +120,18 @@ class Chart:
         """Draw a marker at each point, each with its hover text."""
         return self.line(points, kind, titles, marker=marker, linestyle="none", **style)
 
+    def write_ticks(self, **shown: Callable[[float], str]) -> None:
+        """Set how the ticks of an axis, x or y, are written."""
+        for axis, write in shown.items():
+            formatter = FuncFormatter(lambda value, _, write=write: write(value))
+            getattr(self.axes, f"{axis}axis").set_major_formatter(formatter)
+
     def svg(self) -> str:
         """The chart as an <svg> element."""
         file = io.StringIO()
-        with matplotlib.rc_context({**STYLE, "svg.hashsalt": self.name}):
+        with matplotlib.rc_context({**STYLE, "svg.hashsalt": self.name}), warnings.catch_warnings():
+            # the page has another font, which may know what the one for measuring does not
+            warnings.filterwarnings("ignore", "Glyph", UserWarning)
             self.figure.savefig(file, format="svg", metadata=NO_METADATA)
         return page_svg(file.getvalue(), self.name, self._marks, VARIABLES)
 
@@ -139,40 +154,30 @@ def line_chart(
         label: What the horizontal axis counts.
         logarithmic: Of the vertical axis; values that are not positive are left out.
         percent: Show shares as percentages.
-        reference: Lines that the others are compared with: faint and dashed.
+        reference: Lines to compare the others with, faint and dashed.
     """
     kept = {key: thinned(clean(line, logarithmic)) for key, line in lines.items()}
     kept = {key: line for key, line in kept.items() if line}
     if not kept:
         return ""
+    # the legend takes rows below the axes
     columns = max(1, int((WIDTH - LEFT) / (max(map(len, kept)) * LETTER + 36)))
-    legend = LEGEND_ROW * -(-len(kept) // columns) + 2 if len(kept) > 1 else 0
-    chart = Chart(name, height=HEIGHT + legend, bottom=BOTTOM + legend)
+    rows = -(-len(kept) // columns) if 1 < len(kept) <= MAX_NAMES else 0
+    chart = Chart(name, height=HEIGHT + LEGEND_ROW * rows, bottom=BOTTOM + LEGEND_ROW * rows)
     shown = percentage if percent else short
-    styles = itertools.cycle(itertools.product(DASHES, SERIES))
-    for key, line in kept.items():
-        dash, colour = (DASHES[1], SOFT) if key in reference else next(styles)
-        style = {"color": colour, "zorder": 3}
-        chart.line(line, "line", key, label=key, linestyle=dash, linewidth=1.8, **style)
-        if len(line) <= MAX_DOTS and key not in reference:
-            titles = [f"{key}: {shown(y)} at {short(x)}" for x, y in line]
-            chart.dots(line, "dots", titles, markersize=4.6, **style)
+    _add_lines(chart, kept, shown, reference)
     _set_scales(chart, [point for line in kept.values() for point in line], logarithmic)
-    chart.axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value)))
-    chart.axes.set_xlabel(label, loc="right")
-    if legend:
-        chart.axes.legend(
-            **{"loc": "upper left", "bbox_to_anchor": (0, -BOTTOM / (HEIGHT - TOP - BOTTOM))},
-            **{"ncols": columns, "frameon": False, "borderpad": 0, "borderaxespad": 0},
-            **{"labelcolor": SOFT, "handlelength": 1.3, "handletextpad": 0.5, "columnspacing": 1.5},
-        )
+    chart.write_ticks(x=short, y=shown)
+    hint = f"{len(kept)} lines, named under the pointer; " if len(kept) > MAX_NAMES else ""
+    chart.axes.set_xlabel(hint + label, loc="right")
+    if rows:
+        below = -BOTTOM / (HEIGHT - TOP - BOTTOM)
+        chart.axes.legend(ncols=columns, bbox_to_anchor=(0, below))
     return chart.svg()
 
 
 @styled
-def bar_chart(
-    bars: Mapping[str, float], *, name: str, shown: Callable[[float], str], width: float = WIDTH
-) -> str:
+def bar_chart(bars: Mapping[str, float], *, name: str, shown: Callable[[float], str]) -> str:
     """Horizontal bars with their amounts; an empty text if there is nothing but zeros."""
     if not any(bars.values()):
         return ""
@@ -180,7 +185,7 @@ def bar_chart(
     labels = [key if len(key) <= MAX_LABEL else f"{key[: MAX_LABEL - 3]}..." for key in bars]
     left, right = (LETTER * max(map(len, words)) + 14 for words in (labels, texts))
     height = BAR_ROW * len(bars) + 2 * TOP
-    chart = Chart(name, width=width, height=height, left=left, right=right, bottom=TOP)
+    chart = Chart(name, height=height, left=left, right=right, bottom=TOP)
     rects = chart.axes.barh(range(len(bars)), list(bars.values()), height=0.66, color=SERIES[0])
     for rect, key, text in zip(rects, bars, texts, strict=True):
         chart.mark(rect, "bar", f"{key}: {text}")
@@ -242,6 +247,22 @@ def percentage(value: float) -> str:
     return f"{100 * value:.5g}%"
 
 
+def _add_lines(
+    chart: Chart,
+    lines: Mapping[str, Line],
+    shown: Callable[[float], str],
+    reference: Collection[str],
+) -> None:
+    """Draw lines, each in its own colour or dash, with dots where there is room for them."""
+    styles = itertools.cycle(itertools.product(DASHES, SERIES))
+    for key, line in lines.items():
+        dash, colour = (DASHES[1], SOFT) if key in reference else next(styles)
+        chart.line(line, "line", key, label=key, linestyle=dash, color=colour)
+        if len(line) <= MAX_DOTS and key not in reference:
+            titles = [f"{key}: {shown(y)} at {short(x)}" for x, y in line]
+            chart.dots(line, "dots", titles, color=colour)
+
+
 def _set_scales(chart: Chart, points: Line, logarithmic: bool) -> None:
     """Fit the axes to the points, with round numbers on the vertical one."""
     (left, right), (low, high) = ((min(each), max(each)) for each in zip(*points, strict=True))
@@ -249,7 +270,6 @@ def _set_scales(chart: Chart, points: Line, logarithmic: bool) -> None:
     left = min(left, 0.0)  # counts start at 0, on each of several charts
     axes.set_xlim(left, right if left < right else left + 1.0)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     if logarithmic:
         first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
         axes.set_yscale("log")

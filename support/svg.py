@@ -10,6 +10,9 @@ from support.redact import redact
 Mark = tuple[str, str | Sequence[str]]
 """CSS class of something drawn, and its hover text, or one text for each of its markers."""
 
+# characters that may not stand in XML
+CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+
 
 def page_svg(text: str, name: str, marks: Sequence[Mark], variables: Mapping[str, str]) -> str:
     """One <svg> element of HTML, from the text of a file that Matplotlib wrote.
@@ -21,7 +24,7 @@ def page_svg(text: str, name: str, marks: Sequence[Mark], variables: Mapping[str
         variables: What takes the place of hexadecimal colours.
     """
     text = re.sub("#[0-9a-f]{6}", lambda match: variables.get(match[0], match[0]), text)
-    (root,) = _tidied(ElementTree.fromstring(text), marks)
+    (root,) = _tidied(ElementTree.fromstring(CONTROLS.sub("", text)), marks)
     root.attrib = {"id": name, "viewBox": root.attrib["viewBox"], "role": "img"}
     return ElementTree.tostring(root, encoding="unicode")
 
@@ -68,7 +71,7 @@ def _titled(children: list[Element], title: str | Sequence[str]) -> list[Element
 
 def _title(text: str) -> Element:
     title = Element("title")
-    title.text = redact(text)
+    title.text = redact(CONTROLS.sub("", text))
     return title
 
 

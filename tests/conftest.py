@@ -1,4 +1,7 @@
-"""Shared by all tests: one Ray for the session, and the digits as a small shard set."""
+"""Shared by all tests: one Ray for the session, and the digits as a small shard set.
+
+The tests run on two processes. All that use the one Ray run on the same of them.
+"""
 
 import os
 
@@ -15,6 +18,15 @@ os.environ |= {
 }
 
 import pytest
+
+
+def pytest_collection_modifyitems(items):
+    """Keep together what shares an expensive fixture."""
+    for item in items:
+        if "ray_cluster" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("ray"))
+        elif "ray" in item.keywords or "server" in item.keywords:
+            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
 
 
 @pytest.fixture(scope="session")

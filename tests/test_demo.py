@@ -1,4 +1,4 @@
-"""The whole line on real input: interrupted by Ctrl-C, gone on with, evaluated, recorded."""
+"""The whole pipeline on real input: interrupted by Ctrl-C, resumed, evaluated, recorded."""
 
 import json
 import os
@@ -21,8 +21,18 @@ def start(runs: Path) -> subprocess.Popen:
     """Start the demo as a terminal does: in a process group of its own."""
     command = [sys.executable, "-m", "pipeline", "train", "demo", "--runs-dir", str(runs)]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        process_group=0,
+        preexec_fn=listen_to_ctrl_c,
     )
+
+
+def listen_to_ctrl_c() -> None:
+    """Undo what a child inherits where the tests run in the background of a script."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def wait_for(condition, process: subprocess.Popen) -> None:
@@ -76,13 +86,13 @@ def records(runs: Path) -> list[dict]:
 def test_ctrl_c_leaves_no_process_and_no_half_written_file(demo):
     assert demo["alive"] == []
     assert demo["left"] == []
-    assert "the same command goes on" in demo["interrupted"]
+    assert "the same command resumes" in demo["interrupted"]
     assert "Traceback" not in demo["interrupted"]
 
 
 def test_sigterm_leaves_a_checkpoint_of_that_moment(demo):
     seen = [int(step) for step in re.findall(r"step +(\d+)/449", demo["terminated"])]
-    assert "the same command goes on" in demo["terminated"]
+    assert "the same command resumes" in demo["terminated"]
     assert "Traceback" not in demo["terminated"]
     assert int(re.search(r"from step-(\d+)", demo["finished"])[1]) >= seen[-1]
 

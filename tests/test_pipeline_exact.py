@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -20,13 +21,14 @@ from vit.config import ImageConfig, MixConfig, OptimConfig, ViTConfig
 
 pytestmark = pytest.mark.ray
 
-STEPS, BATCH = 200, 50
-KILLS = 10
+STEPS, BATCH = 80, 50
+# of the full matrix, which takes minutes
+MANY_STEPS, MANY_KILLS = 200, 10
 TIMEOUT_S = 300
 
 
-def config(name: str, runs: Path, digits: Path, **changes) -> TrainConfig:
-    """200 small steps with augmentation, mixing, averaging and accumulation at work."""
+def config(name: str, runs: Path, digits: Path, steps: int = STEPS, **changes) -> TrainConfig:
+    """A small run with augmentation, mixing, averaging and accumulation in use."""
     settings = {
         "name": name,
         "runs_dir": str(runs),
@@ -37,27 +39,27 @@ def config(name: str, runs: Path, digits: Path, **changes) -> TrainConfig:
         "images": ImageConfig(crop_area=(0.5, 1.0), flip=False),
         "mix": MixConfig(mixup=0.2),
         "optim": OptimConfig(lr=1e-3, warmup=20, warmup_unit="steps", ema=0.99),
-        "epochs": STEPS * BATCH / 1437,
+        "epochs": steps * BATCH / 1437,
         "global_batch": BATCH,
         "micro_batch": 14,
         "workers": 2,
         "precision": "fp32",
         "compile": False,
         "log_every": 10,
-        "eval_every": 100,
+        "eval_every": steps // 2,
         "checkpoint_every": 10,
         "crops": "center",
         "audit": True,
-        "max_restarts": KILLS,
+        "max_restarts": MANY_KILLS,
         **changes,
     }
     return TrainConfig(**settings)
 
 
-def keys(run: Path) -> list[list[str]]:
+def keys(run: Path, steps: int = STEPS) -> list[list[str]]:
     """Keys of every global batch, in order."""
-    paths = sorted((run / "samples").iterdir())
-    assert [path.name for path in paths] == [f"step-{n + 1:09d}.json" for n in range(STEPS)]
+    paths = sorted((run / "samples").glob("step-*"))
+    assert [path.name for path in paths] == [f"step-{n + 1:09d}.json" for n in range(steps)]
     return [json.loads(path.read_text()) for path in paths]
 
 
@@ -66,8 +68,8 @@ def losses(run: Path) -> dict[int, float]:
     return {r["step"]: r["train/loss"] for r in records if r["kind"] == "train"}
 
 
-def weights(run: Path) -> dict:
-    return load_file(run / "checkpoints" / f"step-{STEPS:09d}" / "model.safetensors")
+def weights(run: Path, steps: int = STEPS) -> dict:
+    return load_file(run / "checkpoints" / f"step-{steps:09d}" / "model.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -113,14 +115,14 @@ def kill(process: subprocess.Popen, victim: str, draw: random.Random) -> None:
     psutil.wait_procs(family, timeout=30)
 
 
-def test_killed_at_ten_random_moments_the_run_ends_with_the_same_bits(
-    undisturbed, digits, tmp_path
-):
-    settings, draw = config("killed", tmp_path, digits), random.Random(7)
-    run = tmp_path / "killed"
-    moments = sorted(draw.sample(range(5, STEPS - 5), KILLS))
+def train_and_kill(settings: TrainConfig, victims: Sequence[str], draw: random.Random) -> Path:
+    """Train to the end, and kill each victim at a random step on the way; folder of the run."""
+    run = Path(settings.runs_dir) / settings.name
+    steps = settings.steps(1437)
     process = start(settings)
-    for number, moment in enumerate(moments):
+    for victim, moment in zip(
+        victims, sorted(draw.sample(range(5, steps - 5), len(victims))), strict=True
+    ):
         reached = run / "samples" / f"step-{moment:09d}.json"
         deadline = time.monotonic() + TIMEOUT_S
         while not reached.exists():
@@ -128,15 +130,37 @@ def test_killed_at_ten_random_moments_the_run_ends_with_the_same_bits(
             if process.poll() is not None:
                 pytest.fail(process.communicate()[0])
             time.sleep(0.02)
-        kill(process, ("worker", "driver", "tree")[number % 3], draw)
+        kill(process, victim, draw)
         if process.poll() is not None:
             process = start(settings)
     output, _ = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, output
-    assert keys(run) == keys(undisturbed)
-    expected = weights(undisturbed)
-    assert all((tensor == expected[name]).all() for name, tensor in weights(run).items())
+    return run
+
+
+def assert_the_same_run(run: Path, undisturbed: Path, steps: int = STEPS) -> None:
+    """The same batches, the same records of the loss, the same weights to the bit."""
+    assert keys(run, steps) == keys(undisturbed, steps)
     assert losses(run) == losses(undisturbed)
+    expected = weights(undisturbed, steps)
+    assert all((tensor == expected[name]).all() for name, tensor in weights(run, steps).items())
+
+
+def test_killed_once_in_each_way_the_run_ends_with_the_same_bits(undisturbed, digits, tmp_path):
+    settings = config("killed", tmp_path, digits)
+    run = train_and_kill(settings, ("worker", "driver", "tree"), random.Random(7))
+    assert_the_same_run(run, undisturbed)
+
+
+@pytest.mark.slow
+def test_killed_at_ten_random_moments_the_run_ends_with_the_same_bits(
+    ray_cluster, digits, tmp_path
+):
+    fit(config("undisturbed", tmp_path, digits, MANY_STEPS))
+    settings = config("killed", tmp_path, digits, MANY_STEPS)
+    victims = [("worker", "driver", "tree")[number % 3] for number in range(MANY_KILLS)]
+    run = train_and_kill(settings, victims, random.Random(7))
+    assert_the_same_run(run, tmp_path / "undisturbed", MANY_STEPS)
 
 
 def test_every_sample_is_consumed_exactly_once_in_an_epoch(undisturbed):
@@ -146,7 +170,7 @@ def test_every_sample_is_consumed_exactly_once_in_an_epoch(undisturbed):
         assert len(set(consumed[epoch * 1437 : (epoch + 1) * 1437])) == 1437
 
 
-@pytest.mark.parametrize("workers", [1, 3, 4])
+@pytest.mark.parametrize("workers", [1, 3, pytest.param(4, marks=pytest.mark.slow)])
 def test_other_numbers_of_workers_see_the_same_batches_and_losses(
     undisturbed, digits, tmp_path, workers
 ):
@@ -158,9 +182,10 @@ def test_other_numbers_of_workers_see_the_same_batches_and_losses(
     assert len(expected) == STEPS // 10
 
 
-def test_a_sharded_run_goes_on_replicated_with_the_same_losses(undisturbed, digits, tmp_path):
-    def halfway(record: dict) -> bool:
-        return record["kind"] == "train" and record["step"] >= 100
+def test_a_sharded_run_resumes_replicated_with_the_same_losses(undisturbed, digits, tmp_path):
+    def halfway(record: dict) -> str | None:
+        reached = record["kind"] == "train" and record["step"] >= STEPS // 2
+        return "halfway" if reached else None
 
     stopped = fit(config("sharded", tmp_path, digits, parallel="fsdp"), on_record=halfway)
     assert stopped is None
@@ -187,7 +212,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_disk_that_fills_stops_the_run_and_room_lets_it_go_on(
+def test_a_disk_that_fills_stops_the_run_and_room_lets_it_resume(
     undisturbed, digits, tmp_path, small_disk
 ):
     settings = config("full", tmp_path, digits, keep_checkpoints=100, max_restarts=0)

@@ -13,6 +13,7 @@ from support.chart import (
     HEIGHT,
     MAX_DOTS,
     MAX_POINTS,
+    WIDTH,
     Chart,
     bar_chart,
     clean,
@@ -136,6 +137,19 @@ def test_text_is_escaped_and_has_no_secrets():
     ):
         assert "S3CR3T" not in svg and "s3://***@bucket" in svg
         assert "<script" not in svg and "$x$ & b" in " ".join(texts(svg))
+
+
+@pytest.mark.filterwarnings("error")
+def test_characters_that_xml_or_the_font_lacks_are_no_fault():
+    svg = bar_chart({"\x1b[31mred\x00": 1, "\u5b66\u7fd2": 2}, name="x", shown=str)
+    assert {"[31mred", "\u5b66\u7fd2"} <= set(texts(svg)) and "[31mred: 1" in titles(svg)
+
+
+def test_many_lines_are_named_under_the_pointer_only():
+    svg = line_chart({f"gpu {n}": [(0, n)] for n in range(100)}, name="x", label="minutes")
+    assert "100 lines, named under the pointer; minutes" in texts(svg)
+    assert "gpu 7" not in texts(svg) and "gpu 7" in titles(svg)
+    assert ElementTree.fromstring(svg).get("viewBox") == f"0 0 {WIDTH} {HEIGHT}"
 
 
 def test_the_text_fits_into_a_page():

@@ -154,7 +154,8 @@ def add_trial(
     elif not group:
         values = ", ".join(f"{k} {v:.4f}" for k, v in entry.values.items() if k.startswith("val"))
         text = f"{text} at step {entry.step}; {values}"
-        style = {"color": chart.PAPER, "markeredgecolor": chart.INK, "markersize": 7}
+        style = {"color": chart.PAPER, "markeredgecolor": chart.INK, "markersize": 8}
+        style["markeredgewidth"] = 1.6
     else:
         text = f"{text}; {result.objective} {group.shown(result.objective)}"
         style = {"color": color(result, group.mean(result.objective)), "markersize": 12}
@@ -197,11 +198,10 @@ def curves_figure(result: SearchResult, metric: str) -> str:
     figure = Chart("curves", **SIZE)
     figure.axes.set(xlim=(0, 1), xlabel="share of the trial", ylim=(span.low, span.high))
     figure.axes.set(ylabel=metric)
-    figure.axes.xaxis.set_major_formatter(lambda value, _: chart.percentage(value))
-    figure.axes.yaxis.set_major_formatter(lambda value, _: chart.short(value))
+    figure.write_ticks(x=chart.percentage, y=chart.short)
     if result.job.config.stopper != "none":
         first, away = result.job.first_rung, {"xytext": (-6, -6), "textcoords": "offset points"}
-        figure.axes.axvspan(0, first, color=chart.WASH, zorder=0)
+        figure.axes.axvspan(0, first, color=chart.WASH)
         figure.axes.axvline(first, color=chart.SOFT, linewidth=1, linestyle=DASHED)
         note = {"color": chart.SOFT, "ha": "right", "va": "top", **away}
         figure.axes.annotate("no trial is stopped here", (first, span.high), **note)
@@ -217,7 +217,7 @@ def add_curve(figure: Chart, entry: Entry, points: Line, *, best: bool) -> None:
     ink = BEST if best else BASELINE if baseline else chart.SOFT
     width = 0.9 if entry.repeat else 2.8 if best else 2.2 if baseline else 1.2
     dash = DASHED if baseline and not best else "-"
-    style = {"color": ink, "zorder": 3, "alpha": 1 if best or baseline else 0.6}
+    style = {"color": ink, "alpha": 1 if best or baseline else 0.6}
     figure.line(points, "trial", described(entry), linewidth=width, linestyle=dash, **style)
     ends = {
         STOPPED: {"markerfacecolor": chart.PAPER, "markersize": 7, "markeredgewidth": 1.8},
@@ -236,7 +236,7 @@ def seeds_figure(result: SearchResult) -> str:
     figure = Chart("seeds", height=34 * len(groups) + 60, left=SIZE["left"])
     span = metric_range(run[result.objective] for group in groups for run in group.runs)
     figure.axes.set(xlim=(span.low, span.high), xlabel=result.objective)
-    figure.axes.xaxis.set_major_formatter(lambda value, _: chart.short(value))
+    figure.write_ticks(x=chart.short)
     names = [f"trial {group.number}" if group.number else "baseline" for group in groups]
     figure.axes.set(ylim=(len(groups) - 0.5, -0.5), yticks=range(len(groups)), yticklabels=names)
     for row, group in enumerate(groups):

@@ -5,6 +5,7 @@ Predictions -> which images tell something -> read again -> small JPEGs in sheet
 
 import base64
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from pipeline.data.reader import SampleReader, View
 from pipeline.evaluation.config import CENTER, EvaluateConfig
 from pipeline.evaluation.metrics import Predictions
 from shards.dataset import wordnet
-from support.files import write_json
+from support.files import write_bytes
 from vit.images import decode
 from vit.registry import num_views
 
@@ -91,7 +92,8 @@ def write_examples(
                 },
             }
         )
-    write_json(folder / EXAMPLES, entries)
+    # not redacted: a picture in base64 may look like a token
+    write_bytes(folder / EXAMPLES, json.dumps(entries).encode())
 
 
 def class_name(dataset: Dataset, number: int) -> str:

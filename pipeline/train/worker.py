@@ -8,6 +8,7 @@ shares differ. Whatever happens in step k depends on (settings, k) alone, so a r
 exactly.
 """
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from pipeline.train.meter import Meter
 from pipeline.train.report_queue import StopSignal
 from pipeline.train.state import State
 from pipeline.train.system_metrics import sampling
-from support.files import write_json
+from support.files import write_bytes
 from support.splitmix import scramble
 from vit.batch import mix, normalise
 from vit.loss import make_loss, make_targets
@@ -155,7 +156,7 @@ def device_batches(job: Job, share: RankShare, step: int, device: torch.device) 
     view = View(images=config.images, size=config.model.image_size, seed=config.seed)
     stream = Stream(
         reader=SampleReader(
-            source=job.train,
+            dataset=job.train,
             view=view,
             verify=config.data.verify,
             skip=config.data.max_bad_samples > 0,
@@ -219,4 +220,5 @@ def keep_keys(job: Job, step: int, keys: np.ndarray, rank: int) -> None:
     if gathered:
         path = job.dir / "samples" / f"step-{step + 1:09d}.json"
         path.parent.mkdir(exist_ok=True)
-        write_json(path, [key for part in gathered for key in part])
+        keys = [key for part in gathered for key in part]
+        write_bytes(path, json.dumps(keys).encode())

@@ -87,8 +87,12 @@ def class_table(rows: Sequence[tuple[str, str, int]]) -> Table:
 
 def bars(name: str, counts: Mapping[str, int]) -> str:
     """A chart of counts and their shares."""
-    total = max(sum(counts.values()), 1)
-    return bar_chart(counts, name=name, shown=lambda count: f"{count:,} ({count / total:.1%})")
+    total = sum(counts.values())
+
+    def shown(count: int) -> str:
+        return f"{count:,} ({count / total:.1%})" if count else "0"
+
+    return bar_chart(counts, name=name, shown=shown)
 
 
 def frequency_chart(described: Description) -> str:
