@@ -112,7 +112,7 @@ with (folder / "metrics.jsonl").open("a") as file:
 """
 
 
-@pytest.mark.ray
+@pytest.mark.server
 def test_a_run_that_crashed_continues_its_curve_without_doubled_points(tmp_path):
     store, folder = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "run"
     folder.mkdir()
@@ -144,7 +144,7 @@ def test_a_record_is_sent_by_one_process_at_a_time(tmp_path):
 # --- a server that fails ---
 
 
-@pytest.mark.ray
+@pytest.mark.server
 def test_a_server_killed_in_the_middle_loses_and_doubles_nothing(server, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     folder = tmp_path / "run"
@@ -161,7 +161,7 @@ def test_a_server_killed_in_the_middle_loses_and_doubles_nothing(server, tmp_pat
     assert statistics.median(down) < 1.25 * statistics.median([*up, *after]) + 0.001
 
 
-@pytest.mark.ray
+@pytest.mark.server
 @pytest.mark.parametrize("mode", ["500", "full"])
 def test_a_server_that_answers_with_errors_gets_all_of_it_later(
     mode, server, door, tmp_path, monkeypatch
@@ -179,7 +179,7 @@ def test_a_server_that_answers_with_errors_gets_all_of_it_later(
     assert points(server.store, folder) == expected(200)
 
 
-@pytest.mark.ray
+@pytest.mark.server
 def test_lost_answers_double_nothing(server, door, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", door.uri)
     folder = tmp_path / "run"
@@ -193,7 +193,7 @@ def test_lost_answers_double_nothing(server, door, tmp_path, monkeypatch):
     assert points(server.store, folder) == expected(60)
 
 
-@pytest.mark.ray
+@pytest.mark.server
 def test_a_slow_server_does_not_slow_the_steps_and_is_waited_for(
     server, door, tmp_path, monkeypatch
 ):
@@ -207,7 +207,7 @@ def test_a_slow_server_does_not_slow_the_steps_and_is_waited_for(
     assert points(server.store, folder) == expected(200)
 
 
-@pytest.mark.ray
+@pytest.mark.server
 def test_a_server_that_is_down_at_start_and_end_is_told_by_sync(
     server, tmp_path, monkeypatch, caplog
 ):
@@ -248,7 +248,7 @@ def test_sync_of_what_is_no_run_is_refused(tmp_path):
         mlflow_sync.sync(tmp_path / "none")
 
 
-@pytest.mark.ray
+@pytest.mark.server
 def test_a_token_opens_the_door_and_is_seen_nowhere(server, door, tmp_path, monkeypatch):
     token = "t0ken-of-this-test"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", door.uri)
@@ -292,7 +292,7 @@ def trained(tmp_path_factory):
     return folder
 
 
-@pytest.mark.ray
+@pytest.mark.server
 def test_checkpoints_become_models_that_mlflow_opens_without_unpickling(
     trained, server, monkeypatch, caplog
 ):

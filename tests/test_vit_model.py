@@ -327,6 +327,7 @@ def test_checkpointed_blocks_give_the_same_gradients():
         torch.testing.assert_close(p.grad, q.grad, msg=name)
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize(
     "settings",
     [

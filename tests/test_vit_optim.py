@@ -366,6 +366,7 @@ def test_saved_state_goes_on_exactly(name, tmp_path, request):
     assert rest == whole[6:]
 
 
+@pytest.mark.compile
 def test_compiled_8_bit_step_moves_every_parameter():
     try_torchao()
     config = ViTConfig(
@@ -432,6 +433,7 @@ def step_wrapped(name, wrapper):
     return still, follows, sums[0].item() == sums[1].item()
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
 def test_every_parameter_moves_on_two_processes(wrapper):
     names = ["adamw", "sgd"] + ["adamw8bit"] * bool(importlib.util.find_spec("torchao"))

@@ -29,6 +29,9 @@ CONFIG = ViTConfig(
 )
 
 
+pytestmark = pytest.mark.compile
+
+
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
     """Threads that wait for each other are slow where the cores are shared."""

@@ -10,7 +10,6 @@ import tarfile
 from pathlib import Path
 
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from pipeline.settings.config import DIGITS
 from shards.build.config import BuildConfig
@@ -48,6 +47,8 @@ def made(data_dir: str, runs_dir: str) -> str:
 
 def write_archive(path: Path) -> None:
     """Write the archive, whole or not at all; the same bytes every time."""
+    from sklearn.datasets import load_digits  # a second of imports, which no worker needs
+
     digits = load_digits()
     members: dict[str, list[tuple[str, bytes]]] = {wnid: [] for wnid in CLASSES}
     for number, (scan, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
