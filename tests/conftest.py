@@ -20,6 +20,7 @@ os.environ |= {
 import pytest
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Keep together what shares an expensive fixture."""
     for item in items:
