@@ -1,4 +1,4 @@
-"""README's commands exist and take the settings that they are shown with; its tree is the tree."""
+"""Commands of the README and of the docs exist and take the settings that they are shown with."""
 
 import re
 import shlex
@@ -10,29 +10,36 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-COMMANDS = [
-    line.strip()
-    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    for line in block.replace("\\\n", " ").splitlines()
-    if line.strip() and not line.strip().startswith("#")
-]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+README = PAGES[0].read_text()
+PACKAGES = ("support", "shards", "vit", "pipeline", "tune")
+
+
+def commands(text: str) -> list[str]:
+    """The lines of the blocks of shell commands."""
+    return [
+        line.strip()
+        for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.strip()
+    ]
+
+
+COMMANDS = [command for page in PAGES for command in commands(page.read_text())]
 
 
 def test_set_up_takes_two_commands():
-    assert COMMANDS[:2] == [
+    assert commands(README)[:2] == [
         "pip install -e . && python -m pipeline train demo",
         "pip install -e '.[test]' && pytest",
     ]
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith("pip ")])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(("python ", "mlflow "))])
 def test_command_exists_and_takes_its_settings(command):
     words = shlex.split(command)
-    if words[0] == "python":
-        words[0] = sys.executable
-    else:
-        words[0] = str(Path(sys.executable).parent / words[0])
+    words[0] = str(Path(sys.executable).parent / words[0])
     flags = {word.split("=")[0] for word in words if word.startswith("--")}
     # the command, without its settings and without folders that are not there
     plain = words[:1] + [
@@ -41,33 +48,56 @@ def test_command_exists_and_takes_its_settings(command):
         if word not in flags and before not in flags and "/" not in word
     ]
     result = subprocess.run(
-        [*plain, "--help"], capture_output=True, text=True, timeout=120, check=False
+        [*plain, "--help" if plain[1] == "ui" else "--help-all"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
     missing = {flag for flag in flags if flag.replace("_", "-") not in result.stdout}
     assert not missing, f"{missing} are not in the help of {' '.join(plain)}"
 
 
-def test_extras_of_the_set_up_exist():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = {extra for found in re.findall(r"\.\[(.*?)\]", README) for extra in found.split(",")}
-    assert extras <= project["optional-dependencies"].keys()
-
-
-def test_tree_names_every_file_once():
-    tree = re.search(r"```\n(shards/.*?)```", README, re.DOTALL)[1]
-    shown, folder = set(), ""
-    for line in tree.splitlines():
-        name = line.split()[0]
-        if not line.startswith(" "):
-            folder = name if name.endswith("/") else ""
-        if not name.endswith("/"):
-            shown.add(name if not line.startswith(" ") else folder + name)
-    real = {
-        str(path.relative_to(ROOT))
-        for package in ("shards", "vit", "pipeline", "tune", "benchmarks")
-        for path in (ROOT / package).glob("*.py")
-        if path.name != "__init__.py"
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(("pip ", "pytest"))])
+def test_extras_and_markers_of_the_commands_exist(command):
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = {extra for names in re.findall(r"\.\[(.*?)\]", command) for extra in names.split(",")}
+    assert extras <= settings["project"]["optional-dependencies"].keys()
+    known = {
+        line.partition(":")[0] for line in settings["tool"]["pytest"]["ini_options"]["markers"]
     }
-    assert real - shown == set(), "files that the tree leaves out"
-    assert {name for name in shown if not (ROOT / name).exists()} == set()
+    for expression in re.findall(r'-m "([^"]*)"', command):
+        assert set(re.findall(r"\w+", expression)) - {"and", "or", "not"} <= known
+
+
+def test_tree_names_every_folder_of_the_packages():
+    tree = re.search(r"```\n(support/.*?)```", README, re.DOTALL)[1]
+    shown, package = set(), ""
+    for line in tree.splitlines():
+        name = line.split()[0].rstrip("/")
+        package = package if line.startswith(" ") else name
+        shown.add(f"{package}/{name}" if line.startswith(" ") else name)
+    real = {
+        str(path.parent.relative_to(ROOT))
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+    }
+    assert real | {"benchmarks", "tests", "docs"} == shown
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_files_that_are_named_exist(page):
+    text = page.read_text()
+    links = re.findall(r"\]\(([^):#]+)\)", text) + re.findall(r'src="([^":]+)"', text)
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    paths = re.findall(
+        r"`((?:support|shards|vit|pipeline|tune|benchmarks|tests)/[\w/]*\.\w+)`", text
+    )
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_tables_that_contributing_names_are_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for name, path in re.findall(r"`([A-Z]+)` in `([\w/]+\.py)`", text):
+        assert re.search(rf"^{name}\b.*=", (ROOT / path).read_text(), re.MULTILINE), (name, path)
