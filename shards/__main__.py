@@ -62,7 +62,6 @@ class Build(_Parallel):
         from shards.build import pack
         from shards.build.progress import BuildProgress
 
-        _open_log()
         run, progress = self.runner(), BuildProgress()
         return _write(pack.build(self.sources, self.out, self.config, run=run, progress=progress))
 
@@ -82,7 +81,6 @@ class Index(_Parallel):
 
     def __call__(self) -> int:
         """Write the index."""
-        _open_log()
         from shards.check import index
 
         return _write(index.index(self.location, self.classes, self.label, run=self.runner()))
@@ -103,7 +101,6 @@ class Verify(_Parallel):
         """Verify, and repair if requested; returns 1 if faults remain."""
         from shards.check import verify
 
-        _open_log()
         run = self.runner()
         result = verify.verify(self.location, quick=self.quick, run=run)
         if result.faults and self.repair:
@@ -128,7 +125,6 @@ class Info:
 
     def __call__(self) -> int:
         """Describe it."""
-        _open_log()
         from shards.check import info
 
         description = info.describe(self.location)
@@ -143,19 +139,15 @@ class Info:
 COMMANDS = {"build": Build, "index": Index, "verify": Verify, "info": Info}
 
 
-def _open_log() -> None:
-    """Log to standard error; standard output is for the result of the command."""
-    open_console(verbose=False, stream=sys.stderr)
-
-
 def _write(result: object) -> int:
-    """Write the result of a command to standard output; returns exit status 0."""
+    """Write a result to standard output; returns exit status 0."""
     sys.stdout.write(f"{redact(str(result))}\n")
     return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status. Entry point of the script `vit-shards`."""
+    open_console(verbose=False, stream=sys.stderr)  # standard output is for the results
     return dispatch("python -m shards", COMMANDS, arguments)
 
 

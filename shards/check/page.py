@@ -3,7 +3,6 @@
 import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from shards.build.transcode import opened
 from shards.build.writer import read_range
@@ -17,16 +16,22 @@ SHEET_IMAGES, THUMB_SIDE = 48, 112
 
 def write(path: str, description: Description, location: str) -> None:
     """Write the page about the shard set at `location` to a file or URI."""
-    images = sum(split.images for split in description.splits.values())
-    gigabytes = sum(split.shard_bytes for split in description.splits.values()) / 1e9
+    splits, built = description.splits.values(), description.built
+    left_out = built and {
+        f"of {built['files']:,} files gave no image": f"{built['quarantined_count']:,}",
+        "copies merged": f"{built['duplicates']:,}",
+        "images excluded": f"{built['excluded']:,}",
+        "copies from another split": f"{built['crossing']:,}",
+        **{f"left out, {reason}": f"{n:,}" for reason, n in built["left_out"].items()},
+    }
     page = render(
         "shards.check/info.html",
         location=description.location,
         tiles={
-            "images": f"{images:,}",
+            "images": f"{sum(split.images for split in splits):,}",
             "classes": f"{description.classes:,}",
-            "shards": f"{sum(split.shards for split in description.splits.values()):,}",
-            "GB": f"{gigabytes:,.2f}",
+            "shards": f"{sum(split.shards for split in splits):,}",
+            "GB": f"{sum(split.shard_bytes for split in splits) / 1e9:,.2f}",
         },
         splits=split_table(description),
         shapes={
@@ -37,15 +42,14 @@ def write(path: str, description: Description, location: str) -> None:
         },
         most=class_table(description.most),
         least=class_table(description.least),
-        left_out=left_out(description.built) if description.built else {},
+        left_out=left_out,
         sources={
-            "Source formats": bars("modes", description.built.get("modes", {})),
-            "Gave no image, by reason": bars("reasons", description.built.get("reasons", {})),
+            "Source formats": bars("modes", built.get("modes", {})),
+            "Gave no image, by reason": bars("reasons", built.get("reasons", {})),
         },
         samples=samples(location),
     )
-    system, inside = store.locate(path)
-    store.write_bytes(system, inside, page.encode())
+    store.write_bytes(*store.locate(path), page.encode())
 
 
 def split_table(description: Description) -> Table:
@@ -61,17 +65,6 @@ def split_table(description: Description) -> Table:
         for name, split in description.splits.items()
     ]
     return Table(head=head, rows=rows)
-
-
-def left_out(built: Mapping[str, Any]) -> dict[str, str]:
-    """Counts of the images that the build left out, by reason."""
-    return {
-        f"of {built['files']:,} files gave no image": f"{built['quarantined_count']:,}",
-        "copies merged": f"{built['duplicates']:,}",
-        "images excluded": f"{built['excluded']:,}",
-        "copies from another split": f"{built['crossing']:,}",
-        **{f"left out, {reason}": f"{n:,}" for reason, n in built["left_out"].items()},
-    }
 
 
 def class_table(rows: Sequence[tuple[str, str, int]]) -> Table:

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,11 @@ from shards.dataset import format, store, tar
 from shards.dataset.format import Manifest, Shard, ShardSet
 
 SHOWN = 100
+
+Row = dict[str, Any]
+"""A row of an index (see format.INDEX)."""
+Members = dict[str, tar.Member]
+"""The members of a sample by extension."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,7 @@ def _shard(shard_set: ShardSet, decode: bool, shard: Shard) -> _Checked:
 
 
 def _shard_faults(
-    shard_set: ShardSet, shard: Shard, rows: list[dict[str, Any]], decode: bool
+    shard_set: ShardSet, shard: Shard, rows: list[Row], decode: bool
 ) -> Iterator[tuple[str, str]]:
     """Keys ("" for the shard as a whole) and reasons of the faults of a shard."""
     if len(rows) != shard.samples:
@@ -172,10 +177,10 @@ def _shard_faults(
 
 def _samples(
     reader: store.RangeReader, name: str, damaged: tar.Damage
-) -> Iterator[tuple[str, dict[str, tar.Member]]]:
-    """Key and members by extension of each sample."""
+) -> Iterator[tuple[str, Members]]:
+    """Key and members of each sample."""
     for key, files in format.grouped(tar.walk(reader, 0, reader.size, name, damaged)):
-        members: dict[str, tar.Member] = {}
+        members: Members = {}
         for extension, member in files:
             if extension in members:
                 damaged(member.start, f"{member.name} twice in one sample")
@@ -184,20 +189,16 @@ def _samples(
 
 
 def _sample_faults(
-    manifest: Manifest,
-    row: dict[str, Any],
-    members: Mapping[str, tar.Member],
-    reader: store.RangeReader,
-    decode: bool,
+    manifest: Manifest, row: Row, members: Members, read: tar.Read, decode: bool
 ) -> Iterator[str]:
     """Reasons of the faults of a sample, given its row of the index."""
     image = next((members[e] for e in format.IMAGE_EXTENSIONS if e in members), None)
     if image is None:
         yield f"no image, only {sorted(members)}"
         return
-    texts = {e: memoryview(reader(m.offset, m.size)) for e, m in members.items() if m is not image}
+    texts = {e: memoryview(read(m.offset, m.size)) for e, m in members.items() if m is not image}
     try:
-        classes = list(format.labels(row["key"], texts, "its label", manifest.label))
+        classes = list(format.labels(row["key"], texts, "label", manifest.label))
     except ValueError as error:
         yield str(error)
         classes = row["classes"]
@@ -209,7 +210,7 @@ def _sample_faults(
     indexed = tuple(row[name] for name in ("start", "stop", "offset", "size"))
     if (*extent, image.offset, image.size) != indexed:
         yield "its byte ranges differ from the index's"
-    data = reader(image.offset, image.size)
+    data = read(image.offset, image.size)
     if hashlib.sha256(data).hexdigest() != row["sha256"]:
         yield "the SHA-256 of its image differs from the index's"
     if decode:
@@ -264,8 +265,6 @@ def _job(shard_set: ShardSet, saved: report.Saved) -> writer.ShardJob:
     store.make_folder(shard_set.fs, work)
     classes = manifest.classes if config.classes else None
     context = source.Context(config.source_kind, classes, shard_set.fs, work, {})
-    sources = source.recognise(list(saved.locations), context)
-    systems = tuple(one.fs for one in sources)
-    return writer.ShardJob(
-        shard_set.fs, shard_set.root, saved.build, systems, work, config.transcode
-    )
+    systems = tuple(s.fs for s in source.recognise(list(saved.locations), context))
+    transcode = config.transcode
+    return writer.ShardJob(shard_set.fs, shard_set.root, saved.build, systems, work, transcode)

@@ -94,22 +94,19 @@ def _number(field: bytes) -> int:
 def _parse(block: bytes) -> _Header:
     """The fields of a header block; raises ValueError if it is not one."""
     try:
-        return _fields(block)
+        stored = _number(block[148:156])
+        # adler32 sums bytes in C: its low half is 1 + sum modulo 65521.
+        summed = (zlib.adler32(block) & 0xFFFF) - 1 - sum(block[148:156]) + 256
+        # Old tars summed signed characters.
+        if (summed - stored) % 65521 and stored != sum(struct.unpack("148b8x356b", block)) + 256:
+            raise ValueError("its checksum differs")
+        size = _number(block[124:136])
     except ValueError as error:
         raise ValueError(f"not a tar header: {error}") from None
-
-
-def _fields(block: bytes) -> _Header:
-    stored = _number(block[148:156])
-    # adler32 sums bytes in C: its low half is 1 + sum modulo 65521.
-    summed = (zlib.adler32(block) & 0xFFFF) - 1 - sum(block[148:156]) + 256
-    # Old tars summed signed characters.
-    if (summed - stored) % 65521 and stored != sum(struct.unpack("148b8x356b", block)) + 256:
-        raise ValueError("its checksum differs")
     name = block[:100].split(b"\0", 1)[0]
     if block[257:263] == b"ustar\0" and block[345]:
         name = block[345:500].split(b"\0", 1)[0] + b"/" + name
-    return _Header(name, _number(block[124:136]), block[156:157])
+    return _Header(name, size, block[156:157])
 
 
 def _pax(data: bytes) -> dict[str, str]:
