@@ -1,7 +1,6 @@
-"""Make, index, check and describe shard sets: `python -m shards build|index|verify|info`.
+"""Build, index, verify and describe shard sets: `python -m shards build|index|verify|info`.
 
-The exit status is also 1 where `verify` finds faults. The slow imports wait until the arguments
-have been checked.
+`verify` also exits with 1 if it finds faults. Slow imports wait until the arguments are checked.
 """
 
 import logging
@@ -20,16 +19,33 @@ log = logging.getLogger("shards")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Build:
+class _Parallel:
+    """A command that runs its tasks on Ray or in this process."""
+
+    workers: int | None = None
+    """Ray workers; 0 runs in this process; None uses the cluster of RAY_ADDRESS or all cores."""
+
+    def runner(self) -> Callable:
+        """Start Ray if it is needed, and return the function that runs tasks."""
+        if self.workers == 0:
+            from shards.build.pack import serial
+
+            return serial
+        from shards.build import ray_map
+
+        ray_map.start(self.workers)
+        return ray_map.ray_map
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build(_Parallel):
     """Make a shard set from archives, folders of classes or other shards."""
 
     sources: tyro.conf.Positional[tuple[str, ...]]
-    """Archives, folders, s3:// or gs:// URIs; ILSVRC2012_img_val.tar needs its devkit beside it."""
+    """Archives, folders, s3:// or gs:// URIs; ILSVRC2012_img_val.tar also needs its devkit."""
     out: str
     """Folder or URI of the shard set. The same command resumes a build that was killed."""
     config: BuildConfig = field(default_factory=BuildConfig)
-    workers: int | None = None
-    """Ray workers; 0 works in this process; None takes the cluster of RAY_ADDRESS or all cores."""
     dry_run: bool = False
     """Estimate shards, bytes and time from a sample, and write nothing."""
 
@@ -42,118 +58,96 @@ class Build:
         if self.dry_run:
             from shards.build.estimate import estimate
 
-            return _say(estimate(self.sources, self.config))
+            return _write(estimate(self.sources, self.config))
         from shards.build import pack
         from shards.build.progress import BuildProgress
 
-        _open_log()
-        run, progress = _run(self.workers), BuildProgress()
-        return _say(pack.build(self.sources, self.out, self.config, run=run, progress=progress))
+        run, progress = self.runner(), BuildProgress()
+        return _write(pack.build(self.sources, self.out, self.config, run=run, progress=progress))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Index:
-    """Index the WebDataset shards that others wrote, so that the pipeline can train on them."""
+class Index(_Parallel):
+    """Index WebDataset shards made by other tools, so that the pipeline can train on them."""
 
     location: tyro.conf.Positional[str]
-    """Folder or URI of the shards; the index is written beside them."""
+    """Folder or URI of the shards; the index is written next to them."""
     classes: str | None = None
-    """What class numbers mean: a file with one WordNet id per line, or a built-in list; None takes
-    it from keys such as n01440764_10026, where all agree."""
+    """Class list that gives the class numbers their meaning: a file with one WordNet id per line,
+    or the name of a built-in list; None takes the ids from keys such as n01440764_10026 if all
+    keys agree."""
     label: str | None = None
-    """Where labels are: cls, or json:FIELD; None looks."""
-    workers: int | None = None
-    """Ray workers; 0 works in this process; None takes the cluster of RAY_ADDRESS or all cores."""
+    """Where labels are stored: cls, or json:FIELD; None detects it."""
 
     def __call__(self) -> int:
         """Write the index."""
-        _open_log()
         from shards.check import index
 
-        return _say(index.index(self.location, self.classes, self.label, run=_run(self.workers)))
+        return _write(index.index(self.location, self.classes, self.label, run=self.runner()))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verify:
+class Verify(_Parallel):
     """Check a shard set: structure, counts, hashes, labels, and that every image decodes."""
 
     location: tyro.conf.Positional[str]
     """Folder or URI of the shard set."""
     quick: bool = False
-    """Leave out decoding."""
+    """Do not decode the images."""
     repair: bool = False
-    """Make shards with faults again; the sources must lie where they lay."""
-    workers: int | None = None
-    """Ray workers; 0 works in this process; None takes the cluster of RAY_ADDRESS or all cores."""
+    """Rebuild faulty shards; the sources must still be at their original locations."""
 
     def __call__(self) -> int:
-        """Verify, and repair if asked to; 1 if faults are left."""
+        """Verify, and repair if requested; returns 1 if faults remain."""
         from shards.check import verify
 
-        _open_log()
-        run = _run(self.workers)
-        found = verify.verify(self.location, quick=self.quick, run=run)
-        if found.faults and self.repair:
-            _say(found)
-            for name in verify.repair(self.location, found, run=run):
-                log.info("made %s again", name)
-            found = verify.verify(self.location, quick=self.quick, run=run)
-        _say(found)
-        return 1 if found.faults else 0
+        run = self.runner()
+        result = verify.verify(self.location, quick=self.quick, run=run)
+        if result.faults and self.repair:
+            _write(result)
+            for name in verify.repair(self.location, result, run=run):
+                log.info("rebuilt %s", name)
+            result = verify.verify(self.location, quick=self.quick, run=run)
+        _write(result)
+        return 1 if result.faults else 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Info:
-    """Describe a shard set: counts, sizes, shapes, classes, what was left out."""
+    """Describe a shard set: counts, sizes, shapes, classes, and what was left out."""
 
     location: tyro.conf.Positional[str]
     """Folder or URI of the shard set."""
     json: bool = False
     """Write JSON to standard output."""
     html: str | None = None
-    """Also write a page with plots and a contact sheet to this file."""
+    """Also write a page with charts and sample images to this file."""
 
     def __call__(self) -> int:
         """Describe it."""
-        _open_log()
         from shards.check import info
 
-        described = info.describe(self.location)
+        description = info.describe(self.location)
         if self.html is not None:
             from shards.check import page
 
-            page.write(self.html, described, self.location)
+            page.write(self.html, description, self.location)
             log.info("wrote %s", self.html)
-        return _say(described.to_json() if self.json else described)
+        return _write(description.to_json() if self.json else description)
 
 
 COMMANDS = {"build": Build, "index": Index, "verify": Verify, "info": Info}
 
 
-def _run(workers: int | None) -> Callable:
-    """How tasks are run."""
-    if workers == 0:
-        from shards.build.pack import serial
-
-        return serial
-    from shards.build import ray_map
-
-    ray_map.start(workers)
-    return ray_map.ray_map
-
-
-def _open_log() -> None:
-    """Log to standard error: the answer of a command is on standard output."""
-    open_console(verbose=False, stream=sys.stderr)
-
-
-def _say(answer: object) -> int:
-    sys.stdout.write(f"{redact(str(answer))}\n")
+def _write(result: object) -> int:
+    """Write a result to standard output; returns exit status 0."""
+    sys.stdout.write(f"{redact(str(result))}\n")
     return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; its exit status. Entry point of the script `vit-shards`."""
+    """Run a command and return its exit status. Entry point of the script `vit-shards`."""
+    open_console(verbose=False, stream=sys.stderr)  # standard output is for the results
     return dispatch("python -m shards", COMMANDS, arguments)
 
 

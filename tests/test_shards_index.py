@@ -75,7 +75,7 @@ def test_shards_of_img2dataset_keep_their_parquet(tmp_path):
     found = index(str(tmp_path))
     assert (found.label, found.splits) == ("json:label", {"train": 40})
     assert (tmp_path / "00000.parquet").read_bytes() == b"theirs"
-    assert "nobody names 3 of 3 classes" in found.warnings[0]
+    assert "no unique WordNet id for 3 of 3 classes" in found.warnings[0]
     assert len(list(records(tmp_path))) == 40 and not verify(str(tmp_path)).faults
 
 
@@ -110,7 +110,7 @@ def classes_file(folder) -> str:
     ("members", "message"),
     [
         ([("a.jpg", b""), ("b.cls", b"0"), ("a.cls", b"0")], "a are not contiguous"),
-        ([("a.cls", b"0"), ("a.jpg", b"text")], "is no image"),
+        ([("a.cls", b"0"), ("a.jpg", b"text")], "is not an image"),
         ([("a.cls", b"7"), ("a.jpg", jpeg(1))], "label 7 occurs, but .* has 3"),
         ([("a.txt", b"caption"), ("a.jpg", jpeg(1))], "give --label"),
         ([("a.cls", b"0")], "has no image"),

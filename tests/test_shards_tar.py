@@ -104,7 +104,7 @@ def test_cut_tars_raise_with_name_and_byte(cut, reason):
 def test_a_changed_header_fails_its_checksum():
     data = bytearray(tar_bytes(MEMBERS))
     data[3] ^= 1
-    with pytest.raises(ValueError, match="byte 0: no tar header: its checksum"):
+    with pytest.raises(ValueError, match="byte 0: not a tar header: its checksum"):
         walked(bytes(data))
 
 

@@ -70,7 +70,7 @@ def first(folder):
     ("damage", "says"),
     [
         (lambda path, rows: flip(path, rows[2]["offset"] + 300), "SHA-256 of its image"),
-        (lambda path, rows: flip(path, rows[2]["start"] + 5), "no tar header"),
+        (lambda path, rows: flip(path, rows[2]["start"] + 5), "not a tar header"),
         (lambda path, rows: flip(path, rows[2]["start"] + 512), "label"),
         (lambda path, rows: path.write_bytes(path.read_bytes()[:-3000]), "cut short"),
         (lambda path, rows: path.write_bytes(path.read_bytes()[: rows[3]["start"]]),

@@ -1,4 +1,4 @@
-"""What is in a shard set: counts, sizes, shapes, class frequencies, and what was left out."""
+"""Description of a shard set: counts, sizes, shapes, class frequencies, and what was left out."""
 
 import dataclasses
 import json
@@ -8,14 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from shards.build import report
 from shards.dataset import format, wordnet
 from shards.dataset.format import ShardSet
 
-SIDE_EDGES = (0, 32, 64, 128, 192, 224, 256, 320, 384, 512, 768, 1024, 2048)
-ASPECT_EDGES = (0.0, 0.25, 0.5, 0.67, 0.8, 1.0, 1.25, 1.5, 2.0, 4.0)
-BYTE_EDGES = tuple(1000 * kb for kb in (0, 2, 5, 10, 15, 20, 30, 40, 60, 100, 200, 500))
+EDGES = {
+    "short_side": (0, 32, 64, 128, 192, 224, 256, 320, 384, 512, 768, 1024, 2048),
+    "aspect": (0.0, 0.25, 0.5, 0.67, 0.8, 1.0, 1.25, 1.5, 2.0, 4.0),
+    "image_bytes": tuple(1000 * kb for kb in (0, 2, 5, 10, 15, 20, 30, 40, 60, 100, 200, 500)),
+}
+"""Lower edges of the bins of each histogram; the last bin is open."""
 CURVE_POINTS = 200
 
 
@@ -33,13 +37,13 @@ class Split:
 
     @property
     def overhead(self) -> float:
-        """Bytes of the tars beyond those of the images, as a share of the images."""
+        """Bytes of the tars beyond those of the images, as a share of the latter."""
         return self.shard_bytes / max(self.image_bytes, 1) - 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """What is in a shard set."""
+    """Contents of a shard set."""
 
     location: str
     classes: int
@@ -56,7 +60,7 @@ class Description:
     """The largest classes: id, name, images."""
     least: tuple[tuple[str, str, int], ...]
     built: Mapping[str, Any]
-    """The build's report; empty for shards from elsewhere."""
+    """The build's report; empty for shards made by other tools."""
 
     def to_json(self) -> str:
         """The description as JSON."""
@@ -85,15 +89,11 @@ class Description:
         for title, rows in (("largest classes", self.most), ("smallest classes", self.least)):
             yield title
             yield from (f"  {count:>9,}  {wnid}  {name}" for wnid, name, count in rows)
-        if self.built:
-            yield from self._left_out()
-
-    def _left_out(self) -> Iterator[str]:
-        made = self.built
-        yield f"came as: {', '.join(f'{k} {v:,}' for k, v in made['modes'].items())}"
-        yield f"{made['duplicates']:,} copies merged, {made['excluded']:,} excluded"
-        yield f"{made['quarantined_count']:,} of {made['files']:,} files gave no image"
-        yield from (f"  {count:>9,}  {reason}" for reason, count in made["reasons"].items())
+        if built := self.built:
+            yield f"source formats: {', '.join(f'{k} {v:,}' for k, v in built['modes'].items())}"
+            yield f"{built['duplicates']:,} copies merged, {built['excluded']:,} excluded"
+            yield f"{built['quarantined_count']:,} of {built['files']:,} files gave no image"
+            yield from (f"  {count:>9,}  {reason}" for reason, count in built["reasons"].items())
 
 
 def _bars(bars: Mapping[str, int]) -> Iterator[str]:
@@ -106,72 +106,60 @@ def _bars(bars: Mapping[str, int]) -> Iterator[str]:
 
 
 def describe(location: str) -> Description:
-    """Read the indexes of a shard set."""
-    given = format.open_set(location)
-    shapes, counts = _Shapes(), Counter[int]()
-    splits = {name: _split(given, name, shapes, counts) for name in given.manifest.splits}
-    names = given.manifest.classes
-    ranked = [(number, counts[number]) for number in range(len(names))]
-    ranked.sort(key=lambda item: (-item[1], item[0]))
-    at = np.unique(np.linspace(0, len(ranked) - 1, CURVE_POINTS).astype(int)) if ranked else []
-    saved = report.read(given.fs, given.root)
+    """Describe a shard set from its indexes."""
+    shard_set = format.open_set(location)
+    histograms = {name: np.zeros(len(edges), np.int64) for name, edges in EDGES.items()}
+    counts = Counter[int]()
+    splits = {
+        name: _split(shard_set, name, histograms, counts) for name in shard_set.manifest.splits
+    }
+    classes = shard_set.manifest.classes
+    ranked = sorted(range(len(classes)), key=lambda number: -counts[number])
+    ranks = np.unique(np.linspace(0, len(ranked) - 1, CURVE_POINTS).astype(int)) if ranked else []
+    saved = report.read(shard_set.fs, shard_set.root)
     return Description(
-        location=given.location,
-        classes=len(names),
+        location=shard_set.location,
+        classes=len(classes),
         splits=splits,
-        short_side=_labelled(SIDE_EDGES, shapes.side),
-        aspect=_labelled(ASPECT_EDGES, shapes.aspect),
-        image_bytes=_labelled(BYTE_EDGES, shapes.bytes),
-        frequency=tuple(ranked[place][1] for place in at),
-        most=tuple((names[n], wordnet.name(names[n]), count) for n, count in ranked[:5]),
-        least=tuple((names[n], wordnet.name(names[n]), count) for n, count in ranked[-5:]),
+        **{name: _labelled(EDGES[name], bins) for name, bins in histograms.items()},
+        frequency=tuple(counts[ranked[rank]] for rank in ranks),
+        most=tuple((classes[n], wordnet.name(classes[n]), counts[n]) for n in ranked[:5]),
+        least=tuple((classes[n], wordnet.name(classes[n]), counts[n]) for n in ranked[-5:]),
         built=dataclasses.asdict(saved.report) if saved else {},
     )
 
 
-class _Shapes:
-    """Histograms over all images."""
-
-    def __init__(self) -> None:
-        self.side = np.zeros(len(SIDE_EDGES), np.int64)
-        self.aspect = np.zeros(len(ASPECT_EDGES), np.int64)
-        self.bytes = np.zeros(len(BYTE_EDGES), np.int64)
-
-    def add(self, width: np.ndarray, height: np.ndarray, size: np.ndarray) -> None:
-        """Count images."""
-        for counts, edges, values in (
-            (self.side, SIDE_EDGES, np.minimum(width, height)),
-            (self.aspect, ASPECT_EDGES, width / height),
-            (self.bytes, BYTE_EDGES, size),
-        ):
-            counts += np.histogram(values, [*edges, np.inf])[0]
-
-
-def _split(given: ShardSet, name: str, shapes: _Shapes, counts: Counter[int]) -> Split:
-    images = size = multi = 0
-    present: set[int] = set()
-    shards = given.manifest.splits[name]
+def _split(
+    shard_set: ShardSet, name: str, histograms: Mapping[str, np.ndarray], counts: Counter[int]
+) -> Split:
+    """Describe a split, and add its images to the histograms and the counts by class."""
+    images = image_bytes = multi_label = 0
+    split_counts = Counter[int]()
+    shards = shard_set.manifest.splits[name]
     for shard in shards:
-        table = given.read_index(shard)
-        width, height, sizes = (table[c].to_numpy() for c in ("width", "height", "size"))
-        shapes.add(width, height, sizes)
-        images, size = images + table.num_rows, size + int(sizes.sum())
-        labels = table["classes"].to_pylist()
-        multi += sum(len(one) > 1 for one in labels)
-        found = Counter(number for one in labels for number in one)
-        counts.update(found)
-        present.update(found)
+        table = shard_set.read_index(shard)
+        width, height, size = (table[c].to_numpy() for c in ("width", "height", "size"))
+        for key, values in (
+            ("short_side", np.minimum(width, height)),
+            ("aspect", width / height),
+            ("image_bytes", size),
+        ):
+            histograms[key] += np.histogram(values, [*EDGES[key], np.inf])[0]
+        images += len(size)
+        image_bytes += int(size.sum())
+        multi_label += int((pc.list_value_length(table["classes"]).to_numpy() > 1).sum())
+        split_counts.update(pc.list_flatten(table["classes"]).to_pylist())
+    counts.update(split_counts)
     return Split(
         images=images,
         shards=len(shards),
         shard_bytes=sum(shard.bytes for shard in shards),
-        image_bytes=size,
-        multi_label=multi,
-        classes=len(present),
+        image_bytes=image_bytes,
+        multi_label=multi_label,
+        classes=len(split_counts),
     )
 
 
-def _labelled(edges: tuple[float, ...], counts: np.ndarray) -> dict[str, int]:
+def _labelled(edges: tuple[float, ...], bins: np.ndarray) -> dict[str, int]:
     names = [f"{low:g} to {high:g}" for low, high in zip(edges[:-1], edges[1:], strict=True)]
-    names.append(f"{edges[-1]:g} and more")
-    return dict(zip(names, counts.tolist(), strict=True))
+    return dict(zip([*names, f"{edges[-1]:g} and more"], bins.tolist(), strict=True))

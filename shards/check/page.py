@@ -1,14 +1,8 @@
-"""The description of a shard set as one HTML page that stands alone.
-
-Description, thumbnails of the shard set -> charts and tables -> templates/info.html
-"""
+"""The description of a shard set as one self-contained HTML page (templates/info.html)."""
 
 import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
-
-from PIL import Image
 
 from shards.build.transcode import opened
 from shards.build.writer import read_range
@@ -20,41 +14,46 @@ from support.page import Cell, Table, render
 SHEET_IMAGES, THUMB_SIDE = 48, 112
 
 
-def write(path: str, described: Description, location: str) -> None:
+def write(path: str, description: Description, location: str) -> None:
     """Write the page about the shard set at `location` to a file or URI."""
-    images = sum(split.images for split in described.splits.values())
-    gigabytes = sum(split.shard_bytes for split in described.splits.values()) / 1e9
+    splits, built = description.splits.values(), description.built
+    left_out = built and {
+        f"of {built['files']:,} files gave no image": f"{built['quarantined_count']:,}",
+        "copies merged": f"{built['duplicates']:,}",
+        "images excluded": f"{built['excluded']:,}",
+        "copies from another split": f"{built['crossing']:,}",
+        **{f"left out, {reason}": f"{n:,}" for reason, n in built["left_out"].items()},
+    }
     page = render(
         "shards.check/info.html",
-        location=described.location,
+        location=description.location,
         tiles={
-            "images": f"{images:,}",
-            "classes": f"{described.classes:,}",
-            "shards": f"{sum(split.shards for split in described.splits.values()):,}",
-            "GB": f"{gigabytes:,.2f}",
+            "images": f"{sum(split.images for split in splits):,}",
+            "classes": f"{description.classes:,}",
+            "shards": f"{sum(split.shards for split in splits):,}",
+            "GB": f"{sum(split.shard_bytes for split in splits) / 1e9:,.2f}",
         },
-        splits=split_table(described),
+        splits=split_table(description),
         shapes={
-            "Shorter side, pixels": bars("side", described.short_side),
-            "Width over height": bars("aspect", described.aspect),
-            "Bytes per image": bars("bytes", described.image_bytes),
-            "Images per class, most frequent first": frequency_chart(described),
+            "Shorter side, pixels": bars("side", description.short_side),
+            "Width over height": bars("aspect", description.aspect),
+            "Bytes per image": bars("bytes", description.image_bytes),
+            "Images per class, most frequent first": frequency_chart(description),
         },
-        most=class_table(described.most),
-        least=class_table(described.least),
-        left_out=left_out(described.built) if described.built else {},
+        most=class_table(description.most),
+        least=class_table(description.least),
+        left_out=left_out,
         sources={
-            "Came as": bars("modes", described.built.get("modes", {})),
-            "Gave no image, by reason": bars("reasons", described.built.get("reasons", {})),
+            "Source formats": bars("modes", built.get("modes", {})),
+            "Gave no image, by reason": bars("reasons", built.get("reasons", {})),
         },
         samples=samples(location),
     )
-    system, inside = store.locate(path)
-    store.write_bytes(system, inside, page.encode())
+    store.write_bytes(*store.locate(path), page.encode())
 
 
-def split_table(described: Description) -> Table:
-    """The splits side by side."""
+def split_table(description: Description) -> Table:
+    """One row per split."""
     head = ["split", "images", "classes", "shards", "GB", "KB/image", "overhead", "multi-label"]
     rows = [
         [
@@ -63,62 +62,51 @@ def split_table(described: Description) -> Table:
             f"{split.image_bytes / max(split.images, 1) / 1e3:,.1f}",
             *(f"{split.overhead:.1%}", f"{split.multi_label:,}"),
         ]
-        for name, split in described.splits.items()
+        for name, split in description.splits.items()
     ]
     return Table(head=head, rows=rows)
 
 
-def left_out(built: Mapping[str, Any]) -> dict[str, str]:
-    """What the build left out, and how many of it."""
-    return {
-        f"of {built['files']:,} files gave no image": f"{built['quarantined_count']:,}",
-        "copies merged": f"{built['duplicates']:,}",
-        "images excluded": f"{built['excluded']:,}",
-        "copies from another split": f"{built['crossing']:,}",
-        **{f"left out, {reason}": f"{n:,}" for reason, n in built["left_out"].items()},
-    }
-
-
 def class_table(rows: Sequence[tuple[str, str, int]]) -> Table:
-    """Classes by name and id, with their images."""
+    """Number of images by class."""
     cells = [[Cell(name, wnid), f"{count:,}"] for wnid, name, count in rows]
     return Table(head=["class", "images"], rows=cells)
 
 
 def bars(name: str, counts: Mapping[str, int]) -> str:
-    """A chart of counts and their shares."""
+    """A chart of counts and their shares of the total."""
     total = sum(counts.values())
 
-    def shown(count: int) -> str:
+    def count_and_share(count: int) -> str:
         return f"{count:,} ({count / total:.1%})" if count else "0"
 
-    return bar_chart(counts, name=name, shown=shown)
+    return bar_chart(counts, name=name, shown=count_and_share)
 
 
-def frequency_chart(described: Description) -> str:
-    """Images per class by rank, of the classes that have any."""
-    counts = described.frequency
-    step = (described.classes - 1) / max(len(counts) - 1, 1)
+def frequency_chart(description: Description) -> str:
+    """A chart of images per class by rank, for the classes that have images."""
+    counts = description.frequency
+    step = (description.classes - 1) / max(len(counts) - 1, 1)
     lines = {"images": [(1 + round(step * place), n) for place, n in enumerate(counts)]}
     return line_chart(lines, name="frequency", label="rank of the class", logarithmic=True)
 
 
 def samples(location: str) -> Iterator[tuple[str, str, str]]:
-    """Thumbnail, classes and key of the first samples of shards spread over the set."""
-    given = format.open_set(location)
-    shards = [shard for split in given.manifest.splits.values() for shard in split]
-    each = -(-SHEET_IMAGES // max(len(shards), 1))
+    """Thumbnail, class names and key of the first samples of shards spread over the set."""
+    shard_set = format.open_set(location)
+    shards = shard_set.manifest.shards
+    per_shard = -(-SHEET_IMAGES // max(len(shards), 1))
     for shard in shards[:: -(-len(shards) // SHEET_IMAGES)]:
-        for row in given.read_index(shard).slice(0, each).to_pylist():
-            data = read_range(given.fs, given.path(shard), row["offset"], row["size"])
-            wnids = [given.manifest.classes[number] for number in row["classes"]]
+        for row in shard_set.read_index(shard).slice(0, per_shard).to_pylist():
+            data = read_range(shard_set.fs, shard_set.path(shard), row["offset"], row["size"])
+            wnids = (shard_set.manifest.classes[number] for number in row["classes"])
             names = "; ".join(wordnet.name(wnid).split(",")[0] for wnid in wnids)
             yield thumbnail(data), names, row["key"]
 
 
 def thumbnail(data: bytes) -> str:
-    """A small JPEG in base64."""
-    image: Image.Image = opened(data)
+    """A small JPEG of the image, in base64."""
+    image = opened(data)
     image.thumbnail((2 * THUMB_SIDE, 2 * THUMB_SIDE))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=80)

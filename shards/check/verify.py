@@ -1,49 +1,53 @@
-"""Check a shard set against its manifest and indexes, and make faulty shards again.
+"""Check a shard set against its manifest and indexes, and rebuild faulty shards.
 
-Every fault names its shard and, where it has one, its key. Checked are the structure of each tar,
-counts, hashes, contiguous members, labels within range, keys that occur once, files that do not
-belong, and, unless quick, that every image decodes to the size that the index says.
+Each fault names its shard and, if it has one, its key. The checks cover the structure of each tar,
+counts, hashes, contiguous members, the range of labels, repeated keys, stray files and, unless
+quick, that every image decodes to the size in the index.
 """
 
 import dataclasses
 import functools
 import hashlib
 import json
-import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pyarrow import fs as pafs
 
 from shards.build import archive, report, source, writer
 from shards.build.config import BuildConfig
 from shards.build.pack import Run, serial
 from shards.build.transcode import Unusable, opened
 from shards.dataset import format, store, tar
-from shards.dataset.format import Shard, ShardSet
+from shards.dataset.format import Manifest, Shard, ShardSet
 
 SHOWN = 100
-log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+"""A row of an index (see format.INDEX)."""
+Members = dict[str, tar.Member]
+"""The members of a sample by extension."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that is not as it should be."""
+    """A deviation from the manifest, the index or the format."""
 
     shard: str
     key: str
     reason: str
 
     def __str__(self) -> str:
-        """One line."""
+        """The fault in one line."""
         return ": ".join(text for text in (self.shard, self.key, self.reason) if text)
 
 
 @dataclass(frozen=True)
 class Verified:
-    """What a check found."""
+    """Result of a check."""
 
     shards: int
     samples: int
@@ -55,11 +59,10 @@ class Verified:
         lines = [str(fault) for fault in self.faults[:SHOWN]]
         if len(self.faults) > SHOWN:
             lines.append(f"... {len(self.faults):,} faults in all")
+        count = f"{len(self.faults):,}" if self.faults else "no"
         how = "every image decoded" if self.decoded else "images not decoded (--quick)"
-        good = "no faults" if not self.faults else f"{len(self.faults):,} faults"
-        return "\n".join(
-            [*lines, f"{good} in {self.samples:,} samples of {self.shards:,} shards; {how}"]
-        )
+        summary = f"{count} faults in {self.samples:,} samples of {self.shards:,} shards; {how}"
+        return "\n".join([*lines, summary])
 
 
 @dataclass(frozen=True)
@@ -69,219 +72,199 @@ class _Checked:
     name: str
     faults: tuple[Fault, ...]
     keys: np.ndarray
-    """Hashes of its keys, to find keys that occur twice in the set."""
+    """Hashes of its keys, which reveal keys that occur twice in the set."""
 
 
 def verify(location: str, *, quick: bool = False, run: Run = serial) -> Verified:
     """Check the shard set at location."""
-    given = format.open_set(location)
-    shards = [shard for split in given.manifest.splits.values() for shard in split]
-    faults = _strays(given, shards)
-    check = functools.partial(_shard, given, not quick)
-    checked = {one.name: one for one in run(check, shards)}
+    shard_set = format.open_set(location)
+    shards = shard_set.manifest.shards
+    check = functools.partial(_shard, shard_set, not quick)
+    checked = {result.name: result for result in run(check, shards)}
+    faults = [
+        Fault(info.base_name, "", "not in the manifest, but a reader of *.tar would read it")
+        for info in _stray_tars(shard_set)
+    ]
+    faults += _timm_info_faults(shard_set)
     for shard in shards:
         faults += checked[shard.name].faults
-    faults += _repeated(given, [(shard, checked[shard.name].keys) for shard in shards])
+    faults += _repeated(shard_set, [(shard, checked[shard.name].keys) for shard in shards])
     return Verified(len(shards), sum(s.samples for s in shards), not quick, tuple(faults))
 
 
-def _strays(given: ShardSet, shards: list[Shard]) -> list[Fault]:
-    """Files that a reader of *.tar would take for shards, and an _info.json that differs."""
-    names = {shard.name for shard in shards}
-    faults = [
-        Fault(info.base_name, "", "not in the manifest, but a reader of *.tar would read it")
-        for info in store.listing(given.fs, given.root)
-        if info.base_name.endswith(".tar") and info.base_name not in names
-    ]
+def _stray_tars(shard_set: ShardSet) -> list[pafs.FileInfo]:
+    """Tars in the folder that are not in the manifest."""
+    names = {shard.name for shard in shard_set.manifest.shards}
+    entries = store.listing(shard_set.fs, shard_set.root)
+    return [e for e in entries if e.base_name.endswith(".tar") and e.base_name not in names]
+
+
+def _timm_info_faults(shard_set: ShardSet) -> Iterator[Fault]:
     try:
-        told = json.loads(store.read_bytes(given.fs, f"{given.root}/{format.TIMM_INFO}"))
+        info = json.loads(store.read_bytes(shard_set.fs, f"{shard_set.root}/{format.TIMM_INFO}"))
         lengths = {
             name: length
-            for split in told["splits"].values()
+            for split in info["splits"].values()
             for name, length in zip(split["filenames"], split["shard_lengths"], strict=True)
         }
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return [*faults, Fault(format.TIMM_INFO, "", f"cannot be read: {type(error).__name__}")]
-    if lengths != {shard.name: shard.samples for shard in shards}:
-        faults.append(Fault(format.TIMM_INFO, "", "its counts differ from the manifest's"))
-    return faults
+        yield Fault(format.TIMM_INFO, "", f"cannot be read: {type(error).__name__}")
+        return
+    if lengths != {shard.name: shard.samples for shard in shard_set.manifest.shards}:
+        yield Fault(format.TIMM_INFO, "", "its counts differ from the manifest's")
 
 
-def _repeated(given: ShardSet, keys: list[tuple[Shard, np.ndarray]]) -> list[Fault]:
-    """Keys that occur more than once in the set."""
-    found, counts = np.unique(np.concatenate([k for _, k in keys] or [[]]), return_counts=True)
-    twice = found[counts > 1]
-    faults = []
+def _repeated(shard_set: ShardSet, keys: list[tuple[Shard, np.ndarray]]) -> Iterator[Fault]:
+    """Keys that occur more than once in the set, given the hashes of each shard's keys."""
+    values, counts = np.unique(np.concatenate([k for _, k in keys] or [[]]), return_counts=True)
+    repeated = values[counts > 1]
     for shard, hashes in keys:
-        if twice.size and np.isin(hashes, twice).any():
-            names = given.read_index(shard)["key"].to_pylist()
-            rows = np.flatnonzero(np.isin(_hashes(names), twice))
-            faults += [Fault(shard.name, names[row], "a key that occurs twice") for row in rows]
-    return faults
+        rows = np.flatnonzero(np.isin(hashes, repeated))
+        if rows.size:
+            names = shard_set.read_index(shard)["key"].to_pylist()
+            yield from (Fault(shard.name, names[row], "a key that occurs twice") for row in rows)
 
 
-def _hashes(keys: list[str]) -> np.ndarray:
-    raw = b"".join(hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys)
-    return np.frombuffer(raw, np.uint64)
-
-
-def _shard(given: ShardSet, decode: bool, shard: Shard) -> _Checked:
-    """Check one shard; whatever is wrong with its files is a fault, not an error."""
+def _shard(shard_set: ShardSet, decode: bool, shard: Shard) -> _Checked:
+    """Check one shard; problems with its files are faults, not errors."""
     try:
-        rows = given.read_index(shard).to_pylist()
+        rows = shard_set.read_index(shard).to_pylist()
     except (FileNotFoundError, pa.ArrowInvalid, KeyError) as error:
         fault = Fault(shard.name, "", f"its index cannot be read: {error}")
         return _Checked(shard.name, (fault,), np.zeros(0, np.uint64))
-    keys = _hashes([row["key"] for row in rows])
+    hashes = (hashlib.blake2b(row["key"].encode(), digest_size=8).digest() for row in rows)
+    keys = np.frombuffer(b"".join(hashes), np.uint64)
     try:
-        faults = tuple(_faults(given, shard, rows, decode))
+        reasons = list(_shard_faults(shard_set, shard, rows, decode))
     except FileNotFoundError:
-        faults = (Fault(shard.name, "", "missing"),)
-    return _Checked(shard.name, faults, keys)
+        reasons = [("", "missing")]
+    return _Checked(shard.name, tuple(Fault(shard.name, *reason) for reason in reasons), keys)
 
 
-def _faults(
-    given: ShardSet, shard: Shard, rows: list[dict[str, Any]], decode: bool
-) -> Iterator[Fault]:
+def _shard_faults(
+    shard_set: ShardSet, shard: Shard, rows: list[Row], decode: bool
+) -> Iterator[tuple[str, str]]:
+    """Keys ("" for the shard as a whole) and reasons of the faults of a shard."""
     if len(rows) != shard.samples:
-        yield Fault(shard.name, "", f"{len(rows)} rows in the index, manifest says {shard.samples}")
-    with store.RangeReader(given.fs, given.path(shard)) as reader:
+        yield "", f"{len(rows)} rows in the index, {shard.samples} in the manifest"
+    damage: list[tuple[str, str]] = []
+
+    def damaged(offset: int, reason: str) -> None:
+        damage.append(("", f"byte {offset}: {reason}"))
+
+    with store.RangeReader(shard_set.fs, shard_set.path(shard)) as reader:
         if reader.size != shard.bytes:
-            yield Fault(shard.name, "", f"{reader.size} bytes, manifest says {shard.bytes}")
+            yield "", f"{reader.size} bytes, the manifest has {shard.bytes}"
         elif reader.sha256() != shard.sha256:
-            yield Fault(shard.name, "", "its SHA-256 differs from the manifest's")
-        damage: list[Fault] = []
-
-        def damaged(offset: int, reason: str) -> None:
-            damage.append(Fault(shard.name, "", f"byte {offset}: {reason}"))
-
+            yield "", "its SHA-256 differs from the manifest's"
         place = last = 0
         for key, members in _samples(reader, shard.name, damaged):
             last = max(member.stop for member in members.values())
             row = rows[place] if place < len(rows) else None
             if row is None or key != row["key"]:
                 expected = row["key"] if row else "the end"
-                yield Fault(shard.name, key, f"sample {place}: the index has {expected} here")
+                yield key, f"sample {place}: the index has {expected} here"
                 break
-            yield from _sample_faults(given, shard, row, members, reader, decode)
+            for reason in _sample_faults(shard_set.manifest, row, members, reader, decode):
+                yield key, reason
             place += 1
         else:
-            for row in rows[place:]:
-                yield Fault(shard.name, row["key"], "in the index and not in the tar")
+            yield from ((row["key"], "in the index but not in the tar") for row in rows[place:])
         if not archive.ends(reader, last, reader.size):
-            yield Fault(shard.name, "", "no end-of-archive marker: it was cut short")
-        yield from damage
+            yield "", "no end-of-archive marker: it was cut short"
+    yield from damage
 
 
 def _samples(
     reader: store.RangeReader, name: str, damaged: tar.Damage
-) -> Iterator[tuple[str, dict[str, tar.Member]]]:
-    """Runs of members that share a key."""
-    key, members = "", {}
-    for member in tar.walk(reader, 0, reader.size, name, damaged):
-        if member.kind != "file":
-            continue
-        own, extension = format.split_name(member.name)
-        if own != key and members:
-            yield key, members
-            members = {}
-        key = own
-        if extension in members:
-            damaged(member.start, f"{member.name} twice in one sample")
-        members[extension] = member
-    if members:
+) -> Iterator[tuple[str, Members]]:
+    """Key and members of each sample."""
+    for key, files in format.grouped(tar.walk(reader, 0, reader.size, name, damaged)):
+        members: Members = {}
+        for extension, member in files:
+            if extension in members:
+                damaged(member.start, f"{member.name} twice in one sample")
+            members[extension] = member
         yield key, members
 
 
 def _sample_faults(
-    given: ShardSet,
-    shard: Shard,
-    row: dict[str, Any],
-    members: Mapping[str, tar.Member],
-    reader: store.RangeReader,
-    decode: bool,
-) -> Iterator[Fault]:
-    key = row["key"]
+    manifest: Manifest, row: Row, members: Members, read: tar.Read, decode: bool
+) -> Iterator[str]:
+    """Reasons of the faults of a sample, given its row of the index."""
     image = next((members[e] for e in format.IMAGE_EXTENSIONS if e in members), None)
     if image is None:
-        yield Fault(shard.name, key, f"no image, only {sorted(members)}")
+        yield f"no image, only {sorted(members)}"
         return
-    texts = {e: memoryview(reader(m.offset, m.size)) for e, m in members.items() if m is not image}
+    texts = {e: memoryview(read(m.offset, m.size)) for e, m in members.items() if m is not image}
     try:
-        classes = format.labels(key, texts, shard.name, given.manifest.label)
+        classes = list(format.labels(row["key"], texts, "label", manifest.label))
     except ValueError as error:
-        yield Fault(shard.name, key, f"label: {error}")
-        classes = tuple(row["classes"])
-    if list(classes) != row["classes"]:
-        yield Fault(shard.name, key, f"labels {list(classes)}, the index has {row['classes']}")
-    if max(classes) >= len(given.manifest.classes):
-        known = len(given.manifest.classes)
-        yield Fault(shard.name, key, f"label {max(classes)}, there are {known} classes")
+        yield str(error)
+        classes = row["classes"]
+    if classes != row["classes"]:
+        yield f"labels {classes}, the index has {row['classes']}"
+    if max(classes) >= len(manifest.classes):
+        yield f"label {max(classes)}, but there are {len(manifest.classes)} classes"
     extent = min(m.start for m in members.values()), max(m.stop for m in members.values())
-    if (*extent, image.offset, image.size) != tuple(
-        row[name] for name in ("start", "stop", "offset", "size")
-    ):
-        yield Fault(shard.name, key, "lies elsewhere than the index says")
-    data = reader(image.offset, image.size)
+    indexed = tuple(row[name] for name in ("start", "stop", "offset", "size"))
+    if (*extent, image.offset, image.size) != indexed:
+        yield "its byte ranges differ from the index's"
+    data = read(image.offset, image.size)
     if hashlib.sha256(data).hexdigest() != row["sha256"]:
-        yield Fault(shard.name, key, "the SHA-256 of its image differs from the index's")
+        yield "the SHA-256 of its image differs from the index's"
     if decode:
-        yield from _image_faults(shard, row, data)
+        try:
+            width, height = opened(data).size
+        except Unusable as error:
+            yield f"does not decode: {error}"
+            return
+        if (width, height) != (row["width"], row["height"]):
+            yield f"{width}x{height} pixels, the index has {row['width']}x{row['height']}"
 
 
-def _image_faults(shard: Shard, row: dict[str, Any], data: bytes) -> Iterator[Fault]:
-    try:
-        pixels = opened(data)
-    except Unusable as error:
-        yield Fault(shard.name, row["key"], f"does not decode: {error}")
-        return
-    if pixels.size != (row["width"], row["height"]):
-        says = f"{row['width']}x{row['height']}"
-        size = f"{pixels.width}x{pixels.height}"
-        yield Fault(shard.name, row["key"], f"{size} pixels, the index has {says}")
+def repair(location: str, result: Verified, run: Run = serial) -> Iterator[str]:
+    """Rebuild the shards that have faults from the sources, and yield their names.
 
-
-def repair(location: str, found: Verified, run: Run = serial) -> Iterator[str]:
-    """Make the shards that have faults again, from the sources; yields their names."""
-    given = format.open_set(location)
-    saved = report.read(given.fs, given.root)
+    Raises ValueError if the set was made by another tool or a rebuilt shard differs.
+    """
+    shard_set = format.open_set(location)
+    saved = report.read(shard_set.fs, shard_set.root)
     if saved is None:
-        raise ValueError(f"{location} was not built here, so its shards cannot be made again")
-    names = {fault.shard for fault in found.faults}
-    wanted = {
+        raise ValueError(f"{location} was not built here, so its shards cannot be rebuilt")
+    names = {fault.shard for fault in result.faults}
+    faulty = {
         writer.Place(split, number): shard
-        for split, shards in given.manifest.splits.items()
+        for split, shards in shard_set.manifest.splits.items()
         for number, shard in enumerate(shards)
         if shard.name in names
     }
-    work = _work(given, saved)
-    for shard in wanted.values():
-        store.discard(given.fs, f"{given.root}/{shard.index_name}")
-    for made in run(functools.partial(writer.write_shard, work), list(wanted)):
-        if made not in wanted.values():
+    job = _job(shard_set, saved)
+    for shard in faulty.values():
+        store.discard(shard_set.fs, f"{shard_set.root}/{shard.index_name}")
+    for shard in run(functools.partial(writer.write_shard, job), list(faulty)):
+        if shard not in faulty.values():
             raise ValueError(
-                f"{made.name} was made again and differs from the manifest: the sources or the "
-                "image library changed; build the set anew in another folder"
+                f"the rebuilt {shard.name} differs from the manifest: the sources or the image "
+                "library changed; build the set anew in another folder"
             )
-        yield made.name
-    for info in store.listing(given.fs, given.root):
-        known = {shard.name for split in given.manifest.splits.values() for shard in split}
-        if writer.SHARD_FILE.fullmatch(info.base_name) and info.base_name.endswith(".tar"):
-            if info.base_name not in known:
-                store.discard(given.fs, info.path)
-    format.write_info(given.fs, given.root, given.manifest)
-    given.fs.delete_dir(work.work)
+        yield shard.name
+    for info in _stray_tars(shard_set):
+        if writer.SHARD_FILE.fullmatch(info.base_name):
+            store.discard(shard_set.fs, info.path)
+    format.write_info(shard_set.fs, shard_set.root, shard_set.manifest)
+    shard_set.fs.delete_dir(job.work)
 
 
-def _work(given: ShardSet, saved: report.Saved) -> writer.ShardJob:
-    """What remaking shards takes; compressed archives are laid out again."""
+def _job(shard_set: ShardSet, saved: report.Saved) -> writer.ShardJob:
+    """The build's job for writing shards; unpacks compressed archives again."""
+    manifest, work = shard_set.manifest, f"{shard_set.root}/work"
     names = {field.name for field in dataclasses.fields(BuildConfig)}
-    fields = {k: v for k, v in given.manifest.settings.items() if k in names}
+    fields = {name: value for name, value in manifest.settings.items() if name in names}
     config = BuildConfig(**{**fields, "exclude": tuple(fields["exclude"])})
-    work = f"{given.root}/work"
-    store.make_folder(given.fs, work)
-    classes = given.manifest.classes if config.classes else None
-    context = source.Context(config.source_kind, classes, given.fs, work, {})
-    found = source.recognise(list(saved.locations), context)
-    systems = tuple(one.fs for one in found)
-    return writer.ShardJob(given.fs, given.root, saved.build, systems, work, config.transcode)
+    store.make_folder(shard_set.fs, work)
+    classes = manifest.classes if config.classes else None
+    context = source.Context(config.source_kind, classes, shard_set.fs, work, {})
+    systems = tuple(s.fs for s in source.recognise(list(saved.locations), context))
+    transcode = config.transcode
+    return writer.ShardJob(shard_set.fs, shard_set.root, saved.build, systems, work, transcode)

@@ -1,1 +1,1 @@
-"""What a shard set is on disk, and where it lies: all that training reads."""
+"""The format of shard sets on disk and access to their storage: all that training reads."""

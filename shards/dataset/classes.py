@@ -1,11 +1,11 @@
-"""Class lists: which WordNet ids there are and in which order, so what a class number means.
+"""Class lists: WordNet ids in the order of their class numbers.
 
-    class_list("fall11") -> ("n00004475", ...)      class_list("classes.txt") -> the lines of a file
+    class_list("fall11") -> ("n00004475", ...)      class_list("classes.txt") -> ids from the file
     mapping(source, target) -> for each class of source its number in target, or -1
 
-The built-in lists are those of timm's data/_info (Apache-2.0), all sorted by id, kept as bits in
-data/class-lists.tsv.xz. Winter21's list (19,167 classes) is published nowhere: it is taken from the
-archive, and every build saves its classes as classes.txt.
+The built-in lists come from timm's data/_info (Apache-2.0). All are sorted by id;
+data/class-lists.tsv.xz stores which lists hold an id as bits. No list of winter21 (19,167 classes)
+has been published. A build takes it from the archive and saves it as classes.txt.
 """
 
 import functools
@@ -28,25 +28,24 @@ WINTER21_CLASSES = 19_167
 
 
 @functools.cache
-def _bits() -> dict[str, int]:
+def _built_in() -> dict[str, tuple[str, ...]]:
     packed = resources.files("shards.dataset").joinpath("data/class-lists.tsv.xz").read_bytes()
-    lines = lzma.decompress(packed).decode().splitlines()[1:]
-    return {wnid: int(bits) for wnid, bits in (line.split("\t") for line in lines)}
-
-
-@functools.cache
-def _built_in(name: str) -> tuple[str, ...]:
-    bit = 1 << list(BUILT_IN).index(name)
-    return tuple(sorted(wnid for wnid, bits in _bits().items() if bits & bit))
+    rows = [line.split("\t") for line in lzma.decompress(packed).decode().splitlines()[1:]]
+    return {
+        name: tuple(sorted(wnid for wnid, bits in rows if int(bits) >> bit & 1))
+        for bit, name in enumerate(BUILT_IN)
+    }
 
 
 def class_list(name: str) -> tuple[str, ...]:
-    """The built-in list of this name, or the first words of a file's lines, "#" being a comment."""
+    """The built-in list with this name, or the first word of each line of a file; # is a comment.
+
+    Raises FileNotFoundError if the file does not exist and ValueError if it is not a class list.
+    """
     if name in BUILT_IN:
-        return _built_in(name)
-    system, path = store.locate(name)
+        return _built_in()[name]
     try:
-        text = store.read_bytes(system, path).decode()
+        text = store.read_bytes(*store.locate(name)).decode()
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"no class list {name!r}; give a file with one WordNet id per line or one of "
@@ -57,24 +56,25 @@ def class_list(name: str) -> tuple[str, ...]:
     if not classes:
         raise ValueError(f"class list {name} is empty; it needs one WordNet id per line")
     if len(set(classes)) < len(classes):
-        twice = next(wnid for wnid in classes if classes.count(wnid) > 1)
-        raise ValueError(f"class list {name} has {twice} twice; a class has one number")
+        repeated = next(wnid for wnid in classes if classes.count(wnid) > 1)
+        raise ValueError(f"class list {name} has {repeated} twice; a class has one number")
     return classes
 
 
 def described(wnids: Collection[str]) -> str:
-    """What a set of classes is: "fall11: 21,841 classes"."""
-    given = set(wnids)
-    within = [name for name in BUILT_IN if given.issubset(_built_in(name))]
-    for name in within:
-        if len(given) == len(_built_in(name)):
-            return f"{name}: {len(given):,} classes"
-    if len(given) == WINTER21_CLASSES and "fall11" in within:
-        return f"winter21 (by its number of classes): {len(given):,} classes"
-    return f"{len(given):,} classes" + (f", all of them in {within[-1]}" if within else "")
+    """A set of classes in words: "fall11: 21,841 classes"."""
+    wnids = set(wnids)
+    count = f"{len(wnids):,} classes"
+    supersets = [name for name, classes in _built_in().items() if wnids.issubset(classes)]
+    for name in supersets:
+        if len(wnids) == len(_built_in()[name]):
+            return f"{name}: {count}"
+    if len(wnids) == WINTER21_CLASSES and "fall11" in supersets:
+        return f"winter21 (by its number of classes): {count}"
+    return f"{count}, all of them in {supersets[-1]}" if supersets else count
 
 
 def mapping(source: Sequence[str], target: Sequence[str]) -> list[int]:
-    """For each class of source its number in target, -1 where target does not have it."""
+    """For each class of source its number in target, -1 if target does not have it."""
     numbers = {wnid: number for number, wnid in enumerate(target)}
     return [numbers.get(wnid, -1) for wnid in source]

@@ -1,8 +1,8 @@
-"""Where files lie: local folders and object stores behind one door; writes are whole or absent.
+"""Files in local folders and object stores; writes are atomic.
 
 locate("s3://bucket/set") -> (FileSystem, "bucket/set")
-with written(fs, path) as stream: ...      # a temporary name, renamed when the block ends well
-reader = RangeReader(fs, path)             # reader(offset, size) -> bytes, read ahead in blocks
+with written(fs, path) as stream: ...      # a temporary name, renamed if the block succeeds
+reader = RangeReader(fs, path)             # reader(offset, size) -> bytes, reads ahead in blocks
 """
 
 import contextlib
@@ -18,15 +18,13 @@ from pyarrow import fs as pafs
 from support.files import sync
 
 LOCAL_BLOCK = 1 << 20
-REMOTE_BLOCK = (
-    8 << 20
-)  # one request of an object store costs tens of milliseconds, whatever its size
+REMOTE_BLOCK = 8 << 20  # a request to an object store takes tens of milliseconds at any size
 TEMPORARY = ".part"
 _SECRETS = re.compile(r"://[^/@]*@")  # s3://KEY:SECRET@bucket
 
 
 class StorageError(OSError):
-    """Storage failed; the message says what was being done and what to do."""
+    """Storage failed; the message names the operation and the remedy."""
 
 
 def locate(location: str | Path) -> tuple[pafs.FileSystem, str]:
@@ -45,41 +43,41 @@ def locate(location: str | Path) -> tuple[pafs.FileSystem, str]:
 
 
 def absolute(location: str) -> str:
-    """The location so that it means the same in another directory, without secrets in it."""
+    """The location, valid from any working directory and without credentials."""
     return _SECRETS.sub("://", location) if "://" in location else locate(location)[1]
 
 
 def is_local(system: pafs.FileSystem) -> bool:
-    """Whether small reads are cheap here and folders are real."""
+    """Whether the files are local: small reads are cheap and folders are real."""
     return isinstance(system, pafs.LocalFileSystem)
 
 
 def exists(system: pafs.FileSystem, path: str) -> bool:
-    """Whether a file lies at path."""
-    return system.get_file_info(path).type == pafs.FileType.File
+    """Whether there is a file at path."""
+    return size_of(system, path) is not None
 
 
 def size_of(system: pafs.FileSystem, path: str) -> int | None:
-    """Bytes of the file at path, None where there is none."""
+    """Bytes of the file at path, None if there is no file."""
     info = system.get_file_info(path)
     return info.size if info.type == pafs.FileType.File else None
 
 
 def listing(system: pafs.FileSystem, folder: str) -> list[pafs.FileInfo]:
-    """What lies directly in folder, by name; empty where there is no such folder."""
+    """Entries of folder, sorted by name; empty if the folder does not exist."""
     selector = pafs.FileSelector(folder, recursive=False, allow_not_found=True)
     return sorted(system.get_file_info(selector), key=lambda info: info.base_name)
 
 
 def read_bytes(system: pafs.FileSystem, path: str) -> bytes:
-    """The whole file."""
+    """Content of a file."""
     with system.open_input_file(path) as file:
         return file.read()
 
 
 @contextlib.contextmanager
 def written(system: pafs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
-    """A stream whose bytes appear at path when the block ends well, and nowhere otherwise."""
+    """A stream whose bytes appear at path if the block succeeds, and are discarded otherwise."""
     folder, _, name = path.rpartition("/")
     temporary = f"{folder}/.{name}.{uuid4().hex}{TEMPORARY}"
     try:
@@ -87,36 +85,33 @@ def written(system: pafs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
             yield stream
         if is_local(system):
             sync(Path(temporary))
-        # Also on object stores: closing a stream there publishes it, even after a failed write.
+        # Object stores need this too: closing a stream publishes it even after a failed write.
         system.move(temporary, path)
-    except StorageError:  # a read that failed while this file was being written
+    except BaseException as error:
         discard(system, temporary)
-        raise
-    except OSError as error:
-        discard(system, temporary)
-        raise StorageError(
-            f"cannot write {path}: {error}; once there is room and permission, run the same "
-            "command again: finished parts are kept"
-        ) from error
-    except BaseException:
-        discard(system, temporary)
+        # A StorageError is of a read that failed while this file was being written.
+        if isinstance(error, OSError) and not isinstance(error, StorageError):
+            raise StorageError(
+                f"cannot write {path}: {error}; once there is room and permission, run the same "
+                "command again: finished parts are kept"
+            ) from error
         raise
 
 
 def write_bytes(system: pafs.FileSystem, path: str, data: bytes) -> None:
-    """Put data at path, whole or not at all."""
+    """Write data to path, atomically."""
     with written(system, path) as stream:
         stream.write(data)
 
 
 def discard(system: pafs.FileSystem, path: str) -> None:
-    """Remove a file if it is there."""
+    """Remove a file if it exists."""
     with contextlib.suppress(OSError):
         system.delete_file(path)
 
 
 def sweep(system: pafs.FileSystem, folder: str) -> None:
-    """Remove what killed writers left behind in folder."""
+    """Remove temporary files that killed writers left in folder."""
     for info in listing(system, folder):
         if info.base_name.startswith(".") and info.base_name.endswith(TEMPORARY):
             discard(system, info.path)
@@ -128,12 +123,12 @@ def make_folder(system: pafs.FileSystem, folder: str) -> None:
         system.create_dir(folder, recursive=True)
     except OSError as error:
         raise StorageError(
-            f"cannot create the folder {folder}: {error}; give another --out or its permission"
+            f"cannot create the folder {folder}: {error}; give another --out or allow writing there"
         ) from error
 
 
 def read_range(file: pa.NativeFile, path: str, offset: int, size: int) -> bytes:
-    """Bytes [offset, offset + size) of an open file, all of them."""
+    """Bytes [offset, offset + size) of an open file; raises StorageError if it has fewer."""
     try:
         data = file.read_at(size, offset)
     except OSError as error:
@@ -143,17 +138,17 @@ def read_range(file: pa.NativeFile, path: str, offset: int, size: int) -> bytes:
         ) from error
     if len(data) < size:
         raise StorageError(
-            f"{path} gave {len(data)} of {size} bytes at byte {offset}: it was cut short since it "
+            f"{path} gave {len(data)} of {size} bytes at byte {offset}: it was truncated after it "
             "was opened; run the same command again"
         )
     return data
 
 
-class RangeReader:
+class RangeReader(contextlib.AbstractContextManager):
     """Random reads of one file, `reader(offset, size)`, short only at the end of the file.
 
-    Reads ahead in blocks, so that walking the headers of a tar in an object store costs one request
-    per block and not one per member.
+    It reads ahead in blocks. Walking the headers of a tar in an object store then takes one request
+    per block, not one per member.
     """
 
     def __init__(self, system: pafs.FileSystem, path: str, block: int | None = None) -> None:
@@ -179,12 +174,5 @@ class RangeReader:
             hashed.update(self(offset, min(self.block, self.size - offset)))
         return hashed.hexdigest()
 
-    def close(self) -> None:
-        """Release the file."""
-        self._file.close()
-
-    def __enter__(self) -> "RangeReader":
-        return self
-
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._file.close()

@@ -1,10 +1,11 @@
-"""Tar files by their headers: USTAR headers to write, and a walk over headers as they come.
+"""Tar headers: writing USTAR headers, and walking the members of a tar.
 
-The walk serves two readers: the input path of training (strict: the first oddity is an error) and
-the catalogue of archives (`damage` given: the oddity is reported and the walk phashes for the next
-header). It reads 512-byte headers directly: `tarfile` costs several times more per member.
+Two callers use the walk. Training is strict: the first malformed header is an error. The catalogue
+of archives passes `damage`: the fault is reported and the walk skips to the next valid header.
+Headers are parsed directly, because `tarfile` takes several times longer per member.
 """
 
+import struct
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ Read = Callable[[int, int], bytes | memoryview]
 Damage = Callable[[int, str], None]
 
 _KINDS = {
+    **dict.fromkeys((b"0", b"\0", b"7"), "file"),
     b"1": "hard link",
     b"2": "symbolic link",
     b"3": "character device",
@@ -26,28 +28,33 @@ _KINDS = {
     b"6": "named pipe",
     b"S": "sparse file",
 }
+_NO_DATA = b"123456"  # links, devices, folders and pipes have no data, whatever their size field
+_METADATA = b"LKxgX"
 _ZEROS = bytes(BLOCK)
-_LONGEST_RECORD = 1 << 20  # a long name or PAX record; larger ones are damage
+_TEMPLATE = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)
+_LONGEST_RECORD = 1 << 20  # bytes of a long name or PAX record; larger ones count as damage
 
 
 class Member(NamedTuple):
-    """One member: where its first header starts, and where its bytes lie."""
+    """One member of a tar."""
 
     name: str
     kind: str
-    """"file", or what else it is."""
+    """"file", "folder", "symbolic link", ..."""
     start: int
+    """Byte of its first header."""
     offset: int
+    """First byte of its data."""
     size: int
 
     @property
     def stop(self) -> int:
-        """End of the member with its padding."""
+        """End of the member, including its padding."""
         return self.offset + padded(self.size)
 
 
 class Truncated(ValueError):
-    """The archive ends inside a member; `member` is what is left of it."""
+    """The archive ends inside a member; `member` has the size of the remaining part."""
 
     def __init__(self, reason: str, member: Member) -> None:
         super().__init__(reason)
@@ -61,32 +68,21 @@ class _Header(NamedTuple):
 
 
 def padded(size: int) -> int:
-    """Bytes that size bytes take in a tar."""
+    """Size with padding to a whole number of blocks."""
     return size + -size % BLOCK
 
 
 def header(name: str, size: int) -> bytes:
-    """A USTAR header with fixed owner, mode and time: the same members give the same bytes."""
+    """A USTAR header with fixed owner, mode and time, so that equal members give equal bytes."""
     text = name.encode("ascii")
     if len(text) > 100 or size >= 8**11:
         raise ValueError(f"{name!r} ({size} bytes) does not fit a USTAR header; shorten the name")
     block = bytearray(_TEMPLATE)
     block[: len(text)] = text
     block[124:135] = b"%011o" % size
+    block[148:156] = b" " * 8  # the checksum counts its own field as spaces
     block[148:155] = b"%06o\0" % sum(block)
     return bytes(block)
-
-
-def _template() -> bytes:
-    """A header as tarfile writes it, but for name, size and checksum."""
-    info = tarfile.TarInfo()
-    info.mode, info.mtime = 0o644, 0
-    block = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
-    block[148:156] = b" " * 8  # what the checksum counts itself as
-    return bytes(block)
-
-
-_TEMPLATE = _template()
 
 
 def _number(field: bytes) -> int:
@@ -96,32 +92,25 @@ def _number(field: bytes) -> int:
 
 
 def _parse(block: bytes) -> _Header:
-    """A header's fields; ValueError where it is none."""
+    """The fields of a header block; raises ValueError if it is not one."""
     try:
-        return _fields(block)
+        stored = _number(block[148:156])
+        # adler32 sums bytes in C: its low half is 1 + sum modulo 65521.
+        summed = (zlib.adler32(block) & 0xFFFF) - 1 - sum(block[148:156]) + 256
+        # Old tars summed signed characters.
+        if (summed - stored) % 65521 and stored != sum(struct.unpack("148b8x356b", block)) + 256:
+            raise ValueError("its checksum differs")
+        size = _number(block[124:136])
     except ValueError as error:
-        raise ValueError(f"no tar header: {error}") from None
-
-
-def _fields(block: bytes) -> _Header:
-    stored = _number(block[148:156])
-    # adler32 sums bytes in C: its low half is 1 + sum modulo 65521.
-    summed = (zlib.adler32(block) & 0xFFFF) - 1 - sum(block[148:156]) + 256
-    if (summed - stored) % 65521 and stored != _signed_sum(block):
-        raise ValueError("its checksum differs")
+        raise ValueError(f"not a tar header: {error}") from None
     name = block[:100].split(b"\0", 1)[0]
     if block[257:263] == b"ustar\0" and block[345]:
         name = block[345:500].split(b"\0", 1)[0] + b"/" + name
-    return _Header(name, _number(block[124:136]), block[156:157])
-
-
-def _signed_sum(block: bytes) -> int:
-    # Old tars summed signed characters.
-    return sum(b - 256 if b > 127 else b for b in block[:148] + block[156:]) + 256
+    return _Header(name, size, block[156:157])
 
 
 def _pax(data: bytes) -> dict[str, str]:
-    """Records of a PAX header: length, key=value and a line feed, one after the other."""
+    """Records of a PAX header; each is its length, a space, key=value and a line feed."""
     records, place = {}, 0
     while place < len(data) and data[place]:
         digits, space, _ = data[place : place + 20].partition(b" ")
@@ -137,39 +126,37 @@ def _pax(data: bytes) -> dict[str, str]:
 def walk(
     read: Read, start: int, stop: int, where: str, damage: Damage | None = None
 ) -> Iterator[Member]:
-    """Members whose headers lie in bytes [start, stop), in order.
+    """Members whose headers are in bytes [start, stop), in order.
 
-    Without `damage`, anything malformed raises ValueError with `where` and the byte. With it, the
-    byte and the reason go to `damage`, and the walk goes on at the next readable header; of a
-    member that the end cuts short, what is left is given. An unknown `stop` may lie beyond the end.
+    Without `damage`, a malformed archive raises ValueError with `where` and the byte. With it, the
+    byte and the reason are passed to `damage`, and the walk continues at the next valid header. A
+    member that the end cuts short is then yielded with the size of its remaining part. If the end
+    is unknown, `stop` may be beyond it.
     """
     place = start
     while place < stop:
         try:
-            found = _member(read, place, stop)
-        except Truncated as error:
-            if damage is None:
-                raise ValueError(f"{where}: byte {place}: {error}") from None
-            damage(place, str(error))
-            yield error.member
-            return
+            member = _member(read, place, stop)
         except ValueError as error:
             if damage is None:
                 raise ValueError(f"{where}: byte {place}: {error}") from None
             damage(place, str(error))
-            place = _next_header(read, place + BLOCK, stop)
+            if isinstance(error, Truncated):
+                yield error.member
+                return
+            place = _next_block(read, place + BLOCK, stop, _is_header)
             continue
-        if found is None:
-            place = _past_zeros(read, place, stop)
+        if member is None:
+            place = _next_block(read, place, stop, any)
             if place < stop and damage is None:
                 raise ValueError(f"{where}: byte {place}: data after the end-of-archive marker")
             continue
-        if found.stop > stop and damage is None:
+        if member.stop > stop and damage is None:
             raise ValueError(
-                f"{where}: byte {found.start}: cut inside the padding of {found.name!r}"
+                f"{where}: byte {member.start}: cut inside the padding of {member.name!r}"
             )
-        yield found
-        place = found.stop
+        yield member
+        place = member.stop
 
 
 def _member(read: Read, start: int, stop: int) -> Member | None:
@@ -184,71 +171,60 @@ def _member(read: Read, start: int, stop: int) -> Member | None:
                 raise ValueError("the archive ends after a metadata record")
             return None
         head = _parse(block)
-        size = _size(records, head)
-        if place + BLOCK + size > stop:
-            left = stop - place - BLOCK
-            name = records.get("path") or long_name or _printable(head.name)
+        place += BLOCK
+        name = records.get("path") or long_name or _printable(head.name)
+        # V7 tars mark folders by a slash.
+        kind = "folder" if name.endswith("/") else _KINDS.get(head.type, "special file")
+        member = Member(name, kind, start, place, _size(records, head))
+        if place + member.size > stop:
             raise Truncated(
-                f"the archive is truncated: {name!r} needs {size} bytes and {left} are left",
-                Member(name, _kind(head.type, name), start, place + BLOCK, left),
+                f"the archive is truncated: {name!r} needs {member.size} bytes and {stop - place} "
+                "are left",
+                member._replace(size=stop - place),
             )
-        if head.type not in b"LKxgX":
-            name = records.get("path") or long_name or _printable(head.name)
-            return Member(name, _kind(head.type, name), start, place + BLOCK, size)
+        if head.type not in _METADATA:
+            return member
         if head.size > _LONGEST_RECORD:
             raise ValueError(f"a metadata record of {head.size} bytes")
-        data = bytes(read(place + BLOCK, head.size))
+        data = bytes(read(place, head.size))
         if head.type == b"L":
             long_name = _printable(data.split(b"\0", 1)[0])
         elif head.type in b"xX":
             records = _pax(data)
-        place += BLOCK + padded(head.size)
-
-
-def _kind(type_: bytes, name: str) -> str:
-    if name.endswith("/"):  # how V7 tars mark folders
-        return "folder"
-    return "file" if type_ in b"0\0007" else _KINDS.get(type_, "special file")
+        place += padded(head.size)
 
 
 def _size(records: dict[str, str], head: _Header) -> int:
-    if head.type in b"123456":  # links, devices, folders and pipes have no bytes, whatever they say
+    if head.type in _NO_DATA:
         return 0
-    if "size" in records and head.type not in b"LKxgX":
-        if not records["size"].isdigit():
-            raise ValueError(f"malformed PAX size {records['size']!r}")
-        return int(records["size"])
-    return head.size
+    if "size" not in records or head.type in _METADATA:
+        return head.size
+    if not records["size"].isdigit():
+        raise ValueError(f"malformed PAX size {records['size']!r}")
+    return int(records["size"])
 
 
 def _printable(name: bytes) -> str:
     return name.decode("utf-8", "backslashreplace")
 
 
-def _past_zeros(read: Read, place: int, stop: int) -> int:
-    while place < stop:
-        block = read(place, min(BLOCK, stop - place))
-        if any(block):
+def _next_block(read: Read, start: int, stop: int, wanted: Callable[[bytes], bool]) -> int:
+    """The byte of the first wanted block in [start, stop); stop if there is none."""
+    for place in range(start, stop, BLOCK):
+        block = bytes(read(place, min(BLOCK, stop - place)))
+        if wanted(block):
             return place
         if len(block) < BLOCK:
             break
-        place += BLOCK
     return stop
 
 
-def _next_header(read: Read, place: int, stop: int) -> int:
-    """The next byte at which a header or an end marker stands."""
-    while place + BLOCK <= stop:
-        block = bytes(read(place, BLOCK))
-        if len(block) < BLOCK:
-            break
-        # The magic keeps image bytes, which may hold anything, from being taken for a header.
-        if block[257:262] == b"ustar":
-            try:
-                _parse(block)
-            except ValueError:
-                pass
-            else:
-                return place
-        place += BLOCK
-    return stop
+def _is_header(block: bytes) -> bool:
+    # The magic number makes it unlikely that image data is taken for a header.
+    if len(block) < BLOCK or block[257:262] != b"ustar":
+        return False
+    try:
+        _parse(block)
+    except ValueError:
+        return False
+    return True

@@ -1,7 +1,7 @@
-"""WordNet 3.0's nouns: names and hypernyms of every WordNet id, and trees over any set of them.
+"""Nouns of WordNet 3.0: the names and hypernyms of every WordNet id.
 
-ImageNet's class names are noun offsets of WordNet 3.0. data/wordnet-nouns.tsv.xz is taken from its
-`data.noun` (one line each: id, names, ids of hypernyms); data/WORDNET-LICENSE is its notice.
+ImageNet's class ids are noun offsets of WordNet 3.0. data/wordnet-nouns.tsv.xz is extracted from
+its `data.noun` (per line: id, names, ids of hypernyms); its license is data/WORDNET-LICENSE.
 """
 
 import functools
@@ -18,29 +18,29 @@ def _nouns() -> dict[str, tuple[str, str]]:
 
 
 def name(wnid: str) -> str:
-    """Names of a class, most common first ("tench, Tinca tinca"); the id where it has none."""
+    """Names of a class, most common first ("tench, Tinca tinca"); the id itself if unknown."""
     return _nouns().get(wnid, (wnid, ""))[0]
 
 
 def hypernyms(wnid: str) -> tuple[str, ...]:
-    """The ids directly above, most of them one; none for the root and for ids not in WordNet."""
+    """The ids directly above, usually one; empty for the root and for ids not in WordNet."""
     return tuple(_nouns().get(wnid, ("", ""))[1].split())
 
 
 def ancestors(wnid: str) -> Iterator[str]:
-    """The ids above, nearest first, each once."""
+    """All ids above, nearest first, each once."""
     seen, level = {wnid}, [wnid]
     while level:
-        level = [above for one in level for above in hypernyms(one) if above not in seen]
-        level = list(dict.fromkeys(level))
+        above = dict.fromkeys(parent for child in level for parent in hypernyms(child))
+        level = [parent for parent in above if parent not in seen]
         seen.update(level)
         yield from level
 
 
 def parents(classes: Sequence[str]) -> list[int]:
-    """For each class the number of its nearest ancestor in the same set, -1 where there is none.
+    """For each class the number of its nearest ancestor in the same list, -1 if it has none.
 
-    This is the tree of the semantic softmax: nothing but the class list is needed to build it.
+    This is the tree of the semantic softmax. It follows from the class list alone.
     """
     numbers = {wnid: number for number, wnid in enumerate(classes)}
     return [
