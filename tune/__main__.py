@@ -38,7 +38,7 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """Search for the best settings of a preset by many short runs, and compare with the preset's."""
+    """Search for the best settings of a preset by many short runs; the preset's own come first."""
 
     preset: tyro.conf.Fixed[str]
     config: SearchConfig
@@ -87,7 +87,7 @@ class Search:
         try:
             result = run_search(job, verbose=self.verbose)
         except KeyboardInterrupt:
-            log.info("interrupted; --resume continues the search")
+            log.info("--resume continues the search")
             raise
         log.info("\n%s", ending(job, result))
         if num_failed := result.counts().get("failed", 0):

@@ -9,12 +9,7 @@ import warnings
 from collections.abc import Sequence
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna import distributions as kinds
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tune.config import SearchConfig, objectives
@@ -64,7 +59,12 @@ def make_study(space: Space, entries: Sequence[Entry], config: SearchConfig) -> 
     study = optuna.create_study(
         directions=["maximize" if objectives()[name] else "minimize" for name in config.objective]
     )
-    worst = worst_values(entries, config)
+    done = [entry.values for entry in entries if entry.status == DONE]
+    worst = [
+        (min if objectives()[name] else max)(values[name] for values in done)
+        for name in config.objective
+        if done
+    ]
     inside = [e for e in entries if e.repeat == 0 and space.contains(e.sample)]
     trials = [as_trial(entry, space, config, worst) for entry in inside]
     study.add_trials([trial for trial in trials if trial])
@@ -76,8 +76,8 @@ def as_trial(
 ) -> FrozenTrial | None:
     """An entry as an Optuna trial; None if it has nothing to learn from.
 
-    A stopped trial counts as worse than those that went further. A diverged trial has no objective
-    of its own and takes the worst value of each.
+    A stopped trial counts as worse than those that went further. A diverged trial takes `worst`,
+    the worst value of each objective in the completed trials; empty if there are none.
     """
     sample = {
         "params": {name: encoded(d, entry.sample[name]) for name, d in space.dimensions.items()},
@@ -94,17 +94,6 @@ def as_trial(
     if entry.status == DIVERGED and worst:
         return create_trial(values=worst, **sample)
     return None
-
-
-def worst_values(entries: Sequence[Entry], config: SearchConfig) -> list[float]:
-    """The worst value of each objective in the completed trials; empty if there are none."""
-    done = [entry.values for entry in entries if entry.status == DONE]
-    if not done:
-        return []
-    return [
-        (min if objectives()[name] else max)(values[name] for values in done)
-        for name in config.objective
-    ]
 
 
 def importances(
@@ -127,18 +116,18 @@ def importances(
     return {name: shares.get(name, 0.0) for name in space.dimensions}
 
 
-def distributions(space: Space) -> dict[str, BaseDistribution]:
+def distributions(space: Space) -> dict[str, kinds.BaseDistribution]:
     """The space as Optuna's distributions."""
     return {name: distribution(dimension) for name, dimension in space.dimensions.items()}
 
 
-def distribution(dimension: Dimension) -> BaseDistribution:
+def distribution(dimension: Dimension) -> kinds.BaseDistribution:
     """A dimension for Optuna; a choice is represented by its indices, as options may be lists."""
     if not isinstance(dimension, Range):
-        return CategoricalDistribution(range(len(dimension.options)))
+        return kinds.CategoricalDistribution(range(len(dimension.options)))
     if dimension.whole:
-        return IntDistribution(int(dimension.low), int(dimension.high))
-    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+        return kinds.IntDistribution(int(dimension.low), int(dimension.high))
+    return kinds.FloatDistribution(dimension.low, dimension.high, log=dimension.log)
 
 
 def encoded(dimension: Dimension, value: object) -> object:
@@ -148,6 +137,5 @@ def encoded(dimension: Dimension, value: object) -> object:
 
 def decoded(dimension: Dimension, value: object) -> object:
     """A value from Optuna, rounded to six digits; the inverse of `encoded`."""
-    if not isinstance(dimension, Range):
-        return dimension.options[value]
-    return dimension.at(dimension.share(value)) if not dimension.whole else value
+    is_range = isinstance(dimension, Range)
+    return dimension.at(dimension.share(value)) if is_range else dimension.options[value]

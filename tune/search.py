@@ -97,8 +97,7 @@ def run_all(job: SearchJob, state: SearchState, fit: Fit) -> None:
     wait_until_free(path.parent for path in job.dir.glob(f"trials/*/{run.LOCK}"))
     state.wait_for_parent()
     setup = TrialSetup(
-        search_dir=job.dir,
-        worker_cpus=slots.worker_cpus,
+        trial=run.Trial(search_dir=job.dir, worker_cpus=slots.worker_cpus),
         search=config,
         longest_warmup=job.longest_warmup,
         fit=fit,
@@ -136,7 +135,7 @@ def run_trials(
         # a folder for Ray alone: each start is new to Ray, and resumed from our trial log
         run_config=RunConfig(
             name=f"start-{time.time_ns()}",
-            storage_path=str(setup.search_dir / "ray"),
+            storage_path=str(setup.trial.search_dir / "ray"),
             failure_config=FailureConfig(max_failures=MAX_DEATHS),
             # the runs write their own
             checkpoint_config=CheckpointConfig(checkpoint_at_end=False),

@@ -18,12 +18,7 @@ No trial is stopped at a rung before several have reached it. The baseline, the 
 settings, is never stopped: all other settings are compared with it.
 """
 
-from ray.tune.schedulers import (
-    ASHAScheduler,
-    FIFOScheduler,
-    MedianStoppingRule,
-    TrialScheduler,
-)
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from tune.config import SearchConfig
 

@@ -39,8 +39,7 @@ Fit = Callable[..., Outcome | None]
 class TrialSetup:
     """What all trials of a search share."""
 
-    search_dir: Path
-    worker_cpus: int
+    trial: run.Trial
     search: SearchConfig
     longest_warmup: float
     fit: Fit
@@ -86,7 +85,12 @@ class TrialActor(ray.tune.Trainable):
     def _start(self, task: Task) -> None:
         self._observer = RunObserver(task, self._setup)
         self._thread = ThreadPoolExecutor(1, "trial")
-        future = self._thread.submit(self._setup.fit, **self._observer.fit_arguments())
+        future = self._thread.submit(
+            self._setup.fit,
+            task.config,
+            on_record=self._observer.on_record,
+            trial=self._setup.trial,
+        )
         future.add_done_callback(self._observer.conclude)
 
 
@@ -103,12 +107,6 @@ class RunObserver:
         self._dir = Path(task.config.runs_dir) / task.config.name
         self._limit = FAR_ABOVE * chance_loss(task.config)
         self._started = time.monotonic() - seconds_before(self._dir / RECORDS)
-
-    def fit_arguments(self) -> dict[str, object]:
-        """Arguments of `fit`."""
-        setup = self._setup
-        trial = run.Trial(search_dir=setup.search_dir, worker_cpus=setup.worker_cpus)
-        return {"config": self._task.config, "on_record": self.on_record, "trial": trial}
 
     def stop(self) -> None:
         """Let the run end at its next record."""
@@ -162,7 +160,6 @@ class RunObserver:
             **{name: -math.inf if more else math.inf for name, more in objectives().items()},
             **values,
             "values": values,
-            "number": self._task.number,
             "trained_steps": step,
             "images": step * self._task.config.global_batch,
             "seconds": time.monotonic() - self._started,

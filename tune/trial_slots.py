@@ -1,7 +1,7 @@
 """How many trials run at the same time.
 
-A trial needs all of its workers at once and a core for their data; otherwise it holds resources that
-others wait for while it waits itself. So the number of concurrent trials is computed from the
+A trial needs all of its workers at once and a core for their data. With fewer it would wait and
+hold resources that other trials wait for. So the number of concurrent trials is computed from the
 cluster before the first one starts, and their workers leave cores to read and decode images.
 """
 
