@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
+from optuna.trial import TrialState
 from ray import cloudpickle
 from test_support_page import Page
 from test_tune_space import DEMO
@@ -25,6 +27,8 @@ from tune.config import SearchConfig
 from tune.page import write_page
 from tune.prepare import assemble, read_job
 from tune.result import read_result
+from tune.sampler import make_study
+from tune.search_state import SearchState
 from tune.summary import sentences
 from tune.trial_log import DIVERGED, DONE, STARTED, TRIALS, Entry, TrialLog, read_entries
 from tune.trial_slots import TrialSlots
@@ -315,6 +319,20 @@ def test_a_line_cut_off_by_a_crash_is_no_trial(tmp_path):
     again = TrialLog(path)
     again.keep(Entry(number=1, sample={}, settings={}))
     assert [entry.status for entry in read_entries(path)] == [DONE, STARTED]
+
+
+def test_a_trial_started_in_an_older_log_is_resumed(tmp_path):
+    job = plan_in(tmp_path, trials=2, seeds=1)
+    trial_log = TrialLog(job.dir / TRIALS)
+    sample = {"optim.lr": 1e-3, "optim.warmup": 0.1}
+    begun = Entry(number=1, sample=sample, settings=sample, status="begun")
+    trial_log.keep(begun)
+    study = make_study(job.space, [begun], job.config)
+    assert [trial.state for trial in study.trials] == [TrialState.RUNNING]
+    state = SearchState(job, trial_log, SimpleNamespace(add=pytest.fail))
+    assert state.unfinished([(0, 0), (1, 0)]) == [(1, 0), (0, 0)]
+    assert state.begin((1, 0), judged=True).config.optim.lr == 1e-3
+    assert read_entries(job.dir / TRIALS) == [dataclasses.replace(begun, status=STARTED)]
 
 
 def test_the_best_of_many_single_runs_is_not_held_against_a_mean(tmp_path):

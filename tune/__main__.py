@@ -20,7 +20,6 @@ from support.console import open_console
 from tune.config import SearchConfig
 
 if TYPE_CHECKING:
-    from tune.job import SearchJob
     from tune.result import SearchResult
 
 log = logging.getLogger("tune")
@@ -89,7 +88,7 @@ class Search:
         except KeyboardInterrupt:
             log.info("--resume continues the search")
             raise
-        log.info("\n%s", ending(job, result))
+        log.info("\n%s", ending(result))
         if num_failed := result.counts().get("failed", 0):
             log.error("error: %d trials failed; --resume runs them again", num_failed)
         return int(num_failed > 0)
@@ -108,12 +107,11 @@ class Report:
         from tune.page import write_result
         from tune.prepare import read_job
 
-        job = read_job(Path(self.search).absolute())
-        log.info("%s", ending(job, write_result(job)))
+        log.info("%s", ending(write_result(read_job(Path(self.search).absolute()))))
         return 0
 
 
-def ending(job: "SearchJob", result: "SearchResult") -> str:
+def ending(result: "SearchResult") -> str:
     """The result of a search for the console."""
     from tune.page import BEST, PAGE
     from tune.summary import cost, result_table, sentences
@@ -121,8 +119,8 @@ def ending(job: "SearchJob", result: "SearchResult") -> str:
     lines = [
         result_table(result),
         f"cost        {cost(result)}",
-        f"page        {job.dir / PAGE}",
-        f"train       python -m pipeline train --preset-file {job.dir / BEST}\n",
+        f"page        {result.job.dir / PAGE}",
+        f"train       python -m pipeline train --preset-file {result.job.dir / BEST}\n",
         *sentences(result),
     ]
     return "\n".join(lines)

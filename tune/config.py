@@ -77,10 +77,8 @@ class SearchConfig(Settings):
 
     def rules(self) -> Iterator[Rule]:
         """Counts must be large enough, shares in range, objectives known."""
-        for name, least in (
-            *(("trials", 1), ("reduction", 2), ("evals", 2), ("seeds", 1), ("top", 1)),
-            *(("workers", 1), ("concurrent", 1), ("global_batch", 1)),
-        ):
+        counts = ("trials", "seeds", "top", "workers", "concurrent", "global_batch")
+        for name, least in {"reduction": 2, "evals": 2, **dict.fromkeys(counts, 1)}.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 yield name, f"must be at least {least}"

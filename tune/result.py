@@ -167,16 +167,11 @@ def groups_of(job: SearchJob, entries: Sequence[Entry]) -> list[Group]:
     The best of many single runs is partly luck, so a mean over seeds is not compared with one run.
     """
     done = [entry for entry in entries if entry.status == DONE]
-    groups = [
-        Group(
-            number=first.number,
-            sample=first.sample,
-            settings=first.settings,
-            runs=tuple(entry.values for entry in done if entry.number == first.number),
-        )
-        for first in done
-        if not first.repeat
-    ]
+    groups = []
+    for first in (entry for entry in done if not entry.repeat):
+        number, sample, settings = first.number, first.sample, first.settings
+        runs = tuple(entry.values for entry in done if entry.number == number)
+        groups.append(Group(number=number, sample=sample, settings=settings, runs=runs))
     objective = job.config.objective[0]
     sign, most = sign_of(objective), max((len(group.runs) for group in groups), default=0)
     return sorted(

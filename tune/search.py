@@ -67,7 +67,11 @@ def run_search(job: SearchJob, *, verbose: bool = False, fit: Fit = run.fit) -> 
             job.dir,
             name=job.name,
             experiment=job.run.experiment,
-            settings={**job.run.flat(), **settings_of(job)},
+            settings={
+                **job.run.flat(),
+                **{f"search.{k}": v for k, v in job.config.flat().items()},
+                **{f"space.{k}": str(v) for k, v in job.space.dimensions.items()},
+            },
         )
         state = SearchState(job, trial_log, recorder)
         try:
@@ -81,12 +85,6 @@ def run_search(job: SearchJob, *, verbose: bool = False, fit: Fit = run.fit) -> 
     return result
 
 
-def settings_of(job: SearchJob) -> dict[str, object]:
-    """Parameters of the search in MLflow, in addition to those of the real run."""
-    config = {f"search.{k}": v for k, v in job.config.flat().items()}
-    return {**config, **{f"space.{k}": str(v) for k, v in job.space.dimensions.items()}}
-
-
 def run_all(job: SearchJob, state: SearchState, fit: Fit) -> None:
     """Run the trials of the search, then the best ones with other seeds."""
     config = job.config
@@ -96,12 +94,8 @@ def run_all(job: SearchJob, state: SearchState, fit: Fit) -> None:
         log.info("idle     %d GPUs; --workers gives each trial more", slots.idle_gpus)
     wait_until_free(path.parent for path in job.dir.glob(f"trials/*/{run.LOCK}"))
     state.wait_for_parent()
-    setup = TrialSetup(
-        trial=run.Trial(search_dir=job.dir, worker_cpus=slots.worker_cpus),
-        search=config,
-        longest_warmup=job.longest_warmup,
-        fit=fit,
-    )
+    trial = run.Trial(search_dir=job.dir, worker_cpus=slots.worker_cpus)
+    setup = TrialSetup(trial=trial, search=config, longest_warmup=job.longest_warmup, fit=fit)
     trials = [(number, 0) for number in range(config.trials)]
     run_trials(state, setup, slots, state.unfinished(trials), stops=True)
     best = state.best_numbers()

@@ -92,14 +92,12 @@ class SearchState:
 
     def wait_for_parent(self) -> None:
         """Wait until the parent run is in MLflow; after PATIENCE_S the trials start without it."""
-        deadline = time.monotonic() + PATIENCE_S
-        while not self._is_in_mlflow() and time.monotonic() < deadline:
+        deadline, path = time.monotonic() + PATIENCE_S, self._job.dir / CURSOR
+        while time.monotonic() < deadline:
+            servers = json.loads(path.read_text())["servers"] if path.exists() else {}
+            if any(server["run_id"] for server in servers.values()):
+                return
             time.sleep(0.1)
-
-    def _is_in_mlflow(self) -> bool:
-        path = self._job.dir / CURSOR
-        servers = json.loads(path.read_text())["servers"] if path.exists() else {}
-        return any(server["run_id"] for server in servers.values())
 
     def _record_ended(self) -> None:
         """Record the ended trials in the parent run; the recorder skips what it has already."""

@@ -50,8 +50,8 @@ class Space:
         settings = dict(self.shared)
         for name, value in sample.items():
             dimension = self.dimensions[name]
-            levels = isinstance(dimension, Levels)
-            settings |= dimension.settings[value] if levels else {name: value}
+            has_levels = isinstance(dimension, Levels)
+            settings |= dimension.settings[value] if has_levels else {name: value}
         return settings
 
     def at(self, shares: Sequence[float]) -> dict[str, object]:
@@ -108,14 +108,12 @@ def warmup_lr(base: TrainConfig, scale: float, samples: int) -> Space:  # noqa: 
     """Warm-up and peak learning rate, to be searched before a long run."""
     low, high = (min(MAX_WARMUP, share * scale) for share in WARMUP_OF_RUN)
     lowest, highest = (float(f"{base.optim.lr * factor:.4g}") for factor in LR_OF_PRESET)
-    return Space(
-        name="warmup-lr",
-        dimensions={
-            "optim.lr": Range(low=lowest, high=highest, log=True),
-            "optim.warmup": Range(low=low, high=high, log=True),
-        },
-        shared={"optim.warmup_unit": "fraction"},
-    )
+    dimensions = {
+        "optim.lr": Range(low=lowest, high=highest, log=True),
+        "optim.warmup": Range(low=low, high=high, log=True),
+    }
+    shared = {"optim.warmup_unit": "fraction"}
+    return Space(name="warmup-lr", dimensions=dimensions, shared=shared)
 
 
 def warmup_lr_decay(base: TrainConfig, scale: float, samples: int) -> Space:
@@ -131,31 +129,25 @@ def augment(base: TrainConfig, scale: float, samples: int) -> Space:  # noqa: AR
     levels = {level: dict(zip(names, row, strict=True)) for level, row in AUGREG.items()}
     rates = {"off": 0.0, "on": 0.1}
     dropout = {k: {"model.dropout": rate, "model.drop_path": rate} for k, rate in rates.items()}
-    return Space(
-        name="augment",
-        dimensions={
-            "augmentation": Levels(options=tuple(levels), settings=levels),
-            "regularisation": Levels(options=tuple(dropout), settings=dropout),
-            "optim.weight_decay": Choice(options=(0.03, 0.1)),
-        },
-    )
+    dimensions = {
+        "augmentation": Levels(options=tuple(levels), settings=levels),
+        "regularisation": Levels(options=tuple(dropout), settings=dropout),
+        "optim.weight_decay": Choice(options=(0.03, 0.1)),
+    }
+    return Space(name="augment", dimensions=dimensions)
 
 
 def finetune(base: TrainConfig, scale: float, samples: int) -> Space:  # noqa: ARG001
     """The ViT paper's grid of learning rates for SGD (its table 4), at 10,000 or 20,000 steps."""
     batch = 512
     lengths = tuple(float(f"{steps * batch / samples:.6g}") for steps in (10_000, 20_000))
-    return Space(
-        name="finetune",
-        dimensions={
-            "optim.lr": Choice(options=(0.003, 0.01, 0.03, 0.06)),
-            "epochs": Choice(options=lengths),
-        },
-        shared={
-            **{"optim.name": "sgd", "optim.weight_decay": 0.0, "optim.schedule": "cosine"},
-            **{"optim.warmup": 500, "optim.warmup_unit": "steps", "global_batch": batch},
-        },
-    )
+    rates = Choice(options=(0.003, 0.01, 0.03, 0.06))
+    shared = {
+        **{"optim.name": "sgd", "optim.weight_decay": 0.0, "optim.schedule": "cosine"},
+        **{"optim.warmup": 500, "optim.warmup_unit": "steps", "global_batch": batch},
+    }
+    dimensions = {"optim.lr": rates, "epochs": Choice(options=lengths)}
+    return Space(name="finetune", dimensions=dimensions, shared=shared)
 
 
 SPACES: dict[str, Callable[[TrainConfig, float, int], Space]] = {

@@ -85,12 +85,8 @@ class TrialActor(ray.tune.Trainable):
     def _start(self, task: Task) -> None:
         self._observer = RunObserver(task, self._setup)
         self._thread = ThreadPoolExecutor(1, "trial")
-        future = self._thread.submit(
-            self._setup.fit,
-            task.config,
-            on_record=self._observer.on_record,
-            trial=self._setup.trial,
-        )
+        follow = {"on_record": self._observer.on_record, "trial": self._setup.trial}
+        future = self._thread.submit(self._setup.fit, task.config, **follow)
         future.add_done_callback(self._observer.conclude)
 
 
