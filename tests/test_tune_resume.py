@@ -16,7 +16,7 @@ from tune.trial_log import DIVERGED, DONE, ENDED, STARTED, TRIALS, read_entries
 pytestmark = pytest.mark.ray
 
 TIMEOUT_S = 420
-# three rates, at one of which a run cannot but diverge, and the preset's own
+# three rates, at one of which a run cannot but diverge, and the baseline's
 RATES = ["optim.lr=choice(0.004,1000,0.001)", "optim.warmup=0.1"]
 SEARCH = ["--trials", "4", "--sampler", "grid", "--set", *RATES]
 SHORT = ["--seeds", "1", "--evals", "2", "--base.epochs", "12", "--stopper", "none"]
@@ -67,9 +67,9 @@ def resumed(tmp_path_factory):
 def test_no_trial_is_run_twice_and_none_is_missing(resumed):
     after = lines(resumed["folder"])
     assert after[: len(resumed["before"])] == resumed["before"]
-    begun = [line["number"] for line in after if line["status"] == STARTED]
+    started = [line["number"] for line in after if line["status"] == STARTED]
     ended = [line["number"] for line in after if line["status"] in ENDED]
-    assert sorted(begun) == sorted(ended) == [0, 1, 2, 3]
+    assert sorted(started) == sorted(ended) == [0, 1, 2, 3]
 
 
 def test_what_was_at_work_goes_on_with_its_own_settings(resumed):

@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
+from optuna.trial import TrialState
 from ray import cloudpickle
 from test_support_page import Page
 from test_tune_space import DEMO
@@ -25,6 +27,8 @@ from tune.config import SearchConfig
 from tune.page import write_page
 from tune.prepare import assemble, read_job
 from tune.result import read_result
+from tune.sampler import make_study
+from tune.search_state import SearchState
 from tune.summary import sentences
 from tune.trial_log import DIVERGED, DONE, STARTED, TRIALS, Entry, TrialLog, read_entries
 from tune.trial_slots import TrialSlots
@@ -82,7 +86,7 @@ def searched(tmp_path_factory, ray_cluster):
 
     folder = tmp_path_factory.mktemp("search")
     wide = ("optim.lr=loguniform(3e-4,0.3)",)
-    # the preset's own warm-up is as short as the space has it
+    # the warm-up of the baseline is the shortest of the space
     job = plan_in(folder, {"optim.warmup": 0.005}, trials=20, set=wide)
     return job, run_search(job, fit=fit)
 
@@ -132,7 +136,7 @@ def test_best_settings_are_a_preset_file(searched):
 def test_three_sentences_say_what_to_use_how_sure_and_what_it_rests_on(searched):
     _, found = searched
     use, flat, rest = sentences(found)
-    assert "a warm-up of" in use and "over 3 seeds" in use and "preset's own" in use
+    assert "a warm-up of" in use and "over 3 seeds" in use and "the preset's settings" in use
     assert "optimum" in flat and "seeds" in flat
     assert "number of examples (--transfer)" in rest and "images" in rest
 
@@ -245,7 +249,7 @@ def test_a_finished_search_only_tells_its_answer_again(searched):
 
     job, found = searched
     before = (job.dir / TRIALS).read_bytes()
-    with pytest.raises(ValueError, match="--resume, or take another --name"):
+    with pytest.raises(ValueError, match="--resume, or choose another --name"):
         open_folder(job, resume=False)
     open_folder(job, resume=True)
     assert run_search(job, fit=fit).best == found.best
@@ -299,7 +303,7 @@ def test_other_settings_under_the_same_name_are_refused(tmp_path):
     more = assemble("demo", {"runs_dir": str(tmp_path)}, SearchConfig(trials=9), **DEMO)
     open_folder(more, resume=True)
     other = assemble("demo", {"runs_dir": str(tmp_path)}, SearchConfig(horizon=0.5), **DEMO)
-    with pytest.raises(ValueError, match="started differently"):
+    with pytest.raises(ValueError, match="started with other settings"):
         open_folder(other, resume=True)
     with pytest.raises(ValueError, match="is not the folder of a search"):
         read_job(tmp_path)
@@ -310,13 +314,25 @@ def test_a_line_cut_off_by_a_crash_is_no_trial(tmp_path):
     trial_log = TrialLog(path)
     trial_log.keep(Entry(number=0, sample={}, settings={}))
     trial_log.keep(Entry(number=0, sample={}, settings={}, status=DONE))
-    trial_log.close()
     path.write_bytes(path.read_bytes() + b'{"number": 1, "sam')
     assert len(read_entries(path)) == 1
     again = TrialLog(path)
     again.keep(Entry(number=1, sample={}, settings={}))
-    again.close()
     assert [entry.status for entry in read_entries(path)] == [DONE, STARTED]
+
+
+def test_a_trial_started_in_an_older_log_is_resumed(tmp_path):
+    job = plan_in(tmp_path, trials=2, seeds=1)
+    trial_log = TrialLog(job.dir / TRIALS)
+    sample = {"optim.lr": 1e-3, "optim.warmup": 0.1}
+    begun = Entry(number=1, sample=sample, settings=sample, status="begun")
+    trial_log.keep(begun)
+    study = make_study(job.space, [begun], job.config)
+    assert [trial.state for trial in study.trials] == [TrialState.RUNNING]
+    state = SearchState(job, trial_log, SimpleNamespace(add=pytest.fail))
+    assert state.unfinished([(0, 0), (1, 0)]) == [(1, 0), (0, 0)]
+    assert state.begin((1, 0), judged=True).config.optim.lr == 1e-3
+    assert read_entries(job.dir / TRIALS) == [dataclasses.replace(begun, status=STARTED)]
 
 
 def test_the_best_of_many_single_runs_is_not_held_against_a_mean(tmp_path):
@@ -332,7 +348,6 @@ def test_the_best_of_many_single_runs_is_not_held_against_a_mean(tmp_path):
         sample = {"optim.lr": 1e-3, "optim.warmup": 0.1}
         entry = Entry(number=number, repeat=repeat, sample=sample, settings=sample)
         trial_log.keep(dataclasses.replace(entry, status=DONE, values=values))
-    trial_log.close()
     found = read_result(job)
     assert [group.number for group in found.groups] == [2, 0, 1]
     assert found.tolerance == pytest.approx(2 * math.sqrt((0.01**2 + 1 / 30000) / 2), rel=0.01)

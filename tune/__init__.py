@@ -1,1 +1,1 @@
-"""Many runs: the search for warm-up length and learning rate."""
+"""Search over many short runs for the best settings, such as warm-up and learning rate."""

@@ -1,6 +1,6 @@
 """Command line of the search: `python -m tune search PRESET`, and `python -m tune report SEARCH`.
 
-The slow imports wait until the settings have been read and checked.
+Slow modules are imported only after the settings have been read and checked.
 """
 
 import logging
@@ -20,13 +20,12 @@ from support.console import open_console
 from tune.config import SearchConfig
 
 if TYPE_CHECKING:
-    from tune.job import SearchJob
     from tune.result import SearchResult
 
 log = logging.getLogger("tune")
 
-# before Ray is imported: trials stay in this folder, nothing is printed between our lines, Ctrl-C
-# is ours
+# to be set before Ray is imported: trials stay in the working directory, Ray Tune prints nothing,
+# and Ctrl-C is handled here
 ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -38,19 +37,19 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """Search for the best settings of a preset by many short runs; the preset's come first."""
+    """Search for the best settings of a preset by many short runs; the preset's own come first."""
 
     preset: tyro.conf.Fixed[str]
     config: SearchConfig
     base: TrainConfig
     resume: bool = False
-    """Resume the search of that name: what has ended is kept."""
+    """Resume the search of that name; trials that have ended are kept."""
     verbose: bool = False
-    """Show what Ray and the other libraries print."""
+    """Show the output of Ray and the other libraries."""
 
     @classmethod
     def prepare(cls, arguments: Sequence[str]) -> tuple[Self, Sequence[str], Sequence[str]]:
-        """Defaults of the preset that the arguments name."""
+        """Take the defaults from the preset that the arguments name."""
         name, rest = first_value(arguments, SearchConfig(), flags=("resume", "verbose"))
         if name:
             return cls(preset=name, config=SearchConfig(), base=find_preset(name)), [name], rest
@@ -60,18 +59,18 @@ class Search:
 
     @property
     def description(self) -> str:
-        """What a search ends with, and which spaces and presets there are."""
+        """The output of a search, and the spaces and presets to choose from."""
         from tune.space import SPACES
 
         return (
-            f"{self.__doc__}\n\nIt ends with the best settings as a file for python -m pipeline "
-            f"train --preset-file, and a page with the map, the curves and what it cost. The "
-            f"settings of the preset are --base.SETTING.\n\nspaces: {', '.join(SPACES)}, or a "
+            f"{self.__doc__}\n\nIt writes the best settings to a file for python -m pipeline "
+            f"train --preset-file, and a page with the map, the curves and the cost. The settings "
+            f"of the preset are --base.SETTING.\n\nspaces: {', '.join(SPACES)}, or a "
             f'JSON file of {{"setting": "range"}}\n\npresets: {", ".join(PRESETS)}'
         )
 
     def __call__(self) -> int:
-        """Search; 1 if trials failed."""
+        """Run the search; returns 1 if trials failed."""
         open_console(verbose=self.verbose)
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
@@ -87,52 +86,51 @@ class Search:
         try:
             result = run_search(job, verbose=self.verbose)
         except KeyboardInterrupt:
-            log.info("the search is resumed by --resume")
+            log.info("--resume continues the search")
             raise
-        log.info("\n%s", ending(job, result))
-        num_failed = result.counts().get("failed", 0)
-        if num_failed:
-            log.error("error: %d trials failed; --resume tries them again", num_failed)
-        return 1 if num_failed else 0
+        log.info("\n%s", ending(result))
+        if num_failed := result.counts().get("failed", 0):
+            log.error("error: %d trials failed; --resume runs them again", num_failed)
+        return int(num_failed > 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Work out the result of a search again, and write its preset file and page."""
+    """Compute the result of a search again, and write its preset file and page."""
 
     search: tyro.conf.Positional[str]
     """Folder of the search."""
 
     def __call__(self) -> int:
-        """Write preset file and page."""
+        """Write the preset file and the page."""
         open_console(verbose=False)
+        from tune.page import write_result
         from tune.prepare import read_job
-        from tune.report import write_result
 
-        job = read_job(Path(self.search).absolute())
-        log.info("%s", ending(job, write_result(job)))
+        log.info("%s", ending(write_result(read_job(Path(self.search).absolute()))))
         return 0
 
 
-def ending(job: "SearchJob", result: "SearchResult") -> str:
-    """What a search ends with on the console."""
-    from tune.report import BEST, PAGE
+def ending(result: "SearchResult") -> str:
+    """The result of a search for the console."""
+    from tune.page import BEST, PAGE
     from tune.summary import cost, result_table, sentences
 
-    facts = {
-        "cost": cost(result),
-        "page": job.dir / PAGE,
-        "train": f"python -m pipeline train --preset-file {job.dir / BEST}",
-    }
-    lines = "\n".join(f"{name:<12}{fact}" for name, fact in facts.items())
-    return f"{result_table(result)}\n{lines}\n\n{chr(10).join(sentences(result))}"
+    lines = [
+        result_table(result),
+        f"cost        {cost(result)}",
+        f"page        {result.job.dir / PAGE}",
+        f"train       python -m pipeline train --preset-file {result.job.dir / BEST}\n",
+        *sentences(result),
+    ]
+    return "\n".join(lines)
 
 
 COMMANDS = {"search": Search, "report": Report}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; its exit status. Entry point of the script `vit-tune`."""
+    """Run a command and return its exit status; entry point of the script `vit-tune`."""
     return dispatch("python -m tune", COMMANDS, arguments)
 
 

@@ -1,4 +1,4 @@
-"""What one setting of a search may be: numbers of a range, options, or named levels.
+"""The values that one setting of a search may have: a range, options, or named levels.
 
     loguniform(1e-4,1e-2)  uniform(0,0.2)  randint(1,4)  choice(0.03,0.1)
 
@@ -24,7 +24,7 @@ class Range:
     whole: bool = False
 
     def __post_init__(self) -> None:
-        """Reject a range without numbers."""
+        """Raise ValueError if the range is empty or infinite."""
         if not (math.isfinite(self.low) and math.isfinite(self.high)):
             raise ValueError(f"range {self} must have finite ends")
         if self.low >= self.high:
@@ -37,7 +37,7 @@ class Range:
         return f"{kind}({self.low:.4g},{self.high:.4g})"
 
     def at(self, share: float) -> float | int:
-        """The value at a share of the way from low to high."""
+        """The value at a share of the way from low to high, to six digits."""
         if self.whole:
             return min(int(self.high), int(self.low + share * (self.high - self.low + 1)))
         if self.log:
@@ -47,32 +47,32 @@ class Range:
         return min(max(float(f"{value:.6g}"), self.low), self.high)
 
     def share(self, value: float) -> float:
-        """Where a value lies between low (0) and high (1); the inverse of `at`."""
+        """Position of a value between low (0) and high (1); the inverse of `at`."""
         low, high = self.low, self.high
         if self.log:
             low, high, value = math.log(low), math.log(high), math.log(max(value, 1e-300))
         return (value - low) / (high - low)
 
     def points(self, number: int) -> list:
-        """As many values as that, the ends among them."""
+        """`number` evenly spaced values with both ends; fewer if there are not as many integers."""
         if self.whole:
             step = (self.high - self.low) / (number - 1)
             return sorted({round(self.low + step * i) for i in range(number)})
         return [self.at(i / (number - 1)) for i in range(number)]
 
     def contains(self, value: object) -> bool:
-        """Whether a value is one that could be drawn."""
+        """Whether a value is a number in the range."""
         return isinstance(value, int | float) and self.low <= value <= self.high
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """One of some values."""
+    """One of several values."""
 
     options: tuple[object, ...]
 
     def __post_init__(self) -> None:
-        """Reject a choice of nothing."""
+        """Raise ValueError if there are no options."""
         if not self.options:
             raise ValueError("choice() is empty: name at least one value")
 
@@ -84,7 +84,7 @@ class Choice:
         return self.options[min(int(share * len(self.options)), len(self.options) - 1)]
 
     def points(self, number: int) -> list:  # noqa: ARG002
-        """All options, whatever the number."""
+        """All options, for any number."""
         return list(self.options)
 
     def contains(self, value: object) -> bool:
@@ -94,21 +94,16 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class Levels(Choice):
-    """One of some named levels, each of which is several settings."""
+    """One of several named levels, each of which stands for several settings."""
 
     settings: Mapping[str, Mapping[str, object]]
-
-    @classmethod
-    def of(cls, settings: Mapping[str, Mapping[str, object]]) -> "Levels":
-        """Levels by name."""
-        return cls(options=tuple(settings), settings=settings)
 
 
 Dimension = Range | Choice
 
 
 def parse(text: str) -> Dimension | object:
-    """A range or a choice from its notation; anything else is a plain JSON value or a word."""
+    """Parse a range or a choice; any other text is a JSON value or a word (see `value_of`)."""
     call = CALL.fullmatch(text.strip())
     if not call:
         return value_of(text)
@@ -127,7 +122,7 @@ def parse(text: str) -> Dimension | object:
 
 
 def value_of(text: str) -> object:
-    """A JSON value, or the text itself where it is none."""
+    """The value of a JSON text, or the text itself if it is not JSON."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:

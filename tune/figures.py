@@ -1,6 +1,6 @@
 """The figures of a search as SVG: the map over two settings, the curves, the seeds, the importance.
 
-All four show the same trials: the best is drawn alike in each of them, and so is the baseline.
+The best and the baseline have the same colours in all figures.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,18 +12,18 @@ from pipeline.tracking.journal import RECORDS
 from support import chart
 from support.chart import Chart, Line
 from support.files import read_lines
-from tune.config import objectives
+from tune.config import sign_of
 from tune.dimension import Choice, Dimension, Range
 from tune.job import shown
 from tune.result import Group, SearchResult
 from tune.trial_log import DIVERGED, DONE, STOPPED, Entry
 
 Place = tuple[float, ...]
-"""Where something lies on the axes of the map, from 0 to 1."""
+"""Position on the axes of the map, from 0 to 1."""
 
-# cells along a side of the map, and how far a trial is seen, as a share of the side
+# cells along a side of the map, and the reach of a trial as a share of the side
 CELLS, REACH = 48, 0.13
-# the colours of the map end at least this many tolerances below the best
+# the colours of the map cover at least this many tolerances below the best
 DEPTH = 3.0
 SIZE = {"height": 380, "left": 66}
 BEST, BASELINE, OTHER = chart.SERIES[4], chart.INK, chart.SERIES[0]
@@ -33,7 +33,7 @@ DASHED = (0, (5, 2))
 def map_figure(result: SearchResult) -> str:
     """The objective over two settings: a smooth surface near the trials, and the trials.
 
-    Where only one was searched, the objective itself goes upwards.
+    If only one setting was searched, the vertical axis is the objective.
     """
     objective, dimensions = result.objective, map_dimensions(result)
     figure = Chart("map", **SIZE)
@@ -50,10 +50,10 @@ def map_figure(result: SearchResult) -> str:
         at = place(dimensions, {**entry.sample, **reached})
         if at and not entry.repeat:
             trials.append((at, entry, group))
-    known = [(*at, group.mean(objective)) for at, _, group in trials if group]
-    if known and objective not in dimensions:
+    points = [(*at, group.mean(objective)) for at, _, group in trials if group]
+    if points and objective not in dimensions:
         box = {"extent": (0, 1, 0, 1), "origin": "lower", "aspect": "auto"}
-        image = figure.axes.imshow(surface(result, np.array(known)), interpolation="none", **box)
+        image = figure.axes.imshow(surface(result, np.array(points)), interpolation="none", **box)
         figure.mark(image, "surface")
     for at, entry, group in trials:
         add_trial(figure, result, entry, group, at)
@@ -61,22 +61,22 @@ def map_figure(result: SearchResult) -> str:
 
 
 def map_dimensions(result: SearchResult) -> dict[str, Dimension]:
-    """What the axes of the map show: learning rate and warm-up if they were searched."""
+    """The dimensions on the axes of the map: learning rate and warm-up if they were searched."""
     dimensions = result.job.space.dimensions
     first = [name for name in ("optim.lr", "optim.warmup") if name in dimensions]
     names = first + [name for name in dimensions if name not in first]
-    objective = metric_range(group.mean(result.objective) for group in result.groups)
-    return {name: dimensions[name] for name in names[:2]} | (
-        {result.objective: objective} if len(names) == 1 else {}
-    )
+    if len(names) == 1:
+        span = metric_range(group.mean(result.objective) for group in result.groups)
+        return {**dimensions, result.objective: span}
+    return {name: dimensions[name] for name in names[:2]}
 
 
 def metric_range(values: Iterable[float]) -> Range:
-    """The range of an axis for values of a metric, with a little air around them."""
+    """The range of an axis for values of a metric, with a margin."""
     values = list(values) or [0.0, 1.0]
     low, high = min(values), max(values)
-    air = (high - low) * 0.06 or abs(high) * 0.05 or 1.0
-    return Range(low=low - air, high=high + air)
+    margin = (high - low) * 0.06 or abs(high) * 0.05 or 1.0
+    return Range(low=low - margin, high=high + margin)
 
 
 def set_dimension(figure: Chart, axis: str, name: str, dimension: Dimension) -> None:
@@ -91,31 +91,30 @@ def set_dimension(figure: Chart, axis: str, name: str, dimension: Dimension) -> 
 
 
 def share_of(dimension: Dimension, value: object) -> float:
-    """Where a value lies on an axis from 0 to 1; a little outside at most."""
+    """Position of a value on an axis from 0 to 1; slightly outside for values out of range."""
     if isinstance(dimension, Choice):
         return (dimension.options.index(value) + 0.5) / len(dimension.options)
     return min(max(dimension.share(value), -0.02), 1.02)
 
 
 def place(dimensions: Mapping[str, Dimension], sample: Mapping[str, object]) -> Place | None:
-    """Where a sample lies; None if it lacks a value, or has one that is no option."""
-    for name, dimension in dimensions.items():
-        option = not isinstance(dimension, Choice) or dimension.contains(sample.get(name))
-        if name not in sample or not option:
-            return None
-    return tuple(share_of(dimension, sample[name]) for name, dimension in dimensions.items())
+    """Position of a sample; None if it lacks a value, or has one that is not an option."""
+    try:
+        return tuple(share_of(dimension, sample[name]) for name, dimension in dimensions.items())
+    except (KeyError, ValueError):
+        return None
 
 
-def surface(result: SearchResult, known: np.ndarray) -> np.ndarray:
-    """Colours of the mean of the trials nearby, faint where there are none.
+def surface(result: SearchResult, points: np.ndarray) -> np.ndarray:
+    """Colours of the weighted mean of the trials nearby, faint where there are none.
 
-    Places and values of the trials (n, 3) -> (CELLS, CELLS, 4).
+    Positions and values of the trials (n, 3) -> (CELLS, CELLS, 4).
     """
     side = (np.arange(CELLS) + 0.5) / CELLS
-    away = (side[None, :, None] - known[:, 0]) ** 2 + (side[:, None, None] - known[:, 1]) ** 2
-    weights = np.exp(-away / (2 * REACH**2))  # (CELLS, CELLS, n)
+    squared = (side[None, :, None] - points[:, 0]) ** 2 + (side[:, None, None] - points[:, 1]) ** 2
+    weights = np.exp(-squared / (2 * REACH**2))  # (CELLS, CELLS, n)
     total = weights.sum(-1)
-    colours = color(result, weights @ known[:, 2] / np.maximum(total, 1e-12))
+    colours = color(result, weights @ points[:, 2] / np.maximum(total, 1e-12))
     colours[..., 3] = np.minimum(1.0, total)
     return colours
 
@@ -123,17 +122,17 @@ def surface(result: SearchResult, known: np.ndarray) -> np.ndarray:
 def color_ends(result: SearchResult) -> tuple[float, float]:
     """The values of the objective at the dark and at the light end of the map's colours.
 
-    They end so deep that three quarters of the settings are told apart, and no deeper than
-    differences that count.
+    They are so far apart that three quarters of the settings differ in colour, and DEPTH tolerances
+    at least.
     """
-    best, sign = result.best.mean(result.objective), 1 if objectives()[result.objective] else -1
+    best, sign = result.best.mean(result.objective), sign_of(result.objective)
     behind = sorted(abs(best - group.mean(result.objective)) for group in result.groups)
     depth = max(DEPTH * result.tolerance, behind[len(behind) * 3 // 4]) or 1.0
     return best - sign * depth, best
 
 
 def color(result: SearchResult, values: float | np.ndarray) -> np.ndarray:
-    """The map's colours of values of the objective: (...) -> (..., 4)."""
+    """The colours on the map for values of the objective: (...) -> (..., 4)."""
     worst, best = color_ends(result)
     return chart.shades((values - worst) / (best - worst))
 
@@ -170,17 +169,17 @@ def add_trial(
 
 
 def add_name(figure: Chart, words: str, ink: str, at: Place) -> None:
-    """Write beside a trial: the best above and the baseline below, to keep clear of each other."""
+    """Label a trial: the best above it and the baseline below it, so that labels do not overlap."""
     x, y = at
     below = y > 0.9 or (ink == BASELINE and y > 0.1)
     side = {"va": "top" if below else "bottom"}
     side["ha"] = "left" if x < 0.08 else "right" if x > 0.92 else "center"
-    away = {"xytext": (0, -13 if below else 13), "textcoords": "offset points"}
-    figure.mark(figure.axes.annotate(words, at, color=ink, **side, **away), "halo")
+    offset = {"xytext": (0, -13 if below else 13), "textcoords": "offset points"}
+    figure.mark(figure.axes.annotate(words, at, color=ink, **side, **offset), "halo")
 
 
 def read_curves(result: SearchResult, metric: str) -> dict[tuple[int, int], Line]:
-    """Each trial's metric by share of the trial, by the key of its entry."""
+    """Points (share of the trial, metric) of each trial, by the key of its entry."""
     curves = {}
     for entry in result.entries:
         config = result.job.trial_config(entry.settings, entry.name, entry.repeat)
@@ -192,7 +191,7 @@ def read_curves(result: SearchResult, metric: str) -> dict[tuple[int, int], Line
 
 
 def curves_figure(result: SearchResult, metric: str) -> str:
-    """All trials over the share of their length, with the part in which none is stopped."""
+    """The metric of all trials over the share of their length; marks where none is stopped."""
     curves, best = read_curves(result, metric), result.best.number
     span = metric_range(value for points in curves.values() for _, value in points)
     figure = Chart("curves", **SIZE)
@@ -200,10 +199,11 @@ def curves_figure(result: SearchResult, metric: str) -> str:
     figure.axes.set(ylabel=metric)
     figure.write_ticks(x=chart.percentage, y=chart.short)
     if result.job.config.stopper != "none":
-        first, away = result.job.first_rung, {"xytext": (-6, -6), "textcoords": "offset points"}
+        first = result.job.first_rung
+        offset = {"xytext": (-6, -6), "textcoords": "offset points"}
         figure.axes.axvspan(0, first, color=chart.WASH)
         figure.axes.axvline(first, color=chart.SOFT, linewidth=1, linestyle=DASHED)
-        note = {"color": chart.SOFT, "ha": "right", "va": "top", **away}
+        note = {"color": chart.SOFT, "ha": "right", "va": "top", **offset}
         figure.axes.annotate("no trial is stopped here", (first, span.high), **note)
     for entry in sorted(result.entries, key=lambda e: (e.number == best, e.number == 0)):
         if curves[entry.key]:
@@ -212,7 +212,7 @@ def curves_figure(result: SearchResult, metric: str) -> str:
 
 
 def add_curve(figure: Chart, entry: Entry, points: Line, *, best: bool) -> None:
-    """Draw one trial's curve and how it ended."""
+    """Draw the curve of one trial, with a marker that shows how it ended."""
     baseline = not entry.number
     ink = BEST if best else BASELINE if baseline else chart.SOFT
     width = 0.9 if entry.repeat else 2.8 if best else 2.2 if baseline else 1.2
@@ -229,7 +229,7 @@ def add_curve(figure: Chart, entry: Entry, points: Line, *, best: bool) -> None:
 
 
 def seeds_figure(result: SearchResult) -> str:
-    """Every seed of the settings that were run with several; an empty text if there are none."""
+    """All seeds of the settings that were run with several; an empty text if there are none."""
     groups = [group for group in result.groups if len(group.runs) > 1]
     if not groups:
         return ""
@@ -251,6 +251,6 @@ def seeds_figure(result: SearchResult) -> str:
 
 
 def importance_figure(result: SearchResult) -> str:
-    """A bar for each setting, the longest first; an empty text if nothing is known."""
+    """A bar for each setting, the longest first; an empty text if the importance is unknown."""
     shares = sorted((result.importance or {}).items(), key=lambda pair: -pair[1])
     return chart.bar_chart(dict(shares), name="importance", shown="{:.0%}".format)

@@ -1,8 +1,9 @@
-"""A search before anything is started: from a preset, from its parts, or as it was written down.
+"""Makes a search job from a preset and its data, or from the folder of a search, and checks it.
 
-What does not fit is refused with the name of the setting.
+Errors name the setting that does not fit.
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,16 +13,16 @@ from pipeline.settings.config import TrainConfig
 from pipeline.settings.presets import find_preset
 from tune import transfer
 from tune.config import SearchConfig
-from tune.job import DATA, SEARCH, SearchJob, horizon_of, name_of, shortened, shown
+from tune.job import DATA, SEARCH, SearchJob, name_of, shown
 from tune.space import Space, make_space
 
 
 def prepare_job(preset: str, base: TrainConfig, config: SearchConfig) -> SearchJob:
     """Check a search against its data; ValueError or FileNotFoundError if they do not fit.
 
-    The embedded data is made if it is not there yet.
+    Builds the embedded data if it is missing.
     """
-    from pipeline.train.job import prepare  # imports PyTorch, which a report does without
+    from pipeline.train.job import prepare  # imports PyTorch, which a report does not need
 
     run = base.absolute()
     original = find_preset(preset).flat()
@@ -46,40 +47,20 @@ def read_job(folder: Path) -> SearchJob:
         raise ValueError(f"{folder} is not the folder of a search: it has no {SEARCH}")
     content = json.loads(path.read_text())
     config = SearchConfig().replace(content["search"])
-    return assemble(
-        content["preset"],
-        content["changes"],
-        config,
-        **{name: content[name] for name in DATA},
-    )
+    data = {name: content[name] for name in DATA}
+    return assemble(content["preset"], content["changes"], config, **data)
 
 
 def assemble(
-    preset: str,
-    changes: Mapping[str, object],
-    config: SearchConfig,
-    *,
-    samples: int,
-    eval_samples: int,
-    num_classes: int,
-    data_dir: str,
+    preset: str, changes: Mapping[str, object], config: SearchConfig, **data: int | str
 ) -> SearchJob:
-    """A job from its parts; a space that does not fit is a ValueError with the setting's name."""
-    run = find_preset(preset).replace(changes)
-    short = shortened(run, config, samples)
-    scale = 1 / horizon_of(config) if config.transfer == "examples" else 1.0
-    space = make_space(config.space, config.set, short, scale=scale, samples=samples)
+    """A job from its parts and the fields in DATA; ValueError if the space does not fit."""
+    space = Space(name=config.space, dimensions={})
+    job = SearchJob(preset=preset, changes=changes, config=config, space=space, **data)
+    short, scale = job.short, 1 / job.horizon if config.transfer == "examples" else 1.0
+    space = make_space(config.space, config.set, short, scale=scale, samples=job.samples)
     check_decay(space, short, config)
-    job = SearchJob(
-        preset=preset,
-        changes=changes,
-        config=config,
-        space=space,
-        samples=samples,
-        eval_samples=eval_samples,
-        num_classes=num_classes,
-        data_dir=data_dir,
-    )
+    job = dataclasses.replace(job, space=space)
     for corner in space.corners():
         check_corner(job, corner)
     if config.sampler == "grid":
@@ -88,7 +69,7 @@ def assemble(
 
 
 def check_corner(job: SearchJob, sample: Mapping[str, object]) -> None:
-    """Refuse a space with a sample whose config, here or carried to the real run, is refused."""
+    """Raise ValueError if the config of a sample, for a trial or the real run, is invalid."""
     where = f"space {job.space.name!r} at {shown(sample)}"
     try:
         settings = job.settings(sample)
@@ -106,33 +87,33 @@ def check_corner(job: SearchJob, sample: Mapping[str, object]) -> None:
 
 
 def check_decay(space: Space, short: TrainConfig, config: SearchConfig) -> None:
-    """Refuse a hold on lr x weight_decay that cannot hold or has no effect."""
+    """Raise ValueError if lr x weight_decay cannot be held constant, or doing so has no effect."""
     if config.decay == "alone":
         return
     if "optim.weight_decay" in space.dimensions or "optim.lr" not in space.dimensions:
         raise ValueError(
-            "decay 'product' follows optim.lr while optim.weight_decay is not searched itself; "
-            "search optim.lr alone, or set --decay alone"
+            "decay 'product' sets optim.weight_decay from optim.lr, so only optim.lr may be "
+            "searched; search optim.lr without optim.weight_decay, or set --decay alone"
         )
     if not short.optim.decay_scaled_by_lr:
         raise ValueError(
-            "decay 'product' has no effect where optim.decay_scaled_by_lr is False: the decay does "
-            "not follow the rate there; set --decay alone"
+            "decay 'product' has no effect if optim.decay_scaled_by_lr is False, since the decay "
+            "does not follow the rate then; set --decay alone"
         )
 
 
 def check_same(old: SearchJob, new: SearchJob) -> None:
-    """Refuse to resume a search with other settings."""
+    """Raise ValueError if the settings of a resumed search differ from those it started with."""
     before, now = old.flat(), new.flat()
-    free = {name for name, metadata, _ in old.config.items() if metadata.get("may_change")}
-    before["search"], now["search"] = (
-        {k: v for k, v in job["search"].items() if k not in free} for job in (before, now)
-    )
+    may_change = {name for name, metadata, _ in old.config.items() if metadata.get("may_change")}
+    for search in (before["search"], now["search"]):
+        for name in may_change:
+            del search[name]
     if old.config.sampler == "grid" and old.config.trials != new.config.trials:
-        raise ValueError("the points of a grid follow from --trials; take another --name")
-    odd = [name for name in before if before[name] != now[name]]
-    if odd:
+        raise ValueError("the points of a grid depend on --trials; choose another --name")
+    different = [name for name in before if before[name] != now[name]]
+    if different:
         raise ValueError(
-            f"search {old.name!r} was started differently: {', '.join(odd)} differ. Take another "
-            f"--name, or go back to its settings"
+            f"search {old.name!r} was started with other settings: {', '.join(different)} differ; "
+            f"restore them, or choose another --name"
         )

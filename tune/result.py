@@ -1,10 +1,10 @@
-"""What a search has found: the best settings, how sure that is, how flat the optimum.
+"""The result of a search: the best settings, how certain they are, how flat the optimum is.
 
-    trials.jsonl -> a Group for each setting that was tried -> ranked -> three sentences, a table
+    trials.jsonl -> one Group for each completed setting -> ranked -> SearchResult
 
-Settings are compared by the mean over their seeds. What counts as the same is two standard
-deviations between seeds, pooled over all settings that were run with several; without such, two
-standard errors of a share of the eval images.
+Settings are compared by their mean over seeds. A difference does not count if it is within two
+standard deviations between seeds, pooled over all settings that were run with several seeds.
+Without those, the tolerance is two standard errors of a share of the eval images.
 """
 
 import math
@@ -12,21 +12,19 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tune.config import objectives
+from tune.config import sign_of
 from tune.dimension import Range
 from tune.job import SearchJob
 from tune.sampler import importances
-from tune.trial_log import DIVERGED, DONE, ENDED, STOPPED, TRIALS, Entry, read_entries
+from tune.trial_log import DIVERGED, DONE, ENDED, FAILED, STOPPED, TRIALS, Entry, read_entries
 
-# rows of the table
-TABLE_ROWS = 8
 # a best value this close to an end of its range may have a better one beyond it
 EDGE = 0.08
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """One setting that was run to its end, with one seed or several."""
+    """The completed runs of one setting, one for each seed."""
 
     number: int
     sample: Mapping[str, object]
@@ -44,33 +42,32 @@ class Group:
         return statistics.stdev(values) if len(values) > 1 else None
 
     def shown(self, metric: str) -> str:
-        """Mean and spread for a reader."""
+        """Mean and spread as text."""
         spread = self.spread(metric)
-        mean = f"{self.mean(metric):.4f}"
-        return mean if spread is None else f"{mean} ± {spread:.4f}"
+        return f"{self.mean(metric):.4f}" + (f" ± {spread:.4f}" if spread is not None else "")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
-    """What a search has found."""
+    """The completed settings of a search in order, and what they show."""
 
     job: SearchJob
     entries: Sequence[Entry]
     groups: Sequence[Group]
-    """From the best on."""
+    """The best first."""
     tolerance: float
-    """Difference in the objective that is not one."""
+    """Differences in the objective up to this size do not count."""
     tolerance_source: str
     importance: Mapping[str, float] | None
 
     @property
     def objective(self) -> str:
-        """What the best is best in."""
+        """The metric that settings are ranked by."""
         return self.job.config.objective[0]
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """What is shown of each setting."""
+        """The metrics in the table."""
         return tuple(dict.fromkeys((*self.job.config.objective, "val/loss")))
 
     @property
@@ -80,61 +77,59 @@ class SearchResult:
 
     @property
     def baseline(self) -> Group | None:
-        """The preset's own settings."""
+        """The preset's own settings; None if they were not completed."""
         return next((group for group in self.groups if group.number == 0), None)
 
     @property
     def near(self) -> list[Group]:
-        """Settings that are as good as the best."""
-        sign = 1 if objectives()[self.objective] else -1
+        """Settings within the tolerance of the best."""
+        sign = sign_of(self.objective)
         least = sign * self.best.mean(self.objective) - self.tolerance
         return [g for g in self.groups if sign * g.mean(self.objective) >= least]
 
     @property
     def front(self) -> list[Group]:
-        """Settings that no other beats in all objectives."""
+        """Settings that no other beats in all objectives (the Pareto front)."""
         return [g for g in self.groups if not any(self._beats(other, g) for other in self.groups)]
 
-    def _beats(self, one: Group, other: Group) -> bool:
-        ahead = [
-            (one.mean(name) - other.mean(name)) * (1 if objectives()[name] else -1)
+    def _beats(self, group: Group, other: Group) -> bool:
+        gains = [
+            sign_of(name) * (group.mean(name) - other.mean(name))
             for name in self.job.config.objective
         ]
-        return min(ahead) >= 0 and max(ahead) > 0
+        return min(gains) >= 0 and max(gains) > 0
 
     def settings(self) -> dict[str, object]:
         """Settings for the real run."""
         return self.job.carried(self.best.settings)
 
     def edges(self) -> list[str]:
-        """Ranges at whose end the best lies, where a wider one may hold a better one."""
-        found = []
-        for name, dimension in self.job.space.dimensions.items():
-            if isinstance(dimension, Range) and name in self.best.sample and self.best.number:
-                share = dimension.share(self.best.sample[name])
-                if not EDGE < share < 1 - EDGE:
-                    found.append(name)
-        return found
+        """Dimensions in which the best lies at an end of the range; a wider range may be better."""
+        sample = self.best.sample
+        return [
+            name
+            for name, dimension in self.job.space.dimensions.items()
+            if self.best.number and name in sample and isinstance(dimension, Range)
+            if not EDGE < dimension.share(sample[name]) < 1 - EDGE
+        ]
 
     def counts(self) -> dict[str, int]:
-        """Trials by how they ended, without those of further seeds."""
-        first = [entry.status for entry in self.entries if not entry.repeat]
-        return {status: first.count(status) for status in (*ENDED, "failed") if status in first}
+        """Number of trials by how they ended, without the runs of further seeds."""
+        statuses = [entry.status for entry in self.entries if not entry.repeat]
+        return {name: statuses.count(name) for name in (*ENDED, FAILED) if name in statuses}
 
     @property
     def images(self) -> int:
-        """Images that all trials were trained on."""
+        """Images that all trials together were trained on."""
         return sum(entry.images for entry in self.entries)
 
     @property
     def saved_images(self) -> int:
-        """Images that the trials which were stopped or diverged were spared."""
-        left = 0
-        for entry in self.entries:
-            if entry.status in (STOPPED, DIVERGED):
-                config = self.job.tuned(entry.settings)
-                left += config.steps(self.job.samples) * config.global_batch - entry.images
-        return left
+        """Images that the trials which were stopped or diverged were not trained on."""
+        cut = [entry for entry in self.entries if entry.status in (STOPPED, DIVERGED)]
+        configs = [self.job.tuned(entry.settings) for entry in cut]
+        planned = sum(config.steps(self.job.samples) * config.global_batch for config in configs)
+        return planned - sum(entry.images for entry in cut)
 
     @property
     def run_images(self) -> float:
@@ -143,12 +138,12 @@ class SearchResult:
 
     @property
     def seconds(self) -> float:
-        """Wall time of all trials, one after the other."""
+        """Total wall time of all trials."""
         return sum(entry.seconds for entry in self.entries)
 
 
 def read_result(job: SearchJob) -> SearchResult:
-    """Work out the answer from the record of a search; without a completed trial a ValueError."""
+    """Compute the result from the trial log; raises ValueError if no trial was completed."""
     entries = read_entries(job.dir / TRIALS)
     groups = groups_of(job, entries)
     if not groups:
@@ -167,25 +162,18 @@ def read_result(job: SearchJob) -> SearchResult:
 
 
 def groups_of(job: SearchJob, entries: Sequence[Entry]) -> list[Group]:
-    """What was completed, from the best on: those run with all seeds come before the others.
+    """The completed settings, the best first; those run with all seeds come before the others.
 
-    The best of many single runs is lucky, so that a mean over seeds is never held against one run.
+    The best of many single runs is partly luck, so a mean over seeds is not compared with one run.
     """
-    objective, groups = job.config.objective[0], []
-    for first in entries:
-        if first.repeat or first.status != DONE:
-            continue
-        runs = [e.values for e in entries if e.number == first.number and e.status == DONE]
-        groups.append(
-            Group(
-                number=first.number,
-                sample=first.sample,
-                settings=first.settings,
-                runs=tuple(runs),
-            )
-        )
-    sign = 1 if objectives()[objective] else -1
-    most = max((len(group.runs) for group in groups), default=0)
+    done = [entry for entry in entries if entry.status == DONE]
+    groups = []
+    for first in (entry for entry in done if not entry.repeat):
+        number, sample, settings = first.number, first.sample, first.settings
+        runs = tuple(entry.values for entry in done if entry.number == number)
+        groups.append(Group(number=number, sample=sample, settings=settings, runs=runs))
+    objective = job.config.objective[0]
+    sign, most = sign_of(objective), max((len(group.runs) for group in groups), default=0)
     return sorted(
         groups,
         key=lambda g: (len(g.runs) == most, sign * g.mean(objective), -g.mean("val/loss")),
@@ -194,18 +182,18 @@ def groups_of(job: SearchJob, entries: Sequence[Entry]) -> list[Group]:
 
 
 def tolerance_of(job: SearchJob, groups: Sequence[Group]) -> tuple[float, str]:
-    """The difference that is not one, and where it comes from."""
+    """The largest difference in the objective that does not count, and how it was determined."""
     objective = job.config.objective[0]
     spreads = [g.spread(objective) for g in groups if len(g.runs) > 1]
-    share = objective in ("val/top1", "val/top5")
+    # an accuracy is a share of the eval images, and one image is its smallest difference
+    is_share = objective in ("val/top1", "val/top5")
+    least = 1 / job.eval_samples if is_share else 0.0
     if spreads:
         pooled = math.sqrt(statistics.fmean(spread**2 for spread in spreads))
-        least = 1 / job.eval_samples if share else 0.0
         return max(2 * pooled, least), "two standard deviations between seeds"
     best = groups[0].mean(objective)
-    if share:
+    if is_share:
         error = math.sqrt(max(best * (1 - best), 1e-12) / job.eval_samples)
-        return max(2 * error, 1 / job.eval_samples), (
-            f"two standard errors of a share of {job.eval_samples:,} images"
-        )
+        source = f"two standard errors of a share of {job.eval_samples:,} images"
+        return max(2 * error, least), source
     return abs(best) / 100, "one percent"

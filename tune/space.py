@@ -1,108 +1,102 @@
-"""What is searched: ranges over dotted settings, and the named spaces.
+"""Search spaces: ranges of dotted settings, and the named spaces.
 
     sample {dimension: value} -> settings {dotted name: value} -> TrainConfig.replace
 
 A dimension is a setting with a range or a choice, or a set of named levels that each stand for
-several settings (AugReg's seven strengths of augmentation). A new space is one more function in
+several settings (AugReg's seven strengths of augmentation). To add a space, add a function to
 `SPACES`. Nothing here imports torch or Ray.
 """
 
 import itertools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline.settings.config import TrainConfig
 from support.settings import suggestion
 from tune.dimension import Choice, Dimension, Levels, Range, parse
 
-# more corners than this are not all tried before the start
+# at most this many corners are checked before the start
 MAX_CORNERS = 256
 # recipes for ImageNet-21k: warm-up of 0.5 to 12 % of the run, lr 3e-4 to 3e-3 around 1e-3
 WARMUP_OF_RUN, LR_OF_PRESET = (0.005, 0.12), (0.3, 3.0)
-# no trial warms up for more than this share of itself
+# the longest warm-up, as a share of a trial
 MAX_WARMUP = 0.5
 # AugReg (arXiv 2106.10270), by the names of the paper: layers and magnitude of RandAugment, mixup
 AUGREG = {
-    "none": (0, 0, 0.0),
-    "light1": (2, 0, 0.0),
-    "light2": (2, 10, 0.2),
-    "medium1": (2, 15, 0.2),
-    "medium2": (2, 15, 0.5),
-    "strong1": (2, 20, 0.5),
-    "strong2": (2, 20, 0.8),
+    "none": (0, 0.0, 0.0),
+    "light1": (2, 0.0, 0.0),
+    "light2": (2, 10.0, 0.2),
+    "medium1": (2, 15.0, 0.2),
+    "medium2": (2, 15.0, 0.5),
+    "strong1": (2, 20.0, 0.5),
+    "strong2": (2, 20.0, 0.8),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """Everything that the trials of a search may differ in."""
+    """The settings that the trials of a search differ in."""
 
     name: str
     dimensions: Mapping[str, Dimension]
     shared: Mapping[str, object] = field(default_factory=dict)
-    """Settings that differ from the preset in all trials alike."""
-
-    def __str__(self) -> str:
-        lines = [f"{name} = {dimension}" for name, dimension in self.dimensions.items()]
-        return "\n".join([*lines, *(f"{name} = {value}" for name, value in self.shared.items())])
+    """Settings that differ from the preset and are the same in all trials."""
 
     def settings(self, sample: Mapping[str, object]) -> dict[str, object]:
         """Settings of a sample, by dotted name."""
         settings = dict(self.shared)
         for name, value in sample.items():
             dimension = self.dimensions[name]
-            settings |= (
-                dimension.settings[value] if isinstance(dimension, Levels) else {name: value}
-            )
+            has_levels = isinstance(dimension, Levels)
+            settings |= dimension.settings[value] if has_levels else {name: value}
         return settings
 
     def at(self, shares: Sequence[float]) -> dict[str, object]:
         """The sample at a point of the unit cube."""
-        return {
-            name: dimension.at(share)
-            for (name, dimension), share in zip(self.dimensions.items(), shares, strict=True)
-        }
+        values = [d.at(share) for d, share in zip(self.dimensions.values(), shares, strict=True)]
+        return dict(zip(self.dimensions, values, strict=True))
 
     def contains(self, sample: Mapping[str, object]) -> bool:
-        """Whether a sample is one that could be drawn."""
+        """Whether a sample has a possible value for each dimension and no others."""
         return sample.keys() == self.dimensions.keys() and all(
             self.dimensions[name].contains(value) for name, value in sample.items()
         )
 
     def grid(self, most: int) -> list[dict[str, object]]:
-        """All options and as many points of each range as give at most that many samples."""
-        ranges = sum(isinstance(dimension, Range) for dimension in self.dimensions.values())
-        fitting: list[dict[str, object]] = []
-        for number in range(2, most + 1 if ranges else 3):
-            columns = [dimension.points(number) for dimension in self.dimensions.values()]
-            if math.prod(map(len, columns)) > most:
-                break
-            fitting = [
-                dict(zip(self.dimensions, row, strict=True)) for row in itertools.product(*columns)
-            ]
-        if not fitting:
-            least = math.prod(len(dimension.points(2)) for dimension in self.dimensions.values())
+        """All options with the most points of each range that give at most `most` samples.
+
+        Raises ValueError if the ends of the ranges give more than that.
+        """
+        least = self._grid_size(2)
+        if least > most:
             raise ValueError(
                 f"a grid over {', '.join(self.dimensions)} has at least {least} points, `trials` "
-                f"leaves slots for {most} beside the preset's own; set --trials {least + 1}"
+                f"leaves {most} in addition to the baseline; set --trials {least + 1}"
             )
-        return fitting
+        number = 2
+        if any(isinstance(dimension, Range) for dimension in self.dimensions.values()):
+            while number < most and self._grid_size(number + 1) <= most:
+                number += 1
+        return list(self._grid(number))
 
     def corners(self) -> list[dict[str, object]]:
-        """Samples of the ends of all ranges and all options; of very many the first ones."""
-        ends = [dimension.points(2) for dimension in self.dimensions.values()]
-        rows = itertools.islice(itertools.product(*ends), MAX_CORNERS)
-        return [dict(zip(self.dimensions, row, strict=True)) for row in rows]
+        """All combinations of the ends of ranges and the options; at most MAX_CORNERS of them."""
+        return list(itertools.islice(self._grid(2), MAX_CORNERS))
+
+    def _grid(self, number: int) -> Iterator[dict[str, object]]:
+        columns = [dimension.points(number) for dimension in self.dimensions.values()]
+        return (dict(zip(self.dimensions, row, strict=True)) for row in itertools.product(*columns))
+
+    def _grid_size(self, number: int) -> int:
+        return math.prod(len(dimension.points(number)) for dimension in self.dimensions.values())
 
     def check(self, base: TrainConfig) -> None:
-        """Refuse what the preset's config does not accept, with the name of the setting."""
-        samples = [{}]
-        for name, dimension in self.dimensions.items():
-            samples += [{name: value} for value in dimension.points(2)]
-        for sample in samples:
+        """Raise ValueError with the name of the setting if the preset's config rejects a value."""
+        samples = [{name: end} for name, d in self.dimensions.items() for end in d.points(2)]
+        for sample in [{}, *samples]:
             try:
                 base.replace(self.settings(sample))
             except ValueError as error:
@@ -111,67 +105,49 @@ class Space:
 
 
 def warmup_lr(base: TrainConfig, scale: float, samples: int) -> Space:  # noqa: ARG001
-    """Warm-up and peak learning rate: what to search before a long run."""
+    """Warm-up and peak learning rate, to be searched before a long run."""
     low, high = (min(MAX_WARMUP, share * scale) for share in WARMUP_OF_RUN)
-    rates = (float(f"{base.optim.lr * factor:.4g}") for factor in LR_OF_PRESET)
-    return Space(
-        name="warmup-lr",
-        dimensions={
-            "optim.lr": Range(low=next(rates), high=next(rates), log=True),
-            "optim.warmup": Range(low=low, high=high, log=True),
-        },
-        shared={"optim.warmup_unit": "fraction"},
-    )
+    lowest, highest = (float(f"{base.optim.lr * factor:.4g}") for factor in LR_OF_PRESET)
+    dimensions = {
+        "optim.lr": Range(low=lowest, high=highest, log=True),
+        "optim.warmup": Range(low=low, high=high, log=True),
+    }
+    shared = {"optim.warmup_unit": "fraction"}
+    return Space(name="warmup-lr", dimensions=dimensions, shared=shared)
 
 
 def warmup_lr_decay(base: TrainConfig, scale: float, samples: int) -> Space:
-    """The same with the weight decay, whose best value depends on the learning rate."""
+    """`warmup_lr` with the weight decay, whose best value depends on the learning rate."""
     space = warmup_lr(base, scale, samples)
     decay = {"optim.weight_decay": Range(low=0.01, high=0.3, log=True)}
-    return Space(
-        name="warmup-lr-decay", dimensions={**space.dimensions, **decay}, shared=space.shared
-    )
+    return replace(space, name="warmup-lr-decay", dimensions={**space.dimensions, **decay})
 
 
 def augment(base: TrainConfig, scale: float, samples: int) -> Space:  # noqa: ARG001
     """AugReg's 28 settings: augmentation, dropout with stochastic depth, and weight decay."""
-    levels = {
-        name: {
-            "images.randaugment_layers": layers,
-            "images.randaugment_magnitude": float(magnitude),
-            "mix.mixup": mixup,
-        }
-        for name, (layers, magnitude, mixup) in AUGREG.items()
+    names = ("images.randaugment_layers", "images.randaugment_magnitude", "mix.mixup")
+    levels = {level: dict(zip(names, row, strict=True)) for level, row in AUGREG.items()}
+    rates = {"off": 0.0, "on": 0.1}
+    dropout = {k: {"model.dropout": rate, "model.drop_path": rate} for k, rate in rates.items()}
+    dimensions = {
+        "augmentation": Levels(options=tuple(levels), settings=levels),
+        "regularisation": Levels(options=tuple(dropout), settings=dropout),
+        "optim.weight_decay": Choice(options=(0.03, 0.1)),
     }
-    regularisation = {
-        name: {"model.dropout": rate, "model.drop_path": rate}
-        for name, rate in (("off", 0.0), ("on", 0.1))
-    }
-    return Space(
-        name="augment",
-        dimensions={
-            "augmentation": Levels.of(levels),
-            "regularisation": Levels.of(regularisation),
-            "optim.weight_decay": Choice(options=(0.03, 0.1)),
-        },
-    )
+    return Space(name="augment", dimensions=dimensions)
 
 
 def finetune(base: TrainConfig, scale: float, samples: int) -> Space:  # noqa: ARG001
     """The ViT paper's grid of learning rates for SGD (its table 4), at 10,000 or 20,000 steps."""
     batch = 512
     lengths = tuple(float(f"{steps * batch / samples:.6g}") for steps in (10_000, 20_000))
-    return Space(
-        name="finetune",
-        dimensions={
-            "optim.lr": Choice(options=(0.003, 0.01, 0.03, 0.06)),
-            "epochs": Choice(options=lengths),
-        },
-        shared={
-            **{"optim.name": "sgd", "optim.weight_decay": 0.0, "optim.schedule": "cosine"},
-            **{"optim.warmup": 500, "optim.warmup_unit": "steps", "global_batch": batch},
-        },
-    )
+    rates = Choice(options=(0.003, 0.01, 0.03, 0.06))
+    shared = {
+        **{"optim.name": "sgd", "optim.weight_decay": 0.0, "optim.schedule": "cosine"},
+        **{"optim.warmup": 500, "optim.warmup_unit": "steps", "global_batch": batch},
+    }
+    dimensions = {"optim.lr": rates, "epochs": Choice(options=lengths)}
+    return Space(name="finetune", dimensions=dimensions, shared=shared)
 
 
 SPACES: dict[str, Callable[[TrainConfig, float, int], Space]] = {
@@ -180,14 +156,17 @@ SPACES: dict[str, Callable[[TrainConfig, float, int], Space]] = {
     "augment": augment,
     "finetune": finetune,
 }
-"""Each is called with the preset as a trial would run it, the factor from a share of the real run
-to a share of a trial, and the images of the training split."""
+"""Arguments: the preset carried to the length of a trial, the factor from a share of the real run
+to a share of a trial, and the number of images of the training split."""
 
 
 def make_space(
     name: str, changes: Sequence[str], base: TrainConfig, *, scale: float, samples: int
 ) -> Space:
-    """A named space or one from a file, with changes such as "optim.lr=loguniform(1e-4,1e-2)"."""
+    """A named space or one from a file, with changes such as "optim.lr=loguniform(1e-4,1e-2)".
+
+    Raises ValueError with the name of the setting if the config of `base` rejects a value.
+    """
     if name in SPACES:
         space = SPACES[name](base, scale, samples)
     elif name.endswith(".json"):

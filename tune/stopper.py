@@ -1,4 +1,4 @@
-"""Which trials are stopped for being behind, and from when on.
+"""Stops trials that are behind, and decides from which point on they are compared.
 
     rate                    short warm-up             long warm-up
      |        .                  _                          .
@@ -7,23 +7,18 @@
      |  .'           '-.        |       '-.           .'           '-.
      |.'________________'-_     |__________'-_      .'________________'-_
 
-Whoever compares trials at the same step, while one still warms up or has just reached its peak,
-finds out whose rate is lower at that moment, not who will be better. So all trials have the same
-length and a complete schedule of their own, and a rung (o) lies where a trial has come half of its
-own way down from the peak, and another where it has come three quarters; never before the longest
-warm-up of the space is over. There all rates have fallen by the same factor, and the area under
-them, which is what was learnt with, is nearly the same.
+At the same step, one trial may still warm up while another has passed its peak. Comparing them
+there shows whose rate is lower at that moment, not which one will be better. So all trials have the
+same length and a complete schedule, and are compared at rungs (o): where a trial has completed half
+of its decay from the peak, and where it has completed three quarters, but never before the longest
+warm-up of the space is over. There all rates have fallen by the same factor, and the areas under
+the rates, which determine how much was learned, are nearly equal.
 
-A rung says nothing until some trials have reached it, and the preset's own settings are never
-stopped: all others are held against them.
+No trial is stopped at a rung before several have reached it. The baseline, the preset's own
+settings, is never stopped: all other settings are compared with it.
 """
 
-from ray.tune.schedulers import (
-    ASHAScheduler,
-    FIFOScheduler,
-    MedianStoppingRule,
-    TrialScheduler,
-)
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from tune.config import SearchConfig
 
@@ -34,26 +29,25 @@ LEAST_SEEN = 4
 
 
 def rung_of(config: SearchConfig, *, share: float, warmup: float, longest: float) -> int:
-    """The rung that a trial has reached at a share of its length; 1, then `reduction`.
+    """The rung that a trial has reached at a share of its length: 0, 1 or `reduction`.
 
     ASHA's rungs lie at powers of the reduction.
     """
-    way = (share - warmup) / (1 - warmup)
-    second = (1 + config.rungs_from) / 2
-    if share < longest or way < config.rungs_from:
+    decay = (share - warmup) / (1 - warmup)
+    if share < longest or decay < config.rungs_from:
         return 0
-    return config.reduction if way >= second else 1
+    return config.reduction if decay >= (1 + config.rungs_from) / 2 else 1
 
 
 class Patience:
-    """Holds a stopper back where it has seen too little, and from the preset's own settings."""
+    """Overrules a stopper that has seen too few trials, and for trials that are not judged."""
 
     def __init__(self, **settings: object) -> None:
         super().__init__(**settings)
         self._seen: dict[int, set[str]] = {}
 
     def on_trial_result(self, tune_controller: object, trial: object, result: dict) -> str:
-        """Stop, or go on."""
+        """Stop or continue."""
         seen = self._seen.setdefault(result[RUNG], set())
         seen.add(trial.trial_id)
         decision = super().on_trial_result(tune_controller, trial, result)
@@ -67,24 +61,16 @@ class Halving(Patience, ASHAScheduler):
 
 
 class Median(Patience, MedianStoppingRule):
-    """Stop what is below the median of the means of the others, over their rungs."""
+    """Stops trials below the median of the others' means over their rungs."""
 
 
 def make_stopper(config: SearchConfig) -> TrialScheduler:
-    """The scheduler that Ray Tune asks at every evaluation; metric and mode come with the tuner."""
+    """The scheduler that Ray Tune asks at every evaluation; metric and mode come from the tuner."""
+    most = config.reduction**2
+    shared = {"time_attr": RUNG, "grace_period": 1}
     if config.stopper == "asha":
-        return Halving(
-            time_attr=RUNG,
-            grace_period=1,
-            max_t=config.reduction**2,
-            reduction_factor=config.reduction,
-        )
+        return Halving(max_t=most, reduction_factor=config.reduction, **shared)
     if config.stopper == "median":
-        return Median(
-            time_attr=RUNG,
-            grace_period=1,
-            min_samples_required=3,
-            # it would pause trials to see others first, and a run cannot be paused
-            min_time_slice=config.reduction**2,
-        )
+        # a time slice would pause a trial until it has seen others, but a run cannot be paused
+        return Median(min_samples_required=3, min_time_slice=most, **shared)
     return FIFOScheduler()

@@ -1,7 +1,7 @@
-"""An answer in words: three sentences, a table, a preset file.
+"""The result of a search in words: three sentences, a table, a preset file.
 
-The sentences say what to use and what it reaches; how flat the optimum is; what this rests on and
-what it cost.
+The sentences state which settings to use and what they reach, how flat the optimum is, and how the
+settings are carried to the real run and what the search cost.
 """
 
 from collections.abc import Mapping
@@ -13,38 +13,36 @@ from tune.job import shown
 from tune.result import Group, SearchResult
 from tune.transfer import share_of_run
 
-# rows of the table
+# settings in the table, the best first
 TABLE_ROWS = 8
-# of all completed settings, this share as good as the best makes the optimum flat
+# the optimum is flat if at least this share of the completed settings is as good as the best
 FLAT = 1 / 3
 
 
-def sentences(found: SearchResult) -> tuple[str, str, str]:
-    """What to use, how flat the optimum is, and what this rests on."""
-    return use(found), flatness(found), trust(found)
+def sentences(result: SearchResult) -> tuple[str, str, str]:
+    """The recommendation, how flat the optimum is, and what the recommendation rests on."""
+    return recommendation(result), flatness(result), basis(result)
 
 
-def use(found: SearchResult) -> str:
-    """What to use, and what it reaches."""
-    best, own, job = found.best, found.baseline, found.job
-    where = f"at {job.horizon:g} of the run" if job.horizon < 1 else "over the whole run"
-    score = f"{found.objective} {best.shown(found.objective)} {seeds(best)} {where}"
-    if best is own:
-        return (
-            f"Keep the preset's own settings: {score}, and nothing else that was tried is better."
-        )
-    against = "the preset's own settings were not completed"
-    if own:
-        reached = f"{own.shown(found.objective)} {seeds(own)}"
-        against = f"the preset's own settings reach {reached}"
-        if own in found.near:
-            against += ", which is no difference by the measure of the next sentence"
-    return f"Use {wording(found)}: {score}; {against}."
+def recommendation(result: SearchResult) -> str:
+    """Which settings to use, and what they reach."""
+    best, baseline, job = result.best, result.baseline, result.job
+    length = f"at {job.horizon:g} of the run" if job.horizon < 1 else "over the whole run"
+    score = f"{result.objective} {best.shown(result.objective)} {seeds(best)} {length}"
+    if best is baseline:
+        return f"Keep the preset's settings: {score}, and nothing else that was tried is better."
+    comparison = "the preset's settings were not completed"
+    if baseline:
+        reached = f"{baseline.shown(result.objective)} {seeds(baseline)}"
+        comparison = f"the preset's settings reach {reached}"
+        if baseline in result.near:
+            comparison += ", a difference within the tolerance of the next sentence"
+    return f"Use {settings_text(result)}: {score}; {comparison}."
 
 
-def wording(found: SearchResult) -> str:
-    """The settings for the real run in words."""
-    job, settings = found.job, found.settings()
+def settings_text(result: SearchResult) -> str:
+    """The settings of the real run that differ from the preset's, in words."""
+    job, settings = result.job, result.settings()
     run, before = job.run.replace(settings), job.run.flat()
     words = [
         f"{name} {cell(value)}"
@@ -52,119 +50,111 @@ def wording(found: SearchResult) -> str:
         if not name.startswith("optim.warmup") and before[name] != value
     ]
     if "optim.warmup" in settings:
-        words.append(warmup_words(run, job.samples))
+        words.append(warmup_text(run, job.samples))
     return " and ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
 
 
-def warmup_words(run: TrainConfig, samples: int) -> str:
-    """A warm-up in examples, steps and as a share of the run."""
+def warmup_text(run: TrainConfig, samples: int) -> str:
+    """A warm-up in examples, in steps and as a share of the run."""
     share = share_of_run(run, "warmup", samples)
     examples = share * run.epochs * samples
     steps = examples / run.global_batch
     return f"a warm-up of {examples:,.0f} examples ({steps:,.0f} steps, {share:.1%} of the run)"
 
 
-def flatness(found: SearchResult) -> str:
+def flatness(result: SearchResult) -> str:
     """How flat the optimum is, as far as the trials show it."""
-    near, total = found.near, len(found.groups)
-    same = f"{found.tolerance:.2g} ({found.tolerance_source})"
+    near, total = result.near, len(result.groups)
+    tolerance = f"{result.tolerance:.2g} ({result.tolerance_source})"
     if len(near) == 1:
         return (
             f"The optimum is sharp as far as {total} completed settings show: no other comes "
-            f"within {same} of it."
+            f"within {tolerance} of it."
         )
+    dimensions = result.job.space.dimensions
     spans = []
-    for name, dimension in found.job.space.dimensions.items():
+    for name, dimension in dimensions.items():
         values = [group.sample[name] for group in near if name in group.sample]
         if isinstance(dimension, Range) and values:
             spans.append(f"{name} from {min(values):.3g} to {max(values):.3g}")
         elif values:
             spans.append(f"{name} {' or '.join(sorted({str(value) for value in values}))}")
     kind = "flat" if len(near) >= FLAT * total else "neither flat nor sharp"
-    shares = " (a share of a trial)" if "optim.warmup" in found.job.space.dimensions else ""
+    unit = " (a share of a trial)" if "optim.warmup" in dimensions else ""
     return (
-        f"The optimum is {kind}: {len(near)} of {total} completed settings are within {same} of "
-        f"it, with {' and '.join(spans)}{shares}."
+        f"The optimum is {kind}: {len(near)} of {total} completed settings are within {tolerance} "
+        f"of it, with {' and '.join(spans)}{unit}."
     )
 
 
-def trust(found: SearchResult) -> str:
-    """What the answer rests on, and what it cost."""
-    edges = found.edges()
-    edge = ""
-    if edges:
-        edge = f"; {' and '.join(edges)} of the best lies at the edge of what was tried"
-    return f"It is carried {found.job.rule()}{edge}; the search cost {cost(found)}."
+def basis(result: SearchResult) -> str:
+    """How the settings are carried to the real run, and what the search cost."""
+    edges = " and ".join(result.edges())
+    warning = f"; {edges} of the best lies at the edge of its range" if edges else ""
+    return f"The settings are carried {result.job.rule()}{warning}; the search cost {cost(result)}."
 
 
-def cost(found: SearchResult) -> str:
+def cost(result: SearchResult) -> str:
     """What the search cost, in words."""
-    share = found.images / found.run_images
-    workers = found.job.config.workers
+    share, workers = result.images / result.run_images, result.job.config.workers
     return (
-        f"{found.images:,} images, {share:.3g} times the real run, in {duration(found.seconds)} "
+        f"{result.images:,} images, {share:.3g} times the real run, in {duration(result.seconds)} "
         f"of trials with {workers} worker{'s' if workers > 1 else ''} each"
     )
 
 
-def rows(found: SearchResult) -> list[Group]:
-    """The settings of the table: the best ones, and the preset's own."""
-    groups = list(found.groups[:TABLE_ROWS])
-    if found.baseline and found.baseline not in groups:
-        groups.append(found.baseline)
-    return groups
+def table_rows(result: SearchResult) -> list[list[str]]:
+    """The column heads, then a row for each of the best settings and one for the baseline."""
+    groups = list(result.groups[:TABLE_ROWS])
+    if result.baseline and result.baseline not in groups:
+        groups.append(result.baseline)
+    heads = ["trial", *result.job.space.dimensions, *result.metrics, "seeds", "against baseline"]
+    return [heads, *(table_row(result, group) for group in groups)]
 
 
-def heads(found: SearchResult) -> list[str]:
-    """The columns of the table."""
-    dimensions = found.job.space.dimensions
-    return ["trial", *dimensions, *found.metrics, "seeds", "against own"]
-
-
-def cells(found: SearchResult, group: Group) -> list[str]:
-    """A row of the table."""
-    own, gain = found.baseline, ""
-    if own and group is not own:
-        gain = f"{group.mean(found.objective) - own.mean(found.objective):+.4f}"
+def table_row(result: SearchResult, group: Group) -> list[str]:
+    """The row of one group of runs."""
+    baseline, gain = result.baseline, ""
+    if baseline and group is not baseline:
+        gain = f"{group.mean(result.objective) - baseline.mean(result.objective):+.4f}"
     return [
-        "preset's own" if group is own else str(group.number),
-        *(cell(group.sample.get(name, "")) for name in found.job.space.dimensions),
-        *(group.shown(metric) for metric in found.metrics),
+        "baseline" if group is baseline else str(group.number),
+        *(cell(group.sample.get(name, "")) for name in result.job.space.dimensions),
+        *(group.shown(metric) for metric in result.metrics),
         str(len(group.runs)),
         gain,
     ]
 
 
-def result_table(found: SearchResult) -> str:
-    """The table for the console, with the trials by how they ended."""
-    lines = table([heads(found), *(cells(found, group) for group in rows(found))])
-    counted = ", ".join(f"{number} {status}" for status, number in found.counts().items())
-    front = [group.number for group in found.front]
-    if len(found.job.config.objective) > 1:
-        counted += f"; no other beats {', '.join(map(str, front))} in all objectives"
-    return f"{lines}\n\ntrials      {counted}"
+def result_table(result: SearchResult) -> str:
+    """The table for the console, with the number of trials by how they ended."""
+    counts = ", ".join(f"{number} {status}" for status, number in result.counts().items())
+    if len(result.job.config.objective) > 1:
+        front = ", ".join(str(group.number) for group in result.front)
+        counts += f"; no other beats {front} in all objectives"
+    return f"{table(table_rows(result))}\n\ntrials      {counts}"
 
 
-def preset_file(found: SearchResult) -> Mapping[str, object]:
-    """What `python -m pipeline train --preset-file` takes."""
-    job = found.job
+def preset_file(result: SearchResult) -> Mapping[str, object]:
+    """The content of the file for `python -m pipeline train --preset-file`."""
+    job = result.job
     return {
         "preset": job.preset,
-        "settings": {**job.changes, **found.settings(), "name": f"{job.name}-best"},
+        "settings": {**job.changes, **result.settings(), "name": f"{job.name}-best"},
         "found": {
             "search": job.name,
-            "trial": found.best.number,
-            "in the trial": shown(found.best.sample),
-            "seeds": len(found.best.runs),
-            found.objective: found.best.mean(found.objective),
+            "trial": result.best.number,
+            "in the trial": shown(result.best.sample),
+            "seeds": len(result.best.runs),
+            result.objective: result.best.mean(result.objective),
             "carried": job.rule(),
-            "text": " ".join(sentences(found)),
+            "text": " ".join(sentences(result)),
         },
     }
 
 
 def seeds(group: Group) -> str:
-    """Over how many seeds."""
+    """The number of seeds in words."""
     number = len(group.runs)
     return f"over {number} seeds" if number > 1 else "with one seed"
 

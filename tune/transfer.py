@@ -2,12 +2,12 @@
 
     real run: epochs E, batch B  <->  trial: epochs h E, batch b
 
-- The schedule is always complete: a trial warms up, and comes down to the end, within its own
-  length. A warm-up is carried as a number of examples (the references warm up for 41 M examples,
-  10,000 steps of 4,096, in runs of 30 and of 300 epochs alike), or as a share of the run.
-- A learning rate is the same for every length. From batch b to B it is multiplied by sqrt(B / b),
-  as suits Adam, by B / b, as suits SGD, or not at all.
-- Everything else is the same.
+- The schedule is always complete: a trial warms up and decays to the end within its own length. A
+  warm-up is carried as a number of examples (the references warm up for 41 M examples, 10,000 steps
+  of 4,096, in runs of 30 and of 300 epochs alike), or as a share of the run.
+- A learning rate does not depend on the length. From batch b to B it is multiplied by sqrt(B / b),
+  which suits Adam, by B / b, which suits SGD, or by 1.
+- All other settings are unchanged.
 """
 
 from collections.abc import Mapping
@@ -30,14 +30,14 @@ def share_of_run(config: TrainConfig, name: str, samples: int) -> float:
 
 
 def rate_factor(rule: str, old_batch: int, new_batch: int) -> float:
-    """What a learning rate is multiplied by from one batch to another."""
+    """The factor of a learning rate from one batch to another."""
     return (new_batch / old_batch) ** POWERS[rule]
 
 
 def to_trial(
     run: TrainConfig, *, horizon: float, batch: int, samples: int, transfer: str, lr_rule: str
 ) -> TrainConfig:
-    """The run as a trial: shorter, with its warm-up and learning rate carried by the rule."""
+    """The run as a trial: shorter, with its warm-up and learning rates carried by the rule."""
     warmup = share_of_run(run, "warmup", samples) / (horizon if transfer == "examples" else 1)
     if warmup >= 1:
         raise ValueError(
@@ -46,12 +46,11 @@ def to_trial(
             f"it as a share of the run with --transfer fraction"
         )
     factor = rate_factor(lr_rule, run.global_batch, batch)
+    rates = ("lr", "warmup_lr", "final_lr")
     settings = {
         "epochs": run.epochs * horizon,
         "global_batch": batch,
-        "optim.lr": run.optim.lr * factor,
-        "optim.warmup_lr": run.optim.warmup_lr * factor,
-        "optim.final_lr": run.optim.final_lr * factor,
+        **{f"optim.{name}": getattr(run.optim, name) * factor for name in rates},
         "optim.warmup": rounded(warmup),
         "optim.warmup_unit": "fraction",
         "optim.cooldown": rounded(share_of_run(run, "cooldown", samples)),
@@ -70,7 +69,7 @@ def to_run(
     transfer: str,
     lr_rule: str,
 ) -> dict[str, object]:
-    """Settings of the real run, with that batch, from settings that a trial was given."""
+    """Settings of the real run with global batch `batch`, from the settings of a trial."""
     carried = {name: value for name, value in settings.items() if name != "optim.warmup_unit"}
     if "optim.lr" in carried:
         factor = rate_factor(lr_rule, trial.global_batch, batch)
@@ -79,14 +78,13 @@ def to_run(
         carried["epochs"] = rounded(trial.epochs / horizon)
     if "optim.warmup" in carried:
         share = share_of_run(trial, "warmup", samples)
-        examples = transfer == "examples"
-        carried["optim.warmup_unit"] = "examples" if examples else "fraction"
-        carried["optim.warmup"] = (
-            float(round(share * trial.epochs * samples)) if examples else rounded(share)
-        )
+        carried["optim.warmup_unit"] = transfer
+        carried["optim.warmup"] = rounded(share)
+        if transfer == "examples":
+            carried["optim.warmup"] = float(round(share * trial.epochs * samples))
     return carried
 
 
 def rounded(value: float) -> float:
-    """The value to six digits."""
+    """The value, rounded to six digits."""
     return float(f"{value:.6g}")

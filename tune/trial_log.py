@@ -1,10 +1,10 @@
-"""The record of a search: which trials were begun, and how each ended.
+"""The log of a search: which trials were started, and how each ended.
 
-    trials.jsonl: a line when a trial is begun, and one when it has ended; the last one counts
+    trials.jsonl: one line when a trial starts and one when it ends; the last line of a trial counts
 
-The driver of the search is the only writer, and a line is on the disk before anything rests on it.
-So a search goes on after the death of its driver: what has ended is kept, what was begun goes on
-from its own checkpoint with the settings it was given.
+The driver of the search is the only writer, and each line is on the disk before anything depends on
+it. If the driver dies, the search is resumed from here: trials that have ended are not run again,
+and a trial that was running continues from its own checkpoint with the settings it had.
 """
 
 from collections.abc import Mapping
@@ -13,10 +13,14 @@ from pathlib import Path
 
 from support.files import append_line, cut_unfinished_line, read_lines
 
+Key = tuple[int, int]
+"""Number and repeat of a trial."""
+
 TRIALS = "trials.jsonl"
-# how a trial stands: at work, through its whole schedule, stopped for being behind, with a loss far
-# above its start or not finite, or with an error that is tried again by --resume
-STARTED, DONE, STOPPED, DIVERGED, FAILED = "begun", "done", "stopped", "diverged", "failed"
+# status of a trial: running; completed; stopped early for being behind; loss not finite or far
+# above its start; ended by an error, and run again by --resume
+STARTED, DONE, STOPPED, DIVERGED, FAILED = "started", "done", "stopped", "diverged", "failed"
+# a trial with any other status is still to be run; older logs have "begun" for "started"
 ENDED = (DONE, STOPPED, DIVERGED)
 
 
@@ -25,13 +29,13 @@ class Entry:
     """One trial."""
 
     number: int
-    """Place in the search; 0 has the preset's own settings."""
+    """Place in the search; 0 is the baseline, the preset's own settings."""
     repeat: int = 0
-    """0, or which further seed of this number it is."""
+    """0, or the index of a further seed of this number."""
     sample: Mapping[str, object]
     """Value of each dimension of the space."""
     settings: Mapping[str, object]
-    """What distinguishes its config from that of the preset carried to the length of a trial."""
+    """Settings in which it differs from the preset carried to the length of a trial."""
     status: str = STARTED
     values: Mapping[str, float] = field(default_factory=dict)
     """Metrics of the last evaluation."""
@@ -39,13 +43,13 @@ class Entry:
     images: int = 0
     """Images that it was trained on."""
     seconds: float = 0.0
-    """Wall time of its run, with the time before an interruption."""
+    """Wall time of its run, including the time before an interruption."""
     ended: float = 0.0
     """When it ended, in seconds since the epoch."""
     reason: str = ""
 
     @property
-    def key(self) -> tuple[int, int]:
+    def key(self) -> Key:
         """Number and repeat."""
         return self.number, self.repeat
 
@@ -59,7 +63,7 @@ class TrialLog:
     """All entries of a search, on disk."""
 
     def __init__(self, path: Path) -> None:
-        """Open the log, or start it; a line that a killed driver left half-written is cut."""
+        """Open or create the log; a line that a killed driver left incomplete is cut off."""
         self._path = path
         self.entries, end = read_log(path)
         cut_unfinished_line(path, end)
@@ -70,16 +74,13 @@ class TrialLog:
         self.entries[entry.key] = entry
 
 
-def read_log(path: Path) -> tuple[dict[tuple[int, int], Entry], int]:
-    """The last entry of each trial by its key, and where the last complete line ends."""
-    entries, end = {}, 0
-    for line, end in read_lines(path):  # noqa: B007 - the last end is returned
-        entry = Entry(**line)
-        entries[entry.key] = entry
-    return entries, end
+def read_log(path: Path) -> tuple[dict[Key, Entry], int]:
+    """The last entry of each trial by its key, and the byte after the last complete line."""
+    lines = list(read_lines(path))
+    entries = [Entry(**line) for line, _ in lines]
+    return {entry.key: entry for entry in entries}, lines[-1][1] if lines else 0
 
 
 def read_entries(path: Path) -> list[Entry]:
-    """The entries of a log that nobody writes, in order of their keys."""
-    entries, _ = read_log(path)
-    return [entries[key] for key in sorted(entries)]
+    """The entries of a log that no process writes to, sorted by key."""
+    return [entry for _, entry in sorted(read_log(path)[0].items())]
