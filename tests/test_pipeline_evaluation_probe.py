@@ -111,7 +111,7 @@ def test_a_model_is_probed_on_a_shard_set(digits, ray_cluster):
     torch.manual_seed(0)
     model = ViT(config.model)
     probes = Probe.open_all(config.probe)
-    found = probe_share(model, config, probes, rank=0, workers=1)
+    found = probe_share(model, config, probes, rank=0, world_size=1)
     name = digits.parent.name
     assert {f"probe/{name}/{shots}shot" for shots in (1, 5, 10, 25)} < found.keys()
     seeds = [found[f"probe/{name}/5shot-seed-{seed}"] for seed in range(3)]

@@ -32,7 +32,7 @@ from pipeline.evaluation.model import EvalModel, head_columns
 from pipeline.evaluation.predict import Evaluator, predict_all
 from pipeline.evaluation.predictions import Block, PredictionStore, protocol_predictions
 from shards.dataset import wordnet
-from shards.dataset.classes import BUILT_IN, class_list
+from shards.dataset.classes import class_list
 from shards.dataset.format import open_set
 from support.console import table
 from support.files import write_bytes, write_json, written
@@ -112,9 +112,7 @@ def figures(predictions: Mapping[str, Predictions], classes: tuple[str, ...]) ->
             for name, each in predictions.items()
         },
         "changes": {
-            name: metrics.comparison(center, each)
-            for name, each in predictions.items()
-            if name != CENTER
+            n: metrics.comparison(center, each) for n, each in predictions.items() if n != CENTER
         },
         "confusions": {
             name: [
@@ -149,14 +147,9 @@ def default_folder(eval_model: EvalModel, settings: EvaluateConfig, dataset: Dat
 def named(classes: tuple[str, ...]) -> tuple[str, ...]:
     """Wnids of a class list; the folders of ImageNet-V2 are numbers of ImageNet-1k's classes."""
     if all(name.isascii() and name.isdigit() for name in classes) and len(classes) <= 1000:
-        wnids = imagenet_1k()
+        wnids = class_list("1k")
         return tuple(wnids[int(name)] for name in classes)
     return classes
-
-
-def imagenet_1k() -> tuple[str, ...]:
-    """The classes of ImageNet-1k, by class number."""
-    return next(classes for classes in map(class_list, BUILT_IN) if len(classes) == 1000)
 
 
 def sample_keys(dataset: Dataset) -> list[str]:
@@ -173,7 +166,7 @@ def real_figures(
 ) -> dict:
     """Top-1 under ReaL's labels (arXiv 2006.07159); images without such a label are left out."""
     labels = json.loads(path.read_text())
-    wnids, numbers = imagenet_1k(), {wnid: number for number, wnid in enumerate(classes)}
+    wnids, numbers = class_list("1k"), {wnid: number for number, wnid in enumerate(classes)}
     labels_by_position = {
         position: [numbers[wnids[n]] for n in labels[int(match[1]) - 1] if wnids[n] in numbers]
         for position, match in enumerate(map(REAL_KEY.search, keys))
@@ -230,8 +223,7 @@ def write_predictions(
     columns = {"key": keys, "classes": unpadded(block["labels"])}
     for name in protocols:
         columns[f"{name}/top"] = unpadded(block[f"{name}/top"])
-        columns[f"{name}/confidence"] = block[f"{name}/confidence"]
-        columns[f"{name}/loss"] = block[f"{name}/loss"]
+        columns |= {key: block[key] for key in (f"{name}/confidence", f"{name}/loss")}
     with written(path) as aside:
         pq.write_table(pa.table(columns), aside)
 
@@ -258,8 +250,7 @@ def result_table(result: Mapping) -> str:
         )
     lines = [table(rows)]
     if "real" in result:
-        lines += ["", "ReaL labels"]
-        lines += [
+        lines += ["", "ReaL labels"] + [
             f"  {name:<14}top-1 {v['top1']:.4f} ({v['top1_low']:.4f}-{v['top1_high']:.4f}) of "
             f"{v['images']:,} images"
             for name, v in result["real"]["protocols"].items()

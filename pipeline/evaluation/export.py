@@ -25,12 +25,9 @@ CALIBRATION_IMAGES, BATCH = 128, 16
 def export(path: Path, file: Path, *, layout: str, scheme: str, data: str | None) -> None:
     """Write the weights of a checkpoint to `file`; ValueError if its suffix is not a known format.
 
-    Args:
-        path: Folder of a run or of a checkpoint, or a file of weights.
-        file: The file to write.
-        layout: For .npz, "vit" or "big_vision".
-        scheme: For .pt, how to quantise.
-        data: For .pt, the shard set to calibrate on; None takes that of the run.
+    `path` is the folder of a run or of a checkpoint, or a file of weights. `layout`, for .npz, is
+    "vit" or "big_vision". `scheme` and `data`, for .pt, say how to quantise and on which shard set
+    to calibrate; None takes that of the run.
     """
     eval_model = EvalModel.open(path)
     if file.suffix == ".safetensors":

@@ -166,11 +166,9 @@ def sign_test(fewer: int, count: int) -> float:
 
 
 def relabelled(predictions: Predictions, labels: Mapping[int, Sequence[int]]) -> Predictions:
-    """The predictions compared with other labels, such as ReaL's.
+    """The predictions compared with other labels, such as ReaL's; the loss is NaN.
 
-    Args:
-        predictions: Of the whole split.
-        labels: Class numbers by position; images that are absent or have no class are left out.
+    `labels` are class numbers by position; images that are absent or have no class are left out.
     """
     rows = np.array([i for i in range(len(predictions.top)) if labels.get(i)], np.int64)
     width = max((len(labels[i]) for i in rows), default=1)

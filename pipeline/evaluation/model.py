@@ -22,7 +22,7 @@ from pipeline.checkpoint import local
 from pipeline.data import digits
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.settings.config import TrainConfig
-from shards.dataset.classes import BUILT_IN, class_list
+from shards.dataset.classes import BUILT_IN, class_list, mapping
 from vit.config import SIZES, ImageConfig, LossConfig, ViTConfig
 from vit.model import ViT
 from vit.npz import read_npz
@@ -207,12 +207,11 @@ def head_columns(
     """
     if head == data:
         return None, ()
-    outputs = {wnid: number for number, wnid in enumerate(head)}
-    columns = torch.tensor([outputs.get(wnid, -1) for wnid in data])
-    missing = tuple(wnid for wnid in data if wnid not in outputs)
+    columns = mapping(data, head)
+    missing = tuple(wnid for wnid, column in zip(data, columns, strict=True) if column < 0)
     if len(missing) == len(data):
         raise ValueError(
             f"the head's classes ({head[0]}, ...) and the data's ({data[0]}, ...) have none in "
             f"common; are both lists of WordNet ids? --classes names those of the head"
         )
-    return columns, missing
+    return torch.tensor(columns), missing

@@ -10,6 +10,8 @@ Shapes: B images, C crops of all protocols, K classes of the head, M labels per 
 -1).
 """
 
+import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -208,27 +210,22 @@ def evaluate_share(
     model: ViT, config: TrainConfig, dataset: Dataset, rank: int, world_size: int
 ) -> dict[str, float]:
     """Centre-crop metrics of a split in the training loop; each worker evaluates its share."""
-    settings = center_crop_settings(config)
-    evaluator, samples = Evaluator(dataset=dataset, settings=settings), dataset.samples
-    shares = [RankShare.of(r, world_size, samples) for r in range(world_size)]
-    share = shares[rank]
+    evaluator = Evaluator(dataset=dataset, settings=center_crop_settings(config))
     # number of images; for each metric the sum of its values and their number
     sums = np.zeros((1 + len(METRICS), 2))
-    model.eval()
-    for block in evaluator.predictions(model, [(share.low, share.high)] if share.size else []):
-        predictions = protocol_predictions(block, CENTER)
-        sums[0] += len(predictions.top)
-        for row, metric in enumerate(METRICS.values(), start=1):
-            values = np.asarray(metric.values(predictions), np.float64)
-            values = values[~np.isnan(values)]
-            sums[row] += values.sum(), len(values)
-    keep_step(model, config, [each.size for each in shares], rank)
-    model.train()
+    with evaluating(model, config, dataset, rank, world_size) as (spans, _):
+        for block in evaluator.predictions(model, spans):
+            predictions = protocol_predictions(block, CENTER)
+            sums[0] += len(predictions.top)
+            for row, metric in enumerate(METRICS.values(), start=1):
+                values = np.asarray(metric.values(predictions), np.float64)
+                values = values[~np.isnan(values)]
+                sums[row] += values.sum(), len(values)
     totals = torch.from_numpy(sums).to(next(model.parameters()).device)
     torch.distributed.all_reduce(totals)
     (images, _), *rows = totals.tolist()
-    if images != samples:
-        raise RuntimeError(f"evaluated {images:.0f} images of {samples}")
+    if images != dataset.samples:
+        raise RuntimeError(f"evaluated {images:.0f} images of {dataset.samples}")
     return {
         f"val/{name}": total / count
         for name, (total, count) in zip(METRICS, rows, strict=True)
@@ -236,17 +233,26 @@ def evaluate_share(
     }
 
 
-def keep_step(model: ViT, config: TrainConfig, sizes: Sequence[int], rank: int) -> None:
-    """Run the model on blank images until this worker has run it as often as every other.
+@contextlib.contextmanager
+def evaluating(
+    model: ViT, config: TrainConfig, dataset: Dataset, rank: int, world_size: int
+) -> Iterator[tuple[list[tuple[int, int]], list[int]]]:
+    """Evaluation mode for the block; gives this worker's spans, and the images of each worker.
 
     Each forward pass of a sharded model (FSDP) gathers the shards and so needs all workers.
+    A worker with fewer batches therefore runs the model on blank images at the end.
     """
-    counts = [-(-size // config.micro_batch) for size in sizes]
-    side, device = config.model.image_size, next(model.parameters()).device
+    shares = [RankShare.of(r, world_size, dataset.samples) for r in range(world_size)]
+    sizes, side = [share.size for share in shares], config.model.image_size
+    batches = [math.ceil(size / config.micro_batch) for size in sizes]
+    blank = torch.zeros(1, 3, side, side, device=next(model.parameters()).device)
+    model.eval()
     with torch.no_grad():
-        for _ in range(max(counts) - counts[rank]):
-            with torch.autocast(device.type, torch.bfloat16, config.precision == "bf16"):
-                model(torch.zeros(1, 3, side, side, device=device))
+        yield [(shares[rank].low, shares[rank].high)] if sizes[rank] else [], sizes
+        for _ in range(max(batches) - batches[rank]):
+            with torch.autocast(blank.device.type, torch.bfloat16, config.precision == "bf16"):
+                model(blank)
+    model.train()
 
 
 @ray.remote(num_returns="streaming")

@@ -30,13 +30,10 @@ class PredictionStore:
     def __init__(
         self, folder: Path, identity: Mapping[str, object], *, images: int, batch: int
     ) -> None:
-        """Open or create a folder; ValueError if it holds another evaluation.
+        """Open or create the folder of an evaluation; ValueError if it holds another one.
 
-        Args:
-            folder: Folder of the evaluation.
-            identity: What distinguishes this evaluation from others; JSON.
-            images: Number of all images.
-            batch: Images per forward pass; a unit is a multiple of it.
+        `identity` (JSON) distinguishes evaluations from each other. `images` is the number of all
+        images and `batch` that of a forward pass; a unit is a multiple of it.
         """
         self.folder, self.images = folder, images
         self.unit = batch * math.ceil(images / (UNITS * batch))
@@ -105,9 +102,5 @@ class PredictionStore:
 
 def protocol_predictions(columns: Block, name: str) -> Predictions:
     """The predictions under one crop protocol."""
-    return Predictions(
-        labels=columns["labels"],
-        top=columns[f"{name}/top"],
-        confidence=columns[f"{name}/confidence"],
-        loss=columns[f"{name}/loss"],
-    )
+    values = {field: columns[f"{name}/{field}"] for field in ("top", "confidence", "loss")}
+    return Predictions(labels=columns["labels"], **values)

@@ -20,8 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.data.dataset import Dataset
-from pipeline.data.order import RankShare
-from pipeline.evaluation.predict import Evaluator, center_crop_settings, keep_step
+from pipeline.evaluation.predict import Evaluator, center_crop_settings, evaluating
 from pipeline.settings.config import ProbeConfig, TrainConfig
 from vit.batch import normalise
 from vit.model import ViT
@@ -102,38 +101,26 @@ def features(
     images = {"eval_resize": "squash", "crop_pct": 0.875, "eval_interpolation": "area"}
     settings = center_crop_settings(config).replace({f"images.{k}": v for k, v in images.items()})
     evaluator = Evaluator(dataset=dataset, settings=settings)
-    shares = [RankShare.of(r, world_size, dataset.samples) for r in range(world_size)]
-    sizes, device = [share.size for share in shares], next(model.parameters()).device
-    spans = [(shares[rank].low, shares[rank].high)] if sizes[rank] else []
-    rows, labels = [], []
-    model.eval()
-    with torch.no_grad():
+    device = next(model.parameters()).device
+    # rows without images give width and type to a worker without batches
+    rows = [torch.empty(0, config.model.width, device=device)]
+    labels = [torch.empty(0, 1, dtype=torch.int64, device=device)]
+    with evaluating(model, config, dataset, rank, world_size) as (spans, sizes):
         for _, crops, batch_labels in evaluator.batches(spans, device):
             with torch.autocast(device.type, torch.bfloat16, config.precision == "bf16"):
                 rows.append(model.features(normalise(crops[:, 0], settings.images)).float())
             labels.append(batch_labels)
-        keep_step(model, config, sizes, rank)
-    model.train()
-    return (
-        gathered(rows, sizes, config.model.width, torch.float32, device),
-        gathered(labels, sizes, 1, torch.int64, device),
-    )
+    return gathered(rows, sizes), gathered(labels, sizes)
 
 
-def gathered(
-    parts: Sequence[Tensor],
-    sizes: Sequence[int],
-    width: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Tensor:
+def gathered(parts: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
     """The rows of all workers in the order of the ranks, padded with -1 to the widest."""
-    widest = torch.tensor(max([width, *(part.shape[1] for part in parts)]), device=device)
+    widest = torch.tensor(max(part.shape[1] for part in parts), device=parts[0].device)
     if len(sizes) > 1:
         torch.distributed.all_reduce(widest, torch.distributed.ReduceOp.MAX)
-    width, missing_rows = int(widest), max(sizes) - sum(map(len, parts))
+    width = int(widest)
     padded = [F.pad(part, (0, width - part.shape[1]), value=-1) for part in parts]
-    filler = torch.full((missing_rows, width), -1, dtype=dtype, device=device)
+    filler = parts[0].new_full((max(sizes) - sum(map(len, parts)), width), -1)
     local = torch.cat([*padded, filler])
     if len(sizes) == 1:
         return local
@@ -164,14 +151,8 @@ def few_shot(
 ) -> float:
     """Top-1 of a linear regression to -1 and 1 on a few images of each class.
 
-    Args:
-        train: Features (n, D), from which the shots are drawn.
-        train_labels: (n,).
-        test: Features (m, D).
-        test_labels: (m, M); a hit on any of an image's classes counts.
-        classes: C.
-        shots: Images per class; a smaller class gives all of its images.
-        seed: Seed of the draw.
+    `shots` images per class are drawn by `seed` from the features `train` (n, D), whose labels are
+    (n,). The test set is `test` (m, D) with labels (m, M); any class of an image is a hit.
     """
     rows = draw_shots(train_labels, classes, shots, seed)
     weights, mean, std = regression(train[rows], train_labels[rows], classes)

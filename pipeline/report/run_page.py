@@ -97,13 +97,10 @@ def curves(lines: Mapping[str, list]) -> dict[str, str]:
 
 def machines(lines: Mapping[str, list]) -> dict[str, str]:
     """Charts of the machines by title."""
+    system = {k.removeprefix("system/"): v for k, v in lines.items() if k.startswith("system/")}
 
     def chart(name: str, ending: str) -> str:
-        shown = {
-            each.removeprefix("system/"): line
-            for each, line in lines.items()
-            if each.startswith("system/") and each.endswith(ending)
-        }
+        shown = {each: line for each, line in system.items() if each.endswith(ending)}
         return line_chart(shown, name=f"machine-{name}", label="minutes")
 
     return {
@@ -118,14 +115,10 @@ def checkpoint_table(run: RunData) -> Table:
     """The checkpoints on disk, with the metrics of each."""
     names = [n for n in METRICS if any(f"val/{n}" in item.metrics for item in run.checkpoints)]
     head = ["checkpoint", "images seen", *(f"{METRICS[name].title}, one crop" for name in names)]
-    rows = [
-        [
-            item.path.name,
-            f"{item.samples:,}",
-            *(metric_text(n, item.metrics, "val/") for n in names),
-        ]
-        for item in run.checkpoints
-    ]
+    rows = []
+    for item in run.checkpoints:
+        values = (metric_text(name, item.metrics, "val/") for name in names)
+        rows.append([item.path.name, f"{item.samples:,}", *values])
     return Table(head=head, rows=rows)
 
 
@@ -143,13 +136,8 @@ def data_table(run: RunData) -> Table:
 def session_table(run: RunData) -> Table:
     """The starts of the run."""
     rows = [
-        [
-            clock(session.start),
-            duration(3600 * session.hours),
-            str(session.workers),
-            f"{session.hours * session.workers:.3f}",
-        ]
-        for session in run.sessions
+        [clock(s.start), duration(3600 * s.hours), str(s.workers), f"{s.hours * s.workers:.3f}"]
+        for s in run.sessions
     ]
     return Table(head=["started", "lasted", "workers", "worker-hours"], rows=rows)
 
