@@ -168,7 +168,8 @@ def test_the_two_averages_can_rank_classes_differently():
 
 def scorer(**settings) -> Scorer:
     known = dict(protocols=("center",), average="logits", link=LINKS["softmax"])
-    return Scorer(**{**known, "known": None, "numbers": None, "places": None, **settings})
+    tables = {"outputs": None, "class_numbers": None, "output_index": None}
+    return Scorer(**{**known, **tables, **settings})
 
 
 def test_an_image_with_several_classes_is_a_hit_on_any_of_them():

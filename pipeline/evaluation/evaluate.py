@@ -60,11 +60,7 @@ def evaluate_model(
     classes = named(dataset.classes)
     dataset = dataclasses.replace(dataset, classes=classes)
     columns, missing = head_columns(eval_model.head_classes(settings.classes, classes), classes)
-    if missing:
-        log.warning(
-            "%d of the data's %d classes are not in the head; their images count as wrong: %s",
-            *(len(missing), len(classes), ", ".join(f"{w} {first_name(w)}" for w in missing)),
-        )
+    warn_of_missing(missing, len(classes))
     weights = eval_model.sha256()
     store = PredictionStore(
         folder,
@@ -101,6 +97,14 @@ def evaluate_model(
         result["v2"] = evaluate_v2(eval_model, settings, folder, progress)
     write_json(folder / RESULT, result)
     return result
+
+
+def warn_of_missing(missing: tuple[str, ...], num_classes: int) -> None:
+    """Warn of classes of the data that the head lacks."""
+    if missing:
+        names = ", ".join(f"{wnid} {first_name(wnid)}" for wnid in missing)
+        text = "%d of the data's %d classes are not in the head; their images count as wrong: %s"
+        log.warning(text, len(missing), num_classes, names)
 
 
 def figures(predictions: Mapping[str, Predictions], classes: tuple[str, ...]) -> dict[str, dict]:

@@ -26,8 +26,8 @@ def export(path: Path, file: Path, *, layout: str, scheme: str, data: str | None
     """Write the weights of a checkpoint to `file`; ValueError if its suffix is not a known format.
 
     `path` is the folder of a run or of a checkpoint, or a file of weights. `layout`, for .npz, is
-    "vit" or "big_vision". `scheme` and `data`, for .pt, say how to quantise and on which shard set
-    to calibrate; None takes that of the run.
+    "vit" or "big_vision". For .pt, `scheme` is how to quantise and `data` the shard set to
+    calibrate on; None takes that of the run.
     """
     eval_model = EvalModel.open(path)
     if file.suffix == ".safetensors":

@@ -117,38 +117,39 @@ class Scorer:
     average: str
     link: Link
     loss: Loss
-    known: Tensor | None
+    outputs: Tensor | None
     """(N,) outputs of the head that are classes of the data; None: all of them."""
-    numbers: Tensor | None
+    class_numbers: Tensor | None
     """(N,) class number in the data of each of these outputs."""
-    places: Tensor | None
+    output_index: Tensor | None
     """For each class of the data its index among these outputs, or -1; the last entry is -1."""
 
     @classmethod
     def of(cls, evaluator: Evaluator, device: torch.device) -> "Scorer":
         """The scorer of an evaluator, with its tables on the device."""
-        known = numbers = places = None
+        outputs = class_numbers = output_index = None
         if evaluator.columns is not None:
-            numbers = (evaluator.columns >= 0).nonzero()[:, 0]
-            known = evaluator.columns[numbers].to(device)
-            places = torch.full((len(evaluator.columns) + 1,), -1)  # label -1 reads the last entry
-            places[numbers] = torch.arange(len(numbers))
-            numbers, places = numbers.to(device), places.to(device)
+            class_numbers = (evaluator.columns >= 0).nonzero()[:, 0]
+            outputs = evaluator.columns[class_numbers].to(device)
+            # one more entry, which padding (-1) reads
+            output_index = torch.full((len(evaluator.columns) + 1,), -1)
+            output_index[class_numbers] = torch.arange(len(class_numbers))
+            class_numbers, output_index = class_numbers.to(device), output_index.to(device)
         settings, classes = evaluator.settings, evaluator.dataset.classes
         return cls(
             protocols=settings.protocols,
             average=settings.average,
             link=LINKS[LOSSES[settings.loss.name].link],
-            loss=eval_loss(settings.loss, classes, device, mapped=known is not None),
-            known=known,
-            numbers=numbers,
-            places=places,
+            loss=eval_loss(settings.loss, classes, device, mapped=outputs is not None),
+            outputs=outputs,
+            class_numbers=class_numbers,
+            output_index=output_index,
         )
 
     def __call__(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Logits (B, C, K) and labels (B, M) of the data -> the predictions of each protocol."""
-        if self.known is not None:
-            logits, labels = logits[..., self.known], self.places[labels]
+        if self.outputs is not None:
+            logits, labels = logits[..., self.outputs], self.output_index[labels]
         targets = make_targets(labels, logits.shape[-1])
         has_no_class = ~labels.ge(0).any(1)
         predictions = {}
@@ -156,8 +157,8 @@ class Scorer:
         for name, crops in zip(self.protocols, logits.split(views, 1), strict=True):
             mean = average(crops, self.average, self.link)
             top = mean.topk(min(TOP, mean.shape[1])).indices
-            if self.numbers is not None:
-                top = self.numbers[top]
+            if self.class_numbers is not None:
+                top = self.class_numbers[top]
             loss = self.loss(mean, targets).double()
             predictions[f"{name}/confidence"] = self.link.confidence(mean).double()
             predictions[f"{name}/loss"] = loss.masked_fill(has_no_class, torch.nan)
