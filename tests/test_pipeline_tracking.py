@@ -132,6 +132,20 @@ def test_a_run_that_crashed_continues_its_curve_without_doubled_points(tmp_path)
     assert run.data.params["optim.lr"] == "0.1"
 
 
+@pytest.mark.parametrize("uri", [None, ""])
+def test_an_unset_or_empty_uri_means_the_embedded_file(uri, tmp_path, monkeypatch):
+    if uri is not None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    folder = tmp_path / "run"
+    recorder = record(folder)
+    train(recorder, 0, 5)
+    (folder / "note.txt").write_text("kept")
+    recorder.finish("FINISHED", {folder / "note.txt": "notes"})
+    assert json.loads((folder / "mlflow.json").read_text())["servers"].keys() == {"embedded"}
+    assert points(f"sqlite:///{tmp_path}/mlflow.db", folder) == expected(5)
+    assert list((tmp_path / "mlartifacts").rglob("notes/note.txt"))
+
+
 def test_a_record_is_sent_by_one_process_at_a_time(tmp_path):
     recorder = record(tmp_path / "run")
     time.sleep(0.3)

@@ -1,1 +1,1 @@
-"""From a model and images to predictions, metrics and probes."""
+"""Evaluation of a model: predictions, metrics and probes."""

@@ -1,4 +1,4 @@
-"""What an evaluation is asked to do; nothing here imports torch or Ray."""
+"""Settings of an evaluation; this module imports neither torch nor Ray."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,41 +14,41 @@ CENTER = "center"
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(Settings):
-    """One evaluation: a model, images with labels, and crops."""
+    """One evaluation: a model, images with labels, and crop protocols."""
 
     data: str = setting("", common=True)
     """Shard set: a folder or an s3:// or gs:// prefix."""
     split: str = setting("val", common=True)
-    """Split of it."""
+    """Split of the shard set."""
     crops: tuple[str, ...] = setting(("ten",), common=True)
-    """Crop protocols, reported beside the single centre crop: three, five, ten, inception-144,
+    """Crop protocols, reported next to the single centre crop: three, five, ten, inception-144,
     random-N."""
     average: Literal["logits", "probabilities"] = setting("logits", common=True)
-    """What is averaged over the crops of an image; the two rank classes differently."""
+    """What is averaged over the crops of an image; the two can rank classes differently."""
     classes: str | None = setting(None, common=True)
-    """Classes of the model's head, where its file does not say: a list that ships with the
-    project, such as goog, a file of WordNet ids, or "data" for the data's own. Known sizes are
-    recognised."""
+    """Classes of the model's head, if its file does not list them: a list that ships with the
+    project, such as goog, a file of WordNet ids, or "data" for the classes of the data. Heads of
+    known sizes are recognised."""
     real: str | None = setting(None, common=True)
-    """ReaL's real.json: reassessed labels of ImageNet's validation images, counted beside the
-    originals."""
+    """ReaL's real.json: reassessed labels of ImageNet's validation images, evaluated along with
+    the original labels."""
     v2: str | None = setting(None, common=True)
-    """Shard set of ImageNet-V2 (its split "test" or its only one), evaluated beside the data."""
+    """Shard set of ImageNet-V2 (split "test", or its only split), evaluated along with the data."""
     out: str | None = setting(None, common=True)
     """Folder of the result; by default evaluations/ in the run's folder, or in runs/."""
     workers: int = setting(1, common=True)
-    """Processes that run the model where there is no GPU; with GPUs it is one for each."""
+    """Processes that run the model on CPUs; with GPUs there is one process per GPU."""
     batch: int = setting(256, common=True)
     """Crops per forward pass."""
     precision: Literal["bf16", "fp32"] = setting("fp32", common=True)
-    """Arithmetic of the forward pass."""
+    """Precision of the forward pass."""
     model: ViTConfig = setting(ViTConfig)
-    """Shape of the model; read from its file, except what no file says."""
+    """Shape of the model; read from its file as far as the file states it."""
     images: ImageConfig = setting(ImageConfig)
     loss: LossConfig = setting(LossConfig)
 
     def rules(self) -> Iterator[Rule]:
-        """Crop protocols that there are, and counts that are positive."""
+        """Crop protocols exist, and counts are positive."""
         for name in self.crops:
             try:
                 num_views(name)
@@ -60,12 +60,12 @@ class EvaluateConfig(Settings):
 
     def absolute(self) -> Self:
         """The config with absolute paths: workers run in other folders, on other machines."""
-        paths = {name: getattr(self, name) for name in ("data", "v2", "real", "out")}
-        return self.replace({name: absolute(path) for name, path in paths.items()})
+        paths = ("data", "v2", "real", "out")
+        return self.replace({name: absolute(getattr(self, name)) for name in paths})
 
     @property
     def protocols(self) -> tuple[str, ...]:
-        """All protocols, the single centre crop first, each once."""
+        """All protocols without repeats, the single centre crop first."""
         return tuple(dict.fromkeys((CENTER, *self.crops)))
 
     @property

@@ -1,11 +1,11 @@
 """One evaluation from a model to its result: at the end of every run, and by `evaluate`.
 
-EvalModel + EvaluateConfig -> predictions of all images (resumed) -> metrics
+EvalModel + EvaluateConfig -> predictions for all images (resumed) -> metrics
 
-FOLDER/result.json          figures of every protocol, what changed, confusions, calibration
+FOLDER/result.json          metrics of every protocol, changes, confusions, calibration
 FOLDER/classes.csv          accuracy of every class under every protocol
 FOLDER/predictions.parquet  every image: key, classes, predictions, confidence, loss
-FOLDER/sheet.json           right and wrong predictions with their crops, for the report
+FOLDER/sheet.json           example predictions with their crops, for the report
 """
 
 import csv
@@ -24,26 +24,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.dataset import Dataset
+from pipeline.evaluation import metrics
 from pipeline.evaluation.config import CENTER, EvaluateConfig
-from pipeline.evaluation.examples import write_examples
-from pipeline.evaluation.metrics import (
-    Predictions,
-    calibration,
-    comparison,
-    confusions,
-    per_class,
-    relabelled,
-    summary,
-)
+from pipeline.evaluation.examples import first_name, write_examples
+from pipeline.evaluation.metrics import Predictions
 from pipeline.evaluation.model import EvalModel, head_columns
 from pipeline.evaluation.predict import Evaluator, predict_all
-from pipeline.evaluation.predictions import (
-    Block,
-    PredictionStore,
-    protocol_predictions,
-)
+from pipeline.evaluation.predictions import Block, PredictionStore, protocol_predictions
 from shards.dataset import wordnet
-from shards.dataset.classes import BUILT_IN, class_list
+from shards.dataset.classes import class_list
 from shards.dataset.format import open_set
 from support.console import table
 from support.files import write_bytes, write_json, written
@@ -53,7 +42,7 @@ from vit.registry import num_views
 log = logging.getLogger(__name__)
 
 RESULT = "result.json"
-# ImageNet's validation images are numbered, and ReaL's labels lie in this order
+# ImageNet's validation images are numbered from 1, and ReaL's labels are in this order
 REAL_KEY = re.compile(r"ILSVRC2012_val_(\d{8})")
 Progress = Callable[[int, int], None]
 
@@ -67,28 +56,22 @@ def evaluate_model(
     *,
     sheet: bool = True,
 ) -> dict:
-    """Evaluate a model on a split and write the folder; the content of result.json."""
+    """Evaluate a model on a split and write the folder; returns the content of result.json."""
     classes = named(dataset.classes)
     dataset = dataclasses.replace(dataset, classes=classes)
     columns, missing = head_columns(eval_model.head_classes(settings.classes, classes), classes)
-    if missing:
-        log.warning(
-            "%d of the data's %d classes are not in the head, their images count as wrong: %s",
-            len(missing),
-            len(classes),
-            ", ".join(f"{wnid} {wordnet.name(wnid).split(',')[0]}" for wnid in missing),
-        )
+    warn_of_missing(missing, len(classes))
     weights = eval_model.sha256()
-    parts = PredictionStore(
+    store = PredictionStore(
         folder,
         identity(eval_model, settings, dataset, weights),
         images=dataset.samples,
         batch=settings.batch_images,
     )
     evaluator = Evaluator(dataset=dataset, settings=settings, columns=columns)
-    left, before = len(parts.missing()), time.monotonic()
-    found = predict_all(evaluator, eval_model.load(settings.model), parts, progress)
-    predictions = {name: protocol_predictions(found, name) for name in settings.protocols}
+    is_fresh, started = len(store.missing()) == store.num_units, time.monotonic()
+    block = predict_all(evaluator, eval_model.load(settings.model), store, progress)
+    predictions = {name: protocol_predictions(block, name) for name in settings.protocols}
     keys = sample_keys(dataset)
     result = {
         "checkpoint": str(eval_model.path),
@@ -101,13 +84,13 @@ def evaluate_model(
         "average": settings.average,
         "precision": settings.precision,
         "missing": list(missing),
-        "seconds": time.monotonic() - before if left == parts.num_units else None,
+        "seconds": time.monotonic() - started if is_fresh else None,
         **figures(predictions, classes),
     }
     if settings.real:
         result["real"] = real_figures(Path(settings.real), keys, predictions, classes)
     write_classes(folder / "classes.csv", predictions, classes)
-    write_predictions(folder / "predictions.parquet", keys, found, settings.protocols)
+    write_predictions(folder / "predictions.parquet", keys, block, settings.protocols)
     if sheet:
         write_examples(folder, dataset, settings, predictions)
     if settings.v2:
@@ -116,56 +99,61 @@ def evaluate_model(
     return result
 
 
+def warn_of_missing(missing: tuple[str, ...], num_classes: int) -> None:
+    """Warn of classes of the data that the head lacks."""
+    if missing:
+        names = ", ".join(f"{wnid} {first_name(wnid)}" for wnid in missing)
+        text = "%d of the data's %d classes are not in the head; their images count as wrong: %s"
+        log.warning(text, len(missing), num_classes, names)
+
+
 def figures(predictions: Mapping[str, Predictions], classes: tuple[str, ...]) -> dict[str, dict]:
-    """Figures of every protocol, and how each differs from the single centre crop."""
-    others = [name for name in predictions if name != CENTER]
+    """Metrics of every protocol, and how each differs from the single centre crop."""
+    center = predictions[CENTER]
     return {
         "protocols": {
-            name: {"views": num_views(name), **summary(own)} for name, own in predictions.items()
+            name: {"views": num_views(name), **metrics.summary(each)}
+            for name, each in predictions.items()
         },
-        "changes": {name: comparison(predictions[CENTER], predictions[name]) for name in others},
+        "changes": {
+            n: metrics.comparison(center, each) for n, each in predictions.items() if n != CENTER
+        },
         "confusions": {
-            name: [[classes[a], classes[b] if b >= 0 else "", n] for a, b, n in confusions(own)]
-            for name, own in predictions.items()
+            name: [
+                [classes[a], classes[b] if b >= 0 else "", count]
+                for a, b, count in metrics.confusions(each)
+            ]
+            for name, each in predictions.items()
         },
-        "calibration": {name: calibration(own) for name, own in predictions.items()},
+        "calibration": {name: metrics.calibration(each) for name, each in predictions.items()},
     }
 
 
 def identity(
     eval_model: EvalModel, settings: EvaluateConfig, dataset: Dataset, weights: str
 ) -> dict[str, object]:
-    """What the predictions depend on."""
-    asked = dataclasses.asdict(settings)
+    """Everything that the predictions depend on."""
+    values = dataclasses.asdict(settings)
     for name in ("data", "real", "v2", "out", "workers"):
-        del asked[name]
-    return {"weights": weights, "fingerprint": dataset.fingerprint, **asked}
+        del values[name]
+    return {"weights": weights, "fingerprint": dataset.fingerprint, **values}
 
 
 def default_folder(eval_model: EvalModel, settings: EvaluateConfig, dataset: Dataset) -> Path:
-    """Where the result goes unless the user says: one folder for each evaluation of each model."""
-    print_of = hashlib.sha256(
-        json.dumps(
-            identity(eval_model, settings, dataset, eval_model.sha256()), sort_keys=True
-        ).encode()
-    ).hexdigest()
+    """The default folder of a result: one per evaluation of each model."""
+    values = identity(eval_model, settings, dataset, eval_model.sha256())
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
     base = eval_model.run_dir or Path("runs").absolute()
     crops = "+".join(settings.crops)
-    name = f"{eval_model.path.stem}-{settings.split}-{crops}-{print_of[:8]}"
-    return base / "evaluations" / name
+    return base / "evaluations" / f"{eval_model.path.stem}-{settings.split}-{crops}-{digest[:8]}"
 
 
 def named(classes: tuple[str, ...]) -> tuple[str, ...]:
-    """Wnids of a class list; ImageNet-V2's folders are numbers into ImageNet-1k's."""
+    """Wnids of a class list; the folders of ImageNet-V2 are numbers of ImageNet-1k's classes."""
     if all(name.isascii() and name.isdigit() for name in classes) and len(classes) <= 1000:
-        known = imagenet_1k()
-        return tuple(known[int(name)] for name in classes)
+        wnids = class_list("1k")
+        return tuple(wnids[int(name)] for name in classes)
     return classes
-
-
-def imagenet_1k() -> tuple[str, ...]:
-    """The classes of ImageNet-1k, in the order of their numbers."""
-    return next(found for found in map(class_list, BUILT_IN) if len(found) == 1000)
 
 
 def sample_keys(dataset: Dataset) -> list[str]:
@@ -173,32 +161,30 @@ def sample_keys(dataset: Dataset) -> list[str]:
     keys: list[str] = []
     for part, shard in dataset.shards:
         index = part.shards.read_index(shard)
-        kept = dataset.keep.of_index(index)
-        keys += index["key"].filter(pa.array(kept)).to_pylist()
+        keys += index["key"].filter(pa.array(dataset.keep.of_index(index))).to_pylist()
     return keys
 
 
 def real_figures(
     path: Path, keys: list[str], predictions: Mapping[str, Predictions], classes: tuple[str, ...]
 ) -> dict:
-    """Top-1 under ReaL's labels (arXiv 2006.07159); images that it gives no label are left out."""
+    """Top-1 under ReaL's labels (arXiv 2006.07159); images without such a label are left out."""
     labels = json.loads(path.read_text())
-    known, numbers = imagenet_1k(), {wnid: n for n, wnid in enumerate(classes)}
-    by_position = {}
-    for position, key in enumerate(keys):
-        if found := REAL_KEY.search(key):
-            own = labels[int(found[1]) - 1]
-            by_position[position] = [numbers[known[n]] for n in own if known[n] in numbers]
-    if not by_position:
+    wnids, numbers = class_list("1k"), {wnid: number for number, wnid in enumerate(classes)}
+    labels_by_position = {
+        position: [numbers[wnids[n]] for n in labels[int(match[1]) - 1] if wnids[n] in numbers]
+        for position, match in enumerate(map(REAL_KEY.search, keys))
+        if match
+    }
+    if not labels_by_position:
         raise ValueError(
-            f"--real {path} is about ImageNet's validation images, and no key of the data has the "
+            f"--real {path} is for ImageNet's validation images, but no key of the data has the "
             f"form ILSVRC2012_val_00000001 (the first is {keys[0]!r})"
         )
     protocols = {}
-    for name, own in predictions.items():
-        values = summary(relabelled(own, by_position))
-        kept = ("images", "top1", "top1_low", "top1_high")
-        protocols[name] = {key: values[key] for key in kept}
+    for name, original in predictions.items():
+        values = metrics.summary(metrics.relabelled(original, labels_by_position))
+        protocols[name] = {key: values[key] for key in ("images", "top1", "top1_low", "top1_high")}
     return {"labels": str(path), "protocols": protocols}
 
 
@@ -210,8 +196,7 @@ def evaluate_v2(
     split = splits[0] if len(splits) == 1 else "test"
     v2 = dataclasses.replace(settings, data=settings.v2, split=split, v2=None, real=None)
     log.info("ImageNet-V2: %s, split %s", redact(settings.v2), split)
-    dataset = open_dataset(v2)
-    return evaluate_model(eval_model, v2, dataset, folder / "v2", progress, sheet=False)
+    return evaluate_model(eval_model, v2, open_dataset(v2), folder / "v2", progress, sheet=False)
 
 
 def open_dataset(settings: EvaluateConfig) -> Dataset:
@@ -222,52 +207,54 @@ def open_dataset(settings: EvaluateConfig) -> Dataset:
 def write_classes(
     path: Path, predictions: Mapping[str, Predictions], classes: tuple[str, ...]
 ) -> None:
-    """Accuracy of every class that has images, under every protocol."""
-    tables = {name: per_class(own, len(classes)) for name, own in predictions.items()}
+    """Write the accuracy of every class that has images, under every protocol."""
+    counts = {name: metrics.per_class(each, len(classes)) for name, each in predictions.items()}
+    images = counts[CENTER][0]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["wnid", "name", "images", *(f"top1 {name}" for name in predictions)])
-    counts = tables[CENTER][0]
-    for number in np.flatnonzero(counts):
-        shares = (f"{right[number] / counts[number]:.6f}" for _, right in tables.values())
-        name = wordnet.name(classes[number])
-        writer.writerow([classes[number], name, int(counts[number]), *shares])
+    for number in np.flatnonzero(images):
+        wnid = classes[number]
+        accuracies = (f"{hits[number] / images[number]:.6f}" for _, hits in counts.values())
+        writer.writerow([wnid, wordnet.name(wnid), int(images[number]), *accuracies])
     write_bytes(path, text.getvalue().encode())
 
 
 def write_predictions(
-    path: Path, keys: list[str], found: Block, protocols: tuple[str, ...]
+    path: Path, keys: list[str], block: Block, protocols: tuple[str, ...]
 ) -> None:
-    """Every image with its classes and predictions, in numbers of the data's classes."""
-    columns = {
-        "key": keys,
-        "classes": [[int(n) for n in row if n >= 0] for row in found["labels"]],
-    }
+    """Write the classes and predictions of every image, as class numbers of the data."""
+    columns = {"key": keys, "classes": unpadded(block["labels"])}
     for name in protocols:
-        columns[f"{name}/top"] = [[int(n) for n in row if n >= 0] for row in found[f"{name}/top"]]
-        columns[f"{name}/confidence"] = found[f"{name}/confidence"]
-        columns[f"{name}/loss"] = found[f"{name}/loss"]
+        columns[f"{name}/top"] = unpadded(block[f"{name}/top"])
+        columns |= {key: block[key] for key in (f"{name}/confidence", f"{name}/loss")}
     with written(path) as aside:
         pq.write_table(pa.table(columns), aside)
 
 
+def unpadded(rows: np.ndarray) -> list[list[int]]:
+    """The class numbers of each row without the negative padding."""
+    return [row[row >= 0].tolist() for row in rows]
+
+
 def result_table(result: Mapping) -> str:
-    """The figures side by side, as they are shown at the end."""
+    """The metrics of all protocols as a table for the console."""
     rows = [["crops", "views", "top-1", "95 %", "top-5", "loss", "ECE", "against one", "p"]]
     for name, values in result["protocols"].items():
         change = result["changes"].get(name)
-        interval = f"{values['top1_low']:.4f}-{values['top1_high']:.4f}"
         gain = f"{change['gain']:+.4f} (+{change['gained']} -{change['lost']})" if change else ""
-        loss = f"{values['loss']:.4f}" if "loss" in values else "-"
         rows.append(
-            [name, str(values["views"]), f"{values['top1']:.4f}", interval]
-            + [f"{values['top5']:.4f}", loss, f"{values['ece']:.4f}", gain]
-            + [f"{change['p']:.3f}" if change else ""]
+            [
+                *(name, str(values["views"]), f"{values['top1']:.4f}"),
+                f"{values['top1_low']:.4f}-{values['top1_high']:.4f}",
+                f"{values['top5']:.4f}",
+                f"{values['loss']:.4f}" if "loss" in values else "-",
+                *(f"{values['ece']:.4f}", gain, f"{change['p']:.3f}" if change else ""),
+            ]
         )
     lines = [table(rows)]
     if "real" in result:
-        lines += ["", "ReaL labels"]
-        lines += [
+        lines += ["", "ReaL labels"] + [
             f"  {name:<14}top-1 {v['top1']:.4f} ({v['top1_low']:.4f}-{v['top1_high']:.4f}) of "
             f"{v['images']:,} images"
             for name, v in result["real"]["protocols"].items()

@@ -1,6 +1,6 @@
-"""A sheet of predictions with the crops that they were made from, for people to look at.
+"""Example predictions with the crops they were made from, for people to look at.
 
-Predictions -> which images tell something -> read again -> small JPEGs in sheet.json
+Predictions -> choice of informative images -> read again -> small JPEGs in sheet.json
 """
 
 import base64
@@ -22,18 +22,18 @@ from vit.images import decode
 from vit.registry import num_views
 
 EXAMPLES = "sheet.json"
-# images of each group, crops that are shown of a protocol, and their side in pixels
+# images per group, crops shown per protocol, and their side in pixels
 PER_GROUP, MAX_CROPS, SIDE = 6, 10, 64
 GROUPS = {
     "gained": "wrong with one crop, right with many",
     "lost": "right with one crop, wrong with many",
-    "wrong": "wrong, and most sure of it",
+    "wrong": "wrong with the highest confidence",
     "right": "right, drawn at random",
 }
 
 
 def chosen(one: Predictions, many: Predictions) -> Iterator[tuple[str, int]]:
-    """(group, position) of the images to show, no image twice; always the same ones."""
+    """(group, position) of the images to show, without repeats; the choice is deterministic."""
     before, after = one.hits(1), many.hits(1)
     order = np.argsort(-many.confidence, kind="stable")
     random = np.random.default_rng(0).permutation(len(after))
@@ -51,60 +51,59 @@ def chosen(one: Predictions, many: Predictions) -> Iterator[tuple[str, int]]:
 def write_examples(
     folder: Path, dataset: Dataset, settings: EvaluateConfig, predictions: dict[str, Predictions]
 ) -> None:
-    """Write sheet.json: each chosen image, its classes, crops and predictions by protocol."""
-    last = settings.protocols[-1]
-    reader = SampleReader(
-        dataset=dataset,
-        view=View(
-            images=settings.images,
-            size=settings.model.image_size,
-            protocols=settings.protocols,
-        ),
-    )
+    """Write sheet.json: each chosen image, its classes, and crops and predictions per protocol."""
+    protocols = settings.protocols
+    view = View(images=settings.images, size=settings.model.image_size, protocols=protocols)
+    reader = SampleReader(dataset=dataset, view=view)
+    ends = np.cumsum([num_views(name) for name in protocols])[:-1]
     order, entries = dataset.order(seed=None), []
-    for group, position in chosen(predictions[CENTER], predictions[last]):
-        ((_, where, record),) = reader.samples(order.spans(position, position + 1))
+    for group, position in chosen(predictions[CENTER], predictions[protocols[-1]]):
+        ((_, shard, record),) = reader.samples(order.spans(position, position + 1))
         pixels = decode(record.image)
-        crops = np.split(
-            reader.view(pixels, position),
-            np.cumsum([num_views(name) for name in settings.protocols])[:-1],
-        )
+        crops = np.split(reader.view(pixels, position), ends)
         entries.append(
             {
                 "group": group,
                 "key": record.key,
-                "shard": where,
-                "classes": [class_name(dataset, n) for n in record.classes],
+                "shard": shard,
+                "classes": [class_label(dataset.classes[n]) for n in record.classes],
                 "image": encoded(pixels, 2 * SIDE),
                 "protocols": {
-                    name: {
-                        "right": bool(predictions[name].hits(1)[position]),
-                        "confidence": float(predictions[name].confidence[position]),
-                        "top": [
-                            class_name(dataset, int(n))
-                            for n in predictions[name].top[position]
-                            if n >= 0
-                        ],
-                        "views": len(views),
-                        "crops": encoded(row_of(views), SIDE),
-                    }
-                    for name, views in zip(settings.protocols, crops, strict=True)
+                    name: protocol_entry(dataset, predictions[name], position, views)
+                    for name, views in zip(protocols, crops, strict=True)
                 },
             }
         )
-    # not redacted: a picture in base64 may look like a token
+    # not redacted: an image in base64 may look like a token
     write_bytes(folder / EXAMPLES, json.dumps(entries).encode())
 
 
-def class_name(dataset: Dataset, number: int) -> str:
+def protocol_entry(
+    dataset: Dataset, predictions: Predictions, position: int, views: np.ndarray
+) -> dict[str, object]:
+    """Prediction and crops of one image under one protocol; views (C, S, S, 3)."""
+    return {
+        "right": bool(predictions.hits(1)[position]),
+        "confidence": float(predictions.confidence[position]),
+        "top": [class_label(dataset.classes[n]) for n in predictions.top[position] if n >= 0],
+        "views": len(views),
+        "crops": encoded(row_of(views), SIDE),
+    }
+
+
+def first_name(wnid: str) -> str:
+    """The first WordNet name of a class, or its id if it has no name."""
+    return wordnet.name(wnid).split(",")[0]
+
+
+def class_label(wnid: str) -> str:
     """The first WordNet name of a class, with its id."""
-    wnid = dataset.classes[number]
-    name = wordnet.name(wnid).split(",")[0]
+    name = first_name(wnid)
     return wnid if name == wnid else f"{name} ({wnid})"
 
 
 def row_of(views: np.ndarray) -> np.ndarray:
-    """Some of the views side by side: (C, S, S, 3) -> (S, c S, 3), c at most 10."""
+    """At most 10 of the views side by side: (C, S, S, 3) -> (S, c S, 3)."""
     picked = np.linspace(0, len(views) - 1, min(len(views), MAX_CROPS)).round().astype(int)
     return np.concatenate(list(views[picked]), axis=1)
 

@@ -1,4 +1,4 @@
-"""Weights of a checkpoint in files for other programs.
+"""Weights of a checkpoint as files for other programs.
 
 .safetensors  timm's parameter names, as timm loads them
 .npz          Google's JAX code: vision_transformer and AugReg, or big_vision
@@ -18,19 +18,16 @@ from pipeline.evaluation.model import EvalModel
 from vit.batch import normalise
 from vit.weights import save_npz, save_safetensors
 
-# images from which int8-static takes the ranges of activations, and how many at once
+# images that int8-static measures the ranges of activations on, and images per batch
 CALIBRATION_IMAGES, BATCH = 128, 16
 
 
 def export(path: Path, file: Path, *, layout: str, scheme: str, data: str | None) -> None:
-    """Write the weights of a checkpoint to `file`, whose suffix says how; ValueError otherwise.
+    """Write the weights of a checkpoint to `file`; ValueError if its suffix is not a known format.
 
-    Args:
-        path: Folder of a run or of a checkpoint, or a file of weights.
-        file: The file to write.
-        layout: Of .npz, "vit" or "big_vision".
-        scheme: Of .pt, how to quantise.
-        data: Of .pt, the shard set to calibrate on; None takes that of the run.
+    `path` is the folder of a run or of a checkpoint, or a file of weights. `layout`, for .npz, is
+    "vit" or "big_vision". For .pt, `scheme` is how to quantise and `data` the shard set to
+    calibrate on; None takes that of the run.
     """
     eval_model = EvalModel.open(path)
     if file.suffix == ".safetensors":
@@ -49,12 +46,12 @@ def export_quantised(eval_model: EvalModel, file: Path, scheme: str, data: str |
         from vit import quant
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"quantising needs {error.name}, of the extra: pip install 'vit-pretraining[quant]'"
+            f"quantising needs {error.name}; install it with: pip install 'vit-pretraining[quant]'"
         ) from error
     if reason := quant.refusal(scheme):
         raise ValueError(reason)
     if not data:
-        raise ValueError(f"{eval_model.path} does not say what to calibrate on; give --data")
+        raise ValueError(f"{eval_model.path} does not name data to calibrate on; give --data")
     images = list(calibration_images(eval_model, data))
     model = eval_model.load(eval_model.model)
     quant.save_quantised(file, quant.quantise(model, scheme, calibration=images))

@@ -1,9 +1,9 @@
-"""From what a model answered to each image to the figures of an evaluation; NumPy only.
+"""Metrics of an evaluation from the predictions for each image; NumPy only.
 
     Predictions (labels, top-5, confidence, loss of every image) -> accuracy with intervals, loss,
     calibration, classes, confusions, ReaL; two protocols -> what changed
 
-An image with several classes is a hit when any of them is predicted.
+An image with several classes is a hit if any of them is predicted.
 
 Shapes: n images, M labels per image (padded with -1), T ranked predictions (padded with -2), K
 classes.
@@ -22,7 +22,7 @@ ECE_BINS = 15
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """What one model answered to every image under one crop protocol, by position in the split."""
+    """Predictions of one model under one crop protocol, by position in the split."""
 
     labels: np.ndarray
     """(n, M) int64: class numbers of each image."""
@@ -31,7 +31,7 @@ class Predictions:
     confidence: np.ndarray
     """(n,) float64: probability of the first prediction."""
     loss: np.ndarray
-    """(n,) float64; NaN for an image none of whose classes the model knows."""
+    """(n,) float64; NaN for an image if the model has none of its classes."""
 
     def hits(self, k: int) -> np.ndarray:
         """Whether any label is among the first k predictions: (n,) bool."""
@@ -40,14 +40,14 @@ class Predictions:
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A figure of an evaluation: the mean of one value for each image."""
+    """A metric of an evaluation: the mean of one value per image."""
 
     title: str
     values: Callable[[Predictions], np.ndarray]
     """Predictions -> (n,) numbers; NaN leaves an image out of the mean."""
     higher_is_better: bool
     is_share: bool = False
-    """Whether each value is 0 or 1, so that the mean is a share of the images."""
+    """Whether each value is 0 or 1, which makes the mean a share of the images."""
 
 
 METRICS = {
@@ -55,13 +55,13 @@ METRICS = {
     "top1": Metric(title="top-1", values=lambda p: p.hits(1), higher_is_better=True, is_share=True),
     "top5": Metric(title="top-5", values=lambda p: p.hits(5), higher_is_better=True, is_share=True),
 }
-"""Add a metric here: training, evaluation, record, report and search then have it by its name."""
+"""Add a metric here; training, evaluation, record, report and search then use it by its name."""
 
 
 def summary(predictions: Predictions) -> dict[str, float]:
-    """The figures of one protocol, each metric with its 95 % interval; NAME, NAME_low, NAME_high.
+    """Each metric of one protocol with its 95 % interval: NAME, NAME_low, NAME_high.
 
-    Shares have Wilson's interval, other means that of a normal distribution.
+    Shares have Wilson's interval; other means have that of a normal distribution.
     """
     figures: dict[str, float] = {"images": len(predictions.top)}
     for name, metric in METRICS.items():
@@ -80,7 +80,7 @@ def summary(predictions: Predictions) -> dict[str, float]:
 
 
 def wilson(hits: int, count: int) -> tuple[float, float]:
-    """Wilson's score interval of a share, 95 % (Wilson 1927): never outside [0, 1]."""
+    """Wilson's 95 % score interval of a share (Wilson 1927); it never leaves [0, 1]."""
     if count == 0:
         return 0.0, 1.0
     share, z2 = hits / count, Z * Z / count
@@ -92,36 +92,30 @@ def wilson(hits: int, count: int) -> tuple[float, float]:
 def calibration(predictions: Predictions) -> list[tuple[int, float, float]]:
     """(images, mean confidence, accuracy) of each of 15 equal bins of confidence."""
     bins = np.ceil(predictions.confidence * ECE_BINS).astype(int).clip(1, ECE_BINS) - 1
-    hits, found = predictions.hits(1), []
+    columns, rows = (predictions.confidence, predictions.hits(1)), []
     for number in range(ECE_BINS):
         inside = bins == number
         count = int(inside.sum())
-        means = (
-            (predictions.confidence[inside].mean(), hits[inside].mean()) if count else (0.0, 0.0)
-        )
-        found.append((count, float(means[0]), float(means[1])))
-    return found
+        confidence, accuracy = (float(x[inside].mean()) if count else 0.0 for x in columns)
+        rows.append((count, confidence, accuracy))
+    return rows
 
 
 def calibration_error(predictions: Predictions) -> float:
-    """Expected calibration error (Guo et al. 2017, 15 bins): |confidence - accuracy|, weighted."""
-    parts = (count * abs(sure - right) for count, sure, right in calibration(predictions))
-    return sum(parts) / len(predictions.top)
+    """Expected calibration error (Guo et al. 2017, 15 bins): mean |confidence - accuracy|."""
+    errors = (count * abs(conf - acc) for count, conf, acc in calibration(predictions))
+    return sum(errors) / len(predictions.top)
 
 
 def per_class(predictions: Predictions, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Images of each class, and how many of them are hits: (K,) and (K,).
 
-    An image with several classes counts for each of them, and there is a hit when that very class
-    is predicted.
+    An image with several classes counts for each of them, and is a hit for the predicted one.
     """
     rows, columns = np.nonzero(predictions.labels >= 0)
-    label = predictions.labels[rows, columns]
-    right = predictions.top[rows, 0] == label
-    return (
-        np.bincount(label, minlength=num_classes),
-        np.bincount(label[right], minlength=num_classes),
-    )
+    labels = predictions.labels[rows, columns]
+    hits = labels[predictions.top[rows, 0] == labels]
+    return np.bincount(labels, minlength=num_classes), np.bincount(hits, minlength=num_classes)
 
 
 def confusions(predictions: Predictions, most: int = 20) -> list[tuple[int, int, int]]:
@@ -131,31 +125,31 @@ def confusions(predictions: Predictions, most: int = 20) -> list[tuple[int, int,
     """
     wrong = ~predictions.hits(1)
     pairs = np.stack([predictions.labels[wrong, 0], predictions.top[wrong, 0]], axis=1)
-    found, counts = np.unique(pairs, axis=0, return_counts=True)
-    order = np.lexsort((found[:, 1], found[:, 0], -counts))[:most]
-    return [(int(found[i, 0]), int(found[i, 1]), int(counts[i])) for i in order]
+    pairs, counts = np.unique(pairs, axis=0, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:most]  # np.unique sorts the pairs
+    return [(*pairs[i].tolist(), int(counts[i])) for i in order]
 
 
 def comparison(before: Predictions, after: Predictions) -> dict[str, float]:
-    """What changed in top-1 from one protocol to another on the same images.
+    """How top-1 changed from one protocol to another on the same images.
 
     Returns:
-        gained: images that became right; lost: those that became wrong; gain: the difference in
+        gained: images that became right; lost: images that became wrong; gain: the difference in
         top-1 with its paired 95 % interval; p: exact two-sided McNemar test, the probability of
-        so uneven a split if both were equally good.
+        so uneven a split if both protocols were equally good.
     """
     first, second = before.hits(1), after.hits(1)
     gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
-    count, moved = len(first), gained + lost
+    count, changed = len(first), gained + lost
     gain = (gained - lost) / count
-    half = Z * math.sqrt(max(moved / count - gain**2, 0.0) / count)
+    half = Z * math.sqrt(max(changed / count - gain**2, 0.0) / count)
     return {
         "gained": gained,
         "lost": lost,
         "gain": gain,
         "gain_low": gain - half,
         "gain_high": gain + half,
-        "p": sign_test(min(gained, lost), moved),
+        "p": sign_test(min(gained, lost), changed),
     }
 
 
@@ -172,17 +166,15 @@ def sign_test(fewer: int, count: int) -> float:
 
 
 def relabelled(predictions: Predictions, labels: Mapping[int, Sequence[int]]) -> Predictions:
-    """The predictions compared with other labels, such as ReaL's.
+    """The predictions compared with other labels, such as ReaL's; the loss is NaN.
 
-    Args:
-        predictions: Of the whole split.
-        labels: Class numbers by position; an image with none, or that is not there, is left out.
+    `labels` are class numbers by position; images that are absent or have no class are left out.
     """
     rows = np.array([i for i in range(len(predictions.top)) if labels.get(i)], np.int64)
     width = max((len(labels[i]) for i in rows), default=1)
     padded = np.full((len(rows), width), -1, np.int64)
-    for place, row in zip(padded, rows, strict=True):
-        place[: len(labels[row])] = labels[row]
+    for padded_row, i in zip(padded, rows, strict=True):
+        padded_row[: len(labels[i])] = labels[i]
     return Predictions(
         labels=padded,
         top=predictions.top[rows],

@@ -1,16 +1,15 @@
-"""The predictions of a model on disk, while an evaluation is under way and after it.
+"""The predictions of a model on disk, during an evaluation and after it.
 
     FOLDER/identity.json           what is evaluated: hashes of weights and data, and all settings
     FOLDER/parts/part-00007.npz    the predictions for one unit of images
 
-The images are cut into units by their position. A unit is computed by one worker in the same
-batches whatever the number of workers, so the predictions are the same bits; what is on disk is
-never computed again.
+Images are divided into units by position. One worker computes a unit, in the same batches for any
+number of workers, so the predictions are identical bit for bit. Units on disk are not recomputed.
 """
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,37 +20,35 @@ from support.files import write_json, written
 from support.redact import redacted
 
 IDENTITY = "identity.json"
-# about this many units: enough to share out evenly, and little is lost when one is cut short
+# about this many units: enough to divide evenly, and an interruption loses little work
 UNITS = 200
 
 
 class PredictionStore:
-    """The finished parts of one evaluation, and those that are missing."""
+    """The finished units of one evaluation, and those that are missing."""
 
     def __init__(
         self, folder: Path, identity: Mapping[str, object], *, images: int, batch: int
     ) -> None:
-        """Open or begin a folder; one that holds another evaluation is a ValueError.
+        """Open or create the folder of an evaluation; ValueError if it holds another one.
 
-        Args:
-            folder: Of the evaluation.
-            identity: What makes it this evaluation; JSON.
-            images: Images in all.
-            batch: Images per forward pass; a unit is a multiple of it.
+        `identity` (JSON) distinguishes evaluations from each other. `images` is the number of all
+        images and `batch` that of a forward pass; a unit is a multiple of it.
         """
         self.folder, self.images = folder, images
         self.unit = batch * math.ceil(images / (UNITS * batch))
         self.num_units = math.ceil(images / self.unit)
-        self._waiting: dict[int, list[Block]] = {}
-        known = json.loads(json.dumps({**redacted(identity), "unit": self.unit}))
+        self._pending: dict[int, list[Block]] = {}
+        current = json.loads(json.dumps({**redacted(identity), "unit": self.unit}))
         (folder / "parts").mkdir(parents=True, exist_ok=True)
         path = folder / IDENTITY
         if not path.exists():
-            write_json(path, known)
-        elif (found := json.loads(path.read_text())) != known:
-            differ = [k for k in known.keys() | found.keys() if known.get(k) != found.get(k)]
+            write_json(path, current)
+        elif (stored := json.loads(path.read_text())) != current:
+            names = current.keys() | stored.keys()
+            changed = sorted(name for name in names if current.get(name) != stored.get(name))
             raise ValueError(
-                f"{folder} holds another evaluation, which differs in {', '.join(sorted(differ))}; "
+                f"{folder} holds another evaluation, which differs in {', '.join(changed)}; "
                 f"give another --out"
             )
 
@@ -64,35 +61,34 @@ class PredictionStore:
         return [unit for unit in range(self.num_units) if not self.path(unit).exists()]
 
     def shares(self, workers: int) -> list[list[tuple[int, int]]]:
-        """Positions [start, stop) that each worker is to predict: runs of missing units."""
+        """Positions [start, stop) for each worker to predict: runs of missing units."""
         parts = np.array_split(np.array(self.missing(), np.int64), workers)
-        return [list(self._spans(part.tolist())) for part in parts if len(part)]
+        return [self._spans(part) for part in parts if len(part)]
 
-    def _spans(self, units: Sequence[int]) -> Iterator[tuple[int, int]]:
-        for number, unit in enumerate(units):
-            if number == 0 or units[number - 1] != unit - 1:
-                start = unit * self.unit
-            if number + 1 == len(units) or units[number + 1] != unit + 1:
-                yield start, min((unit + 1) * self.unit, self.images)
+    def _spans(self, units: np.ndarray) -> list[tuple[int, int]]:
+        runs = np.split(units, np.flatnonzero(np.diff(units) > 1) + 1)
+        return [(int(run[0]) * self.unit, self._stop(int(run[-1]))) for run in runs]
+
+    def _stop(self, unit: int) -> int:
+        return min((unit + 1) * self.unit, self.images)
 
     def add(self, block: Block) -> None:
-        """Take a block of predictions, all of one unit; a complete unit is written."""
+        """Add a block of predictions, all from one unit; a complete unit is written."""
         unit = int(block["position"][0]) // self.unit
-        waiting = self._waiting.setdefault(unit, [])
-        waiting.append(block)
-        expected = min((unit + 1) * self.unit, self.images) - unit * self.unit
-        if sum(len(item["position"]) for item in waiting) < expected:
+        blocks = self._pending.setdefault(unit, [])
+        blocks.append(block)
+        if sum(len(each["position"]) for each in blocks) < self._stop(unit) - unit * self.unit:
             return
-        columns = joined(self._waiting.pop(unit))
+        columns = joined(self._pending.pop(unit))
         with written(self.path(unit)) as aside, aside.open("wb") as file:
             np.savez(file, **columns)
 
     def read(self) -> Block:
-        """All predictions by position; an image that is absent or there twice is a RuntimeError."""
+        """All predictions by position; RuntimeError if an image is missing or repeated."""
         blocks = []
         for unit in range(self.num_units):
             with np.load(self.path(unit), allow_pickle=False) as part:
-                blocks.append({name: part[name] for name in part.files})
+                blocks.append(dict(part))
         columns = joined(blocks)
         seen = np.bincount(columns["position"], minlength=self.images)
         if len(seen) != self.images or not (seen == 1).all():
@@ -106,9 +102,5 @@ class PredictionStore:
 
 def protocol_predictions(columns: Block, name: str) -> Predictions:
     """The predictions under one crop protocol."""
-    return Predictions(
-        labels=columns["labels"],
-        top=columns[f"{name}/top"],
-        confidence=columns[f"{name}/confidence"],
-        loss=columns[f"{name}/loss"],
-    )
+    values = {field: columns[f"{name}/{field}"] for field in ("top", "confidence", "loss")}
+    return Predictions(labels=columns["labels"], **values)

@@ -1,33 +1,35 @@
-"""The part of the report about evaluations: crop protocols, calibration, classes, predictions."""
+"""The section of the report on evaluations: crop protocols, calibration, classes, predictions."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.evaluation.config import CENTER
-from pipeline.evaluation.examples import GROUPS
+from pipeline.evaluation.examples import GROUPS, first_name
 from pipeline.evaluation.metrics import METRICS
 from pipeline.report.run_data import Evaluation
-from shards.dataset import wordnet
 from support.chart import line_chart
 from support.page import Cell, Table
 
-# rows of the table of classes that is shown and of the one to unfold; pairs of confused classes;
-# classes that the head lacks
+# rows of the table of classes that are visible, and with those to unfold; pairs of confused
+# classes; classes that the head lacks
 SHOWN_CLASSES, MOST_CLASSES, SHOWN_PAIRS, SHOWN_MISSING = 12, 1500, 12, 50
 # evaluations on other labels and other images, which are compared in top-1
 OTHERS = {"real": "ReaL", "v2": "V2"}
 
 
 def evaluation_values(item: Evaluation) -> dict[str, object]:
-    """What templates/evaluation.html shows of an evaluation."""
+    """The values that templates/evaluation.html shows."""
     result = item.result
     columns = [name for name in (item.classes or [{}])[0] if name.startswith("top1 ")]
     worst = sorted(item.classes, key=lambda row: float(row[columns[-1]]))
-    groups = {group: [e for e in item.sheet if e["group"] == group] for group in GROUPS}
+    groups = {
+        title: [entry for entry in item.sheet if entry["group"] == group]
+        for group, title in GROUPS.items()
+    }
     return {
         "result": result,
         "checkpoint": Path(result["checkpoint"]).name,
-        "missing": [f"{w} {class_name(w)}" for w in result["missing"][:SHOWN_MISSING]],
+        "missing": [f"{wnid} {first_name(wnid)}" for wnid in result["missing"][:SHOWN_MISSING]],
         "crops": crop_table(result),
         "calibration": calibration_chart(result),
         "confusions": confusion_table(result),
@@ -35,43 +37,40 @@ def evaluation_values(item: Evaluation) -> dict[str, object]:
         "order": columns[-1].replace("top1", "top-1 under") if columns else "",
         "worst": class_table(worst[:SHOWN_CLASSES], columns),
         "classes": class_table(worst[:MOST_CLASSES], columns),
-        "groups": {GROUPS[group]: entries for group, entries in groups.items() if entries},
+        "groups": {title: entries for title, entries in groups.items() if entries},
         "crop_words": crops,
     }
 
 
 def crop_table(result: Mapping) -> Table:
-    """Protocols side by side, with what changed; ReaL and V2 where they were evaluated."""
+    """Protocols side by side, with their changes; ReaL and V2 if they were evaluated."""
     protocols, top1 = result["protocols"], METRICS["top1"].title
-    names = [name for name in METRICS if any(name in own for own in protocols.values())]
+    names = [name for name in METRICS if any(name in values for values in protocols.values())]
     others = [key for key in OTHERS if key in result]
-    rows = []
-    for protocol, own in protocols.items():
-        other = [result[key]["protocols"].get(protocol, {}) for key in others]
-        rows.append(
-            [
-                *(protocol, str(own["views"])),
-                *(Cell(metric_text(name, own), interval_text(name, own)) for name in names),
-                f"{own['ece']:.4f}",
-                *change_cells(result["changes"].get(protocol)),
-                *(metric_text("top1", values) for values in other),
-            ]
-        )
+    rows = [
+        [
+            *(protocol, str(values["views"])),
+            *(Cell(metric_text(name, values), interval_text(name, values)) for name in names),
+            f"{values['ece']:.4f}",
+            *change_cells(result["changes"].get(protocol)),
+            *(metric_text("top1", result[key]["protocols"].get(protocol, {})) for key in others),
+        ]
+        for protocol, values in protocols.items()
+    ]
     titles = [METRICS[name].title for name in names]
     head = ["crops", "views", *titles, "ECE", f"{top1} against one, points", "right / wrong", "p"]
     return Table(head=[*head, *(f"{OTHERS[key]}, {top1}" for key in others)], rows=rows)
 
 
 def metric_text(name: str, values: Mapping[str, float], prefix: str = "") -> str:
-    """A metric for a reader; an empty text where there is none."""
+    """A metric as text; empty if it is missing."""
     if prefix + name not in values:
         return ""
-    value = values[prefix + name]
-    return f"{value:.2%}" if METRICS[name].is_share else f"{value:.4f}"
+    return f"{values[prefix + name]:{'.2%' if METRICS[name].is_share else '.4f'}}"
 
 
 def interval_text(name: str, values: Mapping[str, float]) -> str:
-    """The 95 % interval of a metric for a reader; an empty text where there is none."""
+    """The 95 % interval of a metric as text; empty if it is missing."""
     if f"{name}_low" not in values:
         return ""
     factor, digits = (100, 2) if METRICS[name].is_share else (1, 4)
@@ -93,7 +92,7 @@ def change_cells(change: Mapping[str, float] | None) -> list[str | Cell]:
 def calibration_chart(result: Mapping) -> str:
     """Accuracy by confidence, for each protocol."""
     lines = {
-        name: [(sure, right) for count, sure, right in bins if count]
+        name: [(confidence, accuracy) for count, confidence, accuracy in bins if count]
         for name, bins in result["calibration"].items()
     }
     lines["ideal"] = [(0.0, 0.0), (1.0, 1.0)]
@@ -119,14 +118,9 @@ def class_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> Ta
     return Table(head=head, rows=cells)
 
 
-def class_name(wnid: str) -> str:
-    """The first WordNet name of a class, or its id where it has none."""
-    return wordnet.name(wnid).split(",")[0]
-
-
 def class_cell(wnid: str) -> Cell:
     """A class by its name and id."""
-    name = class_name(wnid)
+    name = first_name(wnid)
     return Cell(name, "" if name == wnid else wnid)
 
 

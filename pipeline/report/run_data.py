@@ -1,4 +1,4 @@
-"""What the folder of a run tells: settings, records, sessions, checkpoints, evaluations."""
+"""The content of a run's folder: settings, records, sessions, checkpoints, evaluations."""
 
 import csv
 import json
@@ -13,48 +13,48 @@ from support.files import read_lines
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """One evaluation on disk."""
+    """One finished evaluation on disk."""
 
-    folder: Path
     result: dict
     sheet: list[dict]
-    """See `pipeline.evaluation.examples`; empty where there is none."""
+    """Examples (`pipeline.evaluation.examples`); empty if there are none."""
     classes: list[dict[str, str]]
     """Rows of classes.csv."""
 
     @classmethod
     def read(cls, folder: Path) -> "Evaluation":
-        """A finished evaluation."""
+        """Read the folder of an evaluation."""
         sheet, classes = folder / "sheet.json", folder / "classes.csv"
-        rows = []
-        if classes.exists():
-            with classes.open(newline="") as file:
-                rows = list(csv.DictReader(file))
+        lines = classes.read_text().splitlines() if classes.exists() else []
         return cls(
-            folder=folder,
             result=json.loads((folder / "result.json").read_text()),
             sheet=json.loads(sheet.read_text()) if sheet.exists() else [],
-            classes=rows,
+            classes=list(csv.DictReader(lines)),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """One start of the run, until it ended or was cut short."""
+    """One start of the run, until it ended or was interrupted; times in seconds."""
 
     start: float
     end: float
     workers: int
 
+    @property
+    def hours(self) -> float:
+        """Duration in hours."""
+        return (self.end - self.start) / 3600
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    """All that is known of a run."""
+    """Everything that the folder of a run contains."""
 
     dir: Path
     settings: dict[str, object]
     lines: dict[str, list[tuple[float, float]]]
-    """Points (step, value) by name; those of the machines (minutes since the start, value)."""
+    """Points (step, value) by name; for system metrics (minutes since the start, value)."""
     last_step: int
     events: list[dict]
     sessions: list[Session]
@@ -72,60 +72,64 @@ class RunData:
                 f"RUNS_DIR/NAME"
             )
         events, records = read_events(run_dir), [r for r, _ in read_lines(run_dir / RECORDS)]
-        begin = events[0]["time"]
         lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        last_step = 0
         for record in records:
-            machine = record["kind"].startswith("system")
-            at = (record["time"] - begin) / 60 if machine else record["step"]
+            if record["kind"].startswith("system"):
+                x = (record["time"] - events[0]["time"]) / 60
+            else:
+                x = record["step"]
+                last_step = max(last_step, x)
             for name, value in record.items():
                 if name not in ("kind", "step", "time") and isinstance(value, int | float):
-                    lines[name].append((at, value))
-        folders = [path.parent for path in (run_dir / "evaluations").glob("*/result.json")]
-        folders.sort(key=lambda folder: (folder / "result.json").stat().st_mtime, reverse=True)
-        steps = [r["step"] for r in records if not r["kind"].startswith("system")]
+                    lines[name].append((x, value))
+        results = sorted(
+            (run_dir / "evaluations").glob("*/result.json"),
+            key=lambda path: path.stat().st_mtime,
+            reverse=True,
+        )
         return cls(
             dir=run_dir,
             settings=json.loads(config.read_text()),
             lines=dict(lines),
-            last_step=max(steps, default=0),
+            last_step=last_step,
             events=events,
             sessions=sessions(events, [record["time"] for record in records]),
             checkpoints=checkpoints(run_dir / "checkpoints"),
-            evaluations=[Evaluation.read(folder) for folder in folders],
+            evaluations=[Evaluation.read(path.parent) for path in results],
         )
 
     def tags(self) -> dict[str, str]:
-        """The tags of the run, the newest of each."""
-        tags: dict[str, str] = {}
-        for event in self.events:
-            tags |= event["tags"] if event["event"] == "tags" else {}
-        return tags
+        """The tags of the run; the latest value of each."""
+        tag_events = [event["tags"] for event in self.events if event["event"] == "tags"]
+        return {name: value for tags in tag_events for name, value in tags.items()}
 
     def status(self) -> str:
-        """How the last start ended; "RUNNING" if nothing says so."""
+        """How the last start ended; "RUNNING" if it has not."""
         last = [event for event in self.events if event["event"] in ("start", "status")][-1]
         return last.get("status", "RUNNING")
 
     def hours(self) -> float:
-        """Time that the run took, over all its starts."""
-        return sum(session.end - session.start for session in self.sessions) / 3600
+        """Duration of the run over all its starts."""
+        return sum(session.hours for session in self.sessions)
 
     def worker_hours(self) -> float:
-        """The same, counted for each worker."""
-        return sum((s.end - s.start) * s.workers for s in self.sessions) / 3600
+        """Duration of the run times workers."""
+        return sum(session.hours * session.workers for session in self.sessions)
 
 
 def sessions(events: list[dict], times: list[float]) -> list[Session]:
-    """The starts of a run; one that was cut short ends with the last thing that was recorded."""
+    """The starts of a run; an interrupted one ends with its last event or record."""
     starts = [number for number, event in enumerate(events) if event["event"] == "start"]
-    runs = []
-    for number, following in zip(starts, [*starts[1:], None], strict=True):
-        own, begin = events[number:following], events[number]["time"]
-        end = events[following]["time"] if following else float("inf")
-        # what is told after the end, such as a later evaluation, is not the run's time
-        ends = [event["time"] for event in own if event["event"] == "status"][:1]
-        heard = [time for time in times if begin <= time < end]
-        heard += [event["time"] for event in own]
-        workers = next((e["tags"]["workers"] for e in own if "workers" in e.get("tags", {})), 1)
-        runs.append(Session(start=begin, end=(ends or [max(heard)])[0], workers=int(workers)))
-    return runs
+    result = []
+    for first, last in zip(starts, [*starts[1:], None], strict=True):
+        session_events, start = events[first:last], events[first]["time"]
+        stop = events[last]["time"] if last else float("inf")
+        # events after the end, such as a later evaluation, do not extend the session
+        ends = [event["time"] for event in session_events if event["event"] == "status"][:1]
+        seen = [time for time in times if start <= time < stop]
+        seen += [event["time"] for event in session_events]
+        tags = (event.get("tags", {}) for event in session_events)
+        workers = next((each["workers"] for each in tags if "workers" in each), 1)
+        result.append(Session(start=start, end=(ends or [max(seen)])[0], workers=int(workers)))
+    return result

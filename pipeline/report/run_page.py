@@ -1,4 +1,4 @@
-"""The page about a run that one would send to a colleague: one HTML file that stands alone.
+"""The page about a run: one self-contained HTML file to send to a colleague.
 
 runs/NAME (run_data) -> numbers, charts and tables -> templates/run.html -> runs/NAME/report.html
 """
@@ -22,9 +22,9 @@ PAGE = "report.html"
 def write_report(
     run_dir: Path, *, price_per_hour: float | None = None, status: str | None = None
 ) -> Path:
-    """Write the page about a run, finished or not; its path.
+    """Write the page about a run, finished or not; returns its path.
 
-    `price_per_hour` of one worker overrides the run's setting, `status` what its record says.
+    `price_per_hour`, of one worker, overrides the run's setting; `status` overrides its record.
     """
     run = RunData.read(run_dir)
     price = price_per_hour or run.settings.get("record.price_per_hour")
@@ -32,7 +32,7 @@ def write_report(
     page = render(
         "pipeline.report/run.html",
         settings=run.settings,
-        begun=clock(run.sessions[0].start),
+        started=clock(run.sessions[0].start),
         status=(status or run.status()).lower(),
         tiles=tiles(run, price),
         curves=curves(run.lines),
@@ -49,18 +49,17 @@ def write_report(
         written=clock(datetime.datetime.now().timestamp()),
         run_dir=run.dir,
     )
-    path = run_dir / PAGE
-    write_bytes(path, page.encode())
-    return path
+    write_bytes(run_dir / PAGE, page.encode())
+    return run_dir / PAGE
 
 
 def tiles(run: RunData, price: float | None) -> dict[str, str]:
-    """The few numbers that matter, by their names."""
+    """The key numbers by name."""
     top1, values = METRICS["top1"].title, {}
     if run.evaluations:
-        for name, own in run.evaluations[0].result["protocols"].items():
-            half = (own["top1_high"] - own["top1_low"]) / 2
-            values[f"{top1}, {crops(name, own)}"] = f"{own['top1']:.1%} ±{100 * half:.1f}"
+        for name, item in run.evaluations[0].result["protocols"].items():
+            half = (item["top1_high"] - item["top1_low"]) / 2
+            values[f"{top1}, {crops(name, item)}"] = f"{item['top1']:.1%} ±{100 * half:.1f}"
     elif line := run.lines.get("val/top1"):
         step, last = line[-1]
         values[f"{top1} at step {step:,}"] = f"{last:.2%}"
@@ -74,13 +73,13 @@ def tiles(run: RunData, price: float | None) -> dict[str, str]:
 
 
 def curves(lines: Mapping[str, list]) -> dict[str, str]:
-    """The charts of the training, by their titles; `val/NAME` of every metric among them."""
+    """Charts of the training by title, among them `val/NAME` of every metric."""
     shares = [f"val/{name}" for name, metric in METRICS.items() if metric.is_share]
     means = [name for name, metric in METRICS.items() if not metric.is_share and name != "loss"]
 
     def chart(name: str, *names: str, percent: bool = False) -> str:
-        own = {each: lines[each] for each in names if each in lines}
-        return line_chart(own, name=name, label="step", percent=percent)
+        shown = {each: lines[each] for each in names if each in lines}
+        return line_chart(shown, name=name, label="step", percent=percent)
 
     probes = [name for name in lines if name.startswith("probe/") and "seed" not in name]
     return {
@@ -97,12 +96,12 @@ def curves(lines: Mapping[str, list]) -> dict[str, str]:
 
 
 def machines(lines: Mapping[str, list]) -> dict[str, str]:
-    """The charts of the machines, by their titles."""
-    own = {n.removeprefix("system/"): v for n, v in lines.items() if n.startswith("system/")}
+    """Charts of the machines by title."""
+    system = {k.removeprefix("system/"): v for k, v in lines.items() if k.startswith("system/")}
 
     def chart(name: str, ending: str) -> str:
-        kept = {each: line for each, line in own.items() if each.endswith(ending)}
-        return line_chart(kept, name=f"machine-{name}", label="minutes")
+        shown = {each: line for each, line in system.items() if each.endswith(ending)}
+        return line_chart(shown, name=f"machine-{name}", label="minutes")
 
     return {
         "Utilisation, %": chart("utilisation", "utilization_percentage"),
@@ -113,22 +112,18 @@ def machines(lines: Mapping[str, list]) -> dict[str, str]:
 
 
 def checkpoint_table(run: RunData) -> Table:
-    """The checkpoints that are on disk, with the metrics of each."""
+    """The checkpoints on disk, with the metrics of each."""
     names = [n for n in METRICS if any(f"val/{n}" in item.metrics for item in run.checkpoints)]
-    rows = [
-        [
-            item.path.name,
-            f"{item.samples:,}",
-            *(metric_text(n, item.metrics, "val/") for n in names),
-        ]
-        for item in run.checkpoints
-    ]
-    heads = [f"{METRICS[name].title}, one crop" for name in names]
-    return Table(head=["checkpoint", "images seen", *heads], rows=rows)
+    head = ["checkpoint", "images seen", *(f"{METRICS[name].title}, one crop" for name in names)]
+    rows = []
+    for item in run.checkpoints:
+        values = (metric_text(name, item.metrics, "val/") for name in names)
+        rows.append([item.path.name, f"{item.samples:,}", *values])
+    return Table(head=head, rows=rows)
 
 
 def data_table(run: RunData) -> Table:
-    """The shard sets by their hash."""
+    """The shard sets and their hashes."""
     rows = [
         [e["name"], e["context"], e["source"], e["digest"][:16], f"{e['samples']:,}"]
         for e in run.events
@@ -140,23 +135,24 @@ def data_table(run: RunData) -> Table:
 
 def session_table(run: RunData) -> Table:
     """The starts of the run."""
-    rows = []
-    for session in run.sessions:
-        seconds = session.end - session.start
-        hours = f"{seconds * session.workers / 3600:.3f}"
-        rows.append([clock(session.start), duration(seconds), str(session.workers), hours])
+    rows = [
+        [clock(s.start), duration(3600 * s.hours), str(s.workers), f"{s.hours * s.workers:.3f}"]
+        for s in run.sessions
+    ]
     return Table(head=["started", "lasted", "workers", "worker-hours"], rows=rows)
 
 
 def cost(run: RunData, price: float | None) -> str:
-    """Worker-hours in all, and what they cost."""
+    """Total worker-hours, and what they cost."""
     total = run.worker_hours()
-    known = f", at {price:g} an hour: {total * price:,.2f}" if price else "; no price was given"
-    return f"{total:.3f} worker-hours in all{known}."
+    price_text = (
+        f", at {price:g} an hour: {total * price:,.2f}" if price else "; no price was given"
+    )
+    return f"{total:.3f} worker-hours in all{price_text}."
 
 
 def pairs(values: Mapping[str, object]) -> Table:
-    """Names and values."""
+    """A table of names and values."""
     rows = [[name, str(value)] for name, value in sorted(values.items())]
     return Table(head=["name", "value"], rows=rows, words=(0, 1))
 

@@ -1,10 +1,10 @@
-"""What happened to a run, on disk: two files to which lines are only ever added.
+"""The journal of a run on disk: two files that are only ever appended to.
 
-    metrics.jsonl   one line for each record of numbers: kind, step, time, names and values
-    events.jsonl    one line for each start, data set, model, artifact, evaluation and end
+    metrics.jsonl   one line per record of numbers: kind, step, time, names and values
+    events.jsonl    one line per start, data set, model, artifact, evaluation and end
 
-Each line is written in one piece, so several processes may write; a line that a crash cut off does
-not count. No secret is written to events.jsonl.
+Each line is written in one piece, so several processes may write. A line that a crash cut off is
+ignored. No secret is written to events.jsonl.
 """
 
 import json
@@ -19,32 +19,30 @@ RECORDS, EVENTS = "metrics.jsonl", "events.jsonl"
 
 
 def read_events(run_dir: Path) -> list[dict]:
-    """What happened to a run, in order."""
+    """The events of a run, in order."""
     return [event for event, _ in read_lines(run_dir / EVENTS)]
 
 
 def write_record(run_dir: Path, record: Mapping[str, object]) -> None:
-    """Append a record of numbers with the time; samples of the machines may be lost in a crash."""
+    """Append a record of numbers and the time; a crash may lose the latest system metrics."""
     durable = not str(record["kind"]).startswith("system")
     append_line(run_dir / RECORDS, {**record, "time": time.time()}, durable=durable)
 
 
 def tell(run_dir: Path, event: str, **facts: object) -> None:
-    """Write an event of a run, unless the very same one is there.
+    """Record an event of a run, unless the same event is recorded already.
 
-    Places in the folder of the run are written relative to it, for it may be moved.
+    Paths inside the run's folder are written relative to it, because the folder may be moved.
     """
     facts = {name: within(run_dir, value) for name, value in facts.items()}
     line = {"event": event, **json.loads(json.dumps(redacted(facts)))}
-    for known in read_events(run_dir):
-        del known["time"]
-        if known == line:
-            return
-    append_line(run_dir / EVENTS, {**line, "time": time.time()})
+    recorded = [{k: v for k, v in e.items() if k != "time"} for e in read_events(run_dir)]
+    if line not in recorded:
+        append_line(run_dir / EVENTS, {**line, "time": time.time()})
 
 
 def within(run_dir: Path, value: object) -> object:
-    """A path as it is to be written; any other value as it is."""
+    """A path as text, relative to the run's folder if it is inside; other values unchanged."""
     if not isinstance(value, Path):
         return value
     return str(value.relative_to(run_dir) if value.is_relative_to(run_dir) else value)
