@@ -32,7 +32,7 @@ def record_circumstances(recorder: Recorder, job: Job) -> None:
         (job.train, data.train_split, "training"),
         (job.eval, data.eval_split, "evaluation"),
     ):
-        locations = [part.shards.location for part in source.parts]
+        locations = [subset.shards.location for subset in source.subsets]
         recorder.tell(
             "dataset",
             name=dataset_name(locations[0], split),

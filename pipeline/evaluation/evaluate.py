@@ -171,9 +171,9 @@ def imagenet_1k() -> tuple[str, ...]:
 def sample_keys(dataset: Dataset) -> list[str]:
     """Key of every image by position, from the indexes of the shards."""
     keys: list[str] = []
-    for part, shard in dataset.shards:
-        index = part.shards.read_index(shard)
-        kept = dataset.keep.of_index(index)
+    for subset, shard in dataset.shards:
+        index = subset.shards.read_index(shard)
+        kept = dataset.filter.of_index(index)
         keys += index["key"].filter(pa.array(kept)).to_pylist()
     return keys
 

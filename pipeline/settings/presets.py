@@ -1,14 +1,14 @@
-"""The named runs: each is a row with its settings, where they come from and what they should reach.
+"""Presets: named runs with their settings, source and expected accuracy.
 
-To add a preset, add its row to PRESETS.
+To add a preset, add its row to ROWS.
 
-Top-1 on ImageNet-21k is on held-out images of fall11, over the 21,843 classes of Google's
-checkpoints; other class lists give other numbers. GPU-hours are images over the throughput that
-timm published for training on one RTX 3090 (mixed precision); `train PRESET --plan` counts for
-other GPUs.
+Top-1 on ImageNet-21k is measured on held-out images of fall11, over the 21,843 classes of Google's
+checkpoints; other class lists give other numbers. GPU-hours are the number of images divided by the
+throughput that timm published for training on one RTX 3090 (mixed precision); `train PRESET --plan`
+estimates the time on other GPUs.
 
-The AugReg figures are those of figure 4 (ImageNet-21k) and table 3 (fine-tuned on ImageNet-1k at
-384 pixels) of Steiner et al., "How to train your ViT?", arXiv 2106.10270. With 30 epochs no
+The AugReg accuracies are from figure 4 (ImageNet-21k) and table 3 (fine-tuned on ImageNet-1k at 384
+pixels) of Steiner et al., "How to train your ViT?", arXiv 2106.10270. With 30 epochs no
 augmentation is best up to B/32, and dropout and stochastic depth never help (section 4.4).
 """
 
@@ -29,24 +29,24 @@ class Preset:
 
     config: TrainConfig
     summary: str
-    """What it trains, in a line."""
+    """What the run trains, in one line."""
     source: str
     """Where the recipe is published."""
     expected: str
-    """What it should reach, by the same source."""
+    """Accuracy according to the source."""
     gpu_hours: float | None = None
-    """Published cost, in hours of one GPU; None where it needs none."""
+    """Published cost in hours of one GPU; None if no GPU is needed."""
     checkpoint: str | None = None
-    """Released checkpoint with the same settings, if one is known."""
+    """Released checkpoint with the same settings, if any."""
     measured: str = "not yet"
-    """What was measured with this project."""
+    """Accuracy measured with this project."""
 
     def __str__(self) -> str:
-        """Everything about it but the settings, a line each."""
+        """The summary, and one line for everything else except the settings."""
         cost = f"{self.gpu_hours:,.0f} GPU-hours (RTX 3090)" if self.gpu_hours else "no GPU needed"
         rows = {
             "source": self.source,
-            "released": self.checkpoint or "no checkpoint known to have these settings",
+            "released": self.checkpoint or "no known checkpoint has these settings",
             "expected": self.expected,
             "measured": self.measured,
             "cost": cost,
@@ -94,15 +94,19 @@ def augreg(
     magnitude: float = 0.0,
     mixup: float = 0.0,
     decay: float = 0.1,
-    released: str | None = None,
+    augmentation: str | None = None,
 ) -> Preset:
-    """AugReg on ImageNet-21k: sigmoid loss, cosine, 10,000 steps of warm-up at batch 4,096."""
+    """AugReg on ImageNet-21k: sigmoid loss, cosine, 10,000 warm-up steps at batch 4,096.
+
+    `augmentation` is the name of the augmentation in the file of the released checkpoint, if any.
+    """
+    recipe = f"i21k-{epochs}ep-lr_0.001-aug_{augmentation}-wd_{decay}-do_0.0-sd_0.0"
     return Preset(
         summary=f"ViT-{size} on ImageNet-21k, {epochs} epochs",
         source="AugReg, arXiv 2106.10270",
         expected=f"{upstream} % on ImageNet-21k; {finetuned} % fine-tuned on ImageNet-1k at 384",
         gpu_hours=gpu_hours,
-        checkpoint=released,
+        checkpoint=f"{size.replace('/', '_')}-{recipe}.npz" if augmentation else None,
         config=TrainConfig(
             name=f"in21k-{size.lower().replace('/', '')}-{epochs}ep",
             data=DataConfig(dir=IN21K),
@@ -120,7 +124,7 @@ def augreg(
 
 
 def vit_paper(size: str, upstream: str, finetuned: str, gpu_hours: float) -> Preset:
-    """Table 3 of the ViT paper on ImageNet-21k; loss and head as its authors confirmed."""
+    """Table 3 of the ViT paper on ImageNet-21k; its authors confirmed the loss and the head."""
     return Preset(
         summary=f"ViT-{size} on ImageNet-21k as in the first ViT paper, 90 epochs",
         source="Dosovitskiy et al., arXiv 2010.11929, table 3",
@@ -151,8 +155,8 @@ def in1k_s32_300ep() -> Preset:
     """A run from scratch on ImageNet-1k whose warm-up starts from almost zero."""
     return Preset(
         summary="ViT-S/32 on ImageNet-1k from scratch, 300 epochs, 30 of them warm-up",
-        source="the run that this project started from; what it leaves open is as in table 3 of "
-        "the ViT paper for ImageNet-1k",
+        source="the first run of this project; settings that it left open are from table 3 of the "
+        "ViT paper for ImageNet-1k",
         expected="67.8 % on ImageNet-1k",
         gpu_hours=24,
         config=TrainConfig(
@@ -170,7 +174,7 @@ def in1k_s32_300ep() -> Preset:
 
 
 def in1k_s16_90ep() -> Preset:
-    """Better plain ViT baselines."""
+    """A run of "Better plain ViT baselines for ImageNet-1k" (arXiv 2205.01580)."""
     return Preset(
         summary="ViT-S/16 on ImageNet-1k from scratch, 90 epochs",
         source="Beyer et al., arXiv 2205.01580, and big_vision's vit_s16_i1k.py",
@@ -220,8 +224,6 @@ def finetune(size: str, pretrained: str, accuracy: str, gpu_hours: float) -> Pre
     )
 
 
-RELEASED = "{}-i21k-300ep-lr_0.001-aug_{}-wd_{}-do_0.0-sd_0.0.npz"
-
 ROWS = (
     demo(),
     # size, epochs, % on ImageNet-21k, % fine-tuned, GPU-hours
@@ -231,22 +233,16 @@ ROWS = (
     augreg("B/32", 30, "43", "78.65", 61),
     augreg("B/16", 30, "47", "83.46", 264, layers=2, magnitude=10, mixup=0.2),
     augreg("L/16", 30, "49", "84.48", 883, layers=2, magnitude=15, mixup=0.5),
-    augreg(
-        *("Ti/16", 300, "41", "78.22", 450),
-        decay=0.03,
-        released=RELEASED.format("Ti_16", "none", 0.03),
-    ),
-    augreg("S/32", 300, "43", "79.58", 232, released=RELEASED.format("S_32", "none", 0.1)),
+    augreg("Ti/16", 300, "41", "78.22", 450, decay=0.03, augmentation="none"),
+    augreg("S/32", 300, "43", "79.58", 232, augmentation="none"),
     augreg(
         *("S/16", 300, "47", "83.73", 981),
-        **{"layers": 2, "magnitude": 10, "mixup": 0.2, "decay": 0.03},
-        released=RELEASED.format("S_16", "light1", 0.03),
+        **{"layers": 2, "magnitude": 10, "mixup": 0.2, "decay": 0.03, "augmentation": "light1"},
     ),
     augreg("B/32", 300, "48", "83.59", 606, layers=2, magnitude=15, mixup=0.2),
     augreg(
         *("B/16", 300, "51", "85.49", 2640),
-        **{"layers": 2, "magnitude": 15, "mixup": 0.2},
-        released=RELEASED.format("B_16", "medium1", 0.1),
+        **{"layers": 2, "magnitude": 15, "mixup": 0.2, "augmentation": "medium1"},
     ),
     augreg("L/16", 300, "51", "85.59", 8830, layers=2, magnitude=15, mixup=0.5),
     vit_paper("B/32", "44.04", "81.28", 182),
@@ -261,16 +257,16 @@ PRESETS = {preset.config.name: preset for preset in ROWS}
 
 
 def find_preset(name: str) -> TrainConfig:
-    """Settings of a preset; ValueError with the nearest name for an unknown one."""
+    """Settings of a preset; ValueError suggests the nearest name if there is no such preset."""
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; {suggestion(name, PRESETS)}")
     return PRESETS[name].config
 
 
 def read_preset(path: Path) -> TrainConfig:
-    """A run from a preset file, JSON of {"preset": name, "settings": {dotted name: value}}.
+    """Settings from a preset file, JSON of {"preset": name, "settings": {dotted name: value}}.
 
-    ValueError if the file is something else, or if a setting breaks a rule.
+    Raises ValueError if the file has another form or a setting breaks a rule.
     """
     try:
         content = json.loads(path.read_text())
