@@ -1,9 +1,9 @@
-"""What a run runs on, and how busy that is.
+"""Hardware and software of a run, and the load of its machines.
 
-    driver: cluster -> tags of the run         worker: sampling (a thread) -> records at the queue
+    driver: cluster -> tags of the run         worker: sampling (a thread) -> records in the queue
 
-Each worker samples its own GPU, and one worker of each node its CPUs, memory and network, under
-the names that MLflow has for them, so that its page of system metrics shows them.
+Each worker samples its own GPU, and one worker of each node samples CPUs, memory and network. The
+names are those of MLflow, so that its page of system metrics shows them.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import platform
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pynvml
@@ -20,46 +21,47 @@ import ray.train
 import torch
 from ray.actor import ActorHandle
 
-from pipeline.checkpoint.local import made_by
+from pipeline.checkpoint.local import provenance
 
 MEGABYTE = 1e6
 
 
 def cluster_facts() -> dict[str, str]:
-    """Commit, versions, hardware and Ray job of this run, as tags; Ray must run."""
-    resources, made = ray.cluster_resources(), made_by()
+    """Commit, versions, hardware and Ray job of this run, as tags; Ray must be running."""
+    resources, code = ray.cluster_resources(), provenance()
+    commit = code["commit"] or "unknown"
     kinds = sorted(n.split(":", 1)[1] for n in resources if n.startswith("accelerator_type:"))
     num_gpus, nodes = int(resources.get("GPU", 0)), sum(node["Alive"] for node in ray.nodes())
     gpus = f"{num_gpus} x {' and '.join(kinds) or 'GPU'}, " if num_gpus else ""
     cores = f"{os.cpu_count()} cores ({processor()}) on the driver's node"
-    context = ray.get_runtime_context()
-    versions = {f"version.{name}": value for name, value in made["versions"].items()}
+    job_id = os.environ.get("RAY_JOB_SUBMISSION_ID") or ray.get_runtime_context().get_job_id()
     return {
-        "commit": made["commit"] or "unknown",
-        "mlflow.source.git.commit": made["commit"] or "unknown",
+        "commit": commit,
+        "mlflow.source.git.commit": commit,
         "mlflow.source.name": "python -m pipeline",
         "hardware": f"{nodes} node{'s' * (nodes > 1)}, {gpus}{cores}",
-        "ray.job_id": os.environ.get("RAY_JOB_SUBMISSION_ID") or context.get_job_id(),
+        "ray.job_id": job_id,
         "version.python": platform.python_version(),
-        **versions,
+        **{f"version.{name}": version for name, version in code["versions"].items()},
     }
 
 
 def processor() -> str:
     """Model of this machine's CPU."""
     try:
-        with open("/proc/cpuinfo") as file:  # noqa: PTH123 - no file on a disk
-            names = [line.split(":", 1)[1].strip() for line in file if "model name" in line]
-    except FileNotFoundError:
-        names = []
-    return names[0] if names else platform.machine()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except FileNotFoundError:  # not Linux
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if "model name" in line)
+    return next(names, platform.machine())
 
 
 @contextlib.contextmanager
 def sampling(queue: ActorHandle, every_s: float) -> Iterator[None]:
-    """In a Ray Train worker: leave a record of the machine at the queue every so many seconds.
+    """In a Ray Train worker: put a record of its machine into the queue every `every_s` seconds.
 
-    Each worker tells of its own GPU, the first one of each node of the node; 0 seconds is never.
+    Each worker samples its own GPU, and the first one of each node samples the node. 0 turns
+    sampling off.
     """
     context, closing = ray.train.get_context(), threading.Event()
     rank = context.get_world_rank()
@@ -69,14 +71,14 @@ def sampling(queue: ActorHandle, every_s: float) -> Iterator[None]:
     if every_s and torch.cuda.is_available():
         samplers.append(Gpu(rank))
 
-    def work() -> None:
+    def sample() -> None:
         for sampler in samplers:
-            sampler.sample()  # the first one only sets the clocks
+            sampler.sample()  # rates start from here
         while not closing.wait(every_s):
             values = {k: v for sampler in samplers for k, v in sampler.sample().items()}
             queue.put.remote({"kind": f"system/{rank}", **values})
 
-    thread = threading.Thread(target=work, name="sampler", daemon=True)
+    thread = threading.Thread(target=sample, name="sampler", daemon=True)
     if samplers:
         thread.start()
     try:
@@ -95,14 +97,12 @@ class Host:
         self._last = traffic(), time.monotonic()
 
     def sample(self) -> dict[str, float]:
-        """Values since the last sample, by MLflow's names; rates of the network are per second."""
+        """Values since the last sample, under MLflow's names; network rates are per second."""
         memory, disk = psutil.virtual_memory(), psutil.disk_usage("/")
-        (before, then), (network, now) = self._last, (traffic(), time.monotonic())
-        self._last = network, now
-        seconds = max(now - then, 1e-9)
-        received, sent = (
-            (a - b) / seconds / MEGABYTE for a, b in zip(network, before, strict=True)
-        )
+        (before, last_s), (after, now_s) = self._last, (traffic(), time.monotonic())
+        self._last = after, now_s
+        scale = 1 / MEGABYTE / max(now_s - last_s, 1e-9)
+        received, sent = ((a - b) * scale for a, b in zip(after, before, strict=True))
         values = {
             "cpu_utilization_percentage": psutil.cpu_percent(),
             "system_memory_usage_megabytes": memory.used / MEGABYTE,
@@ -115,14 +115,13 @@ class Host:
 
 
 def traffic() -> tuple[int, int]:
-    """Bytes received and sent so far over all networks but the machine's own."""
-    counters = psutil.net_io_counters(pernic=True)
-    others = [found for name, found in counters.items() if name != "lo"]
-    return sum(found.bytes_recv for found in others), sum(found.bytes_sent for found in others)
+    """Bytes received and sent so far over all networks except loopback."""
+    counters = [c for name, c in psutil.net_io_counters(pernic=True).items() if name != "lo"]
+    return sum(c.bytes_recv for c in counters), sum(c.bytes_sent for c in counters)
 
 
 class Gpu:
-    """The GPU of a worker, found by its id: the number it has here is not the machine's."""
+    """The GPU of a worker, found by its UUID, because its index here is not that of the machine."""
 
     def __init__(self, rank: int) -> None:
         pynvml.nvmlInit()
@@ -132,11 +131,10 @@ class Gpu:
         )
 
     def sample(self) -> dict[str, float]:
-        """Utilisation, memory and power, by MLflow's names."""
+        """Utilisation, memory and power, under MLflow's names."""
         memory = pynvml.nvmlDeviceGetMemoryInfo(self._handle)
-        busy = pynvml.nvmlDeviceGetUtilizationRates(self._handle)
         values = {
-            "utilization_percentage": busy.gpu,
+            "utilization_percentage": pynvml.nvmlDeviceGetUtilizationRates(self._handle).gpu,
             "memory_usage_megabytes": memory.used / MEGABYTE,
             "memory_usage_percentage": 100 * memory.used / memory.total,
             "power_usage_watts": pynvml.nvmlDeviceGetPowerUsage(self._handle) / 1000,
