@@ -87,13 +87,13 @@ class Dataset:
         split: str,
         slice_samples: int,
         *,
-        classes: Path | None = None,
+        classes: str | Path | None = None,
         fraction: float = 1.0,
     ) -> "Dataset":
         """Read the manifests and indexes of `split`; the first set defines the run's classes."""
         sets = [open_set(location) for location in locations]
         run_classes = tuple(sets[0].manifest.classes)
-        numbers = class_numbers(classes, run_classes) if classes else None
+        numbers = class_numbers(Path(classes), run_classes) if classes else None
         sample_filter = SampleFilter(fraction=fraction, classes=numbers)
         subsets, extents, first_shards = [], [], [0]
         for shards in sets:
@@ -156,23 +156,16 @@ class Dataset:
 
 def open_train(data: DataConfig, location: str) -> Dataset:
     """The training data of a run: the training split of all shard sets."""
-    return Dataset.open(
+    locations, filters = (
         (location, *data.extra),
-        data.train_split,
-        data.slice_samples,
-        classes=Path(data.classes) if data.classes else None,
-        fraction=data.fraction,
+        {"classes": data.classes, "fraction": data.fraction},
     )
+    return Dataset.open(locations, data.train_split, data.slice_samples, **filters)
 
 
 def open_eval(data: DataConfig, location: str) -> Dataset:
     """The evaluation data of a run: the whole split, without classes that the run excludes."""
-    return Dataset.open(
-        (location,),
-        data.eval_split,
-        data.slice_samples,
-        classes=Path(data.classes) if data.classes else None,
-    )
+    return Dataset.open((location,), data.eval_split, data.slice_samples, classes=data.classes)
 
 
 def split_of(shards: ShardSet, split: str) -> tuple[Shard, ...]:

@@ -1,5 +1,6 @@
 """Expected cost of a run, before it starts: steps, FLOPs, hours, input, storage."""
 
+import math
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -40,14 +41,11 @@ class Budget:
     mfu: float
     """Share of the peak FLOP/s that the training step is assumed to reach."""
 
-    def __post_init__(self) -> None:
-        """Reject a share outside (0, 1]."""
-        if not 0 < self.mfu <= 1:
-            raise ValueError(f"plan_mfu ({self.mfu}) must be above 0 and at most 1")
-
     @classmethod
     def of(cls, config: TrainConfig, *, gpu: str, mfu: float) -> "Budget":
         """Budget of a run on its data, or on the published size of data that is not available."""
+        if not 0 < mfu <= 1:
+            raise ValueError(f"plan_mfu ({mfu}) must be above 0 and at most 1")
         samples, num_classes, origin = data_size(config)
         return cls(
             config=config.replace({"model.num_classes": config.model.num_classes or num_classes}),
@@ -74,11 +72,6 @@ class Budget:
         return 3.0 * self.config.model.forward_flops * self.images
 
     @property
-    def images_per_s(self) -> float:
-        """Images per second over all GPUs."""
-        return self.images / self.seconds
-
-    @property
     def seconds(self) -> float:
         """Duration of the run."""
         return self.flops / (self.config.workers * PEAK_FLOPS[self.gpu] * self.mfu)
@@ -93,6 +86,8 @@ class Budget:
     def __str__(self) -> str:
         """The estimates, one line each."""
         config, num_checkpoints = self.config, self.config.keep_checkpoints + 1
+        images_per_s = self.images / self.seconds
+        num_cores = math.ceil(images_per_s / IMAGES_PER_CORE)
         rows = {
             "data": f"{self.samples:,} images, {self.num_classes:,} classes ({self.origin})",
             "steps": f"{self.steps:,} of {config.global_batch:,} images, {config.epochs:g} epochs",
@@ -100,9 +95,8 @@ class Budget:
             "FLOPs": f"{self.flops:.3g} for forward and backward passes",
             "time": f"{duration(self.seconds)} on {config.workers} x {self.gpu} at "
             f"{self.mfu:.0%} of their peak; {config.workers * self.seconds / 3600:,.0f} GPU-hours",
-            "input": f"{self.images_per_s:,.0f} images/s: about "
-            f"{-(-self.images_per_s // IMAGES_PER_CORE):,.0f} cores at {IMAGES_PER_CORE:,} "
-            f"images/s each",
+            "input": f"{images_per_s:,.0f} images/s: about {num_cores:,} cores at "
+            f"{IMAGES_PER_CORE:,} images/s each",
             "storage": f"{num_checkpoints * self.checkpoint_bytes / 1e9:,.2f} GB for "
             f"{num_checkpoints} checkpoints of {self.checkpoint_bytes / 1e9:,.2f} GB",
         }

@@ -54,33 +54,31 @@ class Preset:
         return "\n".join([self.summary, *(f"  {name:<10}{text}" for name, text in rows.items())])
 
 
-def demo() -> Preset:
-    """The whole pipeline on embedded data."""
-    return Preset(
-        summary="The whole pipeline on handwritten digits: no data, no GPU, no server",
-        source="scikit-learn's digits, 1,797 images of 8 x 8 pixels",
-        expected="top-1 above 0.95",
-        measured="top-1 0.983, 84 s on 2 CPU cores (2026-11-23)",
-        config=TrainConfig(
-            name="demo",
-            data=DataConfig(slice_samples=8),
-            model=ViTConfig(
-                image_size=32, patch_size=8, width=128, depth=4, mlp_width=512, heads=4, pool="mean"
-            ),
-            images=ImageConfig(crop_area=(0.6, 1.0), flip=False),
-            optim=OptimConfig(lr=2e-3, weight_decay=0.05, warmup=0.1),
-            epochs=40,
-            global_batch=128,
-            micro_batch=64,
-            workers=2,
-            precision="fp32",
-            compile=False,
-            log_every=20,
-            eval_every=60,
-            checkpoint_every=30,
-            crops="five",  # a mirrored digit is not a digit
+DEMO = Preset(
+    summary="The whole pipeline on handwritten digits: no data, no GPU, no server",
+    source="scikit-learn's digits, 1,797 images of 8 x 8 pixels",
+    expected="top-1 above 0.95",
+    measured="top-1 0.983, 84 s on 2 CPU cores (2026-11-23)",
+    config=TrainConfig(
+        name="demo",
+        data=DataConfig(slice_samples=8),
+        model=ViTConfig(
+            image_size=32, patch_size=8, width=128, depth=4, mlp_width=512, heads=4, pool="mean"
         ),
-    )
+        images=ImageConfig(crop_area=(0.6, 1.0), flip=False),
+        optim=OptimConfig(lr=2e-3, weight_decay=0.05, warmup=0.1),
+        epochs=40,
+        global_batch=128,
+        micro_batch=64,
+        workers=2,
+        precision="fp32",
+        compile=False,
+        log_every=20,
+        eval_every=60,
+        checkpoint_every=30,
+        crops="five",  # a mirrored digit is not a digit
+    ),
+)
 
 
 def augreg(
@@ -151,48 +149,44 @@ def vit_paper(size: str, upstream: str, finetuned: str, gpu_hours: float) -> Pre
     )
 
 
-def in1k_s32_300ep() -> Preset:
-    """A run from scratch on ImageNet-1k whose warm-up starts from almost zero."""
-    return Preset(
-        summary="ViT-S/32 on ImageNet-1k from scratch, 300 epochs, 30 of them warm-up",
-        source="the first run of this project; settings that it left open are from table 3 of the "
-        "ViT paper for ImageNet-1k",
-        expected="67.8 % on ImageNet-1k",
-        gpu_hours=24,
-        config=TrainConfig(
-            name="in1k-s32-300ep",
-            data=DataConfig(dir=IN1K),
-            model=ViTConfig.named("S/32", dropout=0.1),
-            optim=OptimConfig(
-                lr=3e-3, weight_decay=0.3, warmup=30, warmup_unit="epochs", warmup_lr=1e-6
-            ),
-            epochs=300,
-            workers=8,
-            eval_every=1000,
+IN1K_S32_300EP = Preset(
+    summary="ViT-S/32 on ImageNet-1k from scratch, 300 epochs, 30 of them warm-up",
+    source="the first run of this project; settings that it left open are from table 3 of the "
+    "ViT paper for ImageNet-1k",
+    expected="67.8 % on ImageNet-1k",
+    gpu_hours=24,
+    config=TrainConfig(
+        name="in1k-s32-300ep",
+        data=DataConfig(dir=IN1K),
+        model=ViTConfig.named("S/32", dropout=0.1),
+        optim=OptimConfig(
+            lr=3e-3, weight_decay=0.3, warmup=30, warmup_unit="epochs", warmup_lr=1e-6
         ),
-    )
+        epochs=300,
+        workers=8,
+        eval_every=1000,
+    ),
+)
 
 
-def in1k_s16_90ep() -> Preset:
-    """A run of "Better plain ViT baselines for ImageNet-1k" (arXiv 2205.01580)."""
-    return Preset(
-        summary="ViT-S/16 on ImageNet-1k from scratch, 90 epochs",
-        source="Beyer et al., arXiv 2205.01580, and big_vision's vit_s16_i1k.py",
-        expected="76.5 % on ImageNet-1k; 6.5 hours on a TPUv3-8",
-        gpu_hours=30,
-        config=TrainConfig(
-            name="in1k-s16-90ep",
-            data=DataConfig(dir=IN1K),
-            model=ViTConfig.named("S/16", pool="mean", positions="sincos2d", pre_logits=True),
-            images=ImageConfig(randaugment_layers=2, randaugment_magnitude=10),
-            mix=MixConfig(mixup=0.2),
-            optim=OptimConfig(lr=1e-3, weight_decay=0.1, warmup=10_000, warmup_unit="steps"),
-            epochs=90,
-            global_batch=1024,
-            workers=8,
-            eval_every=2500,
-        ),
-    )
+IN1K_S16_90EP = Preset(
+    summary="ViT-S/16 on ImageNet-1k from scratch, 90 epochs",
+    source="Better plain ViT baselines, arXiv 2205.01580, and big_vision's vit_s16_i1k.py",
+    expected="76.5 % on ImageNet-1k; 6.5 hours on a TPUv3-8",
+    gpu_hours=30,
+    config=TrainConfig(
+        name="in1k-s16-90ep",
+        data=DataConfig(dir=IN1K),
+        model=ViTConfig.named("S/16", pool="mean", positions="sincos2d", pre_logits=True),
+        images=ImageConfig(randaugment_layers=2, randaugment_magnitude=10),
+        mix=MixConfig(mixup=0.2),
+        optim=OptimConfig(lr=1e-3, weight_decay=0.1, warmup=10_000, warmup_unit="steps"),
+        epochs=90,
+        global_batch=1024,
+        workers=8,
+        eval_every=2500,
+    ),
+)
 
 
 def finetune(size: str, pretrained: str, accuracy: str, gpu_hours: float) -> Preset:
@@ -225,7 +219,7 @@ def finetune(size: str, pretrained: str, accuracy: str, gpu_hours: float) -> Pre
 
 
 ROWS = (
-    demo(),
+    DEMO,
     # size, epochs, % on ImageNet-21k, % fine-tuned, GPU-hours
     augreg("Ti/16", 30, "38", "74.20", 45),
     augreg("S/32", 30, "40", "75.74", 23),
@@ -248,8 +242,8 @@ ROWS = (
     vit_paper("B/32", "44.04", "81.28", 182),
     vit_paper("B/16", "47.88", "83.97", 790),
     vit_paper("L/16", "49.90", "85.15", 2640),
-    in1k_s32_300ep(),
-    in1k_s16_90ep(),
+    IN1K_S32_300EP,
+    IN1K_S16_90EP,
     finetune("S/16", "in21k-s16-300ep", "83.73", 12),
     finetune("B/16", "in21k-b16-300ep", "85.49", 29),
 )

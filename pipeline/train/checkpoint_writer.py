@@ -30,7 +30,8 @@ class CheckpointWriter:
         weights, optimizer_state = state.capture()
         if self._rank:
             return
-        self._wait()
+        if self._pending:
+            self._pending.result()
         if metrics:
             self._queue.put.remote({"kind": "eval", "step": state.step, **metrics})
         self._pending = self._thread.submit(
@@ -39,12 +40,9 @@ class CheckpointWriter:
 
     def close(self) -> None:
         """Wait until everything is written."""
-        self._wait()
-        self._thread.shutdown()
-
-    def _wait(self) -> None:
         if self._pending:
             self._pending.result()
+        self._thread.shutdown()
 
     def _write(
         self, step: int, weights: dict[str, Tensor], state: dict, metrics: dict[str, float]

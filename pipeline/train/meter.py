@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 
 from pipeline.settings.budget import PEAK_FLOPS
+from pipeline.settings.config import TrainConfig
 
 T = TypeVar("T")
 
@@ -16,12 +17,11 @@ T = TypeVar("T")
 class Meter:
     """Rates between two records, without evaluations, checkpoints and the start-up."""
 
-    def __init__(
-        self, *, images: int, image_flops: float, world_size: int, total: int, eval_every: int
-    ) -> None:
-        """Measure a run of `total` steps, each of `images` images over all workers."""
-        self._images, self._total, self._eval_every = images, total, eval_every
-        self._step_flops = images * image_flops / world_size
+    def __init__(self, config: TrainConfig, total_steps: int, world_size: int) -> None:
+        """Measure a run of `total_steps` on `world_size` workers."""
+        self._total, self._eval_every = total_steps, config.eval_every
+        self._images = config.global_batch
+        self._step_flops = 3 * config.model.forward_flops * self._images / world_size
         self._evaluations, self._evaluations_s = 0, 0.0
         self._peak = peak_flops()
         self._started = False

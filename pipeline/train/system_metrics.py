@@ -65,44 +65,38 @@ def sampling(queue: ActorHandle, every_s: float) -> Iterator[None]:
     """
     context, closing = ray.train.get_context(), threading.Event()
     rank = context.get_world_rank()
-    samplers: list[Host | Gpu] = []
+    samplers = []
     if every_s and context.get_local_rank() == 0:
-        samplers.append(Host(context.get_node_rank()))
+        samplers.append(host_samples(context.get_node_rank()))
     if every_s and torch.cuda.is_available():
-        samplers.append(Gpu(rank))
+        samplers.append(gpu_samples(rank, gpu_handle()))
 
     def sample() -> None:
         for sampler in samplers:
-            sampler.sample()  # rates start from here
-        while not closing.wait(every_s):
-            values = {k: v for sampler in samplers for k, v in sampler.sample().items()}
+            next(sampler)  # rates start from here
+        while samplers and not closing.wait(every_s):
+            values = {name: value for sampler in samplers for name, value in next(sampler).items()}
             queue.put.remote({"kind": f"system/{rank}", **values})
 
     thread = threading.Thread(target=sample, name="sampler", daemon=True)
-    if samplers:
-        thread.start()
+    thread.start()
     try:
         yield
     finally:
         closing.set()
-        if samplers:
-            thread.join()
+        thread.join()
 
 
-class Host:
-    """CPUs, memory, disk and network of a node."""
-
-    def __init__(self, node_rank: int) -> None:
-        self._prefix = "system/" if node_rank == 0 else f"system/node_{node_rank}/"
-        self._last = traffic(), time.monotonic()
-
-    def sample(self) -> dict[str, float]:
-        """Values since the last sample, under MLflow's names; network rates are per second."""
+def host_samples(node_rank: int) -> Iterator[dict[str, float]]:
+    """CPUs, memory, disk and network of a node; network rates are since the previous sample."""
+    prefix = "system/" if node_rank == 0 else f"system/node_{node_rank}/"
+    before, last_s = traffic(), time.monotonic()
+    while True:
         memory, disk = psutil.virtual_memory(), psutil.disk_usage("/")
-        (before, last_s), (after, now_s) = self._last, (traffic(), time.monotonic())
-        self._last = after, now_s
+        after, now_s = traffic(), time.monotonic()
         scale = 1 / MEGABYTE / max(now_s - last_s, 1e-9)
         received, sent = ((a - b) * scale for a, b in zip(after, before, strict=True))
+        before, last_s = after, now_s
         values = {
             "cpu_utilization_percentage": psutil.cpu_percent(),
             "system_memory_usage_megabytes": memory.used / MEGABYTE,
@@ -111,7 +105,7 @@ class Host:
             "network_receive_megabytes_per_s": received,
             "network_transmit_megabytes_per_s": sent,
         }
-        return {f"{self._prefix}{name}": value for name, value in values.items()}
+        yield {f"{prefix}{name}": value for name, value in values.items()}
 
 
 def traffic() -> tuple[int, int]:
@@ -120,23 +114,21 @@ def traffic() -> tuple[int, int]:
     return sum(c.bytes_recv for c in counters), sum(c.bytes_sent for c in counters)
 
 
-class Gpu:
-    """The GPU of a worker, found by its UUID, because its index here is not that of the machine."""
+def gpu_handle() -> object:
+    """NVML's handle of this thread's GPU, by UUID: its index here is not that of the machine."""
+    pynvml.nvmlInit()
+    uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
+    return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
 
-    def __init__(self, rank: int) -> None:
-        pynvml.nvmlInit()
-        self._prefix = f"system/gpu_{rank}_"
-        self._handle = pynvml.nvmlDeviceGetHandleByUUID(
-            f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
-        )
 
-    def sample(self) -> dict[str, float]:
-        """Utilisation, memory and power, under MLflow's names."""
-        memory = pynvml.nvmlDeviceGetMemoryInfo(self._handle)
+def gpu_samples(rank: int, handle: object) -> Iterator[dict[str, float]]:
+    """Utilisation, memory and power of the GPU of a worker."""
+    while True:
+        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
         values = {
-            "utilization_percentage": pynvml.nvmlDeviceGetUtilizationRates(self._handle).gpu,
+            "utilization_percentage": pynvml.nvmlDeviceGetUtilizationRates(handle).gpu,
             "memory_usage_megabytes": memory.used / MEGABYTE,
             "memory_usage_percentage": 100 * memory.used / memory.total,
-            "power_usage_watts": pynvml.nvmlDeviceGetPowerUsage(self._handle) / 1000,
+            "power_usage_watts": pynvml.nvmlDeviceGetPowerUsage(handle) / 1000,
         }
-        return {f"{self._prefix}{name}": float(value) for name, value in values.items()}
+        yield {f"system/gpu_{rank}_{name}": float(value) for name, value in values.items()}

@@ -78,13 +78,7 @@ def train(job: Job, queue: ActorHandle) -> None:
     share = RankShare.of(rank, world_size, config.global_batch)
     state = State(config, device, job.latest())
     loss_of = make_loss(config.loss, parents=job.parents, device=device)
-    meter = Meter(
-        images=config.global_batch,
-        image_flops=3 * config.model.forward_flops,
-        world_size=world_size,
-        total=total,
-        eval_every=config.eval_every,
-    )
+    meter = Meter(config, total, world_size)
     writer = CheckpointWriter(job, queue, rank)
     stop_signal = StopSignal(queue) if rank == 0 else None
     preempted = False
