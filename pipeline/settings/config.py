@@ -61,7 +61,7 @@ class DataConfig(Settings):
         yield from below(self, 0, "max_bad_samples")
         num_sets = 1 + len(self.extra)
         if self.weights and len(self.weights) != num_sets:
-            yield "weights", f"must be {num_sets}: of data.dir, and of each set of data.extra"
+            yield "weights", f"must be {num_sets}, for data.dir and for each set in data.extra"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,14 +107,12 @@ def prepare(config: TrainConfig) -> Job:
 
 def with_classes(config: TrainConfig, num_classes: int) -> TrainConfig:
     """The config with the size of the head from the data; ValueError if it has another size."""
-    if config.model.num_classes is None:
-        return config.replace({"model.num_classes": num_classes})
-    if config.model.num_classes != num_classes:
+    if config.model.num_classes not in (None, num_classes):
         raise ValueError(
             f"model.num_classes ({config.model.num_classes}) differs from the {num_classes} "
             f"classes of the data; leave it out to use that number"
         )
-    return config
+    return config.replace({"model.num_classes": num_classes})
 
 
 def check_folder(job: Job) -> None:
