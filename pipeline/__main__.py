@@ -1,6 +1,6 @@
-"""Command line of the pipeline: `python -m pipeline train PRESET`, and what is done with a run.
+"""Command line of the pipeline: `python -m pipeline train PRESET`, and the commands for runs.
 
-The slow imports wait until the settings have been read and checked.
+Slow modules are imported only after the settings have been checked.
 """
 
 import logging
@@ -33,26 +33,26 @@ PRESET_FILE = "--preset-file"
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train, evaluate and record a run; the same command resumes one that was interrupted."""
+    """Train, evaluate and record a run; the same command resumes an interrupted run."""
 
     preset: tyro.conf.Fixed[str]
     config: TrainConfig
     plan: bool = False
-    """Only show what the run would cost: steps, FLOPs, hours, input, storage."""
+    """Only show the expected cost of the run: steps, FLOPs, hours, input, storage."""
     plan_gpu: Literal[tuple(PEAK_FLOPS)] = "H100"
-    """With --plan: kind of GPU; as many as there are workers."""
+    """With --plan: kind of GPU; each worker has one."""
     plan_mfu: float = 0.4
     """With --plan: share of the GPU's peak that the training step is assumed to reach."""
     verbose: bool = False
-    """Show what Ray and the other libraries print."""
+    """Show the output of Ray and of the other libraries."""
 
     @classmethod
     def prepare(cls, arguments: Sequence[str]) -> tuple[Self, Sequence[str], Sequence[str]]:
-        """Defaults of the preset, or of the preset file, that the arguments name."""
+        """Take the defaults from the preset, or preset file, that the arguments name."""
         if PRESET_FILE in arguments[:-1]:
-            place = arguments.index(PRESET_FILE)
-            subject = arguments[place : place + 2]
-            rest = [*arguments[:place], *arguments[place + 2 :]]
+            start = arguments.index(PRESET_FILE)
+            subject = arguments[start : start + 2]
+            rest = [*arguments[:start], *arguments[start + 2 :]]
             return cls(preset=subject[1], config=read_preset(Path(subject[1]))), subject, rest
         name, rest = first_value(arguments, TrainConfig(), flags=("plan", "verbose"))
         if name:
@@ -65,15 +65,15 @@ class Train:
 
     @property
     def description(self) -> str:
-        """What the preset is, or which presets there are."""
+        """Description of the preset, or a list of all presets."""
         if self.preset in PRESETS:
             return f"{self.__doc__}\n\n{PRESETS[self.preset]}"
         width = max(map(len, PRESETS))
         rows = "\n".join(f"  {name:<{width}}  {row.summary}" for name, row in PRESETS.items())
-        return f"{self.__doc__}\n\n{PRESET_FILE} FILE takes the settings of a search.\n\n{rows}"
+        return f"{self.__doc__}\n\n{PRESET_FILE} FILE uses the settings from a search.\n\n{rows}"
 
     def __call__(self) -> int:
-        """Train, or show the plan."""
+        """Train, or only show the expected cost."""
         config = self.config.absolute()
         if self.plan:
             sys.stdout.write(f"{Budget.of(config, gpu=self.plan_gpu, mfu=self.plan_mfu)}\n")
@@ -81,8 +81,8 @@ class Train:
         open_console(verbose=self.verbose)
         # before Ray is imported: workers stay in this folder
         os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-        # nodes that are starting, or busy, need longer than Ray's minute to start their workers; an
-        # elastic run must not wait long for a node that has just gone
+        # nodes that are booting or busy need longer than Ray's default of a minute to start their
+        # workers; but an elastic run must not wait long for a node that has disappeared
         patience_s = "120" if config.min_workers else "900"
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", patience_s)
         from pipeline.train.job import prepare
@@ -95,7 +95,7 @@ class Train:
 
 
 def result_facts(job: "Job", outcome: "Outcome") -> str:
-    """What a run ends with: the table of its evaluation, and where everything is."""
+    """Summary of a run: the table of its evaluation, and the paths of its results."""
     from pipeline.evaluation.evaluate import result_table
     from pipeline.tracking.mlflow_client import page_command
 
@@ -117,11 +117,11 @@ class Evaluate:
     checkpoint: tyro.conf.Fixed[str]
     config: EvaluateConfig
     verbose: bool = False
-    """Show what Ray and the other libraries print."""
+    """Show the output of Ray and of the other libraries."""
 
     @classmethod
     def prepare(cls, arguments: Sequence[str]) -> tuple[Self, Sequence[str], Sequence[str]]:
-        """Settings as far as the checkpoint gives them."""
+        """Take the defaults from the checkpoint."""
         flags = EvaluateConfig(data="")
         path, rest = first_value(arguments, flags, flags=("verbose",))
         if path:
@@ -137,10 +137,10 @@ class Evaluate:
         )
 
     def __call__(self) -> int:
-        """Evaluate, and add the result to the record of the run that made the checkpoint."""
+        """Evaluate, and add the result to the record of the run of the checkpoint."""
         if not self.config.data:
             raise ValueError(
-                f"{self.checkpoint} does not say what to evaluate it on; give --data: "
+                f"{self.checkpoint} does not name the data to evaluate on; give --data: "
                 f"{field_docs(EvaluateConfig)['data']}"
             )
         open_console(verbose=self.verbose)
@@ -162,7 +162,7 @@ class Evaluate:
 
 
 def attach_and_send(eval_model: "EvalModel", folder: Path) -> None:
-    """Add an evaluation to the record of the run that made the checkpoint, and send it."""
+    """Add an evaluation to the record of the run of the checkpoint, and send it to MLflow."""
     from pipeline import run_events
     from pipeline.checkpoint.local import Checkpoint
     from pipeline.tracking import mlflow_sync
@@ -174,21 +174,21 @@ def attach_and_send(eval_model: "EvalModel", folder: Path) -> None:
     run_events.attach(eval_model.run_dir, Checkpoint.open(eval_model.path), folder)
     try:
         mlflow_sync.sync(eval_model.run_dir)
-    except AlreadyLocked:  # the run is still training, and its own thread sends
-        log.info("the run itself sends the result to MLflow")
+    except AlreadyLocked:  # the run is still training, and sends its record itself
+        log.info("the process that trains the run sends the result to MLflow")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Write the page about a run, report.html, into its folder."""
+    """Write the report about a run, report.html, into its folder."""
 
     run: tyro.conf.Positional[str]
     """Folder of the run."""
     price_per_hour: float | None = None
-    """Price of one worker (one GPU) for an hour, to state what the run cost."""
+    """Price of one worker (one GPU) per hour, to report the cost of the run."""
 
     def __call__(self) -> int:
-        """Write the page."""
+        """Write the report."""
         open_console(verbose=False)
         from pipeline.report.run_page import write_report
 
@@ -199,13 +199,13 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class TrackSync:
-    """Send to MLflow what it does not have of a run yet."""
+    """Send to MLflow the part of a run's record that it does not have yet."""
 
     run: tyro.conf.Positional[str]
     """Folder of the run."""
 
     def __call__(self) -> int:
-        """Send it; 1 if something is left."""
+        """Send it; returns 1 if a part could not be sent."""
         open_console(verbose=False)
         from pipeline.tracking.mlflow_sync import sync
 
@@ -221,24 +221,21 @@ class Export:
     file: tyro.conf.Positional[str]
     """File to write: .safetensors (timm's names), .npz (Google's names) or .pt (quantised)."""
     layout: Literal["vit", "big_vision"] = "vit"
-    """Of .npz: the layout of vision_transformer and AugReg, or that of big_vision."""
+    """For .npz: the layout of vision_transformer and AugReg, or that of big_vision."""
     quantise: Literal["int8-static", "int8-dynamic", "int8-weight", "float8"] = "int8-static"
-    """Of .pt: the scheme; int8-static calibrates on images of --data."""
+    """For .pt: the scheme; int8-static calibrates on images of --data."""
     data: str | None = None
-    """Of .pt: shard set for the calibration; by default that of the checkpoint's run."""
+    """For .pt: shard set for the calibration; by default that of the checkpoint's run."""
 
     def __call__(self) -> int:
         """Write the file."""
         open_console(verbose=False)
         from pipeline.evaluation.export import export
 
-        export(Path(self.checkpoint).absolute(), Path(self.file), **self.options())
+        options = {"layout": self.layout, "scheme": self.quantise, "data": self.data}
+        export(Path(self.checkpoint).absolute(), Path(self.file), **options)
         log.info("wrote       %s", self.file)
         return 0
-
-    def options(self) -> dict[str, str | None]:
-        """What depends on the kind of file."""
-        return {"layout": self.layout, "scheme": self.quantise, "data": self.data}
 
 
 COMMANDS = {
@@ -251,7 +248,7 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; its exit status. Entry point of the script `vit-pipeline`."""
+    """Run a command and return its exit status; entry point of the script `vit-pipeline`."""
     return dispatch("python -m pipeline", COMMANDS, arguments)
 
 

@@ -1,4 +1,4 @@
-"""What a finished run reached: result.json in its folder."""
+"""The result of a finished run: result.json in its folder."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ RESULT = "result.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a finished run reached."""
+    """The result of a finished run."""
 
     steps: int
     images_per_s: float
@@ -20,18 +20,18 @@ class Outcome:
     checkpoint: str
     """Folder of the best checkpoint."""
     protocols: dict[str, dict[str, float]]
-    """Figures of each crop protocol on the eval split."""
+    """Metrics of each crop protocol on the eval split."""
     changes: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
-    """How each protocol differs from the single centre crop."""
+    """Difference of each protocol to the single centre crop."""
     evaluation: str = ""
     """Folder of the evaluation: classes, predictions, confusions."""
 
     @classmethod
     def read(cls, run_dir: Path) -> "Outcome | None":
-        """The outcome of a run, if it is finished."""
+        """The outcome of a run; None if it is not finished."""
         path = run_dir / RESULT
         return cls(**json.loads(path.read_text())) if path.exists() else None
 
     def write(self, run_dir: Path) -> None:
-        """Write the outcome into the folder of the run: from now on the run is finished."""
+        """Write the outcome into the folder of the run, which marks the run as finished."""
         write_json(run_dir / RESULT, dataclasses.asdict(self))

@@ -1,4 +1,4 @@
-"""Reports of the workers on the driver's side: into the record, onto the console, to the caller."""
+"""Handling of the workers' reports on the driver: record, console and callback."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -10,11 +10,11 @@ from support.console import Progress, duration
 log = logging.getLogger(__name__)
 
 OnRecord = Callable[[dict], str | None]
-"""Called with every new record; a reason in return stops the run after a checkpoint."""
+"""Called with every new record; if it returns a reason, the run stops after a checkpoint."""
 
 
 class Reports:
-    """Takes what workers report: into the record, onto the console, and on to the caller."""
+    """Records the reports of the workers, shows them, and passes them to `on_record`."""
 
     def __init__(self, recorder: Recorder, total_steps: int, on_record: OnRecord | None) -> None:
         self._recorder, self._total, self._on_record = recorder, total_steps, on_record
@@ -22,7 +22,7 @@ class Reports:
         self.images_per_s = 0.0
         """Training rate of the last interval, over all workers."""
         self.stop_reason: str | None = None
-        """What `on_record` gave as the reason to stop the run."""
+        """Reason to stop the run, from `on_record`."""
 
     def __call__(self, report: dict) -> bool:
         """Handle one report; True asks the workers to stop."""
@@ -30,11 +30,9 @@ class Reports:
         if kind == "message":
             log.warning(report["text"])
             return False
-        if kind.startswith("system"):
-            self._recorder.add(report)
-            return False
         self.images_per_s = report.get("images_per_s", self.images_per_s)
-        if not self._recorder.add(report):  # a step that was recorded before a restart
+        is_new = self._recorder.add(report)  # unless the step was recorded before a restart
+        if not is_new or kind.startswith("system"):
             return False
         if line := record_line(report, self._total):
             log.info(line)
@@ -45,7 +43,7 @@ class Reports:
 
 
 def record_line(record: Mapping[str, str | int | float], total: int) -> str | None:
-    """One aligned line for a record; None for a kind that has none."""
+    """One aligned line for a record; None for a kind that is not shown."""
     step = record["step"]
     place = f"step {step:>{len(f'{total:,}')},}/{total:,}  {step / total:6.1%}"
     if record["kind"] == "train":

@@ -1,9 +1,9 @@
-"""One run from settings to an evaluated, recorded checkpoint; the driver's side.
+"""The driver of one run: from settings to an evaluated and recorded checkpoint.
 
     job -> Ray: workers train -> best checkpoint -> multi-crop evaluation -> result.json
 
-A run is its folder: started again, it resumes from the last checkpoint and continues the same
-MLflow run. A finished run only shows its result again.
+The state of a run is its folder. A run that is started again resumes from the last checkpoint and
+continues the same MLflow run. A finished run only shows its result again.
 
     runs/NAME/config.json  checkpoints/  metrics.jsonl  events.jsonl  mlflow.json  result.json
 """
@@ -43,34 +43,33 @@ from support.files import locked, write_json
 log = logging.getLogger(__name__)
 
 LOCK = "run.lock"
-# MLflow's tag for how a run ended that is a trial of a search
+# MLflow's tag for how a run ended: "done", "diverged", or the reason of a search to stop it
 OUTCOME_TAG = "outcome"
 
-# seconds that an interrupted run has for its last checkpoint
+# seconds that an interrupted run gets for its last checkpoint
 GRACE_S = 60.0
-# seconds between two checks whether an elastic run could have more workers
+# seconds between two checks whether an elastic run can get more workers
 RESIZE_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What differs in a run that is a trial of a search: it ends with its last evaluation."""
+    """Settings of a run that is a trial of a search, which ends with its last evaluation."""
 
     search_dir: Path
     """Folder of the search, whose MLflow run is the parent."""
     worker_cpus: int
-    """CPUs of a worker where there is no GPU, so that the trials of a cluster fit beside each other
-    and their data."""
+    """CPUs of a worker without a GPU, so that all concurrent trials and their data tasks fit."""
 
 
 def fit(
     config: TrainConfig, *, on_record: OnRecord | None = None, trial: Trial | None = None
 ) -> Outcome | None:
-    """Train, evaluate and record a run; resume it if its folder is there.
+    """Train, evaluate and record a run; resume it if its folder exists.
 
     `on_record` is called in a thread of this process with every new record. If it returns a reason,
-    the run stops after a checkpoint without an evaluation and fit returns None; the reason becomes
-    the tag `outcome` in MLflow. Raises FloatingPointError if the loss is not finite.
+    the run stops after a checkpoint, without an evaluation, and fit returns None. In MLflow the
+    reason becomes the tag `outcome`. Raises FloatingPointError if the loss is not finite.
     """
     return execute(prepare(config), on_record=on_record, trial=trial)
 
@@ -82,12 +81,13 @@ def execute(
     on_record: OnRecord | None = None,
     trial: Trial | None = None,
 ) -> Outcome | None:
-    """Do what is left of a run; its outcome, or None if `on_record` stopped it."""
+    """Do what is left of a run; returns its outcome, or None if `on_record` stopped it."""
     if outcome := Outcome.read(job.dir):
         log.info("run %r is finished; a new one needs another --name", job.config.name)
         return outcome
     job.dir.mkdir(parents=True, exist_ok=True)
-    with lock(job.dir):
+    message = f"another process trains the run in {job.dir}; wait for it, or choose another --name"
+    with locked(job.dir / LOCK, message):
         local.clear_unfinished(job.checkpoints)
         if not (job.dir / CONFIG).exists():
             write_json(job.dir / CONFIG, job.config.flat())
@@ -98,16 +98,10 @@ def execute(
             return train_and_evaluate(job, recorder, on_record, trial)
 
 
-def lock(run_dir: Path) -> contextlib.AbstractContextManager[None]:
-    """Hold the lock of a run; AlreadyLocked if another process trains it."""
-    message = f"another process trains the run in {run_dir}; wait for it, or choose another --name"
-    return locked(run_dir / LOCK, message)
-
-
 def train_and_evaluate(
     job: Job, recorder: Recorder, on_record: OnRecord | None, trial: Trial | None
 ) -> Outcome | None:
-    """The part of a run that needs Ray."""
+    """Do what is left of a run, with Ray running."""
     record_circumstances(recorder, job)
     last = job.latest()
     log_stage(job.num_stages - 1, job.num_stages, describe(job, last))
@@ -123,9 +117,8 @@ def train_and_evaluate(
         return finish_trial(job, recorder, last, reports.images_per_s)
     best = local.best(job.checkpoints)
     folder, result = evaluate_best(job, best)
-    recorder.add(
-        {"kind": "final", "step": job.total_steps, **figures(result["protocols"], "final")}
-    )
+    metrics = figures(result["protocols"], "final")
+    recorder.add({"kind": "final", "step": job.total_steps, **metrics})
     outcome = Outcome(
         steps=job.total_steps,
         images_per_s=reports.images_per_s,
@@ -140,7 +133,7 @@ def train_and_evaluate(
 
 
 def evaluate_best(job: Job, best: Checkpoint) -> tuple[Path, dict]:
-    """Evaluate the best checkpoint with one crop and with many: the folder and its result."""
+    """Evaluate the best checkpoint with one crop and with many; returns the folder and result."""
     config, eval_model = job.config, EvalModel.open(best.path)
     settings = eval_model.evaluation(
         crops=(config.crops,), batch=config.micro_batch, workers=config.workers
@@ -152,7 +145,7 @@ def evaluate_best(job: Job, best: Checkpoint) -> tuple[Path, dict]:
 
 
 def finish_trial(job: Job, recorder: Recorder, last: Checkpoint, images_per_s: float) -> Outcome:
-    """End a trial with the evaluation at its last step, where its schedule is complete."""
+    """End a trial; its result is the evaluation at the last step, at the end of the schedule."""
     metrics = {name.removeprefix("val/"): value for name, value in last.metrics.items()}
     outcome = Outcome(
         steps=last.step,
@@ -178,7 +171,7 @@ def train_workers(job: Job, queue: ActorHandle, trial: Trial | None) -> None:
             resources_per_worker=each,
             elastic_resize_monitor_interval_s=RESIZE_S,
         ),
-        # the folder is Ray's own; each start is new to Ray, and resumes from our checkpoint
+        # only Ray uses this folder; each start is new to Ray, and resumes from our checkpoint
         run_config=RunConfig(
             name=f"start-{time.time_ns()}",
             storage_path=str(job.dir / "ray"),
@@ -187,50 +180,49 @@ def train_workers(job: Job, queue: ActorHandle, trial: Trial | None) -> None:
         ),
     )
     thread = ThreadPoolExecutor(1, "trainer")
-    fitted = thread.submit(trainer.fit)
+    result = thread.submit(trainer.fit)
     try:
-        fault = fitted.result().return_value
+        divergence = result.result().return_value
     except KeyboardInterrupt:
         log.info("stopping after a checkpoint; press Ctrl-C again to stop at once")
         queue.stop.remote()
-        wait([fitted], timeout=GRACE_S)
+        wait([result], timeout=GRACE_S)
         raise
     except WorkerGroupError as error:
         reasons = "; ".join(failures(error.worker_failures))
         raise RuntimeError(
-            f"training failed: {reasons}. The last checkpoint is untouched; the same command "
+            f"training failed: {reasons}. The last checkpoint is unchanged; the same command "
             f"resumes from it"
         ) from error
     finally:
         thread.shutdown(wait=False)
-    if fault:
-        raise FloatingPointError(fault)
+    if divergence:
+        raise FloatingPointError(divergence)
 
 
 class FailureLogger(UserCallback):
-    """Shows failures after which Ray Train restarts the workers."""
+    """Logs failures after which Ray Train restarts the workers."""
 
     def __init__(self, queue: ActorHandle) -> None:
         self._queue = queue
 
     def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
-        """Name each worker's failure, one line each."""
+        """Log one line for each failed worker."""
         for failure in failures(worker_exceptions):
             self._queue.say.remote(failure)
         self._queue.say.remote("training resumes from the last checkpoint, if restarts are left")
 
 
 def failures(exceptions: Mapping[int, Exception]) -> list[str]:
-    """The last line of each worker's exception, which is where Ray's tracebacks end."""
-    lines = {rank: str(error).strip().splitlines() for rank, error in exceptions.items()}
+    """The last line of each worker's exception, which in Ray's tracebacks is the message."""
     return [
-        f"worker {rank} failed: {lines[rank][-1] if lines[rank] else type(error).__name__}"
+        f"worker {rank} failed: {(str(error).strip() or type(error).__name__).splitlines()[-1]}"
         for rank, error in sorted(exceptions.items())
     ]
 
 
 def describe(job: Job, last: Checkpoint | None) -> str:
-    """One line on what is about to be trained, and from where."""
+    """One line about the training that starts, and its first step."""
     config, samples = job.config, job.train.samples
     start = f"from {last.path.name}" if last else "from the start"
     return (
@@ -241,7 +233,7 @@ def describe(job: Job, last: Checkpoint | None) -> str:
 
 @contextlib.contextmanager
 def recording(job: Job, trial: Trial | None) -> Iterator[Recorder]:
-    """The record of a run; closed as failed or killed if the block is left by an exception."""
+    """Open the record of a run; an exception in the block ends it as failed or killed."""
     recorder = Recorder(
         job.dir,
         name=job.config.name,
@@ -251,12 +243,9 @@ def recording(job: Job, trial: Trial | None) -> Iterator[Recorder]:
     )
     try:
         yield recorder
-    except FloatingPointError:  # which is a result of a trial
+    except FloatingPointError:  # in a trial this is a result
         recorder.finish("FINISHED" if trial else "FAILED", tags={OUTCOME_TAG: "diverged"})
         raise
-    except KeyboardInterrupt:
-        recorder.finish("KILLED")
-        raise
-    except Exception:
-        recorder.finish("FAILED")
+    except (KeyboardInterrupt, Exception) as error:
+        recorder.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise

@@ -164,9 +164,10 @@ class Storage:
 def on_storage(dataset: Dataset, *faults) -> tuple[Dataset, Storage]:
     """The same dataset on a store with faults."""
     storage = Storage(faults)
-    (part,) = dataset.parts
-    shards = dataclasses.replace(part.shards, fs=storage)
-    return dataclasses.replace(dataset, parts=(dataclasses.replace(part, shards=shards),)), storage
+    (subset,) = dataset.subsets
+    shards = dataclasses.replace(subset.shards, fs=storage)
+    subset = dataclasses.replace(subset, shards=shards)
+    return dataclasses.replace(dataset, subsets=(subset,)), storage
 
 
 SLOW_DOWN = OSError("AWS Error SLOW_DOWN during GetObject: HTTP 503, please reduce your rate")

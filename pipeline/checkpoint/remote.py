@@ -2,8 +2,8 @@
 
     a worker's folder -> push -> s3://... -> pull -> the folder of any worker or driver
 
-A checkpoint in the store is complete when its meta.json is there, which is written last. What is in
-the store is what is kept: the latest ones and the best one.
+A checkpoint in the store is complete once it has its meta.json, which is written last. The store
+holds the same checkpoints as the folder: the latest ones and the best one.
 """
 
 import os
@@ -19,7 +19,7 @@ from shards.dataset import store
 
 
 def push(path: Path, storage: str) -> None:
-    """Copy a checkpoint into the store, and delete there what its folder no longer keeps."""
+    """Copy a checkpoint to the store; delete from the store what its folder no longer holds."""
     system, root = store.locate(storage)
     target = f"{root}/{path.name}"
     system.create_dir(target, recursive=True)
@@ -33,16 +33,16 @@ def push(path: Path, storage: str) -> None:
             ),
             f"{storage}/{path.name}/{file.name}",
         )
-    kept = {item.path.name for item in local.checkpoints(path.parent)}
+    local_names = {checkpoint.path.name for checkpoint in local.checkpoints(path.parent)}
     for name in complete(storage):
-        if name not in kept:
-            # without its meta.json it is not a checkpoint any more, even if the rest of it stays
+        if name not in local_names:
+            # without meta.json it is no longer a checkpoint, even if the other files stay
             system.delete_file(f"{root}/{name}/{META}")
             system.delete_dir(f"{root}/{name}")
 
 
 def pull(storage: str, folder: Path) -> None:
-    """Copy what the store holds and the folder does not; every node's worker may do it at once."""
+    """Copy checkpoints that only the store has; several processes may do so at the same time."""
     system, root = store.locate(storage)
     for name in complete(storage):
         path = folder / name
@@ -69,9 +69,6 @@ def complete(storage: str) -> list[str]:
     """Names of the complete checkpoints in the store, oldest first."""
     system, root = store.locate(storage)
     selector = pafs.FileSelector(root, recursive=True, allow_not_found=True)
-    found = [Path(info.path) for info in system.get_file_info(selector)]
-    return sorted(
-        path.parent.name
-        for path in found
-        if path.name == META and local.NAME.fullmatch(path.parent.name)
-    )
+    paths = [Path(info.path) for info in system.get_file_info(selector)]
+    names = [path.parent.name for path in paths if path.name == META]
+    return sorted(name for name in names if local.NAME.fullmatch(name))

@@ -1,9 +1,9 @@
-"""What a run reads: the samples of one or several shard sets, cut into slices.
+"""The dataset of a run: the samples of one or several shard sets, cut into slices.
 
-    shard sets -> indexes -> samples that are kept -> slices -> pipeline.data.order
+    shard sets -> indexes -> filtered samples -> slices -> pipeline.data.order
 
-Which samples are kept follows from each sample alone (its classes, the hash of its bytes), so a
-task that reads a slice drops the same ones that were not counted here.
+The filter depends on each sample alone (its classes, the hash of its bytes), so a task that reads a
+slice drops exactly the samples that were not counted here.
 """
 
 import hashlib
@@ -20,40 +20,40 @@ from pipeline.data.order import Mixture, Order, Slices
 from pipeline.settings.config import DataConfig
 from shards.dataset.format import Sample, Shard, ShardSet, open_set
 
-# Parquet footers come one round trip each; the threads only wait for storage
+# each index costs a few round trips; the threads only wait for storage
 INDEX_THREADS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleFilter:
-    """Which samples take part."""
+    """Selects samples."""
 
     fraction: float = 1.0
-    """Share of the samples, by the hash of their bytes."""
+    """Share of the samples to keep, by the hash of their bytes."""
     classes: frozenset[int] | None = None
-    """Class numbers of which a sample must have one; None keeps all."""
+    """A sample must have one of these class numbers; None keeps all samples."""
 
     @property
     def all(self) -> bool:
-        """Whether nothing is dropped."""
+        """Whether all samples are kept."""
         return self.fraction >= 1 and self.classes is None
 
     def of_index(self, index: pa.Table) -> np.ndarray:
         """(n,) bool: which samples of a shard's index are kept."""
         kept = np.ones(len(index), bool)
         if self.fraction < 1:
-            kept &= [self._drawn(digest) for digest in index["sha256"].to_pylist()]
+            kept &= [self._selects(digest) for digest in index["sha256"].to_pylist()]
         if self.classes is not None:
-            kept &= [not self.classes.isdisjoint(own) for own in index["classes"].to_pylist()]
+            kept &= [not self.classes.isdisjoint(row) for row in index["classes"].to_pylist()]
         return kept
 
     def of_sample(self, record: Sample) -> bool:
-        """Whether a sample is kept; the same answer as from the index."""
+        """Whether a sample is kept; agrees with `of_index`."""
         if self.classes is not None and self.classes.isdisjoint(record.classes):
             return False
-        return self.fraction >= 1 or self._drawn(hashlib.sha256(record.image).hexdigest())
+        return self.fraction >= 1 or self._selects(hashlib.sha256(record.image).hexdigest())
 
-    def _drawn(self, digest: str) -> bool:
+    def _selects(self, digest: str) -> bool:
         return int(digest[:16], 16) < self.fraction * 2**64
 
 
@@ -64,19 +64,19 @@ class Subset:
     shards: ShardSet
     names: tuple[Shard, ...]
     numbers: np.ndarray | None
-    """Class number in the run of each class of this set; None where they are the same."""
+    """Class number in the run of each class of this set; None if the numbers are the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """The samples of a run's split, in slices; travels to the tasks that read it."""
+    """The samples of one split of a run, in slices; it is sent to the tasks that read it."""
 
-    parts: tuple[Subset, ...]
+    subsets: tuple[Subset, ...]
     slices: Slices
-    """Slices of all parts, their shards numbered on from part to part."""
+    """Slices of all subsets; their shards are numbered as in `shards`."""
     rows: tuple[int, ...]
-    """First slice of each part, and the number of slices."""
-    keep: SampleFilter
+    """First slice of each subset, and the number of slices."""
+    filter: SampleFilter
     classes: tuple[str, ...]
     """wnids, by class number."""
 
@@ -87,38 +87,38 @@ class Dataset:
         split: str,
         slice_samples: int,
         *,
-        classes: Path | None = None,
+        classes: str | Path | None = None,
         fraction: float = 1.0,
     ) -> "Dataset":
-        """Read the manifests and indexes of `split`; the first set's class list is the run's."""
+        """Read the manifests and indexes of `split`; the first set defines the run's classes."""
         sets = [open_set(location) for location in locations]
         run_classes = tuple(sets[0].manifest.classes)
-        keep = SampleFilter(
-            fraction=fraction, classes=class_numbers(classes, run_classes) if classes else None
-        )
-        parts, extents = [], []
+        numbers = class_numbers(Path(classes), run_classes) if classes else None
+        sample_filter = SampleFilter(fraction=fraction, classes=numbers)
+        subsets, extents, first_shards = [], [], [0]
         for shards in sets:
-            part = Subset(
-                shards=shards,
-                names=split_of(shards, split),
-                numbers=renumbered(shards, run_classes),
-            )
-            # a filter over classes is in the run's numbers, which other sets need not share
-            if part.numbers is not None and keep.classes is not None:
+            renumbering = renumbered(shards, run_classes)
+            # the filter uses the run's class numbers, from which those of the set may differ
+            if renumbering is not None and numbers is not None:
                 raise ValueError(
                     f"{shards.location} numbers its classes differently from {sets[0].location}: "
                     f"data.classes cannot be used with both"
                 )
+            names = split_of(shards, split)
+            subsets.append(Subset(shards=shards, names=names, numbers=renumbering))
             with ThreadPoolExecutor(INDEX_THREADS) as threads:
-                extents.append(list(threads.map(partial(read_extents, shards, keep), part.names)))
-            parts.append(part)
-        tables = [Slices.cut(found, slice_samples) for found in extents]
-        rows = np.cumsum([0, *(len(table.count) for table in tables)])
+                extents += threads.map(partial(read_extents, shards, sample_filter), names)
+            first_shards.append(len(extents))
+        slices = Slices.cut(extents, slice_samples)
+        rows = np.searchsorted(slices.shard, first_shards).tolist()
+        for shards, first, last in zip(sets, rows[:-1], rows[1:], strict=True):
+            if first == last:
+                raise ValueError(f"no samples: {shards.location} is empty, or none is selected")
         return cls(
-            parts=tuple(parts),
-            slices=Slices.joined(tables, [len(part.names) for part in parts]),
-            rows=tuple(rows.tolist()),
-            keep=keep,
+            subsets=tuple(subsets),
+            slices=slices,
+            rows=tuple(rows),
+            filter=sample_filter,
             classes=run_classes,
         )
 
@@ -129,26 +129,24 @@ class Dataset:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of what can be read: of the manifest, or of all manifests in turn."""
-        prints = [part.shards.fingerprint for part in self.parts]
+        """Fingerprint of the shard set; of several sets, the hash of their fingerprints."""
+        prints = [subset.shards.fingerprint for subset in self.subsets]
         return hashlib.sha256("".join(prints).encode()).hexdigest() if prints[1:] else prints[0]
 
     @cached_property
     def shards(self) -> list[tuple[Subset, Shard]]:
-        """Every shard with its part, by its number in the slices."""
-        return [(part, shard) for part in self.parts for shard in part.names]
+        """Every shard with its subset; a shard's index here is its number in the slices."""
+        return [(subset, shard) for subset in self.subsets for shard in subset.names]
 
     def order(
         self, seed: int | None, weights: Sequence[float] = (), run: int = 1
     ) -> Order | Mixture:
-        """The sequence of samples; with weights, the parts are mixed in runs of `run` samples."""
+        """The sequence of samples; weights mix the subsets in runs of `run` samples."""
         if not weights:
             return Order(counts=self.slices.count, seed=seed)
-        spans = zip(self.rows[:-1], self.rows[1:], strict=True)
+        counts = np.split(self.slices.count, self.rows[1:-1])
         return Mixture(
-            orders=tuple(
-                Order(counts=self.slices.count[first:last], seed=seed) for first, last in spans
-            ),
+            orders=tuple(Order(counts=count, seed=seed) for count in counts),
             rows=self.rows[:-1],
             weights=tuple(weights),
             run=run,
@@ -157,24 +155,17 @@ class Dataset:
 
 
 def open_train(data: DataConfig, location: str) -> Dataset:
-    """What a run trains on."""
-    return Dataset.open(
+    """The training data of a run: the training split of all shard sets."""
+    locations, filters = (
         (location, *data.extra),
-        data.train_split,
-        data.slice_samples,
-        classes=Path(data.classes) if data.classes else None,
-        fraction=data.fraction,
+        {"classes": data.classes, "fraction": data.fraction},
     )
+    return Dataset.open(locations, data.train_split, data.slice_samples, **filters)
 
 
 def open_eval(data: DataConfig, location: str) -> Dataset:
-    """What a run is evaluated on: the whole split, less classes that the run leaves out."""
-    return Dataset.open(
-        (location,),
-        data.eval_split,
-        data.slice_samples,
-        classes=Path(data.classes) if data.classes else None,
-    )
+    """The evaluation data of a run: the whole split, without classes that the run excludes."""
+    return Dataset.open((location,), data.eval_split, data.slice_samples, classes=data.classes)
 
 
 def split_of(shards: ShardSet, split: str) -> tuple[Shard, ...]:
@@ -186,17 +177,17 @@ def split_of(shards: ShardSet, split: str) -> tuple[Shard, ...]:
 
 
 def class_numbers(path: Path, classes: tuple[str, ...]) -> frozenset[int]:
-    """Numbers of the classes that a file lists, a wnid a line."""
+    """Numbers of the classes listed in a file, one wnid per line."""
     listed = path.read_text().split()
     unknown = sorted(set(listed) - set(classes))
     if unknown or not listed:
         wrong = f"unknown: {', '.join(unknown[:10])}" if unknown else "it is empty"
-        raise ValueError(f"data.classes {path} must list wnids of the data, one a line; {wrong}")
+        raise ValueError(f"data.classes {path} must list wnids of the data, one per line; {wrong}")
     return frozenset(classes.index(wnid) for wnid in listed)
 
 
 def renumbered(shards: ShardSet, classes: tuple[str, ...]) -> np.ndarray | None:
-    """Number among `classes` of each class of a set; None where the lists are equal."""
+    """Index in `classes` of each class of a set; None if the two lists are equal."""
     if tuple(shards.manifest.classes) == classes:
         return None
     numbers = {wnid: number for number, wnid in enumerate(classes)}
@@ -210,9 +201,9 @@ def renumbered(shards: ShardSet, classes: tuple[str, ...]) -> np.ndarray | None:
 
 
 def read_extents(
-    shards: ShardSet, keep: SampleFilter, shard: Shard
+    shards: ShardSet, sample_filter: SampleFilter, shard: Shard
 ) -> tuple[np.ndarray, np.ndarray]:
-    """First byte, and byte after the last, of every kept sample of a shard."""
+    """First byte of every kept sample of a shard, and the byte after its last."""
     index = shards.read_index(shard)
     if len(index) != shard.samples:
         raise ValueError(
@@ -220,7 +211,7 @@ def read_extents(
             f"{shard.samples}; run python -m shards verify {shards.location}"
         )
     starts, stops = index["start"].to_numpy(), index["stop"].to_numpy()
-    if keep.all:
+    if sample_filter.all:
         return starts, stops
-    kept = keep.of_index(index)
+    kept = sample_filter.of_index(index)
     return starts[kept], stops[kept]

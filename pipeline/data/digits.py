@@ -1,7 +1,7 @@
-"""The embedded data: scikit-learn's handwritten digits as an archive such as ImageNet comes in.
+"""The embedded data: scikit-learn's handwritten digits, in an archive like those of ImageNet.
 
-A tar of one tar per class with JPEG members. As in the real archives some members are not what they
-should be: two are broken, one is greyscale and one is CMYK.
+The archive is a tar of one tar per class with JPEG members. It has some of the faults of the real
+archives: two members are broken, one is greyscale and one is CMYK.
 """
 
 import io
@@ -21,18 +21,18 @@ log = logging.getLogger(__name__)
 
 # side of the images; the scans have 8 x 8 pixels
 SIDE = 32
-# held-out digits of each class, about a fifth of them
+# held-out images of each class, about a fifth
 VAL_PER_CLASS = 36
 CLASSES = tuple(f"n{digit:08d}" for digit in range(10))
 
 
 def located(data_dir: str, runs_dir: str) -> str:
-    """Where a run's shard set lies: `data.dir`, or the folder of the embedded set."""
+    """Location of a run's shard set: `data.dir`, or the folder of the embedded set."""
     return str(Path(runs_dir) / "data" / DIGITS / "shards") if data_dir == DIGITS else data_dir
 
 
 def made(data_dir: str, runs_dir: str) -> str:
-    """The same; the embedded set is made on first use, by the same code as any other."""
+    """The same location; the embedded set is built on first use, by the code for all sets."""
     location = located(data_dir, runs_dir)
     if data_dir == DIGITS:
         shards = Path(location)
@@ -46,28 +46,25 @@ def made(data_dir: str, runs_dir: str) -> str:
 
 
 def write_archive(path: Path) -> None:
-    """Write the archive, whole or not at all; the same bytes every time."""
-    from sklearn.datasets import load_digits  # a second of imports, which no worker needs
+    """Write the archive atomically, with the same bytes every time."""
+    from sklearn.datasets import load_digits  # slow to import, and the workers do not need it
 
     digits = load_digits()
     members: dict[str, list[tuple[str, bytes]]] = {wnid: [] for wnid in CLASSES}
     for number, (scan, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
         image = Image.fromarray((scan * (255 / 16)).astype("uint8"))
         image = image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-        # the first is kept greyscale, the second becomes CMYK as a print shop's scan would be
         mode = {0: "L", 1: "CMYK"}.get(number, "RGB")
-        data = jpeg(image.convert("RGB").convert(mode))
+        buffer = io.BytesIO()
+        image.convert("RGB").convert(mode).save(buffer, "JPEG", quality=95)
         wnid = CLASSES[digit]
-        members[wnid].append((f"{wnid}_{number}.JPEG", data))
-    _, whole = members[CLASSES[3]][0]
-    members[CLASSES[3]].append((f"{CLASSES[3]}_9001.JPEG", whole[: len(whole) // 2]))
+        members[wnid].append((f"{wnid}_{number}.JPEG", buffer.getvalue()))
+    _, jpeg = members[CLASSES[3]][0]
+    members[CLASSES[3]].append((f"{CLASSES[3]}_9001.JPEG", jpeg[: len(jpeg) // 2]))
     members[CLASSES[7]].append((f"{CLASSES[7]}_9002.JPEG", b"<html>404 Not Found</html>"))
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        written(path) as aside,
-        tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as archive,
-    ):
+    with written(path) as aside, tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as archive:
         for wnid, files in members.items():
             inner = io.BytesIO()
             with tarfile.open(fileobj=inner, mode="w", format=tarfile.USTAR_FORMAT) as tar:
@@ -76,15 +73,8 @@ def write_archive(path: Path) -> None:
             add(archive, f"{wnid}.tar", inner.getvalue())
 
 
-def jpeg(image: Image.Image) -> bytes:
-    """The image as a JPEG file."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=95)
-    return buffer.getvalue()
-
-
 def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    """Append a member."""
+    """Append a member to a tar."""
     info = tarfile.TarInfo(name)
     info.size = len(data)
     tar.addfile(info, io.BytesIO(data))

@@ -1,20 +1,18 @@
-"""The order of samples: one endless, seeded sequence with one integer as its position.
+"""The order of samples: one endless, seeded sequence, addressed by one integer position.
 
-    shards -> slices (short runs of neighbouring samples) -> a permutation per epoch -> spans to
-    read
+    shards -> slices (short runs of neighbouring samples) -> permutation per epoch -> spans to read
 
-The sequence is epoch after epoch of all samples, without a gap between epochs. Global batch k is
-the positions [k*G, (k+1)*G) whatever the number of workers, and worker r of W takes a contiguous
-share of it. A run is therefore resumed, on any number of workers, from the number of samples
-consumed alone.
+Epochs follow each other without a gap. Global batch k is the positions [k*G, (k+1)*G) for any
+number of workers, and each worker takes a contiguous share of it. The number of samples consumed is
+therefore enough to resume a run on any number of workers.
 
-Everything here is a pure function of (slices, seed): no Ray, no torch, no file. Memory grows with
-the number of slices, never with the number of images.
+Everything here is a pure function of (slices, seed): no Ray, no torch, no files. Memory grows with
+the number of slices, not with the number of images.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -23,7 +21,7 @@ from support.splitmix import GOLDEN, scramble
 
 @dataclass(frozen=True, kw_only=True)
 class Slices:
-    """Table of slices: one row per run of neighbouring samples, in the order of the shards."""
+    """Table of slices: one row per run of neighbouring samples, in shard order."""
 
     shard: np.ndarray
     """(S,) int32: number of the shard."""
@@ -36,33 +34,21 @@ class Slices:
 
     @classmethod
     def cut(cls, extents: Sequence[tuple[np.ndarray, np.ndarray]], samples: int) -> "Slices":
-        """Cut shards, given by first byte and last byte + 1 of each sample, every `samples`."""
+        """Cut every `samples` samples; a shard is given by the start and stop bytes of each."""
         if samples < 1:
             raise ValueError(f"slice length ({samples}) must be at least 1; 1 is a full shuffle")
-        shard, count, start, stop = [], [], [], []
+        if not any(len(starts) for starts, _ in extents):
+            raise ValueError("no samples: the shards are empty, or the settings keep none of them")
+        columns = []
         for number, (starts, stops) in enumerate(extents):
             first = np.arange(0, len(starts), samples)
             last = np.minimum(first + samples, len(starts))
-            shard.append(np.full(len(first), number, np.int32))
-            count.append((last - first).astype(np.int32))
-            start.append(np.asarray(starts, np.int64)[first])
-            stop.append(np.asarray(stops, np.int64)[last - 1])
-        if not sum(map(len, count)):
-            raise ValueError("no samples: the shards are empty, or the settings keep none of them")
-        columns = (np.concatenate(column) for column in (shard, count, start, stop))
-        return cls(**dict(zip(("shard", "count", "start", "stop"), columns, strict=True)))
-
-    @classmethod
-    def joined(cls, tables: Sequence["Slices"], shards: Sequence[int]) -> "Slices":
-        """Tables one after the other; `shards` is the number of shards behind each."""
-        first = np.cumsum([0, *shards[:-1]])
-        numbers = [table.shard + int(n) for table, n in zip(tables, first, strict=True)]
-        return cls(
-            shard=np.concatenate(numbers).astype(np.int32),
-            count=np.concatenate([table.count for table in tables]),
-            start=np.concatenate([table.start for table in tables]),
-            stop=np.concatenate([table.stop for table in tables]),
-        )
+            shard = np.full(len(first), number, np.int32)
+            count = (last - first).astype(np.int32)
+            start, stop = np.asarray(starts, np.int64), np.asarray(stops, np.int64)
+            columns.append((shard, count, start[first], stop[last - 1]))
+        shard, count, start, stop = map(np.concatenate, zip(*columns, strict=True))
+        return cls(shard=shard, count=count, start=start, stop=stop)
 
     @property
     def samples(self) -> int:
@@ -72,51 +58,49 @@ class Slices:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadSpans:
-    """What to read for a stretch of the sequence: `count` samples of a slice from `first` on."""
+    """What to read for a range of positions: `count` samples of each slice, from `first` on."""
 
     slice: np.ndarray
     """(P,) int64: row in the slice table."""
     first: np.ndarray
-    """(P,) int64: samples of the slice to pass over."""
+    """(P,) int64: samples of the slice to skip."""
     count: np.ndarray
     """(P,) int64: samples to take."""
     position: np.ndarray
-    """(P,) int64: position of the first taken sample in the sequence."""
+    """(P,) int64: position in the sequence of the first sample taken."""
 
     @classmethod
-    def joined(cls, parts: Sequence["ReadSpans"]) -> "ReadSpans":
-        """The spans of several stretches, one after the other."""
+    def joined(cls, pieces: Sequence["ReadSpans"]) -> "ReadSpans":
+        """Concatenate the spans of several ranges."""
         names = cls.__dataclass_fields__
-        return cls(**{n: np.concatenate([getattr(part, n) for part in parts]) for n in names})
+        return cls(**{n: np.concatenate([getattr(piece, n) for piece in pieces]) for n in names})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """The endless sequence over a slice table; without a seed, the slices as they lie."""
+    """The endless sequence over a slice table."""
 
     counts: np.ndarray
     """(S,) samples of each slice."""
     seed: int | None
     """Seed of the permutations; None keeps the order of the shards (evaluation)."""
-    samples: int = field(init=False)
-    """Samples of one epoch."""
 
-    def __post_init__(self) -> None:
-        """Derive the length of an epoch."""
-        object.__setattr__(self, "samples", int(self.counts.sum(dtype=np.int64)))
+    @cached_property
+    def samples(self) -> int:
+        """Samples of one epoch."""
+        return int(self.counts.sum(dtype=np.int64))
 
     def spans(self, start: int, stop: int) -> ReadSpans:
-        """Spans that cover positions [start, stop), which may span epochs."""
+        """Spans of positions [start, stop), which may cross epochs."""
         if not 0 <= start <= stop:
             raise ValueError(f"positions [{start}, {stop}) must be ordered and not negative")
-        parts = []
-        while True:
+        pieces = []
+        while start < stop or not pieces:
             epoch, inside = divmod(start, self.samples)
             taken = min(stop - start, self.samples - inside)
-            parts.append(self._within(epoch, inside, inside + taken))
+            pieces.append(self._within(epoch, inside, inside + taken))
             start += taken
-            if start >= stop:
-                return ReadSpans.joined(parts)
+        return ReadSpans.joined(pieces)
 
     def _within(self, epoch: int, start: int, stop: int) -> ReadSpans:
         """Spans of positions [start, stop) of one epoch."""
@@ -134,47 +118,47 @@ class Order:
         )
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Slices in the order of an epoch, and the position after each of them."""
+        """Slices in the order of an epoch, and the position after each, relative to the epoch."""
         cached = self.__dict__.get("_cached")
         if cached is None or cached[0] != epoch:
             num = len(self.counts)
             slices = np.arange(num) if self.seed is None else permutation(num, self.seed, epoch)
             cached = (epoch, slices, np.cumsum(self.counts[slices], dtype=np.int64))
-            # one epoch is kept: a run walks through them in order
+            # one epoch is enough: a run goes through them in order
             self.__dict__["_cached"] = cached
         return cached[1], cached[2]
 
     def __getstate__(self) -> dict[str, object]:
-        """Leave the cached epoch behind when the order travels."""
+        """Drop the cached epoch when the order is pickled."""
         return {name: value for name, value in self.__dict__.items() if name != "_cached"}
 
 
-# runs of a mixture's pattern, in which each part has its share
+# runs in a period of a mixture; each subset has a fixed number of them
 PERIOD_RUNS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """The endless sequences of several parts, mixed by weight in runs of neighbouring positions.
+    """The endless sequences of several subsets, mixed by weight in runs of neighbouring positions.
 
-    In every period of PERIOD_RUNS runs each part has a fixed number of runs, at places drawn from
-    (seed, period); it goes through its own sequence in them, so a small part begins its next epoch
-    when it is through.
+    In every period of PERIOD_RUNS runs each subset has a fixed number of runs, at places drawn from
+    (seed, period). It fills them from its own sequence, so a small subset starts its next epoch as
+    soon as it is exhausted.
     """
 
     orders: tuple[Order, ...]
     rows: tuple[int, ...]
-    """First row of each part in the joint slice table."""
+    """First row of each subset in the joint slice table."""
     weights: tuple[float, ...]
-    """Share of each part in the sequence, in any unit."""
+    """Share of each subset in the sequence, in any unit."""
     run: int
-    """Positions of a run."""
+    """Positions in a run."""
     seed: int
     counts: tuple[int, ...] = field(init=False)
-    """Runs of each part in a period."""
+    """Runs of each subset in a period."""
 
     def __post_init__(self) -> None:
-        """Give each part its runs, by largest remainder."""
+        """Distribute the runs of a period over the subsets by largest remainder."""
         if len(self.weights) != len(self.orders) or not all(w > 0 for w in self.weights):
             raise ValueError(
                 f"weights {self.weights} must be one number above 0 for each of the "
@@ -191,85 +175,75 @@ class Mixture:
         object.__setattr__(self, "counts", tuple(counts.tolist()))
 
     def spans(self, start: int, stop: int) -> ReadSpans:
-        """Spans that cover positions [start, stop)."""
-        parts = []
-        while start < stop or not parts:
+        """Spans of positions [start, stop)."""
+        pieces = []
+        while start < stop or not pieces:
             number, inside = divmod(start, self.run)
             taken = min(stop - start, self.run - inside)
-            part, earlier = self._part(number)
-            first = earlier * self.run + inside
-            found = self.orders[part].spans(first, first + taken)
-            shifted = found.position - first + start
-            parts.append(
-                ReadSpans(
-                    slice=found.slice + self.rows[part],
-                    first=found.first,
-                    count=found.count,
-                    position=shifted,
-                )
-            )
+            subset, num_before = self._subset(number)
+            first = num_before * self.run + inside
+            piece = self.orders[subset].spans(first, first + taken)
+            rows, positions = piece.slice + self.rows[subset], piece.position - first + start
+            pieces.append(replace(piece, slice=rows, position=positions))
             start += taken
-        return ReadSpans.joined(parts)
+        return ReadSpans.joined(pieces)
 
-    def _part(self, number: int) -> tuple[int, int]:
-        """Subset of a run, and how many of its runs lie before it."""
+    def _subset(self, number: int) -> tuple[int, int]:
+        """Subset of a run, and the number of earlier runs of that subset."""
         period, place = divmod(number, PERIOD_RUNS)
         owners, ranks = pattern(self.counts, self.seed, period)
-        part = int(owners[place])
-        return part, period * self.counts[part] + int(ranks[place])
+        subset = int(owners[place])
+        return subset, period * self.counts[subset] + int(ranks[place])
 
 
 @lru_cache(maxsize=4)
 def pattern(counts: tuple[int, ...], seed: int, period: int) -> tuple[np.ndarray, np.ndarray]:
     """Subset of every run of a period, and its rank among that subset's runs: (PERIOD_RUNS,)."""
-    # not the permutation of an epoch of the same number
+    # the constant makes this differ from the permutation of the epoch with the same number
     drawn = permutation(PERIOD_RUNS, seed ^ 0x5851F42D4C957F2D, period)
     owners = np.repeat(np.arange(len(counts)), counts)[drawn]
     ranks = np.zeros(PERIOD_RUNS, np.int64)
-    for part in range(len(counts)):
-        own = owners == part
-        ranks[own] = np.arange(own.sum())
+    for subset, count in enumerate(counts):
+        ranks[owners == subset] = np.arange(count)
     return owners, ranks
 
 
 @lru_cache(maxsize=2)
 def permutation(num: int, seed: int, epoch: int) -> np.ndarray:
-    """A permutation of range(num) that follows from (seed, epoch) alone: (num,) int32 or int64.
+    """A permutation of range(num) that depends on (seed, epoch) alone: (num,) int32 or int64.
 
-    It sorts a hash of every number, so it does not change with the version of NumPy as the
-    permutations of its generators may.
+    It sorts by a hash of every number. NumPy's own permutations may change with its version.
     """
     key = splitmix64(np.array([seed, epoch], np.uint64))
     stream = splitmix64(key[:1] ^ (key[1:] * np.uint64(0xD1342543DE82EF95)))
     keys = splitmix64(stream + np.arange(num, dtype=np.uint64))
-    order = np.argsort(keys, kind="stable")
-    order = order.astype(np.int32 if num < 2**31 else np.int64)
+    order = np.argsort(keys, kind="stable").astype(np.int32 if num < 2**31 else np.int64)
     order.setflags(write=False)
     return order
 
 
 def splitmix64(x: np.ndarray) -> np.ndarray:
-    """The number after each state x of SplitMix64: uint64 -> uint64."""
+    """The output of SplitMix64 after each state x: uint64 -> uint64."""
     return scramble(x + np.uint64(GOLDEN))
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankShare:
-    """What one worker reads: the same stretch of every global batch, joined to one row."""
+    """Share of one worker: the same range of every global batch. Its rows are these samples."""
 
     global_batch: int
     """Samples of a step over all workers."""
     low: int
-    """First sample of the stretch within a global batch."""
+    """First sample of the range within a global batch."""
     high: int
-    """Sample after the stretch."""
+    """Sample after the range."""
 
     @classmethod
     def of(cls, rank: int, workers: int, global_batch: int) -> "RankShare":
         """Contiguous share of worker `rank` of `workers`.
 
-        Shares begin at even places, so that neighbours that are mixed with each other stay on one
-        worker; they differ by two samples at most, and with many workers some are empty.
+        Shares start at even places, so that two neighbours that are mixed stay on one worker. Their
+        sizes differ by at most two samples, and with many workers some are empty.
         """
         if not 0 <= rank < workers:
             raise ValueError(f"rank ({rank}) must be in [0, {workers})")
@@ -279,11 +253,11 @@ class RankShare:
 
     @property
     def size(self) -> int:
-        """Samples of this worker in each step."""
+        """Samples of this worker in each global batch."""
         return self.high - self.low
 
     def stretches(self, first: int, last: int) -> Iterator[tuple[int, int]]:
-        """Positions [start, stop) behind rows [first, last) of this worker's samples."""
+        """Positions [start, stop) of rows [first, last) of this worker."""
         while first < last:
             step, inside = divmod(first, self.size)
             taken = min(last - first, self.size - inside)

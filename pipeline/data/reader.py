@@ -2,8 +2,8 @@
 
     spans (pipeline.data.order) -> one range read each -> tar records -> decode -> view -> rows
 
-Runs in the tasks of Ray Data, on any node with a CPU; it imports neither torch nor Ray, so that
-those processes start quickly and stay small.
+It runs in Ray Data tasks on any node with a CPU. It imports neither torch nor Ray, so that those
+processes start quickly and stay small.
 
 Shapes: n samples, C views of each, S the model's image size, M labels per sample (padded with -1).
 """
@@ -11,7 +11,7 @@ Shapes: n samples, C views of each, S the model's image size, M labels per sampl
 import hashlib
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from pipeline.data.dataset import Dataset, Subset
+from pipeline.data.dataset import Dataset
 from pipeline.data.order import ReadSpans
 from shards.dataset.format import Sample, Shard, ShardSet, open_set, parse_samples
 from support.splitmix import scramble
@@ -29,23 +29,23 @@ from vit.images import decode, train_view
 
 T = TypeVar("T")
 
-# seconds between attempts at a read: about half a minute in all, as long as stores throttle
+# seconds between attempts to read: half a minute in total, about as long as stores throttle
 PAUSES_S = (0.1, 0.5, 2.0, 8.0, 20.0)
-# ranges of one task that are read at the same time
+# byte ranges that one task reads concurrently
 READ_THREADS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What becomes of a decoded image: an augmented view, or the crops of some protocols."""
+    """Turns a decoded image into an augmented view, or into the crops of some protocols."""
 
     images: ImageConfig
     size: int
     """Side of a view in pixels: the model's image size."""
     seed: int = 0
-    """Seed of the augmentation; with a sample's position it gives the same pixels anywhere."""
+    """Seed of the augmentation; the pixels depend only on it and the sample's position."""
     protocols: tuple[str, ...] = ()
-    """Crop protocols, their views one after the other; empty is the augmented training view."""
+    """Crop protocols, whose views are concatenated; empty is the augmented training view."""
 
     def __call__(self, pixels: np.ndarray, position: int) -> np.ndarray:
         """Views of one image: (H, W, 3) uint8 -> (C, S, S, 3) uint8."""
@@ -63,33 +63,31 @@ class SampleReader:
     dataset: Dataset
     view: View
     verify: bool = False
-    """Compare the hash of every image with the index."""
+    """Check the hash of every image against the index."""
     skip: bool = False
-    """Leave unreadable images blank, with their fault in the row, instead of raising."""
+    """Return a blank image and the fault for an unreadable image, instead of raising."""
 
     def __call__(self, spans: ReadSpans) -> dict[str, np.ndarray]:
         """Rows of the spans, in their order.
 
         Returns:
             images (n, C, S, S, 3) uint8, labels (n, M) int64, position (n,) int64, key (n,) str
-            and fault (n,) str: empty, or what is wrong with the image, which is then blank and
-            without labels.
+            and fault (n,) str. The fault is empty, or says why the image could not be read; that
+            image is blank and has no labels.
         """
-        images, labels, positions, keys, faults = [], [], [], [], []
+        rows = []
         for position, where, record in self.samples(spans):
+            image, classes, fault = None, record.classes, ""
             try:
-                image, fault = self.view(decode(record.image), position), ""
+                image = self.view(decode(record.image), position)
             except ValueError as error:
-                fault = f"sample {record.key} of {where}: {error}"
+                classes, fault = (), f"sample {record.key} of {where}: {error}"
                 if not self.skip:
                     raise ValueError(fault) from error
-                image = None
-            images.append(image)
-            labels.append(() if fault else record.classes)
-            positions.append(position)
-            keys.append(record.key)
-            faults.append(fault)
-        blank = np.zeros_like(next((image for image in images if image is not None), self._blank()))
+            rows.append((image, classes, position, record.key, fault))
+        images, labels, positions, keys, faults = zip(*rows, strict=True)
+        one_view = np.empty((1, self.view.size, self.view.size, 3), np.uint8)
+        blank = np.zeros_like(next((image for image in images if image is not None), one_view))
         return {
             "images": np.stack([blank if image is None else image for image in images]),
             "labels": padded(labels),
@@ -100,7 +98,7 @@ class SampleReader:
 
     def samples(self, spans: ReadSpans) -> Iterator[tuple[int, str, Sample]]:
         """Every sample of the spans in order: position, name of its shard, and record."""
-        rows = [int(row) for row in spans.slice]
+        rows = spans.slice.tolist()
         with ThreadPoolExecutor(READ_THREADS) as threads:
             slices = threads.map(self.slice, rows)
             for row, records, first, count, position in zip(
@@ -111,31 +109,30 @@ class SampleReader:
                     yield int(position) + step, shard.name, records[int(first) + step]
 
     def slice(self, row: int) -> list[Sample]:
-        """The kept samples of a slice; anything but the expected number is an error."""
-        slices, keep = self.dataset.slices, self.dataset.keep
-        part, shard = self.dataset.shards[slices.shard[row]]
+        """The filtered samples of a slice; ValueError if their number is not the expected one."""
+        slices, sample_filter = self.dataset.slices, self.dataset.filter
+        subset, shard = self.dataset.shards[slices.shard[row]]
+        shards, numbers = subset.shards, subset.numbers
         start, stop = int(slices.start[row]), int(slices.stop[row])
-        where = f"{part.shards.location}/{shard.name}, bytes {start} to {stop}"
-        data = with_retries(lambda: read_range(part.shards, shard, start, stop), where)
-        records = list(parse_samples(data, where, part.shards.manifest.label))
+        where = f"{shards.location}/{shard.name}, bytes {start} to {stop}"
+        data = with_retries(lambda: read_range(shards, shard, start, stop), where)
+        records = list(parse_samples(data, where, shards.manifest.label))
         if self.verify:
-            check_hashes(part.shards, shard, records, where)
-        if not keep.all:
-            records = [record for record in records if keep.of_sample(record)]
+            check_hashes(shards, shard, records, where)
+        if not sample_filter.all:
+            records = [record for record in records if sample_filter.of_sample(record)]
         if len(records) != slices.count[row]:
             raise ValueError(
                 f"{where}: {len(records)} samples where the index says {slices.count[row]}; "
-                f"run python -m shards verify {part.shards.location}"
+                f"run python -m shards verify {shards.location}"
             )
-        return [renumber(part, record) for record in records]
-
-    def _blank(self) -> np.ndarray:
-        size = self.view.size
-        return np.zeros((1, size, size, 3), np.uint8)
+        if numbers is None:
+            return records
+        return [replace(r, classes=tuple(int(numbers[n]) for n in r.classes)) for r in records]
 
 
 def read_range(shards: ShardSet, shard: Shard, start: int, stop: int) -> bytes:
-    """Bytes [start, stop) of a shard; fewer are an OSError."""
+    """Bytes [start, stop) of a shard; OSError if the shard is shorter."""
     with shards.fs.open_input_file(shards.path(shard)) as file:
         data = file.read_at(stop - start, start)
     if len(data) != stop - start:
@@ -144,26 +141,22 @@ def read_range(shards: ShardSet, shard: Shard, start: int, stop: int) -> bytes:
 
 
 def with_retries(read: Callable[[], T], where: str) -> T:
-    """What `read` returns; an OSError is tried again for a while, unless the file is not there."""
-    for pause_s in PAUSES_S:
+    """Call `read`, and retry after an OSError, unless the file does not exist."""
+    for pause_s in (*PAUSES_S, None):
         try:
             return read()
-        except FileNotFoundError:
-            break
-        except OSError:
-            # thousands of tasks that failed together must not come back together
+        except OSError as error:
+            if pause_s is None or isinstance(error, FileNotFoundError):
+                raise type(error)(f"{where}: {error}") from error
+            # thousands of tasks that failed together must not retry together
             time.sleep(pause_s * random.uniform(0.5, 1.5))
-    try:
-        return read()
-    except OSError as error:
-        raise type(error)(f"{where}: {error}") from error
 
 
 def check_hashes(shards: ShardSet, shard: Shard, records: list[Sample], where: str) -> None:
-    """Compare every image with the hash in the index; a difference is an OSError."""
-    known = index_hashes(shards.location, shard)
+    """Check every image against the hash in the index; OSError if one differs."""
+    expected = index_hashes(shards.location, shard)
     for record in records:
-        if hashlib.sha256(record.image).hexdigest() != known[record.key]:
+        if hashlib.sha256(record.image).hexdigest() != expected[record.key]:
             raise OSError(
                 f"{where}: sample {record.key} is not what the index says (SHA-256 differs); "
                 f"run python -m shards verify {shards.location}"
@@ -177,15 +170,8 @@ def index_hashes(location: str, shard: Shard) -> dict[str, str]:
     return dict(zip(index["key"].to_pylist(), index["sha256"].to_pylist(), strict=True))
 
 
-def renumber(part: Subset, record: Sample) -> Sample:
-    """The record with its classes in the numbers of the run."""
-    if part.numbers is None:
-        return record
-    return replace(record, classes=tuple(int(part.numbers[own]) for own in record.classes))
-
-
-def padded(labels: list[tuple[int, ...]]) -> np.ndarray:
-    """Class numbers of each sample, padded with -1 to the most that one has: (n, M) int64."""
+def padded(labels: Sequence[tuple[int, ...]]) -> np.ndarray:
+    """Class numbers of each sample, padded with -1 to the largest number of them: (n, M) int64."""
     table = np.full((len(labels), max(1, *map(len, labels))), -1, np.int64)
     for row, classes in zip(table, labels, strict=True):
         row[: len(classes)] = classes

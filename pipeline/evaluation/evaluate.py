@@ -159,9 +159,9 @@ def named(classes: tuple[str, ...]) -> tuple[str, ...]:
 def sample_keys(dataset: Dataset) -> list[str]:
     """Key of every image by position, from the indexes of the shards."""
     keys: list[str] = []
-    for part, shard in dataset.shards:
-        index = part.shards.read_index(shard)
-        keys += index["key"].filter(pa.array(dataset.keep.of_index(index))).to_pylist()
+    for subset, shard in dataset.shards:
+        index = subset.shards.read_index(shard)
+        keys += index["key"].filter(pa.array(dataset.filter.of_index(index))).to_pylist()
     return keys
 
 

@@ -1,1 +1,1 @@
-"""What a run is told: configuration, presets, cost."""
+"""Settings of a run, the presets, and the expected cost."""

@@ -1,5 +1,6 @@
-"""What a run will cost, before anything is started: steps, FLOPs, hours, input, storage."""
+"""Expected cost of a run, before it starts: steps, FLOPs, hours, input, storage."""
 
+import math
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -8,7 +9,7 @@ from shards.dataset.format import open_set
 from support.console import duration
 from vit.registry import OPTIMIZERS
 
-# dense bf16 FLOP/s by a word of the device's name: NVIDIA's data sheets, without sparsity
+# dense bf16 FLOP/s by a word in the device's name; from NVIDIA's data sheets, without sparsity
 PEAK_FLOPS = {
     "B200": 2250e12,
     "H200": 989e12,
@@ -19,36 +20,33 @@ PEAK_FLOPS = {
     "A10": 125e12,
     "V100": 125e12,
 }
-# training images and classes of a data set that is not available locally, by its folder's name
+# training images and classes of published data sets, by folder name
 PUBLISHED = {"in21k": (13_153_500, 19_167), "in1k": (1_281_167, 1_000), DIGITS: (1_437, 10)}
-# images/s that one core reads, decodes and crops from shards of shorter side 256
+# images/s that one core reads, decodes and crops, if the shorter sides in the shards are 256
 IMAGES_PER_CORE = 1_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Counts of a run on a number of GPUs of one kind."""
+    """Expected cost of a run on GPUs of one kind."""
 
     config: TrainConfig
     samples: int
     """Images of the training split."""
     num_classes: int
     origin: str
-    """Where the two numbers are from."""
+    """Source of the two numbers."""
     gpu: str
-    """Kind of GPU, one of PEAK_FLOPS; as many as workers."""
+    """Kind of GPU, a key of PEAK_FLOPS; each worker has one."""
     mfu: float
-    """Share of the peak that the training step is taken to reach."""
-
-    def __post_init__(self) -> None:
-        """Reject a share outside (0, 1]."""
-        if not 0 < self.mfu <= 1:
-            raise ValueError(f"plan_mfu ({self.mfu}) must be above 0 and at most 1")
+    """Share of the peak FLOP/s that the training step is assumed to reach."""
 
     @classmethod
     def of(cls, config: TrainConfig, *, gpu: str, mfu: float) -> "Budget":
-        """Of a run on its data, or on the published size of that, where it is not available."""
-        samples, num_classes, origin = counted(config)
+        """Budget of a run on its data, or on the published size of data that is not available."""
+        if not 0 < mfu <= 1:
+            raise ValueError(f"plan_mfu ({mfu}) must be above 0 and at most 1")
+        samples, num_classes, origin = data_size(config)
         return cls(
             config=config.replace({"model.num_classes": config.model.num_classes or num_classes}),
             samples=samples,
@@ -65,7 +63,7 @@ class Budget:
 
     @property
     def images(self) -> int:
-        """Images that pass through the model."""
+        """Images that pass through the model during the run."""
         return self.steps * self.config.global_batch
 
     @property
@@ -74,25 +72,22 @@ class Budget:
         return 3.0 * self.config.model.forward_flops * self.images
 
     @property
-    def images_per_s(self) -> float:
-        """Images per second of all GPUs."""
-        return self.images / self.seconds
-
-    @property
     def seconds(self) -> float:
-        """Length of the run."""
+        """Duration of the run."""
         return self.flops / (self.config.workers * PEAK_FLOPS[self.gpu] * self.mfu)
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Size of one checkpoint: weights, state of the optimizer, and average."""
+        """Size of one checkpoint: weights, optimizer state, and averaged weights."""
         optim = self.config.optim
         per_parameter = 4 + OPTIMIZERS[optim.name].state_bytes + (4 if optim.ema else 0)
         return self.config.model.num_parameters * per_parameter
 
     def __str__(self) -> str:
-        """The figures, one line each."""
-        config, kept = self.config, self.config.keep_checkpoints + 1
+        """The estimates, one line each."""
+        config, num_checkpoints = self.config, self.config.keep_checkpoints + 1
+        images_per_s = self.images / self.seconds
+        num_cores = math.ceil(images_per_s / IMAGES_PER_CORE)
         rows = {
             "data": f"{self.samples:,} images, {self.num_classes:,} classes ({self.origin})",
             "steps": f"{self.steps:,} of {config.global_batch:,} images, {config.epochs:g} epochs",
@@ -100,24 +95,23 @@ class Budget:
             "FLOPs": f"{self.flops:.3g} for forward and backward passes",
             "time": f"{duration(self.seconds)} on {config.workers} x {self.gpu} at "
             f"{self.mfu:.0%} of their peak; {config.workers * self.seconds / 3600:,.0f} GPU-hours",
-            "input": f"{self.images_per_s:,.0f} images/s: about "
-            f"{-(-self.images_per_s // IMAGES_PER_CORE):,.0f} cores at {IMAGES_PER_CORE:,} "
-            f"images/s each",
-            "storage": f"{kept * self.checkpoint_bytes / 1e9:,.2f} GB for {kept} checkpoints of "
-            f"{self.checkpoint_bytes / 1e9:,.2f} GB",
+            "input": f"{images_per_s:,.0f} images/s: about {num_cores:,} cores at "
+            f"{IMAGES_PER_CORE:,} images/s each",
+            "storage": f"{num_checkpoints * self.checkpoint_bytes / 1e9:,.2f} GB for "
+            f"{num_checkpoints} checkpoints of {self.checkpoint_bytes / 1e9:,.2f} GB",
         }
         return "\n".join(f"{name:<10}{text}" for name, text in rows.items())
 
 
-def counted(config: TrainConfig) -> tuple[int, int, str]:
-    """Training images and classes of a run's data, and where the numbers are from."""
+def data_size(config: TrainConfig) -> tuple[int, int, str]:
+    """Number of training images and of classes in a run's data, and the source of the numbers."""
     location, name = config.data.dir, PurePath(config.data.dir).name
     try:
         manifest = open_set(location).manifest
     except FileNotFoundError:
         if name not in PUBLISHED:
             raise
-        return *PUBLISHED[name], f"as published; {location} is not there"
+        return *PUBLISHED[name], f"as published; {location} does not exist"
     samples = sum(shard.samples for shard in manifest.splits.get(config.data.train_split, ()))
     if not samples:
         raise ValueError(f"{location} has no split {config.data.train_split!r} with images")

@@ -1,8 +1,8 @@
-"""Everything that defines a run.
+"""Settings of a training run.
 
 One dotted name (`optim.lr`) serves the command line, the search spaces, MLflow's parameters and the
-`config.json` of a checkpoint. A setting that says `may_change` does not change what a run computes:
-the run can be resumed with another value of it. Nothing here imports PyTorch or Ray.
+`config.json` of a checkpoint. A setting with `may_change` does not affect the result of a run, so a
+run can be resumed with another value. Nothing here imports PyTorch or Ray.
 """
 
 from collections.abc import Iterator
@@ -19,76 +19,71 @@ DIGITS = "digits"
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Settings):
-    """Where the samples come from and how they are read."""
+    """Source of the samples, and how they are read."""
 
     dir: str = setting(DIGITS, may_change=True, common=True)
-    """Shard set: a folder or an s3:// or gs:// prefix; "digits" is the embedded set, made on first
-    use."""
+    """Shard set: a folder or an s3:// or gs:// prefix; "digits" is the embedded set, which is
+    built on first use."""
     extra: tuple[str, ...] = setting((), may_change=True)
-    """Further shard sets to train on; their classes must be among those of dir."""
+    """Further shard sets to train on; their classes must be a subset of those of dir."""
     weights: tuple[float, ...] = ()
-    """Share of dir and of each extra set in what is trained on; empty goes by their images."""
+    """Sampling weights of dir and of each extra set; empty weights each by its number of images."""
     classes: str | None = None
-    """File of wnids, one a line: only images of these classes take part."""
+    """File of wnids, one per line: only images of these classes are used."""
     fraction: float = 1.0
-    """Share of the training images that takes part, drawn by the hash of their bytes."""
+    """Share of the training images to use, selected by the hash of their bytes."""
     train_split: str = "train"
     """Split to train on."""
     eval_split: str = "val"
     """Split to evaluate on."""
     slice_samples: int = 32
-    """Neighbouring samples that stay together in the shuffle and are read at once; 1 is a full
-    shuffle."""
+    """Neighbouring samples that stay together in the shuffle and are read in one request; 1 is a
+    full shuffle."""
     task_samples: int = setting(1024, may_change=True)
-    """Samples that one Ray Data task reads and decodes. Ray Data looks every 0.1 s for tasks that
-    are done: they should take a second or more."""
+    """Samples that one Ray Data task reads and decodes. Ray Data polls for finished tasks every
+    0.1 s, so a task should take at least a second."""
     buffer_gib: float = setting(4.0, may_change=True)
-    """Memory of Ray's object store that the decoded samples of one worker may fill."""
+    """Memory in Ray's object store for the decoded samples of one worker."""
     prefetch_batches: int = setting(4, may_change=True)
-    """Batches that wait for the training step, decoded and on the device."""
+    """Decoded batches to keep on the device ahead of the training step."""
     max_bad_samples: int = setting(0, may_change=True)
-    """Images that may turn out unreadable before the run stops; each is named and left out."""
+    """Unreadable images that the run tolerates; each is logged and skipped."""
     verify: bool = setting(False, may_change=True)
-    """Compare the SHA-256 of every image that is read with the index."""
+    """Check the SHA-256 of every image against the index."""
 
     def rules(self) -> Iterator[Rule]:
         """Lengths and shares that leave something to read."""
-        for name in ("slice_samples", "task_samples", "prefetch_batches"):
-            if getattr(self, name) < 1:
-                yield name, "must be at least 1"
+        yield from below(self, 1, "slice_samples", "task_samples", "prefetch_batches")
         if not self.buffer_gib > 0:
             yield "buffer_gib", "must be above 0"
         if not 0 < self.fraction <= 1:
             yield "fraction", "must be above 0 and at most 1"
-        if self.max_bad_samples < 0:
-            yield "max_bad_samples", "must be at least 0"
-        if self.weights and len(self.weights) != 1 + len(self.extra):
-            yield (
-                "weights",
-                f"must be one for data.dir and one for each of the {len(self.extra)} data.extra",
-            )
+        yield from below(self, 0, "max_bad_samples")
+        num_sets = 1 + len(self.extra)
+        if self.weights and len(self.weights) != num_sets:
+            yield "weights", f"must be {num_sets}, for data.dir and for each set in data.extra"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig(Settings):
-    """What the features are worth on other data while the model is pre-trained; off by default."""
+    """Probes of the features on other data during pre-training; off by default."""
 
     data: tuple[str, ...] = ()
-    """Shard sets to probe on, each with the two splits; empty probes nothing."""
+    """Shard sets to probe on, each with the two splits below; empty turns the probes off."""
     train_split: str = "train"
-    """Split whose images are the few shots, and the neighbours."""
+    """Split of the few-shot images and of the nearest neighbours."""
     eval_split: str = "val"
-    """Split that is classified."""
+    """Split to classify."""
     every: int = 25_000
     """Steps between two probes; the last step is always probed."""
     shots: tuple[int, ...] = (1, 5, 10, 25)
-    """Images of each class for the few-shot linear regression."""
+    """Images per class for the few-shot linear regression."""
     seeds: int = 3
-    """Draws of the shots; each is reported, and their mean."""
+    """Random draws of the few-shot images; the accuracy of each draw and the mean are reported."""
     neighbours: int = 20
-    """Neighbours of the weighted kNN; 0 leaves it out."""
+    """Neighbours in the weighted kNN; 0 turns it off."""
     temperature: float = 0.07
-    """Temperature of the neighbours' weights."""
+    """Temperature of the weights in the kNN."""
 
     def rules(self) -> Iterator[Rule]:
         """Counts that are positive."""
@@ -97,33 +92,29 @@ class ProbeConfig(Settings):
                 yield name, "must be at least 1; probe.data () turns the probes off"
         if min(self.shots, default=1) < 1:
             yield "shots", "must each be at least 1"
-        if self.neighbours < 0:
-            yield "neighbours", "must be at least 0"
+        yield from below(self, 0, "neighbours")
         if not self.temperature > 0:
             yield "temperature", "must be above 0"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecordConfig(Settings):
-    """What is recorded of a run beside its numbers."""
+    """What is recorded of a run in addition to its metrics."""
 
     models: Literal["best", "kept", "none"] = "best"
-    """Checkpoints that become models in MLflow when the run ends, ready for
-    mlflow.pytorch.load_model: the best one, all that are kept, or none."""
+    """Checkpoints to log as MLflow models at the end of the run, for mlflow.pytorch.load_model: the
+    best one, all that are kept, or none."""
     register: str | None = None
-    """Name in MLflow's model registry under which they become versions; the best one of all runs
-    gets the alias "best", and MLflow reads "latest" as the newest."""
+    """Name in MLflow's model registry under which the models are registered. The best version of
+    all runs gets the alias "best"; MLflow resolves "latest" to the newest version."""
     system_every_s: float = 10.0
-    """Seconds between two samples of GPU, CPU, memory and network; 0 takes none."""
+    """Seconds between two samples of GPU, CPU, memory and network; 0 turns sampling off."""
     price_per_hour: float | None = None
-    """Price of one worker for an hour, in any currency, to state what the run cost."""
+    """Price of one worker per hour, in any currency, to report the cost of the run."""
 
     def rules(self) -> Iterator[Rule]:
-        """Lengths and prices from 0 on, and models where they are registered."""
-        if self.system_every_s < 0:
-            yield "system_every_s", "must be at least 0"
-        if (self.price_per_hour or 0) < 0:
-            yield "price_per_hour", "must be at least 0"
+        """No negative number, and models to register if there is a name for them."""
+        yield from below(self, 0, "system_every_s", "price_per_hour")
         if self.register and self.models == "none":
             yield "register", "needs models to register; set record.models to best or kept"
 
@@ -133,10 +124,9 @@ class TrainConfig(Settings):
     """One training run: pre-training, training from scratch, or fine-tuning."""
 
     name: str = setting("run", common=True)
-    """Name of the run: its folder under runs_dir and its name in MLflow; the same name resumes."""
+    """Name of the run, of its folder under runs_dir, and in MLflow; an existing name resumes."""
     runs_dir: str = setting("runs", may_change=True, common=True)
-    """Folder of all runs, and of the SQLite file that MLflow uses unless MLFLOW_TRACKING_URI is
-    set."""
+    """Folder of all runs, and of MLflow's SQLite file unless MLFLOW_TRACKING_URI is set."""
     experiment: str = setting("vit", may_change=True)
     """MLflow experiment."""
     data: DataConfig = setting(DataConfig)
@@ -148,39 +138,39 @@ class TrainConfig(Settings):
     probe: ProbeConfig = setting(ProbeConfig, may_change=True)
     record: RecordConfig = setting(RecordConfig, may_change=True)
     device: Literal["auto", "gpu", "cpu"] = setting("auto", may_change=True, common=True)
-    """What each worker computes on: auto takes GPUs if the cluster has any at the start; gpu waits
-    for them, where an autoscaler brings them."""
+    """Device of each worker: auto uses GPUs if the cluster has any at the start; gpu waits for an
+    autoscaler to provide them."""
     worker_cpus: int | None = setting(None, may_change=True)
-    """CPUs that each worker reserves; None takes 1 beside a GPU, and without GPUs its part of half
-    of the cluster's, so that the other half can read and decode."""
+    """CPUs that each worker reserves. None reserves 1 next to a GPU. Without GPUs the workers share
+    half of the cluster's CPUs; the other half reads and decodes."""
     init_from: str | None = setting(None, common=True)
-    """Weights to begin with: a run (its best checkpoint), a checkpoint, a safetensors or .pth file
-    of timm or Hugging Face, or Google's .npz; None initialises them by the seed."""
+    """Initial weights: a run (its best checkpoint), a checkpoint, a .safetensors or .pth file
+    of timm or Hugging Face, or Google's .npz; None initialises them randomly from the seed."""
     init_head: Literal["drop", "keep"] = "drop"
-    """Of init_from: leave the head behind and begin with a zero one, or keep it."""
+    """With init_from: start from a head of zeros (drop), or keep the head of the weights."""
     init_positions: Literal["bilinear", "bicubic"] = "bilinear"
-    """Of init_from: how positions come to another image size, as the ViT paper or as timm."""
+    """With init_from: how position embeddings are resized, as in the ViT paper or as in timm."""
     epochs: float = setting(90.0, common=True)
     """Passes over the training split."""
     global_batch: int = setting(4096, common=True)
     """Images per optimizer step, over all workers."""
     micro_batch: int = setting(256, may_change=True, common=True)
-    """Images per forward and backward pass on one worker; the rest of its share is accumulated."""
+    """Images per forward and backward pass on one worker; gradients accumulate over its share."""
     workers: int = setting(1, may_change=True, common=True)
     """Ray Train workers: one GPU each, or one CPU process each where there is no GPU."""
     min_workers: int | None = setting(None, may_change=True, common=True)
-    """Go on with fewer workers, down to this number, while nodes are missing; None waits for all.
-    The global batches stay the same."""
+    """Continue with fewer workers, down to this number, while nodes are missing; None waits for
+    all workers. The global batches stay the same."""
     precision: Literal["bf16", "fp32"] = setting("bf16", common=True)
-    """Arithmetic of forward and backward pass; the parameters are float32 either way."""
+    """Compute precision of forward and backward pass; the parameters are always float32."""
     parallel: Literal["ddp", "fsdp"] = setting("ddp", may_change=True, common=True)
-    """Every worker holds the whole model (ddp), or a shard of it where it does not fit (fsdp)."""
+    """Every worker holds the whole model (ddp), or a shard of a model that does not fit (fsdp)."""
     compile: bool = setting(True, may_change=True, common=True)
     """Compile the model with torch.compile."""
     seed: int = setting(0, common=True)
     """Seed of initialisation, order, augmentation and dropout."""
     log_every: int = setting(50, may_change=True, common=True)
-    """Steps between two lines of the record."""
+    """Steps between two log lines."""
     eval_every: int = setting(5000, may_change=True, common=True)
     """Steps between two evaluations on the eval split; the last step is always evaluated."""
     checkpoint_every: int = setting(1000, may_change=True, common=True)
@@ -188,36 +178,26 @@ class TrainConfig(Settings):
     keep_checkpoints: int = setting(2, may_change=True)
     """Latest checkpoints to keep, besides the best one."""
     crops: str = setting("ten", may_change=True, common=True)
-    """Crop protocol of the final evaluation, reported beside the single centre crop."""
+    """Crop protocol of the final evaluation, reported along with the single centre crop."""
     storage: str | None = setting(None, may_change=True, common=True)
-    """URI (s3://, gs://) where checkpoints are kept too: for clusters whose nodes share no disk,
-    and for folders that do not outlive a node. None keeps them in the folder of the run alone."""
+    """URI (s3://, gs://) where checkpoints are also stored: for clusters whose nodes share no disk,
+    and for disks that do not outlive a node. None keeps them only in the folder of the run."""
     audit: bool = setting(False, may_change=True)
-    """Write the keys of every global batch to samples/ in the folder of the run, to prove what was
-    consumed; for short runs."""
+    """Write the keys of every global batch to samples/ in the folder of the run, to prove which
+    samples were consumed; for short runs."""
     max_restarts: int = setting(10, may_change=True)
-    """Failures of workers that are answered with a restart from the last checkpoint."""
+    """Maximum worker restarts, each from the last checkpoint."""
 
     def rules(self) -> Iterator[Rule]:
-        """Counts that are positive, batches that can be shared and mixed, a crop protocol."""
-        for name in (
-            *("global_batch", "micro_batch", "workers", "log_every", "eval_every"),
-            *("checkpoint_every", "keep_checkpoints"),
-        ):
-            if getattr(self, name) < 1:
-                yield name, "must be at least 1"
+        """Positive counts, batches that can be shared and mixed, a crop protocol."""
+        yield from below(self, 1, "global_batch", "micro_batch", "workers", "worker_cpus")
+        yield from below(self, 1, "log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
+        yield from below(self, 0, "max_restarts")
+        batch = self.global_batch
         if not 0 < self.epochs < float("inf"):
             yield "epochs", "must be above 0"
-        if self.max_restarts < 0:
-            yield "max_restarts", "must be at least 0"
-        if self.worker_cpus is not None and self.worker_cpus < 1:
-            yield "worker_cpus", "must be at least 1, or none"
-        if self.workers > self.global_batch > 0:
-            yield (
-                "workers",
-                f"cannot share a global_batch of {self.global_batch}; at most "
-                f"{self.global_batch} workers can",
-            )
+        if self.workers > batch > 0:
+            yield "workers", f"cannot share a global_batch of {batch}; at most {batch} workers can"
         if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
             yield "min_workers", f"must be from 1 to workers ({self.workers})"
         for name in ("global_batch", "micro_batch"):
@@ -235,7 +215,7 @@ class TrainConfig(Settings):
         return max(1, round(self.epochs * samples / self.global_batch))
 
     def absolute(self) -> Self:
-        """The config with absolute paths: workers run in other folders, on other machines."""
+        """The config with absolute paths, because workers run in other folders."""
         data = self.data
         return self.replace(
             {
@@ -249,6 +229,14 @@ class TrainConfig(Settings):
         )
 
 
+def below(settings: Settings, least: int, *names: str) -> Iterator[Rule]:
+    """The broken rule for each setting of `names` below `least`; None is allowed."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and value < least:
+            yield name, f"must be at least {least}"
+
+
 def absolute(path: str | None) -> str | None:
-    """A path made absolute; a URI as it is."""
+    """The absolute form of a path; a URI or None is returned unchanged."""
     return str(Path(path).absolute()) if path and "://" not in path else path

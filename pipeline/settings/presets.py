@@ -1,14 +1,14 @@
-"""The named runs: each is a row with its settings, where they come from and what they should reach.
+"""Presets: named runs with their settings, source and expected accuracy.
 
-To add a preset, add its row to PRESETS.
+To add a preset, add its row to ROWS.
 
-Top-1 on ImageNet-21k is on held-out images of fall11, over the 21,843 classes of Google's
-checkpoints; other class lists give other numbers. GPU-hours are images over the throughput that
-timm published for training on one RTX 3090 (mixed precision); `train PRESET --plan` counts for
-other GPUs.
+Top-1 on ImageNet-21k is measured on held-out images of fall11, over the 21,843 classes of Google's
+checkpoints; other class lists give other numbers. GPU-hours are the number of images divided by the
+throughput that timm published for training on one RTX 3090 (mixed precision); `train PRESET --plan`
+estimates the time on other GPUs.
 
-The AugReg figures are those of figure 4 (ImageNet-21k) and table 3 (fine-tuned on ImageNet-1k at
-384 pixels) of Steiner et al., "How to train your ViT?", arXiv 2106.10270. With 30 epochs no
+The AugReg accuracies are from figure 4 (ImageNet-21k) and table 3 (fine-tuned on ImageNet-1k at 384
+pixels) of Steiner et al., "How to train your ViT?", arXiv 2106.10270. With 30 epochs no
 augmentation is best up to B/32, and dropout and stochastic depth never help (section 4.4).
 """
 
@@ -29,24 +29,24 @@ class Preset:
 
     config: TrainConfig
     summary: str
-    """What it trains, in a line."""
+    """What the run trains, in one line."""
     source: str
     """Where the recipe is published."""
     expected: str
-    """What it should reach, by the same source."""
+    """Accuracy according to the source."""
     gpu_hours: float | None = None
-    """Published cost, in hours of one GPU; None where it needs none."""
+    """Published cost in hours of one GPU; None if no GPU is needed."""
     checkpoint: str | None = None
-    """Released checkpoint with the same settings, if one is known."""
+    """Released checkpoint with the same settings, if any."""
     measured: str = "not yet"
-    """What was measured with this project."""
+    """Accuracy measured with this project."""
 
     def __str__(self) -> str:
-        """Everything about it but the settings, a line each."""
+        """The summary, and one line for everything else except the settings."""
         cost = f"{self.gpu_hours:,.0f} GPU-hours (RTX 3090)" if self.gpu_hours else "no GPU needed"
         rows = {
             "source": self.source,
-            "released": self.checkpoint or "no checkpoint known to have these settings",
+            "released": self.checkpoint or "no known checkpoint has these settings",
             "expected": self.expected,
             "measured": self.measured,
             "cost": cost,
@@ -54,33 +54,31 @@ class Preset:
         return "\n".join([self.summary, *(f"  {name:<10}{text}" for name, text in rows.items())])
 
 
-def demo() -> Preset:
-    """The whole pipeline on embedded data."""
-    return Preset(
-        summary="The whole pipeline on handwritten digits: no data, no GPU, no server",
-        source="scikit-learn's digits, 1,797 images of 8 x 8 pixels",
-        expected="top-1 above 0.95",
-        measured="top-1 0.983, 84 s on 2 CPU cores (2026-11-23)",
-        config=TrainConfig(
-            name="demo",
-            data=DataConfig(slice_samples=8),
-            model=ViTConfig(
-                image_size=32, patch_size=8, width=128, depth=4, mlp_width=512, heads=4, pool="mean"
-            ),
-            images=ImageConfig(crop_area=(0.6, 1.0), flip=False),
-            optim=OptimConfig(lr=2e-3, weight_decay=0.05, warmup=0.1),
-            epochs=40,
-            global_batch=128,
-            micro_batch=64,
-            workers=2,
-            precision="fp32",
-            compile=False,
-            log_every=20,
-            eval_every=60,
-            checkpoint_every=30,
-            crops="five",  # a mirrored digit is not a digit
+DEMO = Preset(
+    summary="The whole pipeline on handwritten digits: no data, no GPU, no server",
+    source="scikit-learn's digits, 1,797 images of 8 x 8 pixels",
+    expected="top-1 above 0.95",
+    measured="top-1 0.983, 84 s on 2 CPU cores (2026-11-23)",
+    config=TrainConfig(
+        name="demo",
+        data=DataConfig(slice_samples=8),
+        model=ViTConfig(
+            image_size=32, patch_size=8, width=128, depth=4, mlp_width=512, heads=4, pool="mean"
         ),
-    )
+        images=ImageConfig(crop_area=(0.6, 1.0), flip=False),
+        optim=OptimConfig(lr=2e-3, weight_decay=0.05, warmup=0.1),
+        epochs=40,
+        global_batch=128,
+        micro_batch=64,
+        workers=2,
+        precision="fp32",
+        compile=False,
+        log_every=20,
+        eval_every=60,
+        checkpoint_every=30,
+        crops="five",  # a mirrored digit is not a digit
+    ),
+)
 
 
 def augreg(
@@ -94,15 +92,19 @@ def augreg(
     magnitude: float = 0.0,
     mixup: float = 0.0,
     decay: float = 0.1,
-    released: str | None = None,
+    augmentation: str | None = None,
 ) -> Preset:
-    """AugReg on ImageNet-21k: sigmoid loss, cosine, 10,000 steps of warm-up at batch 4,096."""
+    """AugReg on ImageNet-21k: sigmoid loss, cosine, 10,000 warm-up steps at batch 4,096.
+
+    `augmentation` is the name of the augmentation in the file of the released checkpoint, if any.
+    """
+    recipe = f"i21k-{epochs}ep-lr_0.001-aug_{augmentation}-wd_{decay}-do_0.0-sd_0.0"
     return Preset(
         summary=f"ViT-{size} on ImageNet-21k, {epochs} epochs",
         source="AugReg, arXiv 2106.10270",
         expected=f"{upstream} % on ImageNet-21k; {finetuned} % fine-tuned on ImageNet-1k at 384",
         gpu_hours=gpu_hours,
-        checkpoint=released,
+        checkpoint=f"{size.replace('/', '_')}-{recipe}.npz" if augmentation else None,
         config=TrainConfig(
             name=f"in21k-{size.lower().replace('/', '')}-{epochs}ep",
             data=DataConfig(dir=IN21K),
@@ -120,7 +122,7 @@ def augreg(
 
 
 def vit_paper(size: str, upstream: str, finetuned: str, gpu_hours: float) -> Preset:
-    """Table 3 of the ViT paper on ImageNet-21k; loss and head as its authors confirmed."""
+    """Table 3 of the ViT paper on ImageNet-21k; its authors confirmed the loss and the head."""
     return Preset(
         summary=f"ViT-{size} on ImageNet-21k as in the first ViT paper, 90 epochs",
         source="Dosovitskiy et al., arXiv 2010.11929, table 3",
@@ -147,48 +149,44 @@ def vit_paper(size: str, upstream: str, finetuned: str, gpu_hours: float) -> Pre
     )
 
 
-def in1k_s32_300ep() -> Preset:
-    """A run from scratch on ImageNet-1k whose warm-up starts from almost zero."""
-    return Preset(
-        summary="ViT-S/32 on ImageNet-1k from scratch, 300 epochs, 30 of them warm-up",
-        source="the run that this project started from; what it leaves open is as in table 3 of "
-        "the ViT paper for ImageNet-1k",
-        expected="67.8 % on ImageNet-1k",
-        gpu_hours=24,
-        config=TrainConfig(
-            name="in1k-s32-300ep",
-            data=DataConfig(dir=IN1K),
-            model=ViTConfig.named("S/32", dropout=0.1),
-            optim=OptimConfig(
-                lr=3e-3, weight_decay=0.3, warmup=30, warmup_unit="epochs", warmup_lr=1e-6
-            ),
-            epochs=300,
-            workers=8,
-            eval_every=1000,
+IN1K_S32_300EP = Preset(
+    summary="ViT-S/32 on ImageNet-1k from scratch, 300 epochs, 30 of them warm-up",
+    source="the first run of this project; settings that it left open are from table 3 of the "
+    "ViT paper for ImageNet-1k",
+    expected="67.8 % on ImageNet-1k",
+    gpu_hours=24,
+    config=TrainConfig(
+        name="in1k-s32-300ep",
+        data=DataConfig(dir=IN1K),
+        model=ViTConfig.named("S/32", dropout=0.1),
+        optim=OptimConfig(
+            lr=3e-3, weight_decay=0.3, warmup=30, warmup_unit="epochs", warmup_lr=1e-6
         ),
-    )
+        epochs=300,
+        workers=8,
+        eval_every=1000,
+    ),
+)
 
 
-def in1k_s16_90ep() -> Preset:
-    """Better plain ViT baselines."""
-    return Preset(
-        summary="ViT-S/16 on ImageNet-1k from scratch, 90 epochs",
-        source="Beyer et al., arXiv 2205.01580, and big_vision's vit_s16_i1k.py",
-        expected="76.5 % on ImageNet-1k; 6.5 hours on a TPUv3-8",
-        gpu_hours=30,
-        config=TrainConfig(
-            name="in1k-s16-90ep",
-            data=DataConfig(dir=IN1K),
-            model=ViTConfig.named("S/16", pool="mean", positions="sincos2d", pre_logits=True),
-            images=ImageConfig(randaugment_layers=2, randaugment_magnitude=10),
-            mix=MixConfig(mixup=0.2),
-            optim=OptimConfig(lr=1e-3, weight_decay=0.1, warmup=10_000, warmup_unit="steps"),
-            epochs=90,
-            global_batch=1024,
-            workers=8,
-            eval_every=2500,
-        ),
-    )
+IN1K_S16_90EP = Preset(
+    summary="ViT-S/16 on ImageNet-1k from scratch, 90 epochs",
+    source="Better plain ViT baselines, arXiv 2205.01580, and big_vision's vit_s16_i1k.py",
+    expected="76.5 % on ImageNet-1k; 6.5 hours on a TPUv3-8",
+    gpu_hours=30,
+    config=TrainConfig(
+        name="in1k-s16-90ep",
+        data=DataConfig(dir=IN1K),
+        model=ViTConfig.named("S/16", pool="mean", positions="sincos2d", pre_logits=True),
+        images=ImageConfig(randaugment_layers=2, randaugment_magnitude=10),
+        mix=MixConfig(mixup=0.2),
+        optim=OptimConfig(lr=1e-3, weight_decay=0.1, warmup=10_000, warmup_unit="steps"),
+        epochs=90,
+        global_batch=1024,
+        workers=8,
+        eval_every=2500,
+    ),
+)
 
 
 def finetune(size: str, pretrained: str, accuracy: str, gpu_hours: float) -> Preset:
@@ -220,10 +218,8 @@ def finetune(size: str, pretrained: str, accuracy: str, gpu_hours: float) -> Pre
     )
 
 
-RELEASED = "{}-i21k-300ep-lr_0.001-aug_{}-wd_{}-do_0.0-sd_0.0.npz"
-
 ROWS = (
-    demo(),
+    DEMO,
     # size, epochs, % on ImageNet-21k, % fine-tuned, GPU-hours
     augreg("Ti/16", 30, "38", "74.20", 45),
     augreg("S/32", 30, "40", "75.74", 23),
@@ -231,29 +227,23 @@ ROWS = (
     augreg("B/32", 30, "43", "78.65", 61),
     augreg("B/16", 30, "47", "83.46", 264, layers=2, magnitude=10, mixup=0.2),
     augreg("L/16", 30, "49", "84.48", 883, layers=2, magnitude=15, mixup=0.5),
-    augreg(
-        *("Ti/16", 300, "41", "78.22", 450),
-        decay=0.03,
-        released=RELEASED.format("Ti_16", "none", 0.03),
-    ),
-    augreg("S/32", 300, "43", "79.58", 232, released=RELEASED.format("S_32", "none", 0.1)),
+    augreg("Ti/16", 300, "41", "78.22", 450, decay=0.03, augmentation="none"),
+    augreg("S/32", 300, "43", "79.58", 232, augmentation="none"),
     augreg(
         *("S/16", 300, "47", "83.73", 981),
-        **{"layers": 2, "magnitude": 10, "mixup": 0.2, "decay": 0.03},
-        released=RELEASED.format("S_16", "light1", 0.03),
+        **{"layers": 2, "magnitude": 10, "mixup": 0.2, "decay": 0.03, "augmentation": "light1"},
     ),
     augreg("B/32", 300, "48", "83.59", 606, layers=2, magnitude=15, mixup=0.2),
     augreg(
         *("B/16", 300, "51", "85.49", 2640),
-        **{"layers": 2, "magnitude": 15, "mixup": 0.2},
-        released=RELEASED.format("B_16", "medium1", 0.1),
+        **{"layers": 2, "magnitude": 15, "mixup": 0.2, "augmentation": "medium1"},
     ),
     augreg("L/16", 300, "51", "85.59", 8830, layers=2, magnitude=15, mixup=0.5),
     vit_paper("B/32", "44.04", "81.28", 182),
     vit_paper("B/16", "47.88", "83.97", 790),
     vit_paper("L/16", "49.90", "85.15", 2640),
-    in1k_s32_300ep(),
-    in1k_s16_90ep(),
+    IN1K_S32_300EP,
+    IN1K_S16_90EP,
     finetune("S/16", "in21k-s16-300ep", "83.73", 12),
     finetune("B/16", "in21k-b16-300ep", "85.49", 29),
 )
@@ -261,16 +251,16 @@ PRESETS = {preset.config.name: preset for preset in ROWS}
 
 
 def find_preset(name: str) -> TrainConfig:
-    """Settings of a preset; ValueError with the nearest name for an unknown one."""
+    """Settings of a preset; ValueError suggests the nearest name if there is no such preset."""
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; {suggestion(name, PRESETS)}")
     return PRESETS[name].config
 
 
 def read_preset(path: Path) -> TrainConfig:
-    """A run from a preset file, JSON of {"preset": name, "settings": {dotted name: value}}.
+    """Settings from a preset file, JSON of {"preset": name, "settings": {dotted name: value}}.
 
-    ValueError if the file is something else, or if a setting breaks a rule.
+    Raises ValueError if the file has another form or a setting breaks a rule.
     """
     try:
         content = json.loads(path.read_text())

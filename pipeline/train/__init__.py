@@ -1,1 +1,1 @@
-"""The training of a run on Ray Train."""
+"""Training of a run on Ray Train."""

@@ -1,4 +1,4 @@
-"""Writes checkpoints beside the training: the loop waits for a copy in memory, not for the disk."""
+"""Writes checkpoints in the background: training waits for a copy in memory, not for the disk."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -12,50 +12,50 @@ from pipeline.train.state import State
 
 
 class CheckpointWriter:
-    """Rank 0's hand; the other workers only take part where tensors are sharded."""
+    """Writes on rank 0; the other workers only help to gather sharded tensors."""
 
     def __init__(self, job: Job, queue: ActorHandle, rank: int) -> None:
-        """For the folder of the job."""
+        """Write to the checkpoint folder of the job."""
         self._job, self._queue, self._rank = job, queue, rank
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future | None = None
 
     def save(self, state: State, metrics: dict[str, float]) -> None:
-        """Record the evaluation, if there is one, and begin to write a checkpoint.
+        """Record the evaluation, if any, and start to write a checkpoint.
 
-        Waits for the one before; an error of that is raised here.
+        Waits for the previous checkpoint, and raises its error if it failed.
         """
         if self._rank and self._job.config.parallel == "ddp":
             return
-        weights, held = state.capture()
+        weights, optimizer_state = state.capture()
         if self._rank:
             return
-        self._wait()
-        if metrics:
-            self._queue.put.remote({"kind": "eval", "step": state.step, **metrics})
-        self._pending = self._thread.submit(self._write, state.step, weights, held, metrics)
-
-    def close(self) -> None:
-        """Wait until all is written."""
-        self._wait()
-        self._thread.shutdown()
-
-    def _wait(self) -> None:
         if self._pending:
             self._pending.result()
+        if metrics:
+            self._queue.put.remote({"kind": "eval", "step": state.step, **metrics})
+        self._pending = self._thread.submit(
+            self._write, state.step, weights, optimizer_state, metrics
+        )
+
+    def close(self) -> None:
+        """Wait until everything is written."""
+        if self._pending:
+            self._pending.result()
+        self._thread.shutdown()
 
     def _write(
-        self, step: int, weights: dict[str, Tensor], held: dict, metrics: dict[str, float]
+        self, step: int, weights: dict[str, Tensor], state: dict, metrics: dict[str, float]
     ) -> None:
         job = self._job
-        # a resumed run does not repeat the records before its checkpoint: they must be safe first
+        # a resumed run does not repeat the records before its checkpoint: save them first
         wait_until_flushed(self._queue)
         path = local.save(
             job.checkpoints,
             step=step,
             samples=step * job.config.global_batch,
             model=weights,
-            state=held,
+            state=state,
             metrics=metrics,
             config=job.config,
             classes=job.train.classes,

@@ -1,4 +1,4 @@
-"""A run before anything is started: settings, data and folder, checked against each other."""
+"""A run before it starts: settings, data and folder, checked against each other."""
 
 import json
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ CONFIG = "config.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A run whose settings, data and folder fit together; this is what the workers are handed."""
+    """A run whose settings, data and folder are consistent; it is sent to the workers."""
 
     config: TrainConfig
     train: Dataset
@@ -40,11 +40,11 @@ class Job:
 
     @property
     def store(self) -> str:
-        """The run's place in the store."""
+        """URI of the run's checkpoints in the object store."""
         return f"{self.config.storage}/{self.config.name}"
 
     def latest(self) -> local.Checkpoint | None:
-        """The newest checkpoint; fetched first where there is a store."""
+        """The newest checkpoint; it is first fetched from the object store, if there is one."""
         if self.config.storage:
             remote.pull(self.store, self.checkpoints)
         return local.latest(self.checkpoints)
@@ -62,17 +62,17 @@ class Job:
 
     @property
     def parents(self) -> Sequence[int] | None:
-        """Parent of each class in WordNet, for a loss over the tree of classes."""
+        """Parent of each class in WordNet, if the loss needs the tree of classes."""
         needs_tree = LOSSES[self.config.loss.name].needs_tree
         return wordnet.parents(self.train.classes) if needs_tree else None
 
     @property
     def num_stages(self) -> int:
-        """Steps of the line, for the console: the embedded data is made first."""
+        """Number of stages on the console: the embedded data takes two to build."""
         return 4 if self.config.data.dir == DIGITS else 2
 
     def learning_rate(self, step: int) -> float:
-        """Learning rate of a step; a warm-up longer than the run is a ValueError."""
+        """Learning rate of a step; ValueError if the warm-up is longer than the run."""
         return learning_rate(
             self.config.optim,
             step,
@@ -83,10 +83,9 @@ class Job:
 
 
 def prepare(config: TrainConfig) -> Job:
-    """Check a run against its data and its folder; what does not fit is a ValueError.
+    """Check a run against its data and its folder; the embedded data is built if it is missing.
 
-    Data that is not there is a FileNotFoundError. Only the embedded data is written, if it is not
-    there yet.
+    Raises ValueError if they do not fit together, and FileNotFoundError if the data is missing.
     """
     data = config.data
     location = digits.made(data.dir, config.runs_dir)
@@ -97,37 +96,36 @@ def prepare(config: TrainConfig) -> Job:
         eval=open_eval(data, location),
         probes=Probe.open_all(config.probe),
     )
-    job.learning_rate(0)  # refuses a warm-up that does not fit into the run
-    make_loss(config.loss, parents=job.parents)  # refuses classes that make no tree
+    # each of these raises an error that would otherwise come up only in the workers
+    job.learning_rate(0)
+    make_loss(config.loss, parents=job.parents)
     if config.init_from:
-        local.weights_of(config.init_from)  # refuses what is not there
+        local.weights_of(config.init_from)
     check_folder(job)
     return job
 
 
 def with_classes(config: TrainConfig, num_classes: int) -> TrainConfig:
-    """The config with the head's size taken from the data, or checked against it."""
-    if config.model.num_classes is None:
-        return config.replace({"model.num_classes": num_classes})
-    if config.model.num_classes != num_classes:
+    """The config with the size of the head from the data; ValueError if it has another size."""
+    if config.model.num_classes not in (None, num_classes):
         raise ValueError(
             f"model.num_classes ({config.model.num_classes}) differs from the {num_classes} "
-            f"classes of the data; leave it out to take the data's"
+            f"classes of the data; leave it out to use that number"
         )
-    return config
+    return config.replace({"model.num_classes": num_classes})
 
 
 def check_folder(job: Job) -> None:
-    """Refuse to go on with a run of other settings or other data."""
-    recorded = job.dir / CONFIG
-    if not recorded.exists():
+    """Raise ValueError if the folder holds a run with other settings or other data."""
+    path = job.dir / CONFIG
+    if not path.exists():
         return
-    odd = local.differences(job.config, json.loads(recorded.read_text()))
-    found, fingerprint = job.latest(), job.train.fingerprint
-    if found and found.fingerprint != fingerprint:
-        odd.append(f"the shard set ({found.fingerprint[:12]} before, {fingerprint[:12]} now)")
-    if odd:
+    changes = local.differences(job.config, json.loads(path.read_text()))
+    checkpoint, now = job.latest(), job.train.fingerprint
+    if checkpoint and checkpoint.fingerprint != now:
+        changes.append(f"the shard set ({checkpoint.fingerprint[:12]} before, {now[:12]} now)")
+    if changes:
         raise ValueError(
-            f"run {job.config.name!r} in {job.dir} was started differently: {'; '.join(odd)}. "
+            f"run {job.config.name!r} in {job.dir} was started differently: {'; '.join(changes)}. "
             f"Take another --name, or go back to its settings"
         )

@@ -2,9 +2,9 @@
 
     pipeline.data.stream -> (b, S, S, 3) uint8 on the device -> vit -> mean loss of the global batch
 
-A worker computes its contiguous share of every global batch. Its loss is weighted so that the
-average over workers, which DDP and FSDP take, is the mean over the global batch, also where the
-shares differ. Whatever happens in step k depends on (settings, k) alone, so a restart replays it
+A worker computes its contiguous share of every global batch. DDP and FSDP average the gradients
+over the workers; the loss is weighted so that this average is the mean over the global batch, even
+if the shares differ in size. Step k depends on (settings, k) alone, so a restart repeats it
 exactly.
 """
 
@@ -50,14 +50,13 @@ class Batch:
     keys: np.ndarray
     """(b,) str."""
     faults: list[str]
-    """What is wrong with each image that could not be read."""
+    """Description of each image that could not be read."""
 
 
 def attempt(job: Job, queue: ActorHandle) -> str | None:
-    """One worker's part; returns what it says of a loss that no restart would make finite.
+    """Run one worker; returns the error of a non-finite loss, which no restart would cure.
 
-    It stands here, and not with the driver, so that workers import nothing that only the driver
-    uses, such as MLflow.
+    It is in this module so that workers do not import what only the driver uses, such as MLflow.
     """
     try:
         with sampling(queue, job.config.record.system_every_s):
@@ -69,7 +68,7 @@ def attempt(job: Job, queue: ActorHandle) -> str | None:
 def train(job: Job, queue: ActorHandle) -> None:
     """Train from the latest checkpoint, or from the start, to the last step or the stop request.
 
-    Rank 0 leaves what is to be recorded at the queue.
+    Rank 0 puts the records into the queue.
     """
     quiet()
     config, total = job.config, job.total_steps
@@ -79,39 +78,33 @@ def train(job: Job, queue: ActorHandle) -> None:
     share = RankShare.of(rank, world_size, config.global_batch)
     state = State(config, device, job.latest())
     loss_of = make_loss(config.loss, parents=job.parents, device=device)
-    meter = Meter(
-        images=config.global_batch,
-        image_flops=3 * config.model.forward_flops,
-        world_size=world_size,
-        total=total,
-        eval_every=config.eval_every,
-    )
+    meter = Meter(config, total, world_size)
     writer = CheckpointWriter(job, queue, rank)
     stop_signal = StopSignal(queue) if rank == 0 else None
     preempted = False
 
     for batch in meter.timed(device_batches(job, share, state.step, device)):
-        seed = scramble(scramble(config.seed) ^ state.step)  # of this step's global batch
+        seed = scramble(scramble(config.seed) ^ state.step)  # of the global batch
         torch.manual_seed(scramble(seed ^ rank))
         rate = job.learning_rate(state.step)
         set_learning_rate(state.optimizer, rate)
         loss = torch.zeros(1, device=device)
         starts = range(0, share.size, config.micro_batch)
         for start in starts:
-            part = slice(start, start + config.micro_batch)
-            pixels = normalise(batch.images[part], config.images)
-            targets = make_targets(batch.labels[part], config.model.num_classes)
-            readable = batch.labels[part].ge(0).any(1)
+            rows = slice(start, start + config.micro_batch)
+            pixels = normalise(batch.images[rows], config.images)
+            targets = make_targets(batch.labels[rows], config.model.num_classes)
+            readable = batch.labels[rows].ge(0).any(1)
             pixels, targets = mix(pixels, targets, config.mix, seed=seed, first=share.low + start)
             with state.accumulating(last=start == starts[-1]):
                 with torch.autocast(device.type, torch.bfloat16, config.precision == "bf16"):
                     logits = state.forward(pixels)
                 losses = loss_of(logits.float(), targets) * readable
-                part_loss = losses.sum() * (world_size / config.global_batch)
-                part_loss.backward()
-            loss += part_loss.detach()
+                micro_loss = losses.sum() * (world_size / config.global_batch)
+                micro_loss.backward()
+            loss += micro_loss.detach()
         norm = state.clip()
-        # one message: all workers see the same loss, the same stop request and the same faults
+        # one reduction: all workers see the same loss, stop request and number of faults
         flags = torch.tensor([float(bool(stop_signal)), len(batch.faults)]).to(device)
         sums = torch.cat([loss, flags])
         torch.distributed.all_reduce(sums)
@@ -133,7 +126,7 @@ def train(job: Job, queue: ActorHandle) -> None:
             queue.put.remote(meter.record(state.step, {**values, "grad_norm": norm.item()}))
         if logs and not preempted:
             preempted = ray.train.get_preemption_info() is not None
-            saves |= preempted  # once, before a node goes away
+            saves |= preempted  # once, before the node disappears
         if saves:
             with meter.paused(evaluates=evaluates), state.averaged():
                 metrics = {}
@@ -151,16 +144,16 @@ def train(job: Job, queue: ActorHandle) -> None:
 
 
 def device_batches(job: Job, share: RankShare, step: int, device: torch.device) -> Iterator[Batch]:
-    """The worker's share of every step from `step` on, prefetched."""
+    """The worker's batches from `step` on, prefetched."""
     config = job.config
-    view = View(images=config.images, size=config.model.image_size, seed=config.seed)
+    reader = SampleReader(
+        dataset=job.train,
+        view=View(images=config.images, size=config.model.image_size, seed=config.seed),
+        verify=config.data.verify,
+        skip=config.data.max_bad_samples > 0,
+    )
     stream = Stream(
-        reader=SampleReader(
-            dataset=job.train,
-            view=view,
-            verify=config.data.verify,
-            skip=config.data.max_bad_samples > 0,
-        ),
+        reader=reader,
         order=job.order,
         share=share,
         task_samples=config.data.task_samples,
@@ -168,57 +161,49 @@ def device_batches(job: Job, share: RankShare, step: int, device: torch.device) 
     )
 
     def on_device(block: Block) -> Batch:
-        images, labels = (
-            torch.from_numpy(array) for array in (block["images"][:, 0], block["labels"])
-        )
-        if device.type == "cuda":  # a pinned copy is what may travel beside the computation
-            images, labels = images.pin_memory(), labels.pin_memory()
-        return Batch(
-            images=images.to(device, non_blocking=True),
-            labels=labels.to(device, non_blocking=True),
-            keys=block["key"],
-            faults=[str(fault) for fault in block["fault"] if fault],
-        )
+        tensors = [torch.from_numpy(block["images"][:, 0]), torch.from_numpy(block["labels"])]
+        if device.type == "cuda":  # only pinned memory is copied while the GPU computes
+            tensors = [tensor.pin_memory() for tensor in tensors]
+        images, labels = (tensor.to(device, non_blocking=True) for tensor in tensors)
+        faults = [str(fault) for fault in block["fault"] if fault]
+        return Batch(images=images, labels=labels, keys=block["key"], faults=faults)
 
     blocks = stream.blocks(step * share.size, job.total_steps * share.size)
     return ahead(map(on_device, rebatch(blocks, share.size)), config.data.prefetch_batches)
 
 
 def check_faults(state: State, queue: ActorHandle, faults: list[str], num_bad: int) -> None:
-    """Count images that could not be read; more than the run allows are an OSError."""
+    """Count unreadable images; OSError if there are more than the run allows."""
     allowed = state.config.data.max_bad_samples
     state.num_bad += num_bad
     for fault in faults:
-        queue.say.remote(f"left out: {fault}")
+        queue.say.remote(f"skipped: {fault}")
     if state.num_bad > allowed:
-        named = "; ".join(faults) or "named by another worker"
         raise OSError(
             f"{state.num_bad} images could not be read, data.max_bad_samples allows {allowed}: "
-            f"{named}"
+            f"{'; '.join(faults) or 'named by another worker'}"
         )
 
 
 def check_finite(job: Job, step: int, loss: Tensor, norm: Tensor) -> None:
-    """Stop before an update by a loss or gradient that is not finite, and say from where."""
+    """Raise FloatingPointError, which names the shards, unless loss and gradient are finite."""
     if math.isfinite(norm.item()) and math.isfinite(loss.item()):
         return
     batch = job.config.global_batch
     rows = job.order.spans(step * batch, (step + 1) * batch).slice
-    numbers = sorted(set(job.train.slices.shard[rows].tolist()))
-    names = [job.train.shards[number][1].name for number in numbers]
+    names = [job.train.shards[n][1].name for n in np.unique(job.train.slices.shard[rows])]
     raise FloatingPointError(
         f"loss {loss.item()}, gradient norm {norm.item()} in step {step + 1}; nothing was updated. "
         f"Samples came from {', '.join(names[:20])}{' ...' if len(names) > 20 else ''}. Lower "
-        f"optim.lr or lengthen the warm-up; the last checkpoint is untouched"
+        f"optim.lr or lengthen the warm-up; the last checkpoint is unchanged"
     )
 
 
 def keep_keys(job: Job, step: int, keys: np.ndarray, rank: int) -> None:
-    """Write the keys of a step's global batch, in order, over those of an earlier try."""
+    """Write the keys of a step's global batch, in order; replaces those of an earlier attempt."""
     gathered = [None] * torch.distributed.get_world_size() if rank == 0 else None
     torch.distributed.gather_object(keys.tolist(), gathered)
     if gathered:
         path = job.dir / "samples" / f"step-{step + 1:09d}.json"
         path.parent.mkdir(exist_ok=True)
-        keys = [key for part in gathered for key in part]
-        write_bytes(path, json.dumps(keys).encode())
+        write_bytes(path, json.dumps([key for shares in gathered for key in shares]).encode())
