@@ -192,7 +192,7 @@ def wait_until_free(folders: Iterable[Path]) -> None:
     for folder in folders:
         while True:
             try:
-                with run.lock(folder):
+                with locked(folder / run.LOCK, f"another process trains the run in {folder}"):
                     break
             except AlreadyLocked:
                 if time.monotonic() > deadline:
