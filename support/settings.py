@@ -129,6 +129,11 @@ class Settings:
             raise InvalidSettings(named) from None
 
 
+def broken(**rules: tuple[bool, str]) -> Iterator[Rule]:
+    """The rules that do not hold, from name=(whether the rule holds, what the value must be)."""
+    return ((name, text) for name, (holds, text) in rules.items() if not holds)
+
+
 @functools.cache
 def type_hints(kind: type) -> dict[str, object]:
     """Annotations of a class, resolved."""

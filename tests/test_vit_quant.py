@@ -249,6 +249,6 @@ def test_files_with_code_are_refused(tmp_path):
     with pytest.raises((ValueError, pickle.UnpicklingError)):
         load_quantised(tmp_path / "q.pt")
     (tmp_path / "cut.pt").write_bytes((tmp_path / "q.pt").read_bytes()[:200])
-    with pytest.raises(ValueError, match="cut.pt is no readable quantised model"):
+    with pytest.raises(ValueError, match="cut.pt is not a readable quantised model"):
         load_quantised(tmp_path / "cut.pt")
     assert not (tmp_path / "ran").exists()
