@@ -15,8 +15,8 @@ import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -52,8 +52,7 @@ TRANSFORMS: dict[str, tuple[Callable[[Array], Array], Callable[[Array, int], Arr
 RANKS = {"dense": 2, "conv": 4, "into heads": 3, "head bias": 2, "out of heads": 3}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
+class Entry(NamedTuple):
     """A JAX array and its timm tensor, of which it is part number `part` of `parts`."""
 
     jax: str
@@ -65,54 +64,41 @@ class Entry:
 
 def entries(depth: int, layout: str) -> Iterator[Entry]:
     """All arrays that the file of a ViT may contain, except positions."""
+    yield Entry("cls", "cls_token", "same")
+    yield Entry("MAPHead_0/probe", "attn_pool.latent", "same")
+    for jax, timm, kind, *part in layers(depth, layout):
+        bias_kind = "head bias" if kind == "into heads" else "same"
+        yield Entry(
+            f"{jax}/{'scale' if kind == 'same' else 'kernel'}", f"{timm}.weight", kind, *part
+        )
+        yield Entry(f"{jax}/bias", f"{timm}.bias", bias_kind, *part)
+
+
+def layers(depth: int, layout: str) -> Iterator[Entry]:
+    """The layers with a kernel or scale, whose kind is given here, and a bias."""
     norm2, attention, mlp = COUNTERS[layout]
-    yield Entry(jax="cls", timm="cls_token", kind="same")
-    yield from layer_entries("embedding", "patch_embed.proj", "conv")
+    yield Entry("embedding", "patch_embed.proj", "conv")
     for i in range(depth):
         source, target = f"Transformer/encoderblock_{i}", f"blocks.{i}"
-        yield from norm_entries(f"{source}/LayerNorm_0", f"{target}.norm1")
+        yield Entry(f"{source}/LayerNorm_0", f"{target}.norm1", "same")
         heads = f"{source}/MultiHeadDotProductAttention_{attention}"
-        qkv = f"{target}.attn.qkv"
         for part, name in enumerate(("query", "key", "value")):
-            yield from head_entries(f"{heads}/{name}", qkv, part, 3)
-        yield from layer_entries(f"{heads}/out", f"{target}.attn.proj", "out of heads")
-        yield from norm_entries(f"{source}/LayerNorm_{norm2}", f"{target}.norm2")
-        yield from mlp_entries(f"{source}/MlpBlock_{mlp}", f"{target}.mlp")
-    yield from norm_entries("Transformer/encoder_norm", "norm")
-    yield Entry(jax="MAPHead_0/probe", timm="attn_pool.latent", kind="same")
+            yield Entry(f"{heads}/{name}", f"{target}.attn.qkv", "into heads", part, 3)
+        yield Entry(f"{heads}/out", f"{target}.attn.proj", "out of heads")
+        yield Entry(f"{source}/LayerNorm_{norm2}", f"{target}.norm2", "same")
+        for j in (0, 1):
+            yield Entry(f"{source}/MlpBlock_{mlp}/Dense_{j}", f"{target}.mlp.fc{j + 1}", "dense")
+    yield Entry("Transformer/encoder_norm", "norm", "same")
     heads = "MAPHead_0/MultiHeadDotProductAttention_0"
-    yield from head_entries(f"{heads}/query", "attn_pool.q", 0, 1)
-    yield from head_entries(f"{heads}/key", "attn_pool.kv", 0, 2)
-    yield from head_entries(f"{heads}/value", "attn_pool.kv", 1, 2)
-    yield from layer_entries(f"{heads}/out", "attn_pool.proj", "out of heads")
-    yield from norm_entries("MAPHead_0/LayerNorm_0", "attn_pool.norm")
-    yield from mlp_entries("MAPHead_0/MlpBlock_0", "attn_pool.mlp")
-    yield from layer_entries("pre_logits", "pre_logits.fc", "dense")
-    yield from layer_entries("head", "head", "dense")
-
-
-def layer_entries(jax: str, timm: str, kind: str, kernel: str = "kernel") -> Iterator[Entry]:
-    """Kernel and bias of a dense layer or convolution."""
-    yield Entry(jax=f"{jax}/{kernel}", timm=f"{timm}.weight", kind=kind)
-    yield Entry(jax=f"{jax}/bias", timm=f"{timm}.bias", kind="same")
-
-
-def norm_entries(jax: str, timm: str) -> Iterator[Entry]:
-    """Scale and bias of a LayerNorm."""
-    return layer_entries(jax, timm, "same", "scale")
-
-
-def mlp_entries(jax: str, timm: str) -> Iterator[Entry]:
-    """Both dense layers of an MLP."""
-    for i in (0, 1):
-        yield from layer_entries(f"{jax}/Dense_{i}", f"{timm}.fc{i + 1}", "dense")
-
-
-def head_entries(jax: str, timm: str, part: int, parts: int) -> Iterator[Entry]:
-    """Kernel and bias of a projection into heads, as one part of timm's fused tensor."""
-    for jax_leaf, leaf, kind in (("kernel", "weight", "into heads"), ("bias", "bias", "head bias")):
-        names = {"jax": f"{jax}/{jax_leaf}", "timm": f"{timm}.{leaf}"}
-        yield Entry(**names, kind=kind, part=part, parts=parts)
+    yield Entry(f"{heads}/query", "attn_pool.q", "into heads")
+    yield Entry(f"{heads}/key", "attn_pool.kv", "into heads", 0, 2)
+    yield Entry(f"{heads}/value", "attn_pool.kv", "into heads", 1, 2)
+    yield Entry(f"{heads}/out", "attn_pool.proj", "out of heads")
+    yield Entry("MAPHead_0/LayerNorm_0", "attn_pool.norm", "same")
+    for j in (0, 1):
+        yield Entry(f"MAPHead_0/MlpBlock_0/Dense_{j}", f"attn_pool.mlp.fc{j + 1}", "dense")
+    yield Entry("pre_logits", "pre_logits.fc", "dense")
+    yield Entry("head", "head", "dense")
 
 
 def read_npz(path: Path) -> tuple[dict[str, Tensor], int]:

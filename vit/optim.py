@@ -109,7 +109,8 @@ def learning_rate(
         global_batch: Images per step; required if a length is in epochs or examples.
         examples_per_epoch: Images per epoch; required if a length is in epochs.
     """
-    warmup, cooldown = ramps(config, total_steps, global_batch, examples_per_epoch)
+    lengths = total_steps, global_batch, examples_per_epoch
+    warmup, cooldown = (ramp_steps(name, config, *lengths) for name in ("warmup", "cooldown"))
     lr, end = config.lr, config.final_lr
     progress = min(max((step - warmup) / max(total_steps - warmup, 1), 0.0), 1.0)
     if config.schedule == "cosine":
@@ -123,38 +124,38 @@ def learning_rate(
     return lr * min(1.0, (total_steps - step) / cooldown) if cooldown else lr
 
 
-def ramps(
+def ramp_steps(
+    name: str,
     config: OptimConfig,
     total_steps: int,
-    global_batch: int | None = None,
-    examples_per_epoch: int | None = None,
-) -> tuple[int, int]:
-    """Steps of the warm-up and of the cooldown; ValueError if the warm-up is not below the run."""
+    global_batch: int | None,
+    examples_per_epoch: int | None,
+) -> int:
+    """Steps of the "warmup" or "cooldown": rounded, but at least 1 unless its length is 0.
+
+    Raises ValueError if the unit needs an argument that is None, or if the warm-up is not shorter
+    than the run.
+    """
+    length, unit = getattr(config, name), getattr(config, f"{name}_unit")
+    if not length:
+        return 0
     per_unit = {"steps": 1.0, "fraction": float(total_steps)}
     if global_batch:
         per_unit["examples"] = 1 / global_batch
         if examples_per_epoch:
             per_unit["epochs"] = examples_per_epoch / global_batch
-    warmup = duration("warmup", config.warmup, config.warmup_unit, per_unit)
-    cooldown = duration("cooldown", config.cooldown, config.cooldown_unit, per_unit)
-    if total_steps > 1 and warmup >= total_steps:
-        raise ValueError(
-            f"warmup is {warmup} steps ({config.warmup:g} {config.warmup_unit}), but the run has"
-            f" {total_steps}; shorten it or train longer"
-        )
-    return warmup, cooldown
-
-
-def duration(name: str, value: float, unit: str, per_unit: dict[str, float]) -> int:
-    """Steps in a length, from the steps per unit: rounded, but at least 1 unless it is 0."""
-    if not value:
-        return 0
     if unit not in per_unit:
         raise ValueError(
-            f"{name} is {value:g} {unit}: its steps depend on the batch and the data; pass"
+            f"{name} is {length:g} {unit}: its steps depend on the batch and the data; pass"
             " global_batch" + (" and examples_per_epoch" if unit == "epochs" else "")
         )
-    return max(1, round(value * per_unit[unit]))
+    steps = max(1, round(length * per_unit[unit]))
+    if name == "warmup" and total_steps > 1 and steps >= total_steps:
+        raise ValueError(
+            f"warmup is {steps} steps ({length:g} {unit}), but the run has {total_steps}; shorten"
+            " it or train longer"
+        )
+    return steps
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
