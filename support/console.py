@@ -14,6 +14,7 @@ from support.redact import RedactingFormatter
 log = logging.getLogger(__name__)
 
 PACKAGES = ("pipeline", "shards", "support", "tune", "vit")
+UNITS = ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s"))
 
 
 class ConsoleHandler(logging.StreamHandler):
@@ -25,7 +26,7 @@ class ConsoleHandler(logging.StreamHandler):
 
 
 def open_console(*, verbose: bool, stream: TextIO | None = None) -> None:
-    """Log the project's messages, and if verbose those of libraries, to stream (default: stdout)."""
+    """Log the project's messages, if verbose also the libraries', to stream (default: stdout)."""
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")  # before Ray is imported
     handler = ConsoleHandler(stream or sys.stdout)
     handler.setFormatter(RedactingFormatter("%(message)s"))
@@ -85,11 +86,7 @@ class Progress:
 def duration(seconds: float) -> str:
     """Format a duration in its two largest units: 42s, 3m05s, 7h12m, 12d04h."""
     seconds = round(seconds)
-    for size, unit, part, part_unit in (
-        (86400, "d", 3600, "h"),
-        (3600, "h", 60, "m"),
-        (60, "m", 1, "s"),
-    ):
+    for size, unit, part, part_unit in UNITS:
         if seconds >= size:
             return f"{seconds // size}{unit}{seconds % size // part:02d}{part_unit}"
     return f"{seconds}s"

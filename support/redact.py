@@ -33,10 +33,7 @@ PATTERNS = (
     # that was converted to a path has one slash
     (re.compile(r"\b((?:s3|gs|gcs|abfss?)://?)[^\s/:@'\"]+:[^\s@'\"<>]+@"), rf"\1{HIDDEN}@"),
     (re.compile(r"\b([a-z][a-z0-9+.-]*://?)[^\s/?#'\"<>]+@", re.IGNORECASE), rf"\1{HIDDEN}@"),
-    (
-        re.compile(r"\b(bearer|basic)\s+(?=\S*[0-9=])[A-Za-z0-9._~+/=-]{6,}", re.IGNORECASE),
-        rf"\1 {HIDDEN}",
-    ),
+    (re.compile(r"\b(bearer|basic)\s+(?=\S*[0-9=])[A-Za-z0-9._~+/=-]{6,}", re.I), rf"\1 {HIDDEN}"),
     # password=..., "token": "...", ?sig=...; the word may end a longer name
     (
         re.compile(

@@ -48,17 +48,7 @@ class AdamW8bit(torchao.optim.AdamW8bit):
         state["step"] += 1
         if not local(parameter).numel():
             return  # this rank has no part of it
-        update(
-            local(parameter.detach()),
-            local(parameter.grad),
-            state["step"],
-            local(state["exp_avg"]),
-            local(state["exp_avg_sq"]),
-            None,
-            group["lr"],
-            *group["betas"],
-            group["weight_decay"],
-            group["eps"],
-            self.is_adamw,
-            False,
-        )
+        tensors = local(parameter.detach()), local(parameter.grad), state["step"]
+        moments = local(state["exp_avg"]), local(state["exp_avg_sq"]), None
+        settings = group["lr"], *group["betas"], group["weight_decay"], group["eps"]
+        update(*tensors, *moments, *settings, self.is_adamw, False)

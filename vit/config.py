@@ -12,6 +12,7 @@ from typing import Literal
 from support.settings import Rule, Settings, broken, setting
 from vit.registry import LOSSES, OPTIMIZERS
 
+Unit = Literal["steps", "epochs", "examples", "fraction"]
 # width, depth, MLP width, heads: big_vision `models/vit.py:decode_variant`
 SIZES = {
     "Ti": (192, 12, 768, 3),
@@ -90,9 +91,8 @@ class ViTConfig(Settings):
         size, _, patch = name.partition("/")
         if size not in SIZES or not patch.isdigit():
             raise ValueError(f"unknown ViT {name!r}; sizes: {', '.join(SIZES)}; for example S/16")
-        width, depth, mlp_width, heads = SIZES[size]
-        shape = dict(width=width, depth=depth, mlp_width=mlp_width, heads=heads)
-        return cls(**{"patch_size": int(patch), **shape, **settings})
+        shape = zip(("width", "depth", "mlp_width", "heads"), SIZES[size], strict=True)
+        return cls(**{"patch_size": int(patch), **dict(shape), **settings})
 
     @property
     def grid(self) -> int:
@@ -249,9 +249,7 @@ class OptimConfig(Settings):
     proportional to one over the square root of the step."""
     warmup: float = setting(0.1, common=True)
     """Length of the linear warm-up, in warmup_unit; 0 turns it off."""
-    warmup_unit: Literal["steps", "epochs", "examples", "fraction"] = setting(
-        "fraction", common=True
-    )
+    warmup_unit: Unit = setting("fraction", common=True)
     """Unit of warmup; fraction means a fraction of all steps."""
     warmup_lr: float = 0.0
     """Learning rate of the first step of the warm-up."""
@@ -261,7 +259,7 @@ class OptimConfig(Settings):
     """Rsqrt: steps after which the rate has fallen by a factor of the square root of two."""
     cooldown: float = 0.0
     """Length of the linear descent to 0 at the end, in cooldown_unit; 0 turns it off."""
-    cooldown_unit: Literal["steps", "epochs", "examples", "fraction"] = "fraction"
+    cooldown_unit: Unit = "fraction"
     """Unit of cooldown."""
 
     def rules(self) -> Iterator[Rule]:

@@ -159,15 +159,13 @@ def read_arrays(path: Path) -> dict[str, Array]:
 
 def without_prefix(path: Path, arrays: Mapping[str, Array]) -> dict[str, Array]:
     """The model's arrays, without the prefix that training programs add to their names."""
-    for prefix in PREFIXES:
-        if f"{prefix}embedding/kernel" in arrays:
-            inner = {k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)}
-            break
-    else:
+    prefix = next((p for p in PREFIXES if f"{p}embedding/kernel" in arrays), None)
+    if prefix is None:
         raise ValueError(
             f"{path} is not a ViT of Google's: it lacks the key embedding/kernel (also with the"
             f" prefixes {', '.join(PREFIXES[:-1])}); its keys are {', '.join(list(arrays)[:3])}..."
         )
+    inner = {k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)}
     for name, array in inner.items():
         if array.dtype.kind != "f":
             raise ValueError(f"{path}: {name} is {array.dtype}, but weights are floats")

@@ -66,13 +66,11 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
     for name, parameter in named.items():
         scale = config.layer_decay ** (last - layer_number(name, last))
         decays = parameter.ndim > 1 and name not in NO_DECAY
-        if (scale, decays) not in groups:
-            decay = config.weight_decay if decays else 0.0
-            if not config.decay_scaled_by_lr:
-                decay /= config.lr * scale
-            settings = {"lr": config.lr * scale, "lr_scale": scale, "weight_decay": decay}
-            groups[scale, decays] = {"params": [], **settings}
-        groups[scale, decays]["params"].append(parameter)
+        lr, decay = config.lr * scale, config.weight_decay if decays else 0.0
+        if not config.decay_scaled_by_lr:
+            decay /= lr
+        settings = {"lr": lr, "lr_scale": scale, "weight_decay": decay}
+        groups.setdefault((scale, decays), {"params": [], **settings})["params"].append(parameter)
     return list(groups.values())
 
 
@@ -185,9 +183,8 @@ class Ema:
         """Move the average towards the model's weights; call after the optimizer's step."""
         share = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
         current = {plain_name(name): p.detach() for name, p in model.named_parameters()}
-        torch._foreach_lerp_(
-            list(self.weights.values()), [current[name] for name in self.weights], share
-        )
+        ordered = [current[name] for name in self.weights]
+        torch._foreach_lerp_(list(self.weights.values()), ordered, share)
         self.updates += 1
 
     @contextmanager

@@ -59,9 +59,9 @@ def refusal(scheme: str, device: torch.device | str = "cpu") -> str | None:
         return cpu_refusal(scheme)
     if scheme == STATIC:
         return f"int8-static is for x86 CPUs, not for {device.type}; choose int8-dynamic or float8"
+    if scheme in CAPABILITY and device.type != "cuda":
+        return f"{scheme} has no kernels on {device.type}; choose int8-weight"
     if scheme in CAPABILITY:
-        if device.type != "cuda":
-            return f"{scheme} has no kernels on {device.type}; choose int8-weight"
         capability = torch.cuda.get_device_capability(device)
         if capability < CAPABILITY[scheme]:
             minimum, actual = (".".join(map(str, c)) for c in (CAPABILITY[scheme], capability))
@@ -212,8 +212,7 @@ def load_quantised(path: Path | str, device: torch.device | str = "cpu") -> Quan
     if scheme != STATIC:
         model.load_state_dict(stored["state"], assign=True)
         return QuantisedViT(model.to(device), config, scheme)
-    size = config.image_size
-    graph = quantise_static(model, [torch.randn(2, 3, size, size)])
+    graph = quantise_static(model, [torch.randn(2, 3, config.image_size, config.image_size)])
     nodes = list(activation_nodes(graph.graph))
     if len(nodes) != len(stored["ranges"]) or graph.state_dict().keys() != stored["state"].keys():
         raise ValueError(f"{path} was written by another version of torchao; quantise again")

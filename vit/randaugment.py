@@ -121,12 +121,19 @@ def sharpness(pixels: np.ndarray, factor: float) -> np.ndarray:
     return blend(smooth, pixels, factor)
 
 
-def warp(pixels: np.ndarray, inverse: list[list[float]]) -> np.ndarray:
+def warp(pixels: np.ndarray, inverse: np.ndarray | list[list[float]]) -> np.ndarray:
     """Affine map by nearest neighbour; `inverse` (2, 3) maps result to source coordinates."""
     height, width = pixels.shape[:2]
     flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
-    matrix = np.array(inverse, np.float64)
+    matrix = np.asarray(inverse, np.float64)
     return cv2.warpAffine(pixels, matrix, (width, height), flags=flags, borderValue=GREY)
+
+
+def affine(pixels: np.ndarray, row: int, column: int, coefficient: float) -> np.ndarray:
+    """Warp by the identity map with one coefficient replaced."""
+    inverse = np.eye(2, 3)
+    inverse[row, column] = coefficient
+    return warp(pixels, inverse)
 
 
 def rotate(pixels: np.ndarray, degrees: float) -> np.ndarray:
@@ -158,18 +165,10 @@ OPERATIONS: dict[str, Operation] = {
     "Contrast": lambda pixels, level, draws: contrast(pixels, level * 1.8 + 0.1),
     "Brightness": lambda pixels, level, draws: brightness(pixels, level * 1.8 + 0.1),
     "Sharpness": lambda pixels, level, draws: sharpness(pixels, level * 1.8 + 0.1),
-    "ShearX": lambda pixels, level, draws: warp(
-        pixels, [[1, draws.sign() * level * 0.3, 0], [0, 1, 0]]
-    ),
-    "ShearY": lambda pixels, level, draws: warp(
-        pixels, [[1, 0, 0], [draws.sign() * level * 0.3, 1, 0]]
-    ),
-    "TranslateX": lambda pixels, level, draws: warp(
-        pixels, [[1, 0, draws.sign() * level * 100], [0, 1, 0]]
-    ),
-    "TranslateY": lambda pixels, level, draws: warp(
-        pixels, [[1, 0, 0], [0, 1, draws.sign() * level * 100]]
-    ),
+    "ShearX": lambda pixels, level, draws: affine(pixels, 0, 1, draws.sign() * level * 0.3),
+    "ShearY": lambda pixels, level, draws: affine(pixels, 1, 0, draws.sign() * level * 0.3),
+    "TranslateX": lambda pixels, level, draws: affine(pixels, 0, 2, draws.sign() * level * 100),
+    "TranslateY": lambda pixels, level, draws: affine(pixels, 1, 2, draws.sign() * level * 100),
     "Cutout": lambda pixels, level, draws: cutout(pixels, int(level * 40), draws),
     "SolarizeAdd": lambda pixels, level, draws: solarize_add(pixels, int(level * 110)),
 }

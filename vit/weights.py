@@ -111,11 +111,10 @@ def read_weights(path: Path | str, *, heads: int | None = None) -> dict[str, Ten
             f" directory that contains {MODEL_FILE}"
         )
     if path.suffix == ".npz":
-        tensors, file_heads = read_npz(path)
-        if heads and file_heads != heads:
-            raise ValueError(
-                f"{path} has {file_heads} attention heads, the model has {heads}; set heads"
-            )
+        tensors, heads_read = read_npz(path)
+        if heads and heads_read != heads:
+            has = f"{path} has {heads_read} attention heads"
+            raise ValueError(f"{has}, the model has {heads}; set heads")
         return tensors
     if path.suffix == ".safetensors":
         try:
