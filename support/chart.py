@@ -81,9 +81,8 @@ class Chart:
         self.figure = Figure(figsize=(WIDTH / 72, height / 72))  # SVG has 72 points per inch
         self.figure.patch.set_visible(False)
         across, up = WIDTH - left - right, height - bottom - TOP
-        self.axes = self.figure.add_axes(
-            (left / WIDTH, bottom / height, across / WIDTH, up / height)
-        )
+        box = (left / WIDTH, bottom / height, across / WIDTH, up / height)
+        self.axes = self.figure.add_axes(box)
         self.axes.patch.set_visible(False)
         self._marks: list[Mark] = []
 

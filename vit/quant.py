@@ -160,11 +160,9 @@ def quantise_static(model: ViT, batches: list[Tensor]) -> fx.GraphModule:
     quantizer = x86.X86InductorQuantizer()
     quantizer.set_function_type_qconfig(nn.functional.linear, settings)
     size = model.config.image_size
-    exported = torch.export.export(
-        model,
-        (torch.zeros(2, 3, size, size),),
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=65_536)},),
-    )
+    images = torch.zeros(2, 3, size, size)
+    shapes = ({0: torch.export.Dim("batch", min=1, max=65_536)},)
+    exported = torch.export.export(model, (images,), dynamic_shapes=shapes)
     prepared = prepare_pt2e(exported.module(), quantizer)
     with torch.no_grad():
         for images in batches:
@@ -229,12 +227,9 @@ def prepare_qat(model: ViT) -> None:
     Changes the model in place and keeps its parameter names. Call it before creating the
     optimizer. After training, call `finish_qat` and then `quantise` with any int8 scheme.
     """
-    fake = QATConfig(
-        activation_config=IntxFakeQuantizeConfig(torch.int8, "per_token", is_symmetric=False),
-        weight_config=IntxFakeQuantizeConfig(torch.int8, "per_channel"),
-        step="prepare",
-    )
-    quantize_(model, fake)
+    activations = IntxFakeQuantizeConfig(torch.int8, "per_token", is_symmetric=False)
+    weights = IntxFakeQuantizeConfig(torch.int8, "per_channel")
+    quantize_(model, QATConfig(None, activations, weights, step="prepare"))
 
 
 def finish_qat(model: ViT) -> None:
