@@ -1,12 +1,12 @@
-"""Charts as SVG text for a page, drawn by Matplotlib.
+"""Charts as SVG text for HTML pages, drawn by Matplotlib.
 
     points (x, y) by name -> line_chart -> <svg>
     amounts by label      -> bar_chart  -> <svg>
     anything else         -> Chart: axes to draw into, hover texts, svg()
 
-The text has no scripts, addresses or secrets, and the same input gives the same bytes. Its colours
-are the variables of support/templates/style.css, which follow the page's dark mode. The name of a
-chart is the id of its <svg> and must be unique on a page.
+The text contains no scripts, addresses or secrets, and equal input gives equal bytes. Its colours
+are CSS variables from support/templates/style.css, which follow the page's dark mode. The name of
+a chart is the id of its <svg> and must be unique on the page.
 """
 
 import io
@@ -25,14 +25,14 @@ from support.svg import Mark, page_svg
 
 Line = Sequence[tuple[float, float]]
 
-# pixels of the viewBox; charts have the same margins, so that their axes are aligned on a page
+# pixels of the viewBox; equal margins align the axes of all charts on a page
 WIDTH, HEIGHT = 520, 270
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 14, 40
 LEGEND_ROW, BAR_ROW, LETTER = 17, 24, 6.6
-# longer lines are averaged, shorter ones have dots with a hover text; more lines have no legend
+# lines with more points are averaged, with fewer have dots; charts with more lines have no legend
 MAX_POINTS, MAX_DOTS, MAX_NAMES = 600, 40, 30
 MAX_LABEL = 40
-# the colours of light mode, each in the place of a variable
+# colours of light mode, each replaced by a CSS variable
 INK, SOFT, LINE, PAPER = "#16202e", "#5b6b80", "#dfe5ec", "#ffffff"
 WASH, BAD = "#f4f6f9", "#c92a2a"
 SERIES = ("#2563eb", "#d97706", "#0f9d77", "#9333ea", "#db2777", "#0891b2")
@@ -43,34 +43,22 @@ VARIABLES = {
 }
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
 STYLE = {
-    "axes.autolimit_mode": "round_numbers",
-    "axes.axisbelow": True,
-    "axes.edgecolor": LINE,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.labelcolor": SOFT,
-    "axes.labelpad": 7,
-    "axes.labelsize": 11,
-    "axes.xmargin": 0,
-    "axes.ymargin": 0,
-    **{f"axes.spines.{side}": False for side in ("left", "right", "top")},
     "font.family": "DejaVu Sans",  # for measuring; the reader sees the font of the page
-    "font.size": 11,
-    "grid.color": LINE,
+    **dict.fromkeys(("font.size", "axes.labelsize", "xtick.labelsize", "ytick.labelsize"), 11),
+    **dict.fromkeys(("axes.labelpad", "xtick.major.pad", "ytick.major.pad"), 7),
+    **dict.fromkeys(("axes.xmargin", "axes.ymargin", "xtick.major.size", "ytick.major.size"), 0),
+    **dict.fromkeys((f"axes.spines.{side}" for side in ("left", "right", "top")), False),
+    **dict.fromkeys(("xtick.bottom", "ytick.left"), False),
+    **dict.fromkeys(("axes.labelcolor", "legend.labelcolor", "xtick.color", "ytick.color"), SOFT),
+    **dict.fromkeys(("axes.edgecolor", "grid.color"), LINE),
+    **{"text.color": INK, "text.parse_math": False},
+    **{"axes.autolimit_mode": "round_numbers", "axes.axisbelow": True},
+    **{"axes.grid": True, "axes.grid.axis": "y"},
     **{"legend.borderpad": 0, "legend.borderaxespad": 0, "legend.columnspacing": 1.5},
     **{"legend.frameon": False, "legend.handlelength": 1.3, "legend.handletextpad": 0.5},
-    **{"legend.labelcolor": SOFT, "legend.loc": "upper left"},
-    "lines.linewidth": 1.8,
-    "lines.markersize": 4.6,
-    "path.simplify": False,
+    "legend.loc": "upper left",
+    **{"lines.linewidth": 1.8, "lines.markersize": 4.6, "path.simplify": False},
     "svg.fonttype": "none",
-    "text.color": INK,
-    "text.parse_math": False,
-    **{f"{axis}tick.color": SOFT for axis in "xy"},
-    **{f"{axis}tick.labelsize": 11 for axis in "xy"},
-    **{f"{axis}tick.major.pad": 7 for axis in "xy"},
-    **{f"{axis}tick.major.size": 0 for axis in "xy"},
-    **{"xtick.bottom": False, "ytick.left": False},
 }
 NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 styled = matplotlib.rc_context(STYLE)
@@ -93,14 +81,13 @@ class Chart:
         self.figure = Figure(figsize=(WIDTH / 72, height / 72))  # SVG has 72 points per inch
         self.figure.patch.set_visible(False)
         across, up = WIDTH - left - right, height - bottom - TOP
-        self.axes = self.figure.add_axes(
-            (left / WIDTH, bottom / height, across / WIDTH, up / height)
-        )
+        box = (left / WIDTH, bottom / height, across / WIDTH, up / height)
+        self.axes = self.figure.add_axes(box)
         self.axes.patch.set_visible(False)
         self._marks: list[Mark] = []
 
     def mark(self, artist: Artist, kind: str, title: str | Sequence[str] = "") -> Artist:
-        """Give an artist a CSS class and a hover text, or a text for each of its markers."""
+        """Give an artist a CSS class, and a hover text or one text for each of its markers."""
         artist.set_gid(f"mark-{len(self._marks)}")
         artist.set_clip_on(False)
         self._marks.append((kind, title))
@@ -110,7 +97,7 @@ class Chart:
     def line(
         self, points: Line, kind: str, title: str | Sequence[str] = "", **style: object
     ) -> Artist:
-        """Draw a line through points; the rest is style of Matplotlib's `plot`."""
+        """Draw a line through points; `style` goes to Matplotlib's `plot`."""
         (line,) = self.axes.plot(*zip(*points, strict=True), **style)
         return self.mark(line, kind, title)
 
@@ -121,7 +108,7 @@ class Chart:
         return self.line(points, kind, titles, marker=marker, linestyle="none", **style)
 
     def write_ticks(self, **shown: Callable[[float], str]) -> None:
-        """Set how the ticks of an axis, x or y, are written."""
+        """Set the function that formats the tick values of axis x or y."""
         for axis, write in shown.items():
             formatter = FuncFormatter(lambda value, _, write=write: write(value))
             getattr(self.axes, f"{axis}axis").set_major_formatter(formatter)
@@ -130,7 +117,7 @@ class Chart:
         """The chart as an <svg> element."""
         file = io.StringIO()
         with matplotlib.rc_context({**STYLE, "svg.hashsalt": self.name}), warnings.catch_warnings():
-            # the page has another font, which may know what the one for measuring does not
+            # the font of the page may have glyphs that the font for measuring lacks
             warnings.filterwarnings("ignore", "Glyph", UserWarning)
             self.figure.savefig(file, format="svg", metadata=NO_METADATA)
         return page_svg(file.getvalue(), self.name, self._marks, VARIABLES)
@@ -146,29 +133,29 @@ def line_chart(
     percent: bool = False,
     reference: Collection[str] = (),
 ) -> str:
-    """Lines and their legend; without any point to draw it is an empty text.
+    """Draw lines and their legend; an empty string if there are no points.
 
     Args:
         lines: Points of each line, by its name.
         name: Id of the chart.
-        label: What the horizontal axis counts.
-        logarithmic: Of the vertical axis; values that are not positive are left out.
+        label: Label of the horizontal axis.
+        logarithmic: Use a logarithmic vertical axis, without values that are not positive.
         percent: Show shares as percentages.
-        reference: Lines to compare the others with, faint and dashed.
+        reference: Names of lines for comparison, which are faint and dashed.
     """
-    kept = {key: thinned(clean(line, logarithmic)) for key, line in lines.items()}
-    kept = {key: line for key, line in kept.items() if line}
-    if not kept:
+    drawn = {key: thinned(clean(line, logarithmic)) for key, line in lines.items()}
+    drawn = {key: line for key, line in drawn.items() if line}
+    if not drawn:
         return ""
-    # the legend takes rows below the axes
-    columns = max(1, int((WIDTH - LEFT) / (max(map(len, kept)) * LETTER + 36)))
-    rows = -(-len(kept) // columns) if 1 < len(kept) <= MAX_NAMES else 0
+    # rows of the legend below the axes
+    columns = max(1, int((WIDTH - LEFT) / (max(map(len, drawn)) * LETTER + 36)))
+    rows = -(-len(drawn) // columns) if 1 < len(drawn) <= MAX_NAMES else 0
     chart = Chart(name, height=HEIGHT + LEGEND_ROW * rows, bottom=BOTTOM + LEGEND_ROW * rows)
     shown = percentage if percent else short
-    _add_lines(chart, kept, shown, reference)
-    _set_scales(chart, [point for line in kept.values() for point in line], logarithmic)
+    _add_lines(chart, drawn, shown, reference)
+    _set_scales(chart, [point for line in drawn.values() for point in line], logarithmic)
     chart.write_ticks(x=short, y=shown)
-    hint = f"{len(kept)} lines, named under the pointer; " if len(kept) > MAX_NAMES else ""
+    hint = f"{len(drawn)} lines, named under the pointer; " if len(drawn) > MAX_NAMES else ""
     chart.axes.set_xlabel(hint + label, loc="right")
     if rows:
         below = -BOTTOM / (HEIGHT - TOP - BOTTOM)
@@ -178,7 +165,7 @@ def line_chart(
 
 @styled
 def bar_chart(bars: Mapping[str, float], *, name: str, shown: Callable[[float], str]) -> str:
-    """Horizontal bars with their amounts; an empty text if there is nothing but zeros."""
+    """Draw horizontal bars with their amounts; an empty string if all amounts are zero."""
     if not any(bars.values()):
         return ""
     texts = [shown(value) for value in bars.values()]
@@ -198,16 +185,13 @@ def bar_chart(bars: Mapping[str, float], *, name: str, shown: Callable[[float], 
 
 
 def clean(line: Line, logarithmic: bool = False) -> list[tuple[float, float]]:
-    """The points that can be drawn."""
-    return [
-        (x, y)
-        for x, y in line
-        if math.isfinite(x) and math.isfinite(y) and (y > 0 or not logarithmic)
-    ]
+    """The points that can be drawn: finite, and on a logarithmic axis positive."""
+    finite = [(x, y) for x, y in line if math.isfinite(x) and math.isfinite(y)]
+    return [(x, y) for x, y in finite if y > 0 or not logarithmic]
 
 
 def thinned(line: Line) -> list[tuple[float, float]]:
-    """At most `MAX_POINTS` points: means of groups of neighbours, and the last point as it is."""
+    """Reduce a line to `MAX_POINTS` points: means of neighbours, and the last point unchanged."""
     size = -(-len(line) // MAX_POINTS)
     if size <= 1:
         return list(line)
@@ -217,7 +201,7 @@ def thinned(line: Line) -> list[tuple[float, float]]:
 
 
 def ticks(low: float, high: float, *, logarithmic: bool = False) -> list[float]:
-    """A few round numbers in [low, high]; 1, 2 and 5 of each decade on a logarithmic axis."""
+    """A few round numbers in [low, high]; on a logarithmic axis 1, 2 and 5 of each decade."""
     locators = [MaxNLocator(6, steps=[1, 2, 2.5, 5, 10])]
     if logarithmic:
         locators = [LogLocator(subs=(1, 2, 5)), LogLocator(subs=(1,)), *locators]
@@ -230,12 +214,12 @@ def ticks(low: float, high: float, *, logarithmic: bool = False) -> list[float]:
 
 
 def shades(shares: np.ndarray) -> np.ndarray:
-    """Colours from dark (0) to light (1), evenly in lightness: (...) -> (..., 4)."""
+    """Colours from dark (0) to light (1), uniform in lightness: (...) -> (..., 4)."""
     return matplotlib.colormaps["viridis"](np.clip(shares, 0.0, 1.0))
 
 
 def short(value: float) -> str:
-    """A number: 0.25, 250, 12.5k, 1.2M."""
+    """Format a number: 0.25, 250, 12.5k, 1.2M."""
     for size, unit in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.5g}{unit}"
@@ -243,7 +227,7 @@ def short(value: float) -> str:
 
 
 def percentage(value: float) -> str:
-    """A share: 12.5%."""
+    """Format a share: 12.5%."""
     return f"{100 * value:.5g}%"
 
 
@@ -253,7 +237,7 @@ def _add_lines(
     shown: Callable[[float], str],
     reference: Collection[str],
 ) -> None:
-    """Draw lines, each in its own colour or dash, with dots where there is room for them."""
+    """Draw lines, each with its own colour or dash pattern, and dots on lines of few points."""
     styles = itertools.cycle(itertools.product(DASHES, SERIES))
     for key, line in lines.items():
         dash, colour = (DASHES[1], SOFT) if key in reference else next(styles)
@@ -264,10 +248,10 @@ def _add_lines(
 
 
 def _set_scales(chart: Chart, points: Line, logarithmic: bool) -> None:
-    """Fit the axes to the points, with round numbers on the vertical one."""
+    """Fit the axes to the points, with round limits on the vertical axis."""
     (left, right), (low, high) = ((min(each), max(each)) for each in zip(*points, strict=True))
     axes = chart.axes
-    left = min(left, 0.0)  # counts start at 0, on each of several charts
+    left = min(left, 0.0)  # counts start at 0, on all charts of a page
     axes.set_xlim(left, right if left < right else left + 1.0)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     if logarithmic:
@@ -277,7 +261,7 @@ def _set_scales(chart: Chart, points: Line, logarithmic: bool) -> None:
         axes.yaxis.set_major_locator(LogLocator(numticks=6))
         axes.yaxis.set_minor_locator(NullLocator())
         return
-    if low == high:  # a level line lies in the middle, and a share of 0 has no room below it
+    if low == high:  # show a constant line in the middle, and a share of 0 at the bottom
         low, high = (low - abs(low) / 2, high + abs(high) / 2) if low else (0.0, 0.01)
     locator = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10])
     axes.yaxis.set_major_locator(locator)

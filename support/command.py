@@ -1,9 +1,9 @@
 """Command lines: one dispatcher for `python -m pipeline`, `python -m shards` and `python -m tune`.
 
 A command is a dataclass: its docstring is its help, its fields are its arguments, and calling it
-runs it. Its `Settings` become arguments by their dotted names, and are checked by their own rules.
+runs it. Its `Settings` become arguments with dotted names and are checked by their own rules.
 
-Exit status: 0 done, 1 failed, 2 bad input, 130 interrupted. Whatever is written is redacted.
+Exit status: 0 success, 1 failure, 2 invalid input, 130 interrupted. All output is redacted.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Protocol, Self, get_type_hints
+from typing import Annotated, Any, Protocol, get_type_hints
 
 import tyro
 
@@ -29,27 +29,21 @@ EVERY_SETTING = f"{HELP_ALL} shows every setting."
 
 
 class Command(Protocol):
-    """What a command line can run."""
+    """A command that a command line can run.
 
-    def __call__(self) -> int:
-        """Run the command; its exit status."""
-
-
-class Prepared(Command, Protocol):
-    """A command whose defaults follow from its first argument, such as a preset's name.
-
-    Its `description` may say more than its docstring.
+    If its defaults depend on an argument, such as the name of a preset, it has a class method
+    `prepare(arguments) -> (defaults, the arguments that they depend on, the other arguments)`.
+    An attribute `description` replaces its docstring in the help.
     """
 
-    @classmethod
-    def prepare(cls, arguments: Sequence[str]) -> tuple[Self, Sequence[str], Sequence[str]]:
-        """The defaults, the arguments that they follow from, and the other arguments."""
+    def __call__(self) -> int:
+        """Run the command and return its exit status."""
 
 
 def dispatch(
     prog: str, commands: Mapping[str, type[Command]], arguments: Sequence[str] | None
 ) -> int:
-    """Run the command that the arguments name, by default those of the process; its status."""
+    """Run the command that the arguments (default: sys.argv) name; return its exit status."""
     sys.excepthook = excepthook
     arguments = sys.argv[1:] if arguments is None else arguments
     names = [name for name in commands if arguments[: name.count(" ") + 1] == name.split()]
@@ -60,41 +54,33 @@ def dispatch(
     try:
         command = parse(f"{prog} {name}", commands[name], arguments[name.count(" ") + 1 :])
         return command()
-    except BrokenPipeError:  # the reader of our output, such as `head`, has ended
+    except BrokenPipeError:  # the reader of the output, such as `head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command resumes\n")
         return 130
-    except (ValueError, FileNotFoundError) as error:
-        return failed(error, 2, verbose=getattr(command, "verbose", False))
-    except (ArithmeticError, OSError, RuntimeError) as error:
-        return failed(error, 1, verbose=getattr(command, "verbose", False))
-
-
-def failed(error: Exception, status: int, *, verbose: bool) -> int:
-    """Say what went wrong, and return the status."""
-    if verbose:
-        sys.stderr.write(redact("".join(traceback.format_exception(error))))
-    sys.stderr.write(f"error: {redact(str(error))}\n")
-    return status
+    except (ValueError, ArithmeticError, OSError, RuntimeError) as error:
+        if getattr(command, "verbose", False):
+            sys.stderr.write(redact("".join(traceback.format_exception(error))))
+        sys.stderr.write(f"error: {redact(str(error))}\n")
+        return 2 if isinstance(error, ValueError | FileNotFoundError) else 1
 
 
 def overview(prog: str, commands: Mapping[str, type[Command]], arguments: Sequence[str]) -> int:
-    """Without a command: the help page, the version, or an error that suggests the nearest one."""
+    """Write the help page, the version, or an error that suggests the nearest command."""
     first = arguments[0] if arguments else "--help"
     if first == "--version":
         sys.stdout.write(f"{DISTRIBUTION} {importlib.metadata.version(DISTRIBUTION)}\n")
         return 0
     if first in ("-h", "--help", HELP_ALL):
         width = max(map(len, commands))
-        lines = (
-            f"  {name:<{width}}  {' '.join(inspect.getdoc(command).partition('. ')[0].split())}"
-            for name, command in commands.items()
-        )
+        sys.stdout.write(f"usage: {prog} COMMAND ...\n\n")
+        for name, command in commands.items():
+            summary = " ".join(inspect.getdoc(command).partition(". ")[0].split())
+            sys.stdout.write(f"  {name:<{width}}  {summary}\n")
         sys.stdout.write(
-            f"usage: {prog} COMMAND ...\n\n" + "\n".join(lines) + "\n\n"
-            f"{prog} COMMAND --help shows a command's arguments; --version shows the version.\n"
+            f"\n{prog} COMMAND --help shows a command's arguments; --version shows the version.\n"
         )
         return 0 if arguments else 2
     words = [word for word in arguments[:2] if not word.startswith("-")]
@@ -106,19 +92,19 @@ def overview(prog: str, commands: Mapping[str, type[Command]], arguments: Sequen
 
 
 def parse(prog: str, kind: type[Command], arguments: Sequence[str]) -> Command:
-    """The command with its arguments; SystemExit after help or an error of tyro's."""
+    """Parse the arguments of a command; SystemExit after the help or an error message of tyro."""
     words = ["--help" if word == HELP_ALL else word for word in arguments]
     default = None
     if hasattr(kind, "prepare"):
         default, subject, words = kind.prepare(words)
         prog = " ".join([prog, *subject])
-    # an argument that help leaves out could not be given either
+    # tyro rejects arguments that the help omits, so only the help itself is brief
     brief = HELP_ALL not in arguments and not {"-h", "--help"}.isdisjoint(words)
-    shadow, hides = argument_type(kind, default, brief=brief)
+    parsed_type, hides = argument_type(kind, default, brief=brief)
     description = getattr(default, "description", None) or inspect.getdoc(kind)
     read = functools.partial(
         tyro.cli,
-        shadow,
+        parsed_type,
         prog=redact(prog),
         description=f"{description}\n\n{EVERY_SETTING}" if hides else description,
         config=(tyro.conf.PositionalMetavarFromFieldName, tyro.conf.SuppressFixed),
@@ -127,23 +113,24 @@ def parse(prog: str, kind: type[Command], arguments: Sequence[str]) -> Command:
         with contextlib.redirect_stderr(io.StringIO()):
             parsed = read(args=words)
     except SystemExit as stop:
-        if stop.code:  # tyro's message quotes the arguments, and wraps what it quotes
+        if stop.code:  # redact the arguments first: tyro's message wraps the ones that it quotes
             read(args=[redact(word) for word in words])
         raise
     values = {}
     for item in dataclasses.fields(kind):
-        value, own = getattr(parsed, item.name), default_of(item, default)
-        values[item.name] = own.replace(flat(value)) if isinstance(own, Settings) else value
+        value, preset = getattr(parsed, item.name), default_of(item, default)
+        is_settings = isinstance(preset, Settings)
+        values[item.name] = preset.replace(flat(value)) if is_settings else value
     return kind(**values)
 
 
 def argument_type(
     kind: type, default: object, *, brief: bool, nested: bool = False
 ) -> tuple[type, bool]:
-    """A dataclass that tyro can parse in place of `kind`, and whether its help leaves out anything.
+    """Create a dataclass that tyro can parse in place of `kind`; also whether its help is partial.
 
-    Its fields have the docs of `kind` without line breaks and the defaults of `default`. If
-    `brief`, only the settings that are marked as common are in it.
+    Its fields have the docs of `kind` in one line and the defaults of `default`. If `brief`, it
+    shows only settings that are marked as common.
     """
     hints, docs = get_type_hints(kind, include_extras=True), field_docs(kind)
     fields: list[tuple] = []
@@ -153,25 +140,20 @@ def argument_type(
         if isinstance(value, Settings):
             inner, inner_hides = argument_type(type(value), value, brief=brief, nested=True)
             hides |= inner_hides
-            # the settings of the command itself have no prefix
-            named = inner if nested or item.name != "config" else Annotated[inner, NO_PREFIX]
-            fields.append((item.name, named, dataclasses.field(default_factory=inner)))
+            hint = inner
+            if item.name == "config" and not nested:  # its settings have no prefix
+                hint = Annotated[inner, tyro.conf.arg(name="")]
+            fields.append((item.name, hint, dataclasses.field(default_factory=inner)))
             continue
         hint = Annotated[field_kind(item, hint), tyro.conf.arg(help=docs.get(item.name, ""))]
         if issubclass(kind, Settings) and not item.metadata.get("common") and brief:
             hint, hides = tyro.conf.Suppress[hint], True
-        if value is dataclasses.MISSING:
-            fields.append((item.name, hint))
-        else:
-            fields.append((item.name, hint, dataclasses.field(default=value)))
+        fields.append((item.name, hint, dataclasses.field(default=value)))
     return dataclasses.make_dataclass(kind.__name__, fields, frozen=True, kw_only=True), hides
 
 
-NO_PREFIX = tyro.conf.arg(name="")
-
-
 def default_of(item: dataclasses.Field, default: object) -> Any:  # noqa: ANN401
-    """Default of a field: of the instance if there is one, otherwise of the class."""
+    """Default of a field: of the instance `default` if it is given, otherwise of the class."""
     if default is not None:
         return getattr(default, item.name)
     if item.default_factory is not dataclasses.MISSING:
@@ -180,7 +162,7 @@ def default_of(item: dataclasses.Field, default: object) -> Any:  # noqa: ANN401
 
 
 def flat(parsed: object, prefix: str = "") -> dict[str, object]:
-    """What tyro has parsed, by dotted name."""
+    """Map dotted names to the values that tyro has parsed."""
     values = {}
     for item in dataclasses.fields(parsed):
         value = getattr(parsed, item.name)
@@ -194,25 +176,28 @@ def flat(parsed: object, prefix: str = "") -> dict[str, object]:
 def first_value(
     arguments: Sequence[str], settings: Settings, flags: Sequence[str]
 ) -> tuple[str | None, list[str]]:
-    """The first argument that is neither an option nor its value, and the other arguments.
+    """Split off the first argument that is neither an option nor the value of one.
 
     Args:
-        arguments: A command line; options may stand before the value.
-        settings: What options there are.
-        flags: Further options that take no value.
+        arguments: A command line; options may precede the argument.
+        settings: Settings that are options.
+        flags: Further options, which take no value.
+
+    Returns:
+        The argument, or None if there is none, and the other arguments.
     """
-    kinds = settings.flat() | dict.fromkeys((*flags, "h", "help"), True)
+    options = settings.flat() | dict.fromkeys((*flags, "h", "help"), True)
     place = 0
     while place < len(arguments):
         word = arguments[place]
         if not word.startswith("-"):
             return word, [*arguments[:place], *arguments[place + 1 :]]
         name = word.lstrip("-").replace("-", "_")
-        kind = kinds.get(name, kinds.get(name.removeprefix("no_")))
+        default = options.get(name, options.get(name.removeprefix("no_")))
         place += 1
-        if "=" in word or isinstance(kind, bool):
+        if "=" in word or isinstance(default, bool):
             continue
         place += 1
-        while isinstance(kind, list) and place < len(arguments) and arguments[place][:1] != "-":
+        while isinstance(default, list) and place < len(arguments) and arguments[place][:1] != "-":
             place += 1
     return None, list(arguments)

@@ -1,4 +1,4 @@
-"""What a person sees of a command: log lines, stages, progress, tables."""
+"""Console output of the commands: log lines, stages, progress and tables."""
 
 import logging
 import os
@@ -14,6 +14,7 @@ from support.redact import RedactingFormatter
 log = logging.getLogger(__name__)
 
 PACKAGES = ("pipeline", "shards", "support", "tune", "vit")
+UNITS = ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s"))
 
 
 class ConsoleHandler(logging.StreamHandler):
@@ -25,10 +26,7 @@ class ConsoleHandler(logging.StreamHandler):
 
 
 def open_console(*, verbose: bool, stream: TextIO | None = None) -> None:
-    """Send the project's log lines to `stream`, those of the libraries too if verbose.
-
-    The stream is standard output unless it is given.
-    """
+    """Log the project's messages, if verbose also the libraries', to stream (default: stdout)."""
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")  # before Ray is imported
     handler = ConsoleHandler(stream or sys.stdout)
     handler.setFormatter(RedactingFormatter("%(message)s"))
@@ -38,14 +36,14 @@ def open_console(*, verbose: bool, stream: TextIO | None = None) -> None:
 
 
 def log_stage(number: int, total: int, text: str) -> None:
-    """Say which stage of a run is running."""
+    """Log the start of a stage of a run."""
     log.info("[%d/%d] %s", number, total, text)
 
 
 class Progress:
-    """Progress of long work: a bar on a terminal, otherwise a line every few seconds.
+    """Progress of a long operation: a bar on a terminal, otherwise a line every few seconds.
 
-    Its clock starts with the first call, so that the start of Ray does not count in the ETA.
+    The clock starts at the first call, so that the start of Ray does not distort the ETA.
     """
 
     def __init__(self, label: str, unit: str = "images", every_s: float = 5.0) -> None:
@@ -55,7 +53,7 @@ class Progress:
         self._last_s = float("-inf")
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
-        """Show that `done` of `total` units are done, with more in `note`."""
+        """Report that `done` of `total` units are done; `note` is shown with the progress."""
         now = time.monotonic()
         if self._first is None:
             self._first = now, done
@@ -66,25 +64,18 @@ class Progress:
             log.info("%s", self.line(done, total, note, now))
 
     def line(self, done: int, total: int, note: str, now: float) -> str:
-        """The line at a moment of the monotonic clock."""
-        since, before = self._first or (now, done)
-        eta = "-"
-        if done > before:
-            eta = duration((now - since) / (done - before) * (total - done))
+        """Format the progress line; `now` is a time of the monotonic clock."""
+        start_s, start = self._first or (now, done)
+        seconds = (now - start_s) / (done - start) * (total - done) if done > start else None
+        eta = "-" if seconds is None else duration(seconds)
         share = done / total if total else 1.0
-        more = f"  {note}" if note else ""
-        return f"{self._label:<9}  {done:,}/{total:,} {self._unit}  {share:6.1%}{more}  eta {eta}"
+        note = f"  {note}" if note else ""
+        return f"{self._label:<9}  {done:,}/{total:,} {self._unit}  {share:6.1%}{note}  eta {eta}"
 
     def _draw(self, done: int, total: int, note: str) -> None:
         if self._bar is None:
-            self._bar = tqdm(
-                desc=self._label,
-                total=total,
-                initial=done,
-                unit=f" {self._unit}",
-                leave=False,
-                dynamic_ncols=True,
-            )
+            options = {"unit": f" {self._unit}", "leave": False, "dynamic_ncols": True}
+            self._bar = tqdm(desc=self._label, total=total, initial=done, **options)
         self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(done - self._bar.n)
         if done == total:
@@ -93,21 +84,16 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """A length of time in its two largest units: 42s, 3m05s, 7h12m, 12d04h."""
+    """Format a duration in its two largest units: 42s, 3m05s, 7h12m, 12d04h."""
     seconds = round(seconds)
-    for size, unit, next_size, next_unit in ((86400, "d", 3600, "h"), (3600, "h", 60, "m")):
+    for size, unit, part, part_unit in UNITS:
         if seconds >= size:
-            return f"{seconds // size}{unit}{seconds % size // next_size:02d}{next_unit}"
-    return f"{seconds // 60}m{seconds % 60:02d}s" if seconds >= 60 else f"{seconds}s"
+            return f"{seconds // size}{unit}{seconds % size // part:02d}{part_unit}"
+    return f"{seconds}s"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows in aligned columns: the first column to the left, the others to the right."""
+    """Align the columns of rows: the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if number == 0 else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
+    form = "  ".join(f"{{:{'>' if number else '<'}{width}}}" for number, width in enumerate(widths))
+    return "\n".join(form.format(*row).rstrip() for row in rows)

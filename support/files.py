@@ -1,11 +1,11 @@
-"""Files that are written whole or not at all, lines that are appended whole, and locks.
+"""Atomic writes of files and folders, atomic appends of lines, and locks.
 
-    with written(path) as aside: ...     what is made at `aside`, a file or a folder, becomes `path`
-    write_json(path, value)              without secrets
-    append_line(path, value)             one JSON object per line
-    with locked(path, "message"): ...    one process at a time
+    with written(path) as temporary: ...   the file or folder created at `temporary` becomes `path`
+    write_json(path, value)                without secrets
+    append_line(path, value)               one JSON object per line
+    with locked(path, "message"): ...      one process at a time
 
-When these functions return, the data has reached the disk (fsync): it outlives a loss of power.
+When these functions return, the data is on disk (fsync) and survives a power failure.
 """
 
 import contextlib
@@ -23,37 +23,37 @@ from support.redact import redacted
 
 @contextlib.contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """A place for a file or folder that becomes `path` when the block ends without an error.
+    """Yield a path for a file or folder that replaces `path` if the block ends without an error.
 
-    An earlier `path` is replaced. After an error it is as it was, and nothing is left behind; a
-    process that is killed may leave `.NAME.*.tmp`.
+    After an error `path` is unchanged and the temporary file is deleted. A killed process may leave
+    `.NAME.*.tmp` behind.
     """
-    aside = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
     try:
-        yield aside
-        sync(aside)
+        yield temporary
+        sync(temporary)
         if path.is_dir():  # a folder cannot be renamed over another one
             shutil.rmtree(path)
-        aside.replace(path)
+        temporary.replace(path)
         sync(path.parent)
     except BaseException:
-        shutil.rmtree(aside) if aside.is_dir() else aside.unlink(missing_ok=True)
+        shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
         raise
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file, whole or not at all."""
-    with written(path) as aside:
-        aside.write_bytes(data)
+    """Write a file atomically."""
+    with written(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a JSON file without secrets, whole or not at all."""
+    """Write a JSON file without secrets, atomically."""
     write_bytes(path, json.dumps(redacted(value), indent=1).encode())
 
 
 def sync(path: Path) -> None:
-    """Make sure that a file, or a folder and the files in it, has reached the disk."""
+    """Flush a file, or a folder and everything in it, to disk."""
     if path.is_dir():
         for inner in path.iterdir():
             sync(inner)
@@ -67,19 +67,15 @@ def sync(path: Path) -> None:
 def append_line(path: Path, value: Mapping[str, object], *, durable: bool = True) -> None:
     """Append a JSON object as one line; several processes may append to the same file.
 
-    Raises OSError, and leaves the file as it was, if the disk has no room for the whole line.
-
-    Args:
-        path: File of lines; it is created if it is not there.
-        value: The object.
-        durable: Wait until the line has reached the disk.
+    Raises OSError and leaves the file unchanged if the disk has no room for the whole line. If
+    durable, waits until the line is on disk. A missing file is created.
     """
     data = json.dumps(value).encode() + b"\n"
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         count = os.write(descriptor, data)
         if count < len(data):
-            # the next line would be appended to this piece, and neither could be read again
+            # the next line would be appended to this fragment, and both would be unreadable
             os.ftruncate(descriptor, os.fstat(descriptor).st_size - count)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         if durable:
@@ -89,9 +85,9 @@ def append_line(path: Path, value: Mapping[str, object], *, durable: bool = True
 
 
 def read_lines(path: Path, start: int = 0) -> Iterator[tuple[dict, int]]:
-    """Complete lines from byte `start` on, each with the byte after it; none without the file.
+    """Yield complete lines from byte `start`, each with its end offset; a missing file is empty.
 
-    The last line is left out if it does not end: its writer was killed, or is writing it.
+    An unfinished last line is skipped: its writer was killed or is still writing.
     """
     if not path.exists():
         return
@@ -105,7 +101,7 @@ def read_lines(path: Path, start: int = 0) -> Iterator[tuple[dict, int]]:
 
 
 def cut_unfinished_line(path: Path, end: int) -> None:
-    """Cut a file of lines at byte `end`, where its last complete line ends."""
+    """Truncate a file of lines, if it exists, at byte `end`, after its last complete line."""
     if path.exists():
         os.truncate(path, end)
 
@@ -116,7 +112,7 @@ class AlreadyLocked(ValueError):
 
 @contextlib.contextmanager
 def locked(path: Path, message: str) -> Iterator[None]:
-    """Hold the lock of a file for the block; AlreadyLocked with `message` if it is taken."""
+    """Hold a file lock during the block; raise AlreadyLocked(message) if another process has it."""
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

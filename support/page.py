@@ -1,10 +1,10 @@
-"""Pages of HTML that stand alone: plain values shown by a Jinja template of the package.
+"""Self-contained HTML pages, rendered from plain values by the Jinja templates of a package.
 
-    values -> render("tune/search.html", ...) -> the page, with style and charts inside it
+    values -> render("tune/search.html", ...) -> the page, including style and charts
 
 The name of a template is PACKAGE/FILE, for FILE in the folder `templates` of the package. A page
-extends support/kit.html and takes tiles, tables and figures from support/macros.html. All that it
-shows is escaped and without secrets; only charts (support.chart) are taken as they are.
+extends support/kit.html and uses tiles, tables and figures of support/macros.html. All values are
+escaped and redacted, except charts (support.chart), which are inserted unchanged.
 """
 
 import functools
@@ -18,38 +18,38 @@ from support.redact import redact
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table that is more than a text."""
+    """A table cell with more than plain text."""
 
     text: str
     note: str = ""
-    """What follows the text in a soft colour."""
+    """Text after it in a soft colour."""
     kind: str = ""
     """CSS class of the text: good, bad, strong."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table; without rows it is not shown."""
+    """A table; it is omitted if it has no rows."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str | Cell]]
     words: Collection[int] = (0,)
-    """Columns of words, which go to the left; the others hold numbers."""
+    """Columns of words, aligned to the left; the others contain numbers."""
     marked: Collection[int] = ()
-    """Rows that are set off."""
+    """Highlighted rows."""
 
 
 def render(template: str, **values: object) -> str:
-    """The page that a template makes of the values; a value that it lacks is an error."""
+    """Render a template; raises jinja2.UndefinedError if it needs a value that is missing."""
     return _environment().get_template(template).render(**values)
 
 
 class _PackageTemplates(BaseLoader):
-    """Templates by PACKAGE/FILE."""
+    """Loads templates by PACKAGE/FILE."""
 
     def get_source(self, environment: Environment, template: str) -> tuple:
-        package, _, name = template.rpartition("/")
-        return PackageLoader(package).get_source(environment, name)
+        package, _, file = template.rpartition("/")
+        return PackageLoader(package).get_source(environment, file)
 
 
 @functools.cache
@@ -66,5 +66,5 @@ def _environment() -> Environment:
 
 
 def _shown(value: object) -> object:
-    """What stands for a value on the page; markup, which has been through this, stays as it is."""
+    """Redact a value for the page; markup has already been redacted and stays unchanged."""
     return value if hasattr(value, "__html__") else redact(str(value))

@@ -1,10 +1,10 @@
-"""Keeps secrets out of everything that is written down: logs, parameters, tags, reports.
+"""Removal of secrets from all output: logs, parameters, tags and reports.
 
     text -> redact -> the same text, each secret replaced by ***
 
-A secret is what stands where secrets stand: before the @ of a URI, behind a word such as token or
-password, in an Authorization header, in the well-known forms of cloud keys; and, wherever it may
-turn up, the value of every environment variable that is named like one.
+Secrets are recognised by their position (before the @ of a URI, after a word such as token or
+password, in an Authorization header) and by the formats of well-known cloud keys. The values of
+environment variables with names like API_TOKEN are secrets everywhere.
 """
 
 import logging
@@ -21,23 +21,20 @@ WORDS = (
     r"pass(?:word|wd|phrase)?|secret(?:[_-]?key)?|token|api[_-]?key|access[_-]?key(?:[_-]?id)?|private[_-]?key|"
     r"account[_-]?key|credentials?|sig(?:nature)?|authorization"
 )
-# an environment variable named so holds a secret
+# names of environment variables whose values are secrets
 NAMED = re.compile(
     r"(^|_)(pass(word|wd|phrase)?|pwd|secret|token|api_?key|access_?key(_id)?|key|credentials?)$",
     re.IGNORECASE,
 )
-# shorter values are words such as "none", and would blot out the text
+# shorter values are words such as "none"; redacting them would make the text unreadable
 SHORTEST = 6
 PATTERNS = (
-    # scheme://user:password@host, also with an @ in the password; s3://KEY:SECRET@bucket; a path
-    # that was made of a URI has one slash
+    # scheme://user:password@host, also with an @ in the password; s3://KEY:SECRET@bucket; a URI
+    # that was converted to a path has one slash
     (re.compile(r"\b((?:s3|gs|gcs|abfss?)://?)[^\s/:@'\"]+:[^\s@'\"<>]+@"), rf"\1{HIDDEN}@"),
     (re.compile(r"\b([a-z][a-z0-9+.-]*://?)[^\s/?#'\"<>]+@", re.IGNORECASE), rf"\1{HIDDEN}@"),
-    (
-        re.compile(r"\b(bearer|basic)\s+(?=\S*[0-9=])[A-Za-z0-9._~+/=-]{6,}", re.IGNORECASE),
-        rf"\1 {HIDDEN}",
-    ),
-    # password=..., "token": "...", ?sig=...; the word may be the end of a longer name
+    (re.compile(r"\b(bearer|basic)\s+(?=\S*[0-9=])[A-Za-z0-9._~+/=-]{6,}", re.I), rf"\1 {HIDDEN}"),
+    # password=..., "token": "...", ?sig=...; the word may end a longer name
     (
         re.compile(
             rf"((?:[A-Za-z0-9]+[_.-])*(?:{WORDS})[\"']?\s*(?:[=:]\s*)[\"']?)"
@@ -59,7 +56,7 @@ PATTERNS = (
 
 
 def redact(text: str) -> str:
-    """The text without secrets."""
+    """Replace the secrets in a text by ***."""
     for value in environment_secrets(os.environ):
         text = text.replace(value, HIDDEN)
     for pattern, replacement in PATTERNS:
@@ -68,17 +65,14 @@ def redact(text: str) -> str:
 
 
 def environment_secrets(environment: Mapping[str, str]) -> list[str]:
-    """Values of the variables that hold secrets, longest first."""
-    found = {
-        value
-        for name, value in environment.items()
-        if NAMED.search(name) and len(value) >= SHORTEST and not value.startswith("/")
-    }
-    return sorted(found, key=len, reverse=True)
+    """Values of the variables that contain secrets, longest first; paths are not secrets."""
+    named = {value for name, value in environment.items() if NAMED.search(name)}
+    secrets = (v for v in named if len(v) >= SHORTEST and not v.startswith("/"))
+    return sorted(secrets, key=len, reverse=True)
 
 
 def redacted(value: T) -> T:
-    """The same JSON value with every text in it redacted."""
+    """Redact all texts in a JSON value."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, Mapping):
@@ -89,16 +83,16 @@ def redacted(value: T) -> T:
 
 
 class RedactingFormatter(logging.Formatter):
-    """Formats a log record, its traceback included, without secrets."""
+    """Formats log records and their tracebacks without secrets."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The finished line or lines."""
+        """Format and redact one record."""
         return redact(super().format(record))
 
 
 def excepthook(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """What Python prints of an exception that nobody caught, without secrets."""
+    """Print an uncaught exception as Python does, without secrets."""
     text = logging.Formatter().formatException((kind, error, trace))
     sys.stderr.write(f"{redact(text)}\n")

@@ -1,4 +1,4 @@
-"""Settings: frozen dataclasses that check themselves, whoever makes them.
+"""Settings: frozen dataclasses that check their values whenever one is created.
 
     class OptimConfig(Settings):
         lr: float = 1e-3
@@ -8,8 +8,8 @@
             if self.lr <= 0:
                 yield "lr", "must be above 0"
 
-A nested setting has a dotted name ("optim.lr"), the same on the command line, in files, in a search
-space and in MLflow. Types and choices follow from the annotations; `rules` relates values.
+A nested setting has a dotted name ("optim.lr") on the command line, in files, in search spaces and
+in MLflow. Types and choices are checked from the annotations, and all else by `rules`.
 """
 
 import ast
@@ -25,11 +25,11 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 Rule = tuple[str, str]
-"""Name of a setting, and what its value must be."""
+"""Name of a setting, and the requirement that its value breaks."""
 
 
 class InvalidSettings(ValueError):
-    """Settings that break their types, choices or rules; the message names all of them."""
+    """Settings with invalid types or choices or broken rules; the message lists all problems."""
 
     def __init__(self, problems: Iterable[Rule]) -> None:
         self.problems = tuple(problems)
@@ -42,14 +42,14 @@ def setting(
     choices: Callable[[], Iterable[str]] | None = None,
     may_change: bool = False,
     common: bool = False,
-) -> Any:  # noqa: ANN401 - it stands where a value of the field's type is expected
-    """A field of settings.
+) -> Any:  # noqa: ANN401 - assigned to fields of any type
+    """Define a field of settings.
 
     Args:
-        default: Its value, or the class of nested settings.
-        choices: The names it may have, where they are the rows of a table.
-        may_change: Whether a run may be resumed with another value. Of nested settings it holds
-            for all of them.
+        default: Default value, or the class of nested settings.
+        choices: Returns the allowed names, for a setting that names a row of a table.
+        may_change: Whether a run may be resumed with another value; applies to all nested
+            settings.
         common: Whether `--help` shows it; `--help-all` shows every setting.
     """
     metadata = {"choices": choices, "may_change": may_change, "common": common}
@@ -60,20 +60,19 @@ def setting(
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Base of all settings."""
+    """Base class of all settings."""
 
     def __post_init__(self) -> None:
-        """Raise InvalidSettings unless all types, choices and rules hold."""
+        """Raise InvalidSettings if a type, choice or rule is violated."""
         kinds, problems = type_hints(type(self)), []
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
             if isinstance(value, list):  # JSON has no tuples
                 value = tuple(value)
                 object.__setattr__(self, item.name, value)
-            if not isinstance(value, Settings):
-                kind = field_kind(item, kinds[item.name])
-                if not takes(kind, value):
-                    problems.append((item.name, f"({value!r}) must be {described(kind, value)}"))
+            kind = field_kind(item, kinds[item.name])
+            if not isinstance(value, Settings) and not takes(kind, value):
+                problems.append((item.name, f"({value!r}) must be {described(kind, value)}"))
         problems = problems or [
             (name, f"({getattr(self, name)!r}) {text}") for name, text in self.rules()
         ]
@@ -81,36 +80,37 @@ class Settings:
             raise InvalidSettings(problems)
 
     def rules(self) -> Iterator[Rule]:
-        """The rules that are broken; called when all types are right."""
+        """Yield the broken rules; called only if all types are valid."""
         return iter(())
 
     def flat(self) -> dict[str, object]:
-        """Every setting by its dotted name; the values are JSON."""
+        """Map dotted names to the values of all settings, as JSON values."""
         return {name: list(v) if isinstance(v, tuple) else v for name, _, v in self.items()}
 
     def items(self, prefix: str = "", **inherited: bool) -> Iterator[tuple[str, Mapping, object]]:
-        """Dotted name, metadata and value of every setting, with those of nested settings."""
+        """Yield dotted name, metadata and value of every setting, including nested settings."""
         for item in dataclasses.fields(self):
             value, metadata = getattr(self, item.name), {**item.metadata, **inherited}
             if isinstance(value, Settings):
-                shared = {"may_change": True} if metadata.get("may_change") else {}
-                yield from value.items(f"{prefix}{item.name}.", **{**inherited, **shared})
+                shared = inherited | ({"may_change": True} if metadata.get("may_change") else {})
+                yield from value.items(f"{prefix}{item.name}.", **shared)
             else:
                 yield f"{prefix}{item.name}", metadata, value
 
     def replace(self, settings: Mapping[str, object]) -> Self:
-        """The same with settings changed by dotted name; InvalidSettings names what is wrong."""
-        known = self.flat()
-        unknown = [name for name in settings if name not in known]
-        if unknown:
-            raise InvalidSettings(
-                (repr(name), f"is not a setting; {suggestion(name, known)}") for name in unknown
-            )
+        """Copy with some settings changed by dotted name; InvalidSettings lists all problems."""
+        names = self.flat()
+        problems = [
+            (repr(name), f"is not a setting; {suggestion(name, names)}")
+            for name in settings
+            if name not in names
+        ]
+        if problems:
+            raise InvalidSettings(problems)
         return self._replaced(settings, "")
 
     def _replaced(self, settings: Mapping[str, object], prefix: str) -> Self:
-        changes: dict[str, object] = {}
-        problems: list[Rule] = []
+        changes, problems = {}, []
         for item in dataclasses.fields(self):
             value, name = getattr(self, item.name), f"{prefix}{item.name}"
             if isinstance(value, Settings):
@@ -129,17 +129,19 @@ class Settings:
             raise InvalidSettings(named) from None
 
 
-@functools.cache
-def type_hints(kind: type) -> dict[str, object]:
-    """Annotations of a class, resolved."""
-    return typing.get_type_hints(kind)
+def broken(**rules: tuple[bool, str]) -> Iterator[Rule]:
+    """Yield the broken rules, given name=(whether the rule holds, the requirement)."""
+    return ((name, text) for name, (holds, text) in rules.items() if not holds)
+
+
+type_hints = functools.cache(typing.get_type_hints)
 
 
 @functools.cache
 def field_docs(kind: type) -> dict[str, str]:
-    """The docstring under each field of a dataclass, in one line."""
+    """Map the fields of a dataclass to the docstrings under them, each in one line."""
     docs: dict[str, str] = {}
-    for cls in reversed([cls for cls in kind.__mro__ if dataclasses.is_dataclass(cls)]):
+    for cls in filter(dataclasses.is_dataclass, reversed(kind.__mro__)):
         (body,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
         for node, after in zip(body.body, body.body[1:], strict=False):
             if isinstance(node, ast.AnnAssign) and isinstance(after, ast.Expr):
@@ -148,38 +150,36 @@ def field_docs(kind: type) -> dict[str, str]:
 
 
 def field_kind(item: dataclasses.Field, kind: object) -> object:
-    """The type of a field; the rows of its table as a Literal where it has one."""
+    """The type of a field; a Literal of its choices if it has any."""
     choices = item.metadata.get("choices")
     return typing.Literal[tuple(choices())] if choices else kind
 
 
 def takes(kind: object, value: object) -> bool:
-    """Whether a value is of a type; a whole number is a number, too."""
+    """Whether a value has a type; an int is also a float, but a bool is not an int."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Literal:
         return isinstance(value, str) and value in inner
     if origin in (typing.Union, types.UnionType):
         return any(takes(part, value) for part in inner)
     if origin is tuple:
-        parts = value if isinstance(value, list | tuple) else None
-        if parts is None:
+        if not isinstance(value, list | tuple):
             return False
-        kinds = inner[:1] * len(parts) if inner[-1] is ... else inner
-        return len(parts) == len(kinds) and all(map(takes, kinds, parts))
+        kinds = inner[:1] * len(value) if inner[-1] is ... else inner
+        return len(value) == len(kinds) and all(map(takes, kinds, value))
     if kind is type(None):
         return value is None
-    if isinstance(value, bool) or kind is bool:
-        return isinstance(value, bool) and kind is bool
+    if isinstance(value, bool):
+        return kind is bool
     return isinstance(value, (int, float) if kind is float else kind)
 
 
-# more names than this would hide the suggestion
-MAX_LISTED = 12
+MAX_LISTED = 12  # a longer list of names would hide the suggestion
 NAMES = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
 
 
 def described(kind: object, value: object = None) -> str:
-    """A type in words, with the choice that is nearest to a wrong value."""
+    """Describe a type in words, with the choice that is nearest to a wrong value."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Literal:
         near = nearest(str(value), inner)
@@ -193,14 +193,14 @@ def described(kind: object, value: object = None) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that a wrong one was most likely meant to be."""
+    """The known word that is most similar to a wrong word, or None."""
     lower = {name.lower(): name for name in known}
     close = difflib.get_close_matches(word.lower(), lower, 1, 0.6)
     return lower[close[0]] if close else None
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """What to say about an unknown word: the nearest one, and all of them if they are few."""
+    """Text about an unknown word: the nearest known word, and all known words if they are few."""
     near, names = nearest(word, known), list(known)
     listed = f"known: {', '.join(names)}"
     if not near:

@@ -1,7 +1,7 @@
 """SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
 
-The same numbers in every process and every version of every library, for one number at a time and
-for arrays. No cryptography.
+Gives the same numbers in every process and with every version of the libraries, for single numbers
+and for arrays. Not suitable for cryptography.
 """
 
 from typing import TypeVar
@@ -15,7 +15,7 @@ Word = TypeVar("Word", int, np.ndarray)
 
 
 def scramble(value: Word) -> Word:
-    """The finaliser (figure 16): a one-to-one map of 64-bit words.
+    """Apply the finaliser (figure 16), a one-to-one map of 64-bit words.
 
     Args:
         value: An int in [0, 2^64), or an array of uint64.

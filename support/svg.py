@@ -1,4 +1,4 @@
-"""Matplotlib's SVG as a page has it: short, without addresses and secrets, with hover texts."""
+"""Conversion of Matplotlib's SVG for a page: short, with hover texts, no addresses or secrets."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,20 +8,20 @@ from xml.etree.ElementTree import Element
 from support.redact import redact
 
 Mark = tuple[str, str | Sequence[str]]
-"""CSS class of something drawn, and its hover text, or one text for each of its markers."""
+"""CSS class of an artist, and its hover text or one text for each of its markers."""
 
-# characters that may not stand in XML
+# characters that XML does not allow
 CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 
 
 def page_svg(text: str, name: str, marks: Sequence[Mark], variables: Mapping[str, str]) -> str:
-    """One <svg> element of HTML, from the text of a file that Matplotlib wrote.
+    """Convert an SVG file of Matplotlib to an <svg> element of HTML.
 
     Args:
-        text: The file.
+        text: Content of the file.
         name: Id of the element.
-        marks: What belongs to the groups whose ids are mark-0, mark-1, ...
-        variables: What takes the place of hexadecimal colours.
+        marks: Marks of the groups with the ids mark-0, mark-1, ...
+        variables: CSS variables by the hexadecimal colours that they replace.
     """
     text = re.sub("#[0-9a-f]{6}", lambda match: variables.get(match[0], match[0]), text)
     (root,) = _tidied(ElementTree.fromstring(CONTROLS.sub("", text)), marks)
@@ -30,16 +30,16 @@ def page_svg(text: str, name: str, marks: Sequence[Mark], variables: Mapping[str
 
 
 def _tidied(element: Element, marks: Sequence[Mark]) -> Iterator[Element]:
-    """The element; its children if it only wraps them; nothing if it draws nothing.
+    """Yield the element, its children if it only wraps them, or nothing if it draws nothing.
 
-    Groups are numbered anew in each file, so that their ids would not be unique on a page: only
-    those of markers stay, which are salted hashes.
+    Ids of groups are removed, because each file numbers them from 1 and they would not be unique on
+    a page. Ids of markers are salted hashes and stay.
     """
     tag, name = _local(element.tag), element.get("id", "")
-    children = [each for child in element for each in _tidied(child, marks)]
+    children = [tidy for child in element for tidy in _tidied(child, marks)]
     attributes = {_local(key): _short(_local(key), text) for key, text in element.items()}
     for key in ("id", "clip-path", *(("style",) if tag == "image" else ())):
-        attributes.pop(key, None)  # without a style, a browser smooths an image
+        attributes.pop(key, None)  # without its style, a browser smooths an image
     if tag == "path" and name:
         attributes["id"] = name
     elif name.startswith("mark-"):
@@ -55,15 +55,15 @@ def _tidied(element: Element, marks: Sequence[Mark]) -> Iterator[Element]:
 
 
 def _local(name: str) -> str:
-    """A name without its namespace, which HTML does not have."""
+    """A name without its namespace, which HTML does not use."""
     return name.rpartition("}")[2]
 
 
 def _titled(children: list[Element], title: str | Sequence[str]) -> list[Element]:
-    """The children with a hover text for all of them, or with one for each marker."""
+    """Add one hover text for all children, or one for each marker."""
     if isinstance(title, str):
         return [_title(title), *children] if title else children
-    markers = [each for child in children for each in child.iter("use")]
+    markers = [marker for child in children for marker in child.iter("use")]
     for marker, text in zip(markers, title, strict=True):
         marker.append(_title(text))
     return children
@@ -76,9 +76,9 @@ def _title(text: str) -> Element:
 
 
 def _short(key: str, value: str) -> str:
-    """The value of an attribute: a hundredth of a pixel is enough, and the font is the page's."""
+    """Round an attribute to hundredths of a pixel, and leave the font family to the page."""
     if key == "style":
-        # style.css has the family; older releases write "font: SIZE FAMILY"
+        # style.css sets the family; older Matplotlib releases write "font: SIZE FAMILY"
         value = re.sub(r"font-family: [^;]*;? ?", "", value)
         value = re.sub(r"font: ([\d.]+px) [^;]*", r"font-size: \1", value)
         return re.sub("([:;]) ", r"\1", value)

@@ -146,7 +146,7 @@ def test_semantic_loss_needs_a_tree():
 
 
 def test_parents_in_a_circle_are_refused():
-    with pytest.raises(ValueError, match="no tree"):
+    with pytest.raises(ValueError, match="not a tree"):
         class_ancestors([1, 0])
 
 

@@ -137,15 +137,15 @@ def test_lengths_that_do_not_fit_the_run_are_refused(settings, words):
 @pytest.mark.parametrize(
     "settings, words",
     [
-        (dict(lr=-1e-3), "lr is -0.001, but it must be positive"),
-        (dict(lr=float("nan")), "lr is nan"),
-        (dict(weight_decay=-0.1), "weight_decay is -0.1"),
-        (dict(warmup=1.5), "warmup is 1.5"),
-        (dict(clip_norm=0.0), "clip_norm is 0.0"),
-        (dict(ema=1.0), "ema is 1.0"),
-        (dict(betas=(0.9, 1.0)), "betas is (0.9, 1.0)"),
-        (dict(final_lr=1.0), "final_lr is 1.0"),
-        (dict(name="sgd", decay_scaled_by_lr=False), "SGD adds the decay to the gradient"),
+        (dict(lr=-1e-3), "lr (-0.001) must be above 0"),
+        (dict(lr=float("nan")), "lr (nan)"),
+        (dict(weight_decay=-0.1), "weight_decay (-0.1)"),
+        (dict(warmup=1.5), "warmup (1.5)"),
+        (dict(clip_norm=0.0), "clip_norm (0.0)"),
+        (dict(ema=1.0), "ema (1.0)"),
+        (dict(betas=(0.9, 1.0)), "betas ((0.9, 1.0))"),
+        (dict(final_lr=1.0), "final_lr (1.0)"),
+        (dict(name="sgd", decay_scaled_by_lr=False), "must be true for sgd"),
     ],
 )
 def test_wrong_settings_are_refused(settings, words):

@@ -1,6 +1,8 @@
 """Quantised models of real images against their originals; refusals; files; training for it."""
 
 import pickle
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,6 @@ from vit.model import ViT
 from vit.optim import learning_rate, make_optimizer, set_learning_rate
 
 pytest.importorskip("torchao", reason="quantisation needs the extra 'quant'")
-from vit.comparison import compare
 from vit.quant import (
     SCHEMES,
     activation_nodes,
@@ -24,6 +25,8 @@ from vit.quant import (
     save_quantised,
 )
 
+ROOT = Path(__file__).parent.parent
+compare = runpy.run_path(str(ROOT / "benchmarks" / "quant.py"))["compare"]  # not a package
 CONFIG = ViTConfig(
     image_size=32, patch_size=8, width=128, depth=2, mlp_width=512, heads=2, num_classes=10
 )
@@ -246,6 +249,6 @@ def test_files_with_code_are_refused(tmp_path):
     with pytest.raises((ValueError, pickle.UnpicklingError)):
         load_quantised(tmp_path / "q.pt")
     (tmp_path / "cut.pt").write_bytes((tmp_path / "q.pt").read_bytes()[:200])
-    with pytest.raises(ValueError, match="cut.pt is no readable quantised model"):
+    with pytest.raises(ValueError, match="cut.pt is not a readable quantised model"):
         load_quantised(tmp_path / "cut.pt")
     assert not (tmp_path / "ran").exists()

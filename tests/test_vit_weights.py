@@ -370,7 +370,7 @@ def test_another_pooling_is_refused(tmp_path, pool, other):
 
 def test_another_number_of_heads_is_refused_though_the_shapes_fit(tmp_path):
     save_npz(tmp_path / "a.npz", make(heads=3))
-    assert "3 attention heads, the model 4" in refused(make(2, heads=4), tmp_path / "a.npz")
+    assert "3 attention heads, the model has 4" in refused(make(2, heads=4), tmp_path / "a.npz")
 
 
 def test_npz_with_a_missing_or_unknown_or_misshapen_array_is_refused(tmp_path):
@@ -378,7 +378,7 @@ def test_npz_with_a_missing_or_unknown_or_misshapen_array_is_refused(tmp_path):
     key = "Transformer/encoderblock_2/MultiHeadDotProductAttention_1/key/kernel"
     for change, words in (
         ({key: None}, "blocks.2.attn.qkv.weight is (48, 24) in the file"),
-        ({"Transformer/extra": arrays["cls"]}, "no place in a plain ViT for Transformer/extra"),
+        ({"Transformer/extra": arrays["cls"]}, "a plain ViT has no parameter for"),
         ({key: arrays[key].reshape(24, 24)}, f"{key} is (24, 24), but has 3 axes"),
         ({"embedding/kernel": None}, "lacks the key embedding/kernel"),
         ({"cls": np.zeros((1, 1, 24), np.int64)}, "cls is int64"),
@@ -416,7 +416,7 @@ def test_whole_pickled_models_are_refused(tmp_path):
     torch.save(make(), tmp_path / "model.pth")
     assert "state_dict" in refused(make(2), tmp_path / "model.pth")
     torch.save([1, 2], tmp_path / "list.pth")
-    assert "holds no state_dict" in refused(make(2), tmp_path / "list.pth")
+    assert "contains no state_dict" in refused(make(2), tmp_path / "list.pth")
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "pth", "npz"])
@@ -448,7 +448,7 @@ def test_missing_and_unknown_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="model.safetensors is not there"):
         read_weights(tmp_path)
     (tmp_path / "a.h5").write_bytes(b"x")
-    with pytest.raises(ValueError, match="unknown kind of file; known: .safetensors"):
+    with pytest.raises(ValueError, match="unknown file type; known: .safetensors"):
         read_weights(tmp_path / "a.h5")
     save_safetensors(tmp_path / "model.safetensors", make().state_dict())
     for option in (dict(head="new"), dict(positions="nearest")):

@@ -1,7 +1,7 @@
-"""AdamW whose two moments take one byte each, by torchao; for single GPUs, DDP and FSDP2.
+"""AdamW with 8-bit moments, based on torchao; for single GPUs, DDP and FSDP2.
 
-Needs the optional extra "quant". States are block-wise quantised (arXiv 2110.02861): a byte for
-each value, a float for each 256.
+Needs the optional extra "quant". Moments are quantised in blocks (arXiv 2110.02861): one byte per
+value and one float per 256 values.
 """
 
 import torch
@@ -10,28 +10,28 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torchao.optim.adam import single_param_adam
 
-# one kernel per shape, instead of a pass over memory for each of its thirty operations
+# one kernel per shape instead of about thirty passes over memory
 update = torch.compile(single_param_adam, fullgraph=True, dynamic=False)
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a sharded tensor; any other tensor as it is."""
+    """This rank's part of a sharded tensor; other tensors unchanged."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 class AdamW8bit(torchao.optim.AdamW8bit):
-    """torchao's, but each rank steps on its own shards.
+    """torchao's AdamW8bit, except that each rank updates its own shards.
 
-    torchao compiles its step on the sharded tensors, and then silently never moves a parameter
+    torchao compiles its step on the sharded tensors, which silently never updates a parameter
     whose first axis is 1, such as the class token and the positions of a ViT. The update is
-    elementwise and its blocks lie within a shard, so the shards alone give the same numbers.
+    elementwise and its blocks lie within a shard, so updating the shards gives the same result.
     """
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """One update; the learning rate of a group is a tensor, to be filled."""
+        """Update all parameters; the learning rate of a group is a tensor."""
         if closure is not None:
-            raise ValueError("AdamW8bit takes no closure; compute the loss before step()")
+            raise ValueError("AdamW8bit does not take a closure; compute the loss before step()")
         with torch._dynamo.utils.disable_cache_limit():
             for group in self.param_groups:
                 for parameter in group["params"]:
@@ -47,18 +47,8 @@ class AdamW8bit(torchao.optim.AdamW8bit):
             state["exp_avg_sq"] = self._new_buffer(parameter, False)
         state["step"] += 1
         if not local(parameter).numel():
-            return  # another rank has all of it
-        update(
-            local(parameter.detach()),
-            local(parameter.grad),
-            state["step"],
-            local(state["exp_avg"]),
-            local(state["exp_avg_sq"]),
-            None,
-            group["lr"],
-            *group["betas"],
-            group["weight_decay"],
-            group["eps"],
-            self.is_adamw,
-            False,
-        )
+            return  # this rank has no part of it
+        tensors = local(parameter.detach()), local(parameter.grad), state["step"]
+        moments = local(state["exp_avg"]), local(state["exp_avg_sq"]), None
+        settings = group["lr"], *group["betas"], group["weight_decay"], group["eps"]
+        update(*tensors, *moments, *settings, self.is_adamw, False)

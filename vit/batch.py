@@ -1,9 +1,9 @@
-"""What happens to a batch on the device, before the model: normalisation, mixup and CutMix.
+"""Preprocessing of a batch on the device: normalisation, mixup and CutMix.
 
     images (B, S, S, 3) uint8 -> normalise -> (B, 3, S, S) float -> mix with targets (B, K)
 
-Mixing pairs neighbours (2i, 2i + 1) of the global batch, and what a pair draws depends on (seed,
-its place in the global batch): however many workers share the batch, it is mixed the same way.
+Mixing pairs neighbours (2i, 2i + 1) of the global batch. The random numbers of a pair depend only
+on the seed and the pair's index, so the result is the same for any number of workers.
 """
 
 import numpy as np
@@ -14,31 +14,30 @@ from vit.config import ImageConfig, MixConfig
 
 
 def normalise(images: Tensor, config: ImageConfig, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Pixels to the model's input: (B, H, W, 3) uint8 -> (B, 3, H, W), channels last in memory.
+    """Normalise pixels: (B, H, W, 3) uint8 -> (B, 3, H, W), channels last in memory.
 
-    (x / 255 - mean) / std as one multiply-add in float32, so that the uint8 pixels are what
-    travels to the device; inside `torch.compile` it joins the kernel that cuts the patches.
+    Computes (x / 255 - mean) / std as one float32 multiply-add on the device, so that only uint8
+    pixels are copied to it. `torch.compile` fuses this with the kernel that cuts the patches.
     """
-    std = torch.tensor(config.std, dtype=torch.float64)
-    scale = (1 / (255 * std)).to(images.device, torch.float32, non_blocking=True)
-    shift = (-torch.tensor(config.mean, dtype=torch.float64) / std).to(
-        images.device, torch.float32, non_blocking=True
-    )
+    mean, std = torch.tensor((config.mean, config.std), dtype=torch.float64)
+    factors = torch.stack((1 / (255 * std), -mean / std))
+    scale, shift = factors.to(images.device, torch.float32, non_blocking=True)
     return torch.addcmul(shift, images.float(), scale).to(dtype).permute(0, 3, 1, 2)
 
 
 def mix(
     images: Tensor, targets: Tensor, config: MixConfig, *, seed: int, first: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Mixup or CutMix of neighbouring images and their targets; as they are if both are off.
+    """Apply mixup or CutMix to pairs of images and their targets; both off changes nothing.
 
     Args:
         images: (B, 3, H, W) float, B even.
         targets: (B, K) float.
-        config: The alphas. Mixup weights are max(a, 1 - a) of a ~ Beta(alpha, alpha), so that each
-            image stays the main one, as in big_vision; CutMix pastes a box of area share a.
-        seed: Of this step's global batch.
-        first: Place of images[0] in the global batch (even).
+        config: The alphas. The weight of an image in mixup is max(a, 1 - a), a ~ Beta(alpha,
+            alpha), so that it outweighs its partner, as in big_vision; CutMix pastes a box that
+            covers the share a of the image.
+        seed: Seed of this step's global batch.
+        first: Index of images[0] in the global batch (even).
     """
     if not config.mixup and not config.cutmix:
         return images, targets
@@ -48,53 +47,52 @@ def mix(
             f"mixing pairs neighbours, but this share has {batch} images from place {first};"
             " make the images per worker and step even"
         )
-    keep, boxes = draw_pairs(config, seed, first // 2, batch // 2)
-    if boxes is None:
-        weights = on_device(keep, images).view(-1, 1, 1, 1)
-    else:
-        top, bottom, left, right = (on_device(side, images).view(-1, 1, 1, 1) for side in boxes.T)
+    own_weights, boxes = draw_pairs(config, seed, first // 2, batch // 2)
+    weights = per_image(own_weights, images)
+    if boxes is not None:
+        top, bottom, left, right = (per_image(side, images) for side in boxes.T)
         y = torch.arange(height, device=images.device).view(1, 1, -1, 1) + 0.5
         x = torch.arange(width, device=images.device).view(1, 1, 1, -1) + 0.5
         top, bottom, left, right = top * height, bottom * height, left * width, right * width
         inside = (y > top) & (y < bottom) & (x > left) & (x < right)  # (B, 1, H, W)
-        weights = torch.where(inside, 0.0, 1.0).to(images.dtype)
-        is_box = (right > left).to(images.dtype)
-        weights = is_box * weights + (1 - is_box) * on_device(keep, images).view(-1, 1, 1, 1)
+        weights = torch.where(right > left, (~inside).to(images.dtype), weights)
     share = weights.float().mean((1, 2, 3)).view(-1, 1).to(targets.dtype)
-    partner = images.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
-    partner_targets = targets.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
-    return torch.lerp(partner, images, weights), torch.lerp(partner_targets, targets, share)
+    partners, partner_targets = (
+        tensor.unflatten(0, (-1, 2)).flip(1).flatten(0, 1) for tensor in (images, targets)
+    )
+    return torch.lerp(partners, images, weights), torch.lerp(partner_targets, targets, share)
 
 
 def draw_pairs(
     config: MixConfig, seed: int, first: int, count: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """What `count` pairs from place `first` on draw.
+    """Random numbers of `count` pairs, starting with pair `first` of the global batch.
 
     Returns:
-        Own weight (2 count,) of each image, and with CutMix its box (2 count, 4) as shares of
-        the sides: top, bottom, left, right; a box without area where the pair draws mixup.
+        The weight (2 count,) of each image in its own mixture, and with CutMix its box (2 count,
+        4) as shares of the sides: top, bottom, left, right. The box is empty if the pair uses
+        mixup.
     """
     total = first + count
-    streams = np.random.SeedSequence(seed).spawn(4)  # each is filled from place 0 on
-    mixups, areas, places, choices = (np.random.Generator(np.random.Philox(s)) for s in streams)
-    keep = np.ones(total)
+    streams = np.random.SeedSequence(seed).spawn(4)  # each is drawn from the first pair on
+    mixups, areas, centres, choices = (np.random.Generator(np.random.Philox(s)) for s in streams)
+    weights = np.ones(total)
     if config.mixup:
-        keep = mixups.beta(config.mixup, config.mixup, total)
-        keep = np.maximum(keep, 1 - keep)
-    keep = keep[first:].repeat(2)
+        weights = mixups.beta(config.mixup, config.mixup, total)
+        weights = np.maximum(weights, 1 - weights)
+    weights = weights[first:].repeat(2)
     if not config.cutmix:
-        return keep, None
+        return weights, None
     side = np.sqrt(areas.beta(config.cutmix, config.cutmix, total))[first:, None]
-    centre = places.random((total, 2))[first:]
-    low = (centre - side / 2).clip(0, 1)
-    high = (centre + side / 2).clip(0, 1)
+    centre = centres.random((total, 2))[first:]
+    low, high = (centre - side / 2).clip(0, 1), (centre + side / 2).clip(0, 1)
     if config.mixup:
         high = np.where(choices.random(total)[first:, None] < 0.5, low, high)
     boxes = np.stack([low[:, 0], high[:, 0], low[:, 1], high[:, 1]], axis=1)
-    return keep, boxes.repeat(2, axis=0)
+    return weights, boxes.repeat(2, axis=0)
 
 
-def on_device(values: np.ndarray, like: Tensor) -> Tensor:
-    """The numbers as a tensor beside another, in its type."""
-    return torch.from_numpy(np.ascontiguousarray(values)).to(like.device, like.dtype)
+def per_image(values: np.ndarray, images: Tensor) -> Tensor:
+    """One number per image as (B, 1, 1, 1), with the device and data type of the images."""
+    values = torch.from_numpy(np.ascontiguousarray(values))
+    return values.to(images.device, images.dtype).view(-1, 1, 1, 1)

@@ -1,7 +1,7 @@
-"""What a recipe says about the model, the images, the loss and the optimizer.
+"""Settings of the model, the images, the loss and the optimizer.
 
 Nothing here imports PyTorch, so that a command line is parsed and checked before the slow imports.
-Defaults stand here and nowhere else; the docstring under a field is its `--help`.
+Defaults are defined only here. The docstring under a field is its `--help`.
 """
 
 from collections.abc import Iterator
@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from math import inf, isfinite
 from typing import Literal
 
-from support.settings import Rule, Settings, setting
+from support.settings import Rule, Settings, broken, setting
 from vit.registry import LOSSES, OPTIMIZERS
 
+Unit = Literal["steps", "epochs", "examples", "fraction"]
 # width, depth, MLP width, heads: big_vision `models/vit.py:decode_variant`
 SIZES = {
     "Ti": (192, 12, 768, 3),
@@ -40,80 +41,75 @@ class ViTConfig(Settings):
     heads: int = 6
     """Attention heads."""
     num_classes: int | None = None
-    """Outputs of the head; None takes the number of classes of the data."""
+    """Outputs of the head; None uses the number of classes in the data."""
     pool: Literal["token", "mean", "map"] = "token"
-    """What the head reads: a class token, the mean over tokens, or an attention (MAP) pool."""
+    """Input of the head: a class token, the mean over tokens, or an attention (MAP) pool."""
     positions: Literal["learned", "sincos2d"] = "learned"
-    """Position embedding: learned, or fixed 2-D sin-cos after big_vision."""
+    """Position embedding: learned, or fixed 2-D sin-cos as in big_vision."""
     pre_logits: bool = False
-    """Put a tanh layer of width D before the head, as the ViT paper does in pre-training."""
+    """Insert a tanh layer of width D before the head, as the ViT paper does in pre-training."""
     gelu: Literal["exact", "tanh"] = "exact"
-    """GELU by erf as in timm, or the tanh approximation that Google's JAX code uses."""
+    """GELU by erf as in timm, or the tanh approximation of Google's JAX code."""
     dropout: float = 0.0
-    """Dropout after the position embedding and after each dense layer but q, k and v."""
+    """Dropout after the position embedding and after each dense layer except q, k and v."""
     drop_path: float = 0.0
     """Stochastic depth of the last block; the rate grows linearly from 0 at the first."""
     head_bias: float = 0.0
     """Initial bias of the head; about -ln K (-10 for 21k classes) suits the sigmoid loss."""
     checkpoint_blocks: bool = False
-    """Recompute each block in the backward pass: less memory, about a third more work."""
+    """Recompute each block in the backward pass: less memory, about a third more computation."""
 
     def rules(self) -> Iterator[Rule]:
-        """Sizes that divide, and rates that are probabilities."""
+        """Check that sizes divide each other and that rates are probabilities."""
         for name in ("image_size", "patch_size", "width", "depth", "mlp_width", "heads"):
             if getattr(self, name) < 1:
                 yield name, "must be at least 1"
-        if min(self.patch_size, self.heads) < 1:
+        patch, heads, width = self.patch_size, self.heads, self.width
+        if min(patch, heads) < 1:
             return
-        if self.image_size % self.patch_size:
-            multiple = max(1, round(self.image_size / self.patch_size)) * self.patch_size
-            yield (
-                "image_size",
-                f"must be a multiple of patch_size ({self.patch_size}); nearest: {multiple}",
-            )
-        if self.width % self.heads:
-            yield "width", f"must be a multiple of heads ({self.heads})"
-        if self.positions == "sincos2d" and (self.width % 4 or self.width < 8):
-            yield (
-                "width",
-                "must be a multiple of 4, and at least 8, for sincos2d positions; set "
-                "positions to learned",
-            )
-        if self.num_classes is not None and self.num_classes < 1:
-            yield "num_classes", "must be at least 1, or none to take the data's"
-        for name in ("dropout", "drop_path"):
-            if not 0 <= getattr(self, name) < 1:
-                yield name, "must be at least 0 and below 1"
-        if not isfinite(self.head_bias):
-            yield "head_bias", "must be finite"
+        if self.image_size % patch:
+            nearest = max(1, round(self.image_size / patch)) * patch
+            yield "image_size", f"must be a multiple of patch_size ({patch}); nearest: {nearest}"
+        if width % heads:
+            yield "width", f"must be a multiple of heads ({heads})"
+        if self.positions == "sincos2d" and (width % 4 or width < 8):
+            rule = "must be a multiple of 4 and at least 8 for sincos2d positions"
+            yield "width", f"{rule}; set positions to learned"
+        yield from broken(
+            num_classes=(
+                self.num_classes is None or self.num_classes >= 1,
+                "must be at least 1, or none to use the number of classes in the data",
+            ),
+            dropout=(0 <= self.dropout < 1, "must be at least 0 and below 1"),
+            drop_path=(0 <= self.drop_path < 1, "must be at least 0 and below 1"),
+            head_bias=(isfinite(self.head_bias), "must be finite"),
+        )
 
     @classmethod
     def named(cls, name: str, **settings: object) -> "ViTConfig":
-        """Config of a published size such as "S/16", with other fields by keyword."""
+        """Return the config of a published size such as "S/16"; keywords set the other fields."""
         size, _, patch = name.partition("/")
         if size not in SIZES or not patch.isdigit():
             raise ValueError(f"unknown ViT {name!r}; sizes: {', '.join(SIZES)}; for example S/16")
-        width, depth, mlp_width, heads = SIZES[size]
-        shape = dict(width=width, depth=depth, mlp_width=mlp_width, heads=heads)
-        return cls(**{"patch_size": int(patch), **shape, **settings})
+        shape = zip(("width", "depth", "mlp_width", "heads"), SIZES[size], strict=True)
+        return cls(**{"patch_size": int(patch), **dict(shape), **settings})
 
     @property
     def grid(self) -> int:
-        """Patches along one side of the image."""
+        """Number of patches along one side of the image."""
         return self.image_size // self.patch_size
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that the blocks see: patches, and the class token if there is one."""
+        """Number of tokens in a block: the patches, and the class token if there is one."""
         return self.grid**2 + (self.pool == "token")
 
     @property
     def num_parameters(self) -> int:
-        """Trainable parameters, head included."""
+        """Number of trainable parameters, including the head."""
         width, hidden = self.width, self.mlp_width
-        tokens = self.grid**2 + (self.pool == "token")
         embedding = 3 * self.patch_size**2 * width + width + (self.pool == "token") * width
-        positions = tokens * width if self.positions == "learned" else 0
+        positions = self.num_tokens * width if self.positions == "learned" else 0
         mlp = 2 * width * hidden + hidden + width
         attention = 4 * (width**2 + width)
         block = attention + mlp + 4 * width
@@ -124,9 +120,10 @@ class ViTConfig(Settings):
 
     @property
     def published_flops(self) -> int:
-        """Floating-point operations of one image's forward pass, 2 for each multiply-add.
+        """Floating-point operations of one image's forward pass, two per multiply-add.
 
-        Matrix products only, attention included. Papers and timm print half of it as "GFLOPs".
+        Counts only matrix products, including attention. Papers and timm report half of this
+        number as "GFLOPs".
         """
         tokens, width = self.num_tokens, self.width
         block = tokens * (4 * width**2 + 2 * width * self.mlp_width) + 2 * tokens**2 * width
@@ -137,59 +134,55 @@ class ViTConfig(Settings):
 
     @property
     def forward_flops(self) -> int:
-        """What of `published_flops` is really computed; a training step costs three times as much.
+        """Operations that the forward pass really computes; a training step costs three times this.
 
-        With a class token the last block makes no other token, beyond its queries, keys and
-        values: 6 % less for B/16.
+        With a class token, the last block computes only queries, keys and values for the other
+        tokens, which saves 6 % of `published_flops` for B/16.
         """
         if self.pool != "token":
             return self.published_flops
-        spared = self.grid**2  # tokens
-        per_token = self.width**2 + 2 * self.width * self.mlp_width
-        return self.published_flops - 2 * spared * (per_token + 2 * self.num_tokens * self.width)
+        per_token = self.width**2 + 2 * self.width * (self.mlp_width + self.num_tokens)
+        return self.published_flops - 2 * self.grid**2 * per_token
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageConfig(Settings):
-    """How an image becomes the model's input, in training and in evaluation."""
+    """Preprocessing of images for training and for evaluation."""
 
     crop_area: tuple[float, float] = (0.05, 1.0)
-    """Smallest and largest share of the image that a training crop covers."""
+    """Smallest and largest share of the image area that a training crop covers."""
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    """Smallest and largest width/height of a training crop."""
+    """Smallest and largest aspect ratio (width / height) of a training crop."""
     flip: bool = True
     """Mirror half of the training images."""
     randaugment_layers: int = 0
-    """RandAugment operations per training image; 0 is none."""
+    """RandAugment operations per training image; 0 turns RandAugment off."""
     randaugment_magnitude: float = 10.0
-    """Strength of RandAugment on Google's scale, where 10 is the reference; more extrapolates.
-
-    0 is not "no change" there: it inverts, blackens and greys (AugReg's first "light" setting)."""
+    """Strength of RandAugment on Google's scale: 10 is the reference, more extrapolates, 0 still
+    inverts, blackens and greys images (AugReg's first "light" setting)."""
     eval_resize: Literal["short", "squash"] = "short"
-    """Evaluation: bring the short side to image size / crop_pct, or both sides (aspect lost)."""
+    """Evaluation: resize the short side to image size / crop_pct, or both sides ("squash"), which
+    changes the aspect ratio."""
     crop_pct: float = 0.875
-    """Share of the resized side that the evaluation crop keeps (224 of 256)."""
+    """Share of the resized side that the evaluation crop covers (224 of 256)."""
     eval_interpolation: Literal["area", "bilinear", "bicubic"] = "area"
-    """Area as big_vision, or Pillow's antialiased bilinear or bicubic as timm."""
+    """Area as in big_vision, or Pillow's antialiased bilinear or bicubic as in timm."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     """Subtracted from pixels in [0, 1], per channel."""
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """Divides the pixels after the mean, per channel; 0.5 and 0.5 give [-1, 1]."""
+    """Divides the pixels after the mean is subtracted, per channel; 0.5 and 0.5 give [-1, 1]."""
 
     def rules(self) -> Iterator[Rule]:
-        """Ranges that hold something."""
-        if not 0 < self.crop_area[0] <= self.crop_area[1] <= 1:
-            yield "crop_area", "must be 0 < low <= high <= 1"
-        if not 0 < self.crop_aspect[0] <= self.crop_aspect[1] < inf:
-            yield "crop_aspect", "must be 0 < low <= high"
-        if self.randaugment_layers < 0:
-            yield "randaugment_layers", "must be at least 0"
-        if not 0 <= self.randaugment_magnitude <= 30:
-            yield "randaugment_magnitude", "must be from 0 to 30"
-        if not 0 < self.crop_pct <= 1:
-            yield "crop_pct", "must be above 0 and at most 1"
-        if not min(self.std) > 0:
-            yield "std", "must be above 0"
+        """Check the ranges."""
+        area, aspect = self.crop_area, self.crop_aspect
+        yield from broken(
+            crop_area=(0 < area[0] <= area[1] <= 1, "must be 0 < low <= high <= 1"),
+            crop_aspect=(0 < aspect[0] <= aspect[1] < inf, "must be 0 < low <= high"),
+            randaugment_layers=(self.randaugment_layers >= 0, "must be at least 0"),
+            randaugment_magnitude=(0 <= self.randaugment_magnitude <= 30, "must be from 0 to 30"),
+            crop_pct=(0 < self.crop_pct <= 1, "must be above 0 and at most 1"),
+            std=(min(self.std) > 0, "must be above 0"),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,16 +190,17 @@ class MixConfig(Settings):
     """Mixing of pairs of training images, on the device."""
 
     mixup: float = 0.0
-    """Mixup: alpha of the Beta distribution of the weights; 0 is off."""
+    """Mixup: alpha of the Beta distribution of the weights; 0 turns it off."""
     cutmix: float = 0.0
-    """CutMix: alpha of the Beta distribution of the areas; 0 is off. With mixup, each pair
-    of images draws one of the two."""
+    """CutMix: alpha of the Beta distribution of the areas; 0 turns it off. With mixup, each pair of
+    images draws one of the two."""
 
     def rules(self) -> Iterator[Rule]:
-        """Alphas of a Beta distribution, or 0."""
-        for name in ("mixup", "cutmix"):
-            if not 0 <= getattr(self, name) < inf:
-                yield name, "must be at least 0; 0 is off"
+        """Check that each is an alpha of a Beta distribution, or 0."""
+        yield from broken(
+            mixup=(0 <= self.mixup < inf, "must be at least 0; 0 turns it off"),
+            cutmix=(0 <= self.cutmix < inf, "must be at least 0; 0 turns it off"),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,15 +208,15 @@ class LossConfig(Settings):
     """The loss."""
 
     name: str = setting("softmax", choices=lambda: LOSSES)
-    """Softmax cross-entropy; sigmoid cross-entropy summed over classes; or softmax at each level
-    of the WordNet tree."""
+    """Softmax cross-entropy, sigmoid cross-entropy summed over classes, or softmax cross-entropy at
+    each level of the WordNet tree ("semantic")."""
     label_smoothing: float = 0.0
-    """Share of the target that is spread over all classes."""
+    """Share of the target that is spread evenly over all classes."""
 
     def rules(self) -> Iterator[Rule]:
-        """A share."""
-        if not 0 <= self.label_smoothing < 1:
-            yield "label_smoothing", "must be at least 0 and below 1"
+        """Check the smoothing."""
+        allowed = 0 <= self.label_smoothing < 1
+        yield from broken(label_smoothing=(allowed, "must be at least 0 and below 1"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,77 +224,67 @@ class OptimConfig(Settings):
     """Optimizer and learning-rate schedule."""
 
     name: str = setting("adamw", choices=lambda: OPTIMIZERS, common=True)
-    """AdamW; AdamW with 8-bit moments (needs the extra "quant"); or momentum SGD."""
+    """AdamW, AdamW with 8-bit moments (needs the extra "quant"), or momentum SGD."""
     lr: float = setting(1e-3, common=True)
     """Peak learning rate."""
     weight_decay: float = setting(0.1, common=True)
     """Decay of kernels; biases, norms, positions and the class token never decay."""
     decay_scaled_by_lr: bool = True
-    """Each step removes lr x weight_decay, as in PyTorch and the papers. False removes weight_decay
-    x (lr / peak lr) whatever the peak, as big_vision; its 1e-4 is 0.1 here at lr 1e-3."""
+    """True: each step removes lr x weight_decay, as in PyTorch and the papers. False: each step
+    removes weight_decay x (lr / peak lr), as in big_vision, whose 1e-4 is 0.1 here at lr 1e-3."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW: decay of the two moments."""
+    """AdamW: decay rates of the two moments."""
     eps: float = 1e-8
-    """AdamW: added to the root of the second moment."""
+    """AdamW: term added to the root of the second moment."""
     momentum: float = 0.9
     """SGD: momentum."""
     clip_norm: float | None = 1.0
-    """Scale the gradient down to this global norm; None does not clip."""
+    """Scale larger gradients down to this global norm; None turns clipping off."""
     layer_decay: float = 1.0
-    """Each block learns at this multiple of the next one's rate; 1 is the same rate everywhere."""
+    """Learning rate of each block as a multiple of the next block's; 1 uses one rate everywhere."""
     ema: float | None = None
-    """Decay of a moving average of the weights, for example 0.9999; None keeps none."""
+    """Decay of a moving average of the weights, for example 0.9999; None turns it off."""
     schedule: Literal["cosine", "linear", "constant", "rsqrt"] = "cosine"
-    """Course of the learning rate after the warm-up: half a cosine or a line down to final_lr,
-    constant, or one over the square root of the step."""
+    """Learning rate after the warm-up: half a cosine or a line down to final_lr, constant, or
+    proportional to one over the square root of the step."""
     warmup: float = setting(0.1, common=True)
-    """Length of the linear warm-up, in warmup_unit; 0 is none."""
-    warmup_unit: Literal["steps", "epochs", "examples", "fraction"] = setting(
-        "fraction", common=True
-    )
-    """What warmup counts; fraction is of all steps."""
+    """Length of the linear warm-up, in warmup_unit; 0 turns it off."""
+    warmup_unit: Unit = setting("fraction", common=True)
+    """Unit of warmup; fraction means a fraction of all steps."""
     warmup_lr: float = 0.0
     """Learning rate of the first step of the warm-up."""
     final_lr: float = 0.0
     """Learning rate at the end of cosine and linear; the ViT paper's linear ends at 1e-5."""
     rsqrt_timescale: int = 10_000
-    """Rsqrt: steps after which the rate has fallen by the square root of two."""
+    """Rsqrt: steps after which the rate has fallen by a factor of the square root of two."""
     cooldown: float = 0.0
-    """Length of a linear descent to 0 that ends the run, in cooldown_unit; 0 is none."""
-    cooldown_unit: Literal["steps", "epochs", "examples", "fraction"] = "fraction"
-    """What cooldown counts."""
+    """Length of the linear descent to 0 at the end, in cooldown_unit; 0 turns it off."""
+    cooldown_unit: Unit = "fraction"
+    """Unit of cooldown."""
 
     def rules(self) -> Iterator[Rule]:
-        """Rates and shares in range, and no setting without effect."""
-        if not 0 < self.lr < inf:
-            yield "lr", "must be above 0"
+        """Check the ranges, and that the decay setting has an effect."""
         for name in ("weight_decay", "warmup_lr", "final_lr", "warmup", "cooldown"):
             if not 0 <= getattr(self, name) < inf:
                 yield name, "must be at least 0"
         for name in ("warmup_lr", "final_lr"):
             if getattr(self, name) > self.lr > 0:
                 yield name, f"must not exceed lr ({self.lr})"
-        if not all(0 <= beta < 1 for beta in self.betas):
-            yield "betas", "must be at least 0 and below 1"
-        if not self.eps > 0:
-            yield "eps", "must be above 0"
-        if not 0 <= self.momentum < 1:
-            yield "momentum", "must be at least 0 and below 1"
-        if not 0 < self.layer_decay <= 1:
-            yield "layer_decay", "must be above 0 and at most 1"
-        if self.rsqrt_timescale < 1:
-            yield "rsqrt_timescale", "must be at least 1"
-        if self.clip_norm is not None and not 0 < self.clip_norm < inf:
-            yield "clip_norm", "must be above 0, or none"
-        if self.ema is not None and not 0 < self.ema < 1:
-            yield "ema", "must be between 0 and 1, or none"
+        clip, ema = self.clip_norm, self.ema
+        yield from broken(
+            lr=(0 < self.lr < inf, "must be above 0"),
+            betas=(all(0 <= beta < 1 for beta in self.betas), "must be at least 0 and below 1"),
+            eps=(self.eps > 0, "must be above 0"),
+            momentum=(0 <= self.momentum < 1, "must be at least 0 and below 1"),
+            layer_decay=(0 < self.layer_decay <= 1, "must be above 0 and at most 1"),
+            rsqrt_timescale=(self.rsqrt_timescale >= 1, "must be at least 1"),
+            clip_norm=(clip is None or 0 < clip < inf, "must be above 0, or none"),
+            ema=(ema is None or 0 < ema < 1, "must be between 0 and 1, or none"),
+        )
         for name in ("warmup", "cooldown"):
             if getattr(self, f"{name}_unit") == "fraction" and getattr(self, name) >= 1:
                 yield name, "must be below 1 as a fraction of the run"
         decoupled = OPTIMIZERS[self.name].decoupled_decay
         if self.weight_decay and not self.decay_scaled_by_lr and not decoupled:
-            yield (
-                "decay_scaled_by_lr",
-                f"must be true for {self.name}, which adds the decay to the gradient; set it, or "
-                "weight_decay to 0",
-            )
+            rule = f"must be true for {self.name}, which adds the decay to the gradient"
+            yield "decay_scaled_by_lr", f"{rule}; set it to true, or weight_decay to 0"

@@ -1,12 +1,10 @@
-"""Crop protocols: the views of one image that are evaluated together.
+"""Crop protocols: sets of views of one image that are evaluated together.
 
     pixels (H, W, 3) -> crop_views -> (C, S, S, 3), all uint8 RGB
 
-Every protocol is a function (pixels, config, size S, seed, count C) -> views. To add one, write it
-and add its row to `vit.registry.CROPS`.
+A protocol is a function (pixels, config, size S, seed, count C) -> views. To add one, write its
+function and add a row to `vit.registry.CROPS`.
 """
-
-from itertools import product
 
 import cv2
 import numpy as np
@@ -16,20 +14,22 @@ from vit.draws import Draws
 from vit.images import crop, eval_view, interpolate, random_crop, resize
 from vit.registry import crop_protocol, resolve
 
+CORNERS_AND_CENTRE = ((0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5))
+
 
 def crop_views(
     pixels: np.ndarray, config: ImageConfig, size: int, protocol: str, seed: int = 0
 ) -> np.ndarray:
-    """The views (C, size, size, 3) of one decoded image (H, W, 3) under a protocol.
+    """Views (C, size, size, 3) of one decoded image (H, W, 3) under a protocol.
 
-    The seed is for protocols that draw. ValueError for an unknown protocol, and for one that needs
-    the aspect of an image that was squashed.
+    Only random protocols use the seed. Raises ValueError if the protocol is unknown, or if it
+    needs the aspect ratio but the config squashes images.
     """
     chosen = crop_protocol(protocol)
     if chosen.needs_aspect and config.eval_resize == "squash":
         raise ValueError(
-            f"crops {protocol!r} are squares along the long side, and eval_resize 'squash' leaves"
-            " none; set eval_resize='short', or choose five, ten or random-N"
+            f"crops {protocol!r} are squares along the long side, but eval_resize 'squash' makes"
+            " all sides equal; set eval_resize='short', or choose five, ten or random-N"
         )
     return resolve(chosen.function)(pixels, config, size, seed, chosen.views)
 
@@ -40,7 +40,7 @@ def center(pixels: np.ndarray, config: ImageConfig, size: int, seed: int, count:
 
 
 def three(pixels: np.ndarray, config: ImageConfig, size: int, seed: int, count: int) -> np.ndarray:
-    """Squares along the long side."""
+    """Three squares along the long side."""
     image = resize(pixels, config, size)
     return np.stack([crop(image, size, t, t) for t in (0, 0.5, 1)])
 
@@ -48,8 +48,7 @@ def three(pixels: np.ndarray, config: ImageConfig, size: int, seed: int, count: 
 def five(pixels: np.ndarray, config: ImageConfig, size: int, seed: int, count: int) -> np.ndarray:
     """Four corners and the centre of the resized image."""
     image = resize(pixels, config, int(size / config.crop_pct + 1e-6))
-    places = [(0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5)]
-    return np.stack([crop(image, size, y, x) for y, x in places])
+    return np.stack([crop(image, size, y, x) for y, x in CORNERS_AND_CENTRE])
 
 
 def ten(pixels: np.ndarray, config: ImageConfig, size: int, seed: int, count: int) -> np.ndarray:
@@ -62,13 +61,12 @@ def inception_144(
 ) -> np.ndarray:
     """GoogLeNet's 4 scales x 3 squares x 6 crops x mirror (arXiv 1409.4842, section 7)."""
     views = []
-    for short in (256, 288, 320, 352):  # of 224; in proportion for other sizes
+    for short in (256, 288, 320, 352):  # for size 224; proportional for other sizes
         side = round(short * size / 224)
         image = resize(pixels, config, side)
         for along in (0, 0.5, 1):
             square = crop(image, side, along, along)
-            places = [*product((0, 1), (0, 1)), (0.5, 0.5)]
-            views += [crop(square, size, y, x) for y, x in places]
+            views += [crop(square, size, y, x) for y, x in CORNERS_AND_CENTRE]
             views.append(interpolate(square, size, size, config))
     return with_mirrored(np.stack(views))
 
@@ -76,12 +74,12 @@ def inception_144(
 def random_views(
     pixels: np.ndarray, config: ImageConfig, size: int, seed: int, count: int
 ) -> np.ndarray:
-    """Training crops with flips, without RandAugment."""
+    """Training crops with flips but without RandAugment."""
     draws = Draws(seed)
     views = [random_crop(pixels, config, size, draws) for _ in range(count)]
     return np.stack([v if draws.integer(2) else cv2.flip(v, 1) for v in views])
 
 
 def with_mirrored(views: np.ndarray) -> np.ndarray:
-    """(C, S, S, 3) -> (2 C, S, S, 3): the views, then their mirror images."""
+    """Append the mirror images: (C, S, S, 3) -> (2 C, S, S, 3)."""
     return np.concatenate([views, views[:, :, ::-1]])

@@ -3,8 +3,8 @@
     labels (B, M) class numbers, -1 pads -> make_targets -> (B, K)
     make_loss(config)(logits (B, K), targets (B, K)) -> (B,), one loss per image
 
-One number per image, so that the caller weights by the global batch and masks padding. All in
-float32, whatever the logits' type. Targets are 0/1, or mixtures of such rows.
+The caller averages over the global batch and masks padding. Losses are computed in float32 for any
+type of logits. Targets are rows of 0 and 1, or mixtures of such rows.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,10 +22,10 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def make_targets(labels: Tensor, num_classes: int) -> Tensor:
-    """Class numbers, padded with -1, to 0/1 targets: (B, M) int64 -> (B, num_classes) float."""
+    """0/1 targets from class numbers padded with -1: (B, M) int64 -> (B, num_classes) float."""
     targets = torch.zeros(len(labels), num_classes + 1, device=labels.device)
-    places = labels.where(labels >= 0, num_classes)  # padding falls into an extra column
-    return targets.scatter_(1, places, 1.0)[:, :num_classes]
+    columns = labels.where(labels >= 0, num_classes)  # padding goes into an extra column
+    return targets.scatter_(1, columns, 1.0)[:, :num_classes]
 
 
 def make_loss(
@@ -34,13 +34,13 @@ def make_loss(
     parents: Sequence[int] | None = None,
     device: torch.device | str | None = None,
 ) -> Loss:
-    """The loss that a recipe names; ValueError if it needs a tree and there is none.
+    """Create the loss; raises ValueError if it needs the class tree and `parents` is None.
 
     Args:
-        config: Its name and smoothing.
-        parents: Parent of each class, -1 for roots (`shards.dataset.wordnet.parents`), for a loss
-            over the tree of classes.
-        device: Where the logits will be, for a loss over the tree of classes.
+        config: Name and label smoothing of the loss.
+        parents: Parent of each class, -1 for roots (`shards.dataset.wordnet.parents`); only for
+            losses that use the class tree.
+        device: Device of the logits; only for losses that use the class tree.
     """
     kind = LOSSES[config.name]
     function = resolve(kind.function)
@@ -56,12 +56,12 @@ def make_loss(
 
 @dataclass(frozen=True)
 class Link:
-    """How logits become probabilities."""
+    """Conversion of logits to probabilities."""
 
     mean: Callable[[Tensor], Tensor]
-    """(B, C, K) -> (B, K): the logits whose probabilities are the mean over the C crops."""
+    """(B, C, K) -> (B, K): logits whose probabilities are the mean over the C crops."""
     confidence: Callable[[Tensor], Tensor]
-    """(B, K) -> (B,): probability of the highest class."""
+    """(B, K) -> (B,): probability of the most likely class."""
 
 
 LINKS = {
@@ -77,21 +77,24 @@ LINKS = {
 
 
 def softmax_loss(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of each row with its targets brought to sum 1; 0 for a row of none."""
-    total = targets.sum(1, keepdim=True)
-    targets = targets / total.clamp_min(torch.finfo(targets.dtype).tiny)
+    """Cross-entropy of each row with its targets scaled to sum 1; 0 for a row without targets."""
     log_p = F.log_softmax(logits.float(), dim=1)
-    own = -(targets * log_p).sum(1)
+    entropy = -(normalised(targets) * log_p).sum(1)
     if not smoothing:
-        return own
-    return (1 - smoothing) * own - smoothing * log_p.mean(1) * (total[:, 0] > 0)
+        return entropy
+    return (1 - smoothing) * entropy - smoothing * log_p.mean(1) * (targets.sum(1) > 0)
+
+
+def normalised(targets: Tensor) -> Tensor:
+    """Targets scaled to sum 1 in each row; rows of zeros are unchanged."""
+    return targets / targets.sum(1, keepdim=True).clamp_min(torch.finfo(targets.dtype).tiny)
 
 
 def sigmoid_loss(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Binary cross-entropies summed over the classes, big_vision's `sigmoid_xent`.
+    """Binary cross-entropies summed over the classes, as in big_vision's `sigmoid_xent`.
 
-    The sum, not PyTorch's mean: the loss of a fresh model of 21,843 classes with head bias -10
-    and one label is 10.9916. (`binary_cross_entropy_with_logits` gives 10.9999: it subtracts
+    This is a sum, not PyTorch's mean: the loss of a fresh model of 21,843 classes with head bias
+    -10 and one label is 10.9916. (`binary_cross_entropy_with_logits` gives 10.9999: it subtracts
     numbers near 10 to get the 0.00005 of each negative class, and float32 loses 1 % of that.)
     """
     logits = logits.float()
@@ -100,12 +103,12 @@ def sigmoid_loss(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Ten
 
 
 class SemanticLoss(nn.Module):
-    """Softmax at each level of the class tree (Alibaba's, arXiv 2104.10972), without its loops.
+    """Softmax at each level of the class tree (Alibaba, arXiv 2104.10972), without their loops.
 
-    The classes of depth d compete among themselves. An image of a class counts at every depth up
-    to its own, there as the ancestor; a level's loss is weighted by the share of classes that
-    reach it, at most 20-fold. As in the original, the deepest level and levels of a single class
-    have no term.
+    The classes of one depth form one softmax. An image counts at every depth up to that of its
+    class, with the ancestor of that depth as its label. The weight of a level is the number of
+    classes divided by the number of classes at or below it, at most 20. As in the original, the
+    deepest level and levels with a single class have no term.
     """
 
     def __init__(self, parents: Sequence[int], smoothing: float) -> None:
@@ -118,49 +121,52 @@ class SemanticLoss(nn.Module):
             classes = np.flatnonzero(depths == depth)
             if len(classes) < 2:
                 continue
-            below = np.flatnonzero(depths >= depth)  # what has an ancestor here, or is here
-            places = np.searchsorted(classes, ancestors[below, depth])
-            level = len(self.weights)
-            self.register_buffer(f"classes{level}", torch.from_numpy(classes), persistent=False)
-            self.register_buffer(f"below{level}", torch.from_numpy(below), persistent=False)
-            self.register_buffer(f"places{level}", torch.from_numpy(places), persistent=False)
+            below = np.flatnonzero(depths >= depth)  # classes of this level and their descendants
+            columns = np.searchsorted(classes, ancestors[below, depth])
+            for name, values in (("classes", classes), ("below", below), ("columns", columns)):
+                buffer = f"{name}{len(self.weights)}"
+                self.register_buffer(buffer, torch.from_numpy(values), persistent=False)
             self.weights.append(min(len(parents) / len(below), 20.0))
         if not self.weights:
             raise ValueError(
-                f"the {len(parents)} classes have no level that is above another and has two"
-                " classes: without such a tree use the softmax loss"
+                f"the {len(parents)} classes have no level with two classes above another level:"
+                " without such a tree use the softmax loss"
             )
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """(B, K), (B, K) -> (B,); several labels share a row's target evenly."""
+        """Loss per image: (B, K), (B, K) -> (B,); several labels share a row's target evenly."""
         logits = logits.float()
-        total = targets.sum(1, keepdim=True)
-        targets = targets / total.clamp_min(torch.finfo(targets.dtype).tiny)
+        targets = normalised(targets)
         loss = logits.new_zeros(len(logits))
         for level, weight in enumerate(self.weights):
-            classes = getattr(self, f"classes{level}")
-            below, places = getattr(self, f"below{level}"), getattr(self, f"places{level}")
-            own = targets.new_zeros(len(targets), len(classes))
-            own = own.index_add(1, places, targets[:, below])  # each label as its ancestor here
-            reach = own.sum(1, keepdim=True)  # the share of the labels that are this deep
-            own = (1 - self.smoothing) * own + self.smoothing * reach / len(classes)
-            loss = loss - weight * (own * F.log_softmax(logits[:, classes], dim=1)).sum(1)
+            classes, below = getattr(self, f"classes{level}"), getattr(self, f"below{level}")
+            columns = getattr(self, f"columns{level}")
+            shares = targets.new_zeros(len(targets), len(classes))
+            shares = shares.index_add(1, columns, targets[:, below])  # labels as ancestors here
+            reach = shares.sum(1, keepdim=True)  # share of the labels that are at least this deep
+            shares = (1 - self.smoothing) * shares + self.smoothing * reach / len(classes)
+            loss = loss - weight * (shares * F.log_softmax(logits[:, classes], dim=1)).sum(1)
         return loss
 
 
 def class_ancestors(parents: Sequence[int]) -> np.ndarray:
-    """Ancestor of each class at each depth, itself at its own, -1 below: (K, depth) int64."""
-    lines: list[list[int]] = []
+    """Ancestor of each class at each depth: (K, depth) int64.
+
+    A class is its own ancestor at its own depth; deeper entries are -1. Raises ValueError if the
+    parents are not a tree.
+    """
+    paths: list[list[int]] = []
     for number in range(len(parents)):
-        line = [number]
-        while (up := int(parents[line[-1]])) >= 0:
-            if up >= len(parents) or up in line:
+        path = [number]
+        while (parent := int(parents[path[-1]])) >= 0:
+            if parent >= len(parents) or parent in path:
                 raise ValueError(
-                    f"parents make no tree: class {number} has the ancestors {line[1:]} and {up}"
+                    f"the parents are not a tree: class {number} has the ancestors {path[1:]} and"
+                    f" {parent}"
                 )
-            line.append(up)
-        lines.append(line[::-1])
-    ancestors = np.full((len(lines), max(map(len, lines), default=0)), -1, np.int64)
-    for number, line in enumerate(lines):
-        ancestors[number, : len(line)] = line
+            path.append(parent)
+        paths.append(path[::-1])
+    ancestors = np.full((len(paths), max(map(len, paths), default=0)), -1, np.int64)
+    for number, path in enumerate(paths):
+        ancestors[number, : len(path)] = path
     return ancestors

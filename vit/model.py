@@ -3,10 +3,11 @@
     images (B, 3, H, W) -> patches (B, N, D) -> blocks -> norm -> pool (B, D) -> logits (B, K)
 
 Shapes: B images, N tokens (patches, and the class token if there is one), D width, A heads,
-K classes. Parameter names and shapes are timm's, so its checkpoints fit without a map. Every
-matrix is initialised as in the reference; sources stand at each line.
+K classes. Parameter names and shapes are timm's, so its checkpoints load without conversion.
+Weights are initialised as in the reference implementations (see `ViT.init_weights`).
 """
 
+from collections import OrderedDict
 from functools import partial
 
 import torch
@@ -29,11 +30,11 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, config.width, kernel_size=side, stride=side)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Convolve; on accelerators as a product of the rows of patches with the kernel.
+        """Convolve on CPUs; on accelerators multiply rows of patches by the kernel.
 
-        The sums are the same. As a product it is the plain matrix path in both directions, and
-        under `torch.compile` cutting the patches joins the kernel that normalises the pixels. On
-        CPUs oneDNN's convolution is the faster of the two.
+        The results are the same. The matrix product is faster on accelerators in both directions,
+        and `torch.compile` fuses cutting the patches into the kernel that normalises the pixels.
+        On CPUs oneDNN's convolution is faster.
         """
         if images.device.type == "cpu":
             return self.proj(images).flatten(2).transpose(1, 2)
@@ -57,7 +58,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(config.width, config.width)
 
     def forward(self, x: Tensor, keep: int | None = None) -> Tensor:
-        """Mix tokens, and give the first `keep` of them (all): (B, N, D) -> (B, keep, D)."""
+        """Attend; return the first `keep` tokens (default: all): (B, N, D) -> (B, keep, D)."""
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, N, 3, A, D/A)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, A, N, D/A) each
         x = F.scaled_dot_product_attention(q[:, :, :keep], k, v)
@@ -65,7 +66,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two dense layers on each token."""
+    """Two dense layers, applied to each token."""
 
     def __init__(self, config: ViTConfig, dropout: float) -> None:
         super().__init__()
@@ -75,12 +76,12 @@ class Mlp(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D)."""
+        """Transform each token: (..., D) -> (..., D)."""
         return self.fc2(self.drop(self.act(self.fc1(x))))
 
 
 class Block(nn.Module):
-    """One encoder block: attention and MLP, each on normed input, dropped out, added back."""
+    """Encoder block: attention and MLP, each after a LayerNorm and with a residual connection."""
 
     def __init__(self, config: ViTConfig, drop_path: float) -> None:
         super().__init__()
@@ -92,18 +93,18 @@ class Block(nn.Module):
         self.drop_path = drop_path
 
     def forward(self, x: Tensor, keep: int | None = None) -> Tensor:
-        """The first `keep` tokens (all) of the output: (B, N, D) -> (B, keep, D)."""
-        # contiguous: into a view of rows, Inductor's int8 product adds the wrong ones (torch 2.13)
+        """Return the first `keep` tokens (default: all): (B, N, D) -> (B, keep, D)."""
+        # contiguous: Inductor's int8 product adds the wrong rows into a view of rows (torch 2.13)
         x = x[:, :keep].contiguous() + self.skip(self.drop(self.attn(self.norm1(x), keep)))
         return x + self.skip(self.drop(self.mlp(self.norm2(x))))
 
     def skip(self, branch: Tensor) -> Tensor:
-        """Stochastic depth: drop the branch of a whole image, scale the others up to the mean."""
+        """Stochastic depth: drop the branch of whole images; rescale the rest to keep the mean."""
         if not self.training or not self.drop_path:
             return branch
         keep = 1 - self.drop_path
-        kept = torch.rand(branch.shape[0], 1, 1, device=branch.device) < keep
-        return branch * (kept / keep).to(branch.dtype)
+        mask = torch.rand(branch.shape[0], 1, 1, device=branch.device) < keep
+        return branch * (mask / keep).to(branch.dtype)
 
 
 class AttentionPool(nn.Module):
@@ -120,7 +121,7 @@ class AttentionPool(nn.Module):
         self.mlp = Mlp(config, 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, N, D) -> (B, D)."""
+        """Pool the tokens: (B, N, D) -> (B, D)."""
         query = self.q(self.latent).expand(x.shape[0], -1, -1)
         q = query.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, A, 1, D/A)
         k, v = self.kv(x).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
@@ -129,31 +130,20 @@ class AttentionPool(nn.Module):
         return (x + self.mlp(self.norm(x)))[:, 0]
 
 
-class PreLogits(nn.Module):
-    """Tanh layer before the head, of the ViT paper's pre-training."""
-
-    def __init__(self, config: ViTConfig) -> None:
-        super().__init__()
-        self.fc = nn.Linear(config.width, config.width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, D) -> (B, D)."""
-        return torch.tanh(self.fc(x))
-
-
 class ViT(nn.Module):
-    """Vision Transformer; the config says which.
+    """Vision Transformer of the shape in its config.
 
-    `features` gives the head's input, calling the model its logits. A batch whose size is not the
-    config's is refused. Dropout and stochastic depth draw from PyTorch's generator of the device.
+    `features` returns the head's input; calling the model returns logits. Both raise ValueError
+    for images of another size than the config's. Dropout and stochastic depth draw from PyTorch's
+    generator of the device.
     """
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         if config.num_classes is None:
             raise ValueError(
-                "num_classes is None, but the head needs a size; set it to the data's number of"
-                " classes: dataclasses.replace(config, num_classes=...)"
+                "num_classes is None, but the head needs a size; set it to the number of classes in"
+                " the data: dataclasses.replace(config, num_classes=...)"
             )
         self.config = config
         width = config.width
@@ -162,35 +152,37 @@ class ViT(nn.Module):
         positions = torch.empty(1, config.num_tokens, width)
         if config.positions == "learned":
             self.pos_embed = nn.Parameter(positions)
-        else:  # fixed, but stored: whoever loads the file need not know the formula
+        else:  # fixed, but stored in checkpoints, so that a loader does not need the formula
             self.register_buffer("pos_embed", positions)
         self.drop = nn.Dropout(config.dropout)
         rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.attn_pool = AttentionPool(config) if config.pool == "map" else None
-        self.pre_logits = PreLogits(config) if config.pre_logits else nn.Identity()
+        self.pre_logits = nn.Identity()
+        if config.pre_logits:  # the ViT paper's tanh layer for pre-training
+            self.pre_logits = nn.Sequential(OrderedDict(fc=nn.Linear(width, width), act=nn.Tanh()))
         self.head = nn.Linear(width, config.num_classes)
         self.init_weights()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits: (B, 3, H, W) -> (B, K)."""
+        """Compute logits: (B, 3, H, W) -> (B, K)."""
         return self.head(self.features(images))
 
     def features(self, images: Tensor) -> Tensor:
-        """What the head reads: (B, 3, H, W) -> (B, D)."""
+        """Compute the input of the head: (B, 3, H, W) -> (B, D)."""
         size = self.config.image_size
         if images.shape[1:] != (3, size, size):
             raise ValueError(
                 f"images are {tuple(images.shape)}, but the model takes (B, 3, {size}, {size});"
-                " resize them, or load the weights into a model of that image_size"
+                " resize them, or load the weights into a model with their image_size"
             )
         x = self.patch_embed(images)
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         x = self.drop(x + self.pos_embed)
         for i, block in enumerate(self.blocks, start=1):
-            # of the last block the head reads the class token alone: the rest need not be made
+            # the head reads only the class token, so the last block need not compute the rest
             keep = 1 if self.cls_token is not None and i == len(self.blocks) else None
             if self.config.checkpoint_blocks and torch.is_grad_enabled():
                 x = checkpoint(block, x, keep, use_reentrant=False)
@@ -199,28 +191,32 @@ class ViT(nn.Module):
         return self.pre_logits(self.pool(self.norm(x)))
 
     def pool(self, x: Tensor) -> Tensor:
-        """Tokens to one vector: (B, N, D) -> (B, D)."""
+        """Reduce the tokens to one vector: (B, N, D) -> (B, D)."""
         if self.attn_pool is not None:
             return self.attn_pool(x)
         return x.mean(1) if self.cls_token is None else x[:, 0]
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Draw every weight anew, as the reference does.
+        """Draw all weights as in the reference implementation.
 
-        That is google-research/vision_transformer, and for a model without class token
-        big_vision; they differ in the scale of learned positions.
+        The reference is google-research/vision_transformer for models with a class token and
+        big_vision for models without; they differ in the scale of learned positions.
         """
         width = self.config.width
+        for module in self.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+            elif isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.zeros_(module.bias)
         lecun_normal(self.patch_embed.proj.weight)
-        nn.init.zeros_(self.patch_embed.proj.bias)
         if self.cls_token is not None:
             nn.init.zeros_(self.cls_token)
         if self.config.positions == "learned":
-            scale = 0.02 if self.cls_token is not None else width**-0.5
-            nn.init.normal_(self.pos_embed, std=scale)
+            std = 0.02 if self.cls_token is not None else width**-0.5
+            nn.init.normal_(self.pos_embed, std=std)
         else:
-            self.pos_embed.zero_()  # the class token's slot stays 0
+            self.pos_embed.zero_()  # including the slot of the class token
             self.pos_embed[:, -(self.config.grid**2) :] = sincos2d(self.config.grid, width)
         for block in self.blocks:
             init_attention(block.attn.qkv, block.attn.proj)
@@ -229,36 +225,31 @@ class ViT(nn.Module):
             nn.init.xavier_uniform_(self.attn_pool.latent[0])
             init_attention(self.attn_pool.q, self.attn_pool.kv, self.attn_pool.proj)
             init_mlp(self.attn_pool.mlp)
-        for module in self.modules():
-            if isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
         if self.config.pre_logits:
             lecun_normal(self.pre_logits.fc.weight)
-            nn.init.zeros_(self.pre_logits.fc.bias)
         nn.init.zeros_(self.head.weight)
         nn.init.constant_(self.head.bias, self.config.head_bias)
 
 
 def init_attention(*layers: nn.Linear) -> None:
-    """Xavier for each D x D matrix by itself.
+    """Draw each D x D matrix by Xavier's method.
 
-    A fused qkv is three of them; taken as one of 3D x D, every weight would be smaller by the
-    square root of two.
+    A fused qkv holds three such matrices. As one 3D x D matrix its weights would be too small by
+    the square root of two.
     """
     for layer in layers:
         for matrix in layer.weight.split(layer.in_features):
             nn.init.xavier_uniform_(matrix)
-        nn.init.zeros_(layer.bias)
 
 
 def init_mlp(mlp: Mlp) -> None:
-    """Xavier kernels and biases of almost zero."""
+    """Draw kernels by Xavier's method, and biases close to zero."""
     for layer in (mlp.fc1, mlp.fc2):
         nn.init.xavier_uniform_(layer.weight)
         nn.init.normal_(layer.bias, std=1e-6)
 
 
 def lecun_normal(weight: Tensor) -> None:
-    """Flax's default kernel: a normal cut at two deviations, of variance 1 / fan-in after it."""
-    std = weight[0].numel() ** -0.5 / 0.87962566103423978  # deviation of the cut normal
+    """Flax's default kernel: a normal truncated at two deviations, then of variance 1 / fan-in."""
+    std = weight[0].numel() ** -0.5 / 0.87962566103423978  # deviation of the truncated normal
     nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)

@@ -1,22 +1,22 @@
-"""Google's `.npz` checkpoints: their keys, shapes and variants, to and from timm's names.
+"""Google's `.npz` checkpoints: conversion of keys and shapes from and to timm's.
 
     .npz (flat JAX keys, kernels as input x output) <-> {timm name: tensor (output x input)}
 
-The variants are told apart by the keys that are there, never by the file's name:
-  vit          google-research/vision_transformer and AugReg: counters of modules run through the
-               block (`MlpBlock_3`), positions have a slot for the class token; training files
-               put `opt/target/` before every key
-  big_vision   counters by kind of module (`MlpBlock_0`), positions of the patches alone; prefix
-               `params/`, `params/img/` or none; blocks may be stacked along a leading axis, and
-               arrays be raw bfloat16
+The layout is detected from the keys, never from the file's name:
+  vit          google-research/vision_transformer and AugReg: one counter for all modules of a
+               block (`MlpBlock_3`); positions include a slot for the class token; keys of
+               training files have the prefix `opt/target/`
+  big_vision   one counter per kind of module (`MlpBlock_0`); positions of the patches only;
+               prefix `params/`, `params/img/` or none; blocks may be stacked along a leading
+               axis, and arrays may be raw bfloat16
 """
 
 import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ POSITIONS = {
 }
 BROKEN = (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, KeyError)
 
-# kind of parameter -> (JAX array to timm's, timm's and head count to JAX)
+# kind of parameter -> (function from JAX to timm, function from timm and head count to JAX)
 TRANSFORMS: dict[str, tuple[Callable[[Array], Array], Callable[[Array, int], Array]]] = {
     "same": (lambda a: a, lambda a, heads: a),
     "dense": (lambda a: a.T, lambda a, heads: a.T),
@@ -52,9 +52,8 @@ TRANSFORMS: dict[str, tuple[Callable[[Array], Array], Callable[[Array, int], Arr
 RANKS = {"dense": 2, "conv": 4, "into heads": 3, "head bias": 2, "out of heads": 3}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """Where one JAX array goes: part `part` of `parts` of a timm tensor."""
+class Entry(NamedTuple):
+    """A JAX array and its timm tensor, of which it is part number `part` of `parts`."""
 
     jax: str
     timm: str
@@ -64,69 +63,56 @@ class Entry:
 
 
 def entries(depth: int, layout: str) -> Iterator[Entry]:
-    """Every array that a ViT file may hold, positions apart; a model has some of them."""
+    """All arrays that the file of a ViT may contain, except positions."""
+    yield Entry("cls", "cls_token", "same")
+    yield Entry("MAPHead_0/probe", "attn_pool.latent", "same")
+    for jax, timm, kind, *part in layers(depth, layout):
+        bias_kind = "head bias" if kind == "into heads" else "same"
+        yield Entry(
+            f"{jax}/{'scale' if kind == 'same' else 'kernel'}", f"{timm}.weight", kind, *part
+        )
+        yield Entry(f"{jax}/bias", f"{timm}.bias", bias_kind, *part)
+
+
+def layers(depth: int, layout: str) -> Iterator[Entry]:
+    """The layers with a kernel or scale, whose kind is given here, and a bias."""
     norm2, attention, mlp = COUNTERS[layout]
-    yield Entry(jax="cls", timm="cls_token", kind="same")
-    yield from layer_entries("embedding", "patch_embed.proj", "conv")
+    yield Entry("embedding", "patch_embed.proj", "conv")
     for i in range(depth):
         source, target = f"Transformer/encoderblock_{i}", f"blocks.{i}"
-        yield from norm_entries(f"{source}/LayerNorm_0", f"{target}.norm1")
+        yield Entry(f"{source}/LayerNorm_0", f"{target}.norm1", "same")
         heads = f"{source}/MultiHeadDotProductAttention_{attention}"
-        qkv = f"{target}.attn.qkv"
         for part, name in enumerate(("query", "key", "value")):
-            yield from head_entries(f"{heads}/{name}", qkv, part, 3)
-        yield from layer_entries(f"{heads}/out", f"{target}.attn.proj", "out of heads")
-        yield from norm_entries(f"{source}/LayerNorm_{norm2}", f"{target}.norm2")
+            yield Entry(f"{heads}/{name}", f"{target}.attn.qkv", "into heads", part, 3)
+        yield Entry(f"{heads}/out", f"{target}.attn.proj", "out of heads")
+        yield Entry(f"{source}/LayerNorm_{norm2}", f"{target}.norm2", "same")
         for j in (0, 1):
-            mlp_source = f"{source}/MlpBlock_{mlp}/Dense_{j}"
-            yield from layer_entries(mlp_source, f"{target}.mlp.fc{j + 1}", "dense")
-    yield from norm_entries("Transformer/encoder_norm", "norm")
-    yield Entry(jax="MAPHead_0/probe", timm="attn_pool.latent", kind="same")
+            yield Entry(f"{source}/MlpBlock_{mlp}/Dense_{j}", f"{target}.mlp.fc{j + 1}", "dense")
+    yield Entry("Transformer/encoder_norm", "norm", "same")
     heads = "MAPHead_0/MultiHeadDotProductAttention_0"
-    yield from head_entries(f"{heads}/query", "attn_pool.q", 0, 1)
-    yield from head_entries(f"{heads}/key", "attn_pool.kv", 0, 2)
-    yield from head_entries(f"{heads}/value", "attn_pool.kv", 1, 2)
-    yield from layer_entries(f"{heads}/out", "attn_pool.proj", "out of heads")
-    yield from norm_entries("MAPHead_0/LayerNorm_0", "attn_pool.norm")
+    yield Entry(f"{heads}/query", "attn_pool.q", "into heads")
+    yield Entry(f"{heads}/key", "attn_pool.kv", "into heads", 0, 2)
+    yield Entry(f"{heads}/value", "attn_pool.kv", "into heads", 1, 2)
+    yield Entry(f"{heads}/out", "attn_pool.proj", "out of heads")
+    yield Entry("MAPHead_0/LayerNorm_0", "attn_pool.norm", "same")
     for j in (0, 1):
-        yield from layer_entries(
-            f"MAPHead_0/MlpBlock_0/Dense_{j}", f"attn_pool.mlp.fc{j + 1}", "dense"
-        )
-    yield from layer_entries("pre_logits", "pre_logits.fc", "dense")
-    yield from layer_entries("head", "head", "dense")
-
-
-def layer_entries(jax: str, timm: str, kind: str) -> Iterator[Entry]:
-    """Kernel and bias of a dense layer or convolution."""
-    yield Entry(jax=f"{jax}/kernel", timm=f"{timm}.weight", kind=kind)
-    yield Entry(jax=f"{jax}/bias", timm=f"{timm}.bias", kind="same")
-
-
-def norm_entries(jax: str, timm: str) -> Iterator[Entry]:
-    """Scale and bias of a LayerNorm."""
-    yield Entry(jax=f"{jax}/scale", timm=f"{timm}.weight", kind="same")
-    yield Entry(jax=f"{jax}/bias", timm=f"{timm}.bias", kind="same")
-
-
-def head_entries(jax: str, timm: str, part: int, parts: int) -> Iterator[Entry]:
-    """Kernel and bias of a projection into heads, one of several in timm's fused tensor."""
-    for leaf, kind in (("kernel", "into heads"), ("bias", "head bias")):
-        name = f"{timm}.{'weight' if leaf == 'kernel' else 'bias'}"
-        yield Entry(jax=f"{jax}/{leaf}", timm=name, kind=kind, part=part, parts=parts)
+        yield Entry(f"MAPHead_0/MlpBlock_0/Dense_{j}", f"attn_pool.mlp.fc{j + 1}", "dense")
+    yield Entry("pre_logits", "pre_logits.fc", "dense")
+    yield Entry("head", "head", "dense")
 
 
 def read_npz(path: Path) -> tuple[dict[str, Tensor], int]:
-    """Weights under timm's names, and the number of attention heads, which only the shapes tell.
+    """Read weights under timm's names, and the number of attention heads, known from the shapes.
 
     Nothing is unpickled. A model with fixed positions has no `pos_embed`.
     """
     arrays = unstack_blocks(without_prefix(path, read_arrays(path)))
-    blocks = {int(i) for i in re.findall(r"Transformer/encoderblock_(\d+)/", "\n".join(arrays))}
-    depth = 1 + max(blocks, default=-1)
-    new = any("encoderblock_0/MultiHeadDotProductAttention_0/" in name for name in arrays)
+    blocks = re.findall(r"Transformer/encoderblock_(\d+)/", "\n".join(arrays))
+    depth = 1 + max(map(int, blocks), default=-1)
+    is_new = any("encoderblock_0/MultiHeadDotProductAttention_0/" in name for name in arrays)
     parts: dict[str, dict[int, Array]] = {}
     heads = 0
-    for entry in entries(depth, "big_vision" if new else "vit"):
+    for entry in entries(depth, "big_vision" if is_new else "vit"):
         if entry.jax not in arrays:
             continue
         array = arrays.pop(entry.jax)
@@ -139,20 +125,21 @@ def read_npz(path: Path) -> tuple[dict[str, Tensor], int]:
         if entry.kind == "head bias":
             heads = len(array)
         parts.setdefault(entry.timm, {})[entry.part] = TRANSFORMS[entry.kind][0](array)
-    # a tensor of which a part is missing stays short, and is refused by its shape
+    # a tensor that lacks a part is too short; the check of its shape against the model finds it
     tensors = {
-        name: np.concatenate([found[i] for i in sorted(found)]) for name, found in parts.items()
+        name: np.concatenate([array for _, array in sorted(numbered.items())])
+        for name, numbered in parts.items()
     }
     for name in POSITIONS.values():
         if name in arrays:
             tensors["pos_embed"] = with_token_slot(arrays.pop(name), "cls_token" in tensors)
     if arrays:
-        raise ValueError(f"{path}: no place in a plain ViT for {', '.join(sorted(arrays))}")
+        raise ValueError(f"{path}: a plain ViT has no parameter for {', '.join(sorted(arrays))}")
     return {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in tensors.items()}, heads
 
 
 def read_arrays(path: Path) -> dict[str, Array]:
-    """All arrays of the file as float32, raw two-byte ones taken as the bfloat16 that they are."""
+    """All arrays of the file, floats as float32; raw two-byte values are bfloat16."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -160,7 +147,7 @@ def read_arrays(path: Path) -> dict[str, Array]:
         raise
     except BROKEN as error:
         raise ValueError(
-            f"{path} is no readable .npz ({error}); it may be cut off: fetch it again"
+            f"{path} is not a readable .npz file ({error}); it may be truncated: download it again"
         ) from error
     for name, array in arrays.items():
         if array.dtype.kind == "V" and array.dtype.itemsize == 2:
@@ -171,24 +158,22 @@ def read_arrays(path: Path) -> dict[str, Array]:
 
 
 def without_prefix(path: Path, arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """The model's arrays, without what a training program put before their names."""
-    for prefix in PREFIXES:
-        if f"{prefix}embedding/kernel" in arrays:
-            inner = {k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)}
-            break
-    else:
+    """The model's arrays, without the prefix that training programs add to their names."""
+    prefix = next((p for p in PREFIXES if f"{p}embedding/kernel" in arrays), None)
+    if prefix is None:
         raise ValueError(
-            f"{path} is no ViT of Google's: it lacks the key embedding/kernel (also tried with"
-            f" {', '.join(PREFIXES[:-1])} before it); its keys are {', '.join(list(arrays)[:3])}..."
+            f"{path} is not a ViT of Google's: it lacks the key embedding/kernel (also with the"
+            f" prefixes {', '.join(PREFIXES[:-1])}); its keys are {', '.join(list(arrays)[:3])}..."
         )
-    odd = [name for name, array in inner.items() if array.dtype.kind != "f"]
-    if odd:
-        raise ValueError(f"{path}: {odd[0]} is {inner[odd[0]].dtype}, but weights are floats")
+    inner = {k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)}
+    for name, array in inner.items():
+        if array.dtype.kind != "f":
+            raise ValueError(f"{path}: {name} is {array.dtype}, but weights are floats")
     return inner
 
 
 def unstack_blocks(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """Split blocks that were trained by `nn.scan`, stored as one with a leading depth axis."""
+    """Split blocks that `nn.scan` stored as one block with a leading depth axis."""
     stacked = "Transformer/encoderblock/"
     flat = {name: array for name, array in arrays.items() if not name.startswith(stacked)}
     for name in arrays.keys() - flat.keys():
@@ -198,7 +183,7 @@ def unstack_blocks(arrays: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def with_token_slot(positions: Array, has_token: bool) -> Array:
-    """Positions with timm's slot for the class token, zero where the file has none."""
+    """Positions with timm's slot for the class token, filled with zeros if the file has none."""
     square = round(positions.shape[1] ** 0.5) ** 2 == positions.shape[1]
     if has_token and square:
         return np.concatenate([np.zeros_like(positions[:, :1]), positions], axis=1)
@@ -206,14 +191,14 @@ def with_token_slot(positions: Array, has_token: bool) -> Array:
 
 
 def write_npz(path: Path, state_dict: Mapping[str, Tensor], heads: int, layout: str) -> None:
-    """Write weights under Google's names; whole or not at all.
+    """Write weights atomically under Google's names.
 
     Args:
         path: File to write.
-        state_dict: A ViT's, under timm's names.
+        state_dict: State of a ViT, under timm's names.
         heads: Attention heads.
-        layout: "vit", or "big_vision", which has no slot for the class token: what is in it is
-            added to the token, the same sum that the model makes.
+        layout: "vit" or "big_vision". The latter has no position slot for the class token, so
+            the slot is added to the token, as the model does.
     """
     if layout not in COUNTERS:
         raise ValueError(f"unknown layout {layout!r}; known: {', '.join(COUNTERS)}")
@@ -230,5 +215,5 @@ def write_npz(path: Path, state_dict: Mapping[str, Tensor], heads: int, layout: 
             arrays[entry.jax] = TRANSFORMS[entry.kind][1](part, heads)
     if layout == "big_vision":
         arrays = {f"params/{name}": array for name, array in arrays.items()}
-    with written(path) as aside, aside.open("wb") as file:
+    with written(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **{name: np.ascontiguousarray(array) for name, array in arrays.items()})

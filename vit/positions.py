@@ -1,6 +1,6 @@
-"""Where a token sits: fixed 2-D sin-cos positions, and resampling to another grid.
+"""Position embeddings: the fixed 2-D sin-cos formula, and resampling to another grid.
 
-Shapes: g grid side, D width; grids are row-major, and a class token's slot comes first.
+Shapes: g grid side, D width. Grids are row-major; the slot of a class token comes first.
 """
 
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor
 def sincos2d(grid: int, width: int, temperature: float = 10_000.0) -> Tensor:
     """Positions of a square grid, (1, grid * grid, width): sin x, cos x, sin y, cos y.
 
-    The frequencies end at 1 / temperature exactly, as in big_vision's `posemb_sincos_2d` (MoCo v3
-    and timm divide by width / 4 instead of width / 4 - 1: other numbers).
+    The last frequency is exactly 1 / temperature, as in big_vision's `posemb_sincos_2d`. MoCo v3
+    and timm divide by width / 4 instead of width / 4 - 1, which gives other values.
     """
     steps = torch.arange(width // 4, dtype=torch.float64) / (width // 4 - 1)
     omega = temperature**-steps
@@ -23,12 +23,12 @@ def sincos2d(grid: int, width: int, temperature: float = 10_000.0) -> Tensor:
 
 
 def resample(positions: Tensor, grid: int, *, has_token: bool, method: str) -> Tensor:
-    """Positions (1, [1 +] g * g, D) on another square grid: (1, [1 +] grid * grid, D).
+    """Resample learned positions to another square grid: (1, [1 +] g * g, D) -> (..., D).
 
     Args:
-        positions: Learned positions of a square grid.
+        positions: Positions of a square grid.
         grid: Side of the new grid.
-        has_token: The first slot belongs to the class token and is kept as it is.
+        has_token: Whether the first slot belongs to the class token; it is left unchanged.
         method: "bilinear" with aligned corners (the ViT paper's `scipy.ndimage.zoom` of order 1)
             or "bicubic" with antialiasing (timm's `resample_abs_pos_embed`).
     """
@@ -36,7 +36,7 @@ def resample(positions: Tensor, grid: int, *, has_token: bool, method: str) -> T
     old = round(patches.shape[1] ** 0.5)
     if old * old != patches.shape[1]:
         raise ValueError(
-            f"{patches.shape[1]} positions{' after the class token' if has_token else ''} make no"
+            f"{patches.shape[1]} positions{' after the class token' if has_token else ''} are not a"
             " square grid; the class token's slot may be missing or unexpected: check pool"
         )
     if old == grid:

@@ -2,14 +2,14 @@
 
     model -> quantise(model, scheme, calibration=...) -> QuantisedViT: images (B, 3, S, S) -> (B, K)
 
-Every dense layer is quantised, but not the patch embedding (its inputs are pixels already). A
-scheme that the device cannot run, or would run slower than the original, is refused with the
-reason (`refusal`). Needs the optional extra "quant".
+Every dense layer is quantised, but not the patch embedding, whose inputs are pixels. `refusal`
+gives the reason if the device cannot run a scheme or would run it slower than the original model.
+Needs the optional extra "quant".
 
     int8-static   x86 CPUs              weights and activations, ranges from calibration images
-    int8-dynamic  CUDA, CPUs with VNNI  weights and activations, ranges of each token as it comes
-    float8        CUDA                  likewise in 8-bit floating point
-    int8-weight   any                   weights alone: a quarter of the size, not faster
+    int8-dynamic  CUDA, CPUs with VNNI  weights and activations, ranges computed for each token
+    float8        CUDA                  the same in 8-bit floating point
+    int8-weight   any                   only weights: a quarter of the size, not faster
 """
 
 import json
@@ -47,11 +47,11 @@ TORCHAO = {
     "int8-weight": Int8WeightOnlyConfig,
 }
 SCHEMES = (STATIC, *TORCHAO)
-CAPABILITY = {"int8-dynamic": (8, 0), "float8": (8, 9)}  # lowest of CUDA
+CAPABILITY = {"int8-dynamic": (8, 0), "float8": (8, 9)}  # minimum CUDA capability
 
 
 def refusal(scheme: str, device: torch.device | str = "cpu") -> str | None:
-    """Why a scheme is not for a device; None if it is."""
+    """The reason why a device cannot use a scheme; None if it can."""
     device = torch.device(device)
     if scheme not in SCHEMES:
         return f"unknown scheme {scheme!r}; known: {', '.join(SCHEMES)}"
@@ -59,48 +59,43 @@ def refusal(scheme: str, device: torch.device | str = "cpu") -> str | None:
         return cpu_refusal(scheme)
     if scheme == STATIC:
         return f"int8-static is for x86 CPUs, not for {device.type}; choose int8-dynamic or float8"
+    if scheme in CAPABILITY and device.type != "cuda":
+        return f"{scheme} has no kernels on {device.type}; choose int8-weight"
     if scheme in CAPABILITY:
-        if device.type != "cuda":
-            return f"{scheme} has no kernels on {device.type}; choose int8-weight"
-        lowest, found = CAPABILITY[scheme], torch.cuda.get_device_capability(device)
-        if found < lowest:
-            return (
-                f"{scheme} needs CUDA capability {lowest[0]}.{lowest[1]}, this GPU has"
-                f" {found[0]}.{found[1]}; choose int8-weight"
-            )
+        capability = torch.cuda.get_device_capability(device)
+        if capability < CAPABILITY[scheme]:
+            minimum, actual = (".".join(map(str, c)) for c in (CAPABILITY[scheme], capability))
+            needs = f"{scheme} needs CUDA capability {minimum}"
+            return f"{needs}, but this GPU has {actual}; choose int8-weight"
     return None
 
 
 def cpu_refusal(scheme: str) -> str | None:
-    """Why a scheme is not for this CPU."""
+    """The reason why this CPU cannot use a scheme; None if it can."""
     if scheme == "int8-weight":
         return None
     if scheme == "float8":
         return "float8 has no kernels on CPUs; choose int8-static on x86, int8-weight for size"
     if platform.machine().lower() not in ("x86_64", "amd64"):
-        return (
-            f"{scheme} is compiled for x86 CPUs, and this is {platform.machine()}; choose"
-            " int8-weight"
-        )
+        machine = f"this is {platform.machine()}"
+        return f"{scheme} is compiled for x86 CPUs, but {machine}; choose int8-weight"
     if not any(shutil.which(name) for name in ("g++", "clang++", "c++", "cl")):
-        return f"{scheme} is compiled on first use, and there is no C++ compiler; install g++"
+        return f"{scheme} is compiled on first use, but there is no C++ compiler; install g++"
     if scheme == "int8-dynamic" and not has_vnni():
-        return (
-            "int8-dynamic takes over 20 times as long as float32 on a CPU without VNNI; choose"
-            " int8-static"
-        )
+        cost = "takes over 20 times as long as float32 on a CPU without VNNI"
+        return f"int8-dynamic {cost}; choose int8-static"
     return None
 
 
 def has_vnni() -> bool:
-    """Whether this CPU multiplies 8-bit integers into 32-bit sums in one instruction."""
+    """Whether this CPU accumulates 8-bit products into 32-bit sums in one instruction."""
     return not should_reduce_range(torch.device("cpu"))
 
 
 class QuantisedViT(nn.Module):
     """A quantised model: images (B, 3, S, S) -> logits (B, K), compiled on the first call.
 
-    What it computes with `compiled = False` is the same arithmetic, slowly and in plain PyTorch.
+    With `compiled = False` it does the same arithmetic, slowly, in uncompiled PyTorch.
     """
 
     def __init__(self, model: nn.Module, config: ViTConfig, scheme: str) -> None:
@@ -108,25 +103,25 @@ class QuantisedViT(nn.Module):
         self.model = model
         self.config = config
         self.scheme = scheme
-        self.compiled = scheme != "int8-weight"  # for it, compiling gains nothing
+        self.compiled = scheme != "int8-weight"  # which gains nothing from compiling
         self.fast: Callable[[Tensor], Tensor] = torch.compile(model)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of a batch, in the type that the scheme computes in."""
+        """Logits of a batch, in the scheme's data type."""
         if not self.compiled:
             return self.model(images)
-        with inductor.patch(freezing=True):  # weights are constants, laid out for the kernels once
+        with inductor.patch(freezing=True):  # lays out the constant weights for the kernels once
             return self.fast(images)
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all that is stored, scales included."""
+        """Bytes of all stored tensors, including scales."""
         return sum(stored_bytes(tensor) for tensor in self.model.state_dict().values())
 
 
 def stored_bytes(tensor: Tensor) -> int:
-    """Bytes of a tensor's data; of a quantised tensor, of its parts."""
+    """Bytes of a tensor's data; for a quantised tensor, of all its parts."""
     if hasattr(tensor, "__tensor_flatten__"):
         return sum(stored_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
     return tensor.numel() * tensor.element_size()
@@ -138,13 +133,12 @@ def quantise(
     """A quantised copy of a model, on the model's device.
 
     Args:
-        model: Trained; it is not changed.
-        scheme: One of SCHEMES; ValueError with the reason where `refusal` has one.
-        calibration: For int8-static: a few batches of normalised images as the model will see.
+        model: A trained model; it is not changed.
+        scheme: One of SCHEMES; raises ValueError with the reason if `refusal` gives one.
+        calibration: For int8-static, a few batches of normalised images like those of inference.
     """
     device = next(model.parameters()).device
-    reason = refusal(scheme, device)
-    if reason:
+    if reason := refusal(scheme, device):
         raise ValueError(reason)
     copy = deepcopy(model).eval()
     if scheme == STATIC:
@@ -159,18 +153,16 @@ def quantise(
 
 
 def quantise_static(model: ViT, batches: list[Tensor]) -> fx.GraphModule:
-    """The model's graph with int8 weights and fixed activation ranges."""
-    # without VNNI the 8-bit products are summed in 16 bits, and saturate silently unless the
-    # activations keep to 7 bits
+    """Export the model as a graph with int8 weights and fixed activation ranges."""
+    # without VNNI the 8-bit products are summed in 16 bits, which saturates silently unless
+    # activations are limited to 7 bits
     settings = x86.get_default_x86_inductor_quantization_config(reduce_range=not has_vnni())
     quantizer = x86.X86InductorQuantizer()
     quantizer.set_function_type_qconfig(nn.functional.linear, settings)
     size = model.config.image_size
-    exported = torch.export.export(
-        model,
-        (torch.zeros(2, 3, size, size),),
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=65_536)},),
-    )
+    images = torch.zeros(2, 3, size, size)
+    shapes = ({0: torch.export.Dim("batch", min=1, max=65_536)},)
+    exported = torch.export.export(model, (images,), dynamic_shapes=shapes)
     prepared = prepare_pt2e(exported.module(), quantizer)
     with torch.no_grad():
         for images in batches:
@@ -179,52 +171,49 @@ def quantise_static(model: ViT, batches: list[Tensor]) -> fx.GraphModule:
     used = {node.target for node in converted.graph.nodes if node.op == "get_attr"}
     for name in {name for name, _ in converted.named_parameters()} - used:
         parent, _, leaf = name.rpartition(".")
-        delattr(converted.get_submodule(parent), leaf)  # float originals of what is int8 now
+        delattr(converted.get_submodule(parent), leaf)  # the float original of an int8 weight
     return converted
 
 
 def activation_nodes(graph: fx.Graph) -> Iterator[fx.Node]:
-    """The nodes that (de)quantise activations, in order; their range is args[1:3]."""
+    """The nodes that quantise or dequantise activations, in order; args[1:3] is their range."""
     per_tensor = torch.ops.quantized_decomposed
     targets = (per_tensor.quantize_per_tensor.default, per_tensor.dequantize_per_tensor.default)
     return (node for node in graph.nodes if node.target in targets)
 
 
 def save_quantised(path: Path | str, quantised: QuantisedViT) -> None:
-    """Write a quantised model: tensors and plain values alone; whole or not at all."""
-    path, model = Path(path), quantised.model
+    """Write a quantised model atomically, as tensors and plain values without code."""
     stored = {
         "scheme": quantised.scheme,
         "config": json.dumps(asdict(quantised.config)),
-        "state": model.state_dict(),
+        "state": quantised.model.state_dict(),
     }
-    if quantised.scheme == STATIC:  # ranges are constants of the graph
-        ranges = [node.args[1:3] for node in activation_nodes(model.graph)]
+    if quantised.scheme == STATIC:  # ranges are constants of the graph, not in its state
+        ranges = [node.args[1:3] for node in activation_nodes(quantised.model.graph)]
         stored["ranges"] = torch.tensor(ranges, dtype=torch.float64)
-    with written(Path(path)) as aside:
-        torch.save(stored, aside)
+    with written(Path(path)) as temporary:
+        torch.save(stored, temporary)
 
 
 def load_quantised(path: Path | str, device: torch.device | str = "cpu") -> QuantisedViT:
-    """Read a quantised model; no code in the file is run."""
+    """Read a quantised model; code in the file is not run, and a damaged file is a ValueError."""
     try:
         stored = torch.load(path, map_location=device, weights_only=True)
         scheme, config = stored["scheme"], ViTConfig(**json.loads(stored["config"]))
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path} is no readable quantised model ({reason})") from error
-    reason = refusal(scheme, device)
-    if reason:
+        raise ValueError(f"{path} is not a readable quantised model ({reason})") from error
+    if reason := refusal(scheme, device):
         raise ValueError(f"{path}: {reason}")
     model = ViT(config).eval()
     if scheme != STATIC:
         model.load_state_dict(stored["state"], assign=True)
         return QuantisedViT(model.to(device), config, scheme)
-    size = config.image_size
-    graph = quantise_static(model, [torch.randn(2, 3, size, size)])
+    graph = quantise_static(model, [torch.randn(2, 3, config.image_size, config.image_size)])
     nodes = list(activation_nodes(graph.graph))
     if len(nodes) != len(stored["ranges"]) or graph.state_dict().keys() != stored["state"].keys():
-        raise ValueError(f"{path} was made by another version of torchao; quantise again")
+        raise ValueError(f"{path} was written by another version of torchao; quantise again")
     graph.load_state_dict(stored["state"])
     for node, (scale, zero_point) in zip(nodes, stored["ranges"].tolist(), strict=True):
         node.args = (node.args[0], scale, int(zero_point), *node.args[3:])
@@ -235,17 +224,14 @@ def load_quantised(path: Path | str, device: torch.device | str = "cpu") -> Quan
 def prepare_qat(model: ViT) -> None:
     """Round weights and activations to int8 in the forward pass, so that training adapts to it.
 
-    In place, before the optimizer is made; parameter names stay. Afterwards `finish_qat`, then
-    `quantise` by any int8 scheme.
+    Changes the model in place and keeps its parameter names. Call it before creating the
+    optimizer. After training, call `finish_qat` and then `quantise` with any int8 scheme.
     """
-    fake = QATConfig(
-        activation_config=IntxFakeQuantizeConfig(torch.int8, "per_token", is_symmetric=False),
-        weight_config=IntxFakeQuantizeConfig(torch.int8, "per_channel"),
-        step="prepare",
-    )
-    quantize_(model, fake)
+    activations = IntxFakeQuantizeConfig(torch.int8, "per_token", is_symmetric=False)
+    weights = IntxFakeQuantizeConfig(torch.int8, "per_channel")
+    quantize_(model, QATConfig(None, activations, weights, step="prepare"))
 
 
 def finish_qat(model: ViT) -> None:
-    """Undo `prepare_qat`: plain layers again, with the trained weights."""
+    """Undo `prepare_qat`: restore plain layers, with the trained weights."""
     quantize_(model, QATConfig(step="convert"))

@@ -1,11 +1,12 @@
-"""RandAugment as Google's ViTs were trained with it: sixteen operations on uint8 pixels.
+"""RandAugment as in the training of Google's ViTs: sixteen operations on uint8 pixels.
 
     pixels (H, W, 3) uint8 RGB, magnitude m, draws -> pixels of the same shape
 
-The operations, their ranges and their oddities are those of big_vision's `pp/archive`
-(arXiv 1909.13719; not those of timm or torchvision). Magnitude 10 is the reference and more
-extrapolates. Magnitude 0 is not "no change": Posterize blackens, Solarize inverts, the enhancers
-keep a tenth of the image. A new operation is a function of (pixels, level, draws) in OPERATIONS.
+The operations, ranges and oddities are those of big_vision's `pp/archive` (arXiv 1909.13719), not
+those of timm or torchvision. Magnitude 10 is the reference; larger values extrapolate. Magnitude 0
+still changes images: Posterize blackens, Solarize inverts, and Color, Contrast, Brightness and
+Sharpness keep a tenth of the image. To add an operation, add a function of (pixels, level, draws)
+to OPERATIONS.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import numpy as np
 
 from vit.draws import Draws
 
-GREY = (128, 128, 128)  # fills what a geometric operation uncovers
+GREY = (128, 128, 128)  # fills the pixels that a geometric operation uncovers
 LUMA = np.array([[0.2989, 0.587, 0.114]], np.float32)
 SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
 
@@ -26,19 +27,20 @@ Operation = Callable[[np.ndarray, float, Draws], np.ndarray]
 def randaugment(pixels: np.ndarray, layers: int, magnitude: float, draws: Draws) -> np.ndarray:
     """Apply `layers` operations, drawn with replacement, one after the other."""
     for _ in range(layers):
-        operation = NAMES[draws.integer(len(NAMES))]
-        pixels = OPERATIONS[operation](pixels, magnitude / 10, draws)
+        operation = OPERATIONS[NAMES[draws.integer(len(NAMES))]]
+        pixels = operation(pixels, magnitude / 10, draws)
     return pixels
 
 
 def autocontrast(pixels: np.ndarray) -> np.ndarray:
-    """Stretch each channel to the whole range; a channel of one value stays."""
+    """Stretch each channel to the whole range, except a channel with a single value."""
     table = np.empty((256, 1, 3), np.uint8)
     for channel, plane in enumerate(cv2.split(pixels)):
         low, high = (int(v) for v in cv2.minMaxLoc(plane)[:2])
-        scale = np.float32(255 / (high - low)) if high > low else np.float32(1)
-        offset = -np.float32(low) * scale if high > low else np.float32(0)
-        values = np.arange(256, dtype=np.float32) * scale + offset
+        values = np.arange(256, dtype=np.float32)
+        if high > low:
+            scale = np.float32(255 / (high - low))
+            values = values * scale - np.float32(low) * scale
         table[:, 0, channel] = values.clip(0, 255)
     return cv2.LUT(pixels, table)
 
@@ -57,12 +59,12 @@ def equalize(pixels: np.ndarray) -> np.ndarray:
 
 
 def posterize(pixels: np.ndarray, bits: int) -> np.ndarray:
-    """Keep the highest bits: 0 of them is black, 8 or more changes nothing."""
+    """Keep the highest bits; 0 bits give black, 8 or more change nothing."""
     return pixels & ((0xFF << (8 - min(bits, 8))) & 0xFF)
 
 
 def solarize(pixels: np.ndarray, threshold: int) -> np.ndarray:
-    """Invert the values that reach the threshold: 0 inverts all, 256 none."""
+    """Invert values from the threshold upwards; 0 inverts all, 256 none."""
     values = np.arange(256)
     return cv2.LUT(pixels, np.where(values < threshold, values, 255 - values).astype(np.uint8))
 
@@ -70,19 +72,18 @@ def solarize(pixels: np.ndarray, threshold: int) -> np.ndarray:
 def solarize_add(pixels: np.ndarray, addition: int) -> np.ndarray:
     """Add to the values below 128."""
     values = np.arange(256)
-    added = (values + addition).clip(0, 255)
-    return cv2.LUT(pixels, np.where(values < 128, added, values).astype(np.uint8))
+    table = np.where(values < 128, (values + addition).clip(0, 255), values)
+    return cv2.LUT(pixels, table.astype(np.uint8))
 
 
 def luma(pixels: np.ndarray) -> np.ndarray:
     """Brightness of each pixel, (H, W) uint8, rounded as `tf.image.rgb_to_grayscale` does."""
-    return (cv2.transform(pixels.astype(np.float32), LUMA) * np.float32(255.5 / 255)).astype(
-        np.uint8
-    )
+    brightness = cv2.transform(pixels.astype(np.float32), LUMA)
+    return (brightness * np.float32(255.5 / 255)).astype(np.uint8)
 
 
 def blend(degenerate: np.ndarray, pixels: np.ndarray, factor: float) -> np.ndarray:
-    """From the degenerate image (factor 0) through the pixels (1) to beyond them, truncated."""
+    """Interpolate from the degenerate image (factor 0) to the pixels (1) and beyond, clipped."""
     if factor == 1:
         return pixels
     start, mixed = degenerate.astype(np.float32), pixels.astype(np.float32)
@@ -92,44 +93,51 @@ def blend(degenerate: np.ndarray, pixels: np.ndarray, factor: float) -> np.ndarr
 
 
 def blend_constant(degenerate: int, pixels: np.ndarray, factor: float) -> np.ndarray:
-    """Blend with an image of one value: a table of the 256 results."""
+    """Blend with a constant image, through a table of the 256 results."""
     values = np.arange(256, dtype=np.uint8)[None]
     return cv2.LUT(pixels, blend(np.full_like(values, degenerate), values, factor))
 
 
 def color(pixels: np.ndarray, factor: float) -> np.ndarray:
-    """Saturation: from grey."""
+    """Change the saturation: blend with the grey image."""
     return blend(cv2.merge([luma(pixels)] * 3), pixels, factor)
 
 
 def contrast(pixels: np.ndarray, factor: float) -> np.ndarray:
-    """Contrast: from the mean luma, rounded down."""
+    """Change the contrast: blend with the mean luma, rounded down."""
     return blend_constant(int(luma(pixels).mean()), pixels, factor)
 
 
 def brightness(pixels: np.ndarray, factor: float) -> np.ndarray:
-    """Brightness: from black."""
+    """Change the brightness: blend with black."""
     return blend_constant(0, pixels, factor)
 
 
 def sharpness(pixels: np.ndarray, factor: float) -> np.ndarray:
-    """Sharpness: from a smoothed image (centre 5, neighbours 1, of 13) with the old border."""
+    """Change the sharpness: blend with an image that is smoothed except for its border."""
     smooth = pixels.copy()
     if min(pixels.shape[:2]) > 2:
         smooth[1:-1, 1:-1] = cv2.filter2D(pixels, cv2.CV_32F, SMOOTH)[1:-1, 1:-1]
     return blend(smooth, pixels, factor)
 
 
-def warp(pixels: np.ndarray, inverse: list[list[float]]) -> np.ndarray:
-    """Move pixels, nearest neighbour; `inverse` (2, 3) maps places of the result to the source."""
+def warp(pixels: np.ndarray, inverse: np.ndarray | list[list[float]]) -> np.ndarray:
+    """Affine map by nearest neighbour; `inverse` (2, 3) maps result to source coordinates."""
     height, width = pixels.shape[:2]
     flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
-    matrix = np.array(inverse, np.float64)
+    matrix = np.asarray(inverse, np.float64)
     return cv2.warpAffine(pixels, matrix, (width, height), flags=flags, borderValue=GREY)
 
 
+def affine(pixels: np.ndarray, row: int, column: int, coefficient: float) -> np.ndarray:
+    """Warp by the identity map with one coefficient replaced."""
+    inverse = np.eye(2, 3)
+    inverse[row, column] = coefficient
+    return warp(pixels, inverse)
+
+
 def rotate(pixels: np.ndarray, degrees: float) -> np.ndarray:
-    """Turn about the centre of the image, counter-clockwise for positive degrees."""
+    """Rotate about the image centre; positive degrees turn counter-clockwise."""
     height, width = pixels.shape[:2]
     c, s = cos(degrees * pi / 180), sin(degrees * pi / 180)
     x, y = (width - 1) / 2, (height - 1) / 2
@@ -137,7 +145,7 @@ def rotate(pixels: np.ndarray, degrees: float) -> np.ndarray:
 
 
 def cutout(pixels: np.ndarray, half: int, draws: Draws) -> np.ndarray:
-    """Grey out a square of side 2 x half about a random place; the image's edge cuts it off."""
+    """Grey out a square of side 2 x half around a random pixel, clipped at the image edges."""
     height, width = pixels.shape[:2]
     y, x = draws.integer(height), draws.integer(width)
     pixels = pixels.copy()
@@ -157,18 +165,10 @@ OPERATIONS: dict[str, Operation] = {
     "Contrast": lambda pixels, level, draws: contrast(pixels, level * 1.8 + 0.1),
     "Brightness": lambda pixels, level, draws: brightness(pixels, level * 1.8 + 0.1),
     "Sharpness": lambda pixels, level, draws: sharpness(pixels, level * 1.8 + 0.1),
-    "ShearX": lambda pixels, level, draws: warp(
-        pixels, [[1, draws.sign() * level * 0.3, 0], [0, 1, 0]]
-    ),
-    "ShearY": lambda pixels, level, draws: warp(
-        pixels, [[1, 0, 0], [draws.sign() * level * 0.3, 1, 0]]
-    ),
-    "TranslateX": lambda pixels, level, draws: warp(
-        pixels, [[1, 0, draws.sign() * level * 100], [0, 1, 0]]
-    ),
-    "TranslateY": lambda pixels, level, draws: warp(
-        pixels, [[1, 0, 0], [0, 1, draws.sign() * level * 100]]
-    ),
+    "ShearX": lambda pixels, level, draws: affine(pixels, 0, 1, draws.sign() * level * 0.3),
+    "ShearY": lambda pixels, level, draws: affine(pixels, 1, 0, draws.sign() * level * 0.3),
+    "TranslateX": lambda pixels, level, draws: affine(pixels, 0, 2, draws.sign() * level * 100),
+    "TranslateY": lambda pixels, level, draws: affine(pixels, 1, 2, draws.sign() * level * 100),
     "Cutout": lambda pixels, level, draws: cutout(pixels, int(level * 40), draws),
     "SolarizeAdd": lambda pixels, level, draws: solarize_add(pixels, int(level * 110)),
 }

@@ -1,7 +1,7 @@
-"""The losses, optimizers and crop protocols that a recipe can name, one row each.
+"""Tables of the losses, optimizers and crop protocols that settings can name.
 
-To add one, write its function and add its row here. A row names the function as "module:function",
-which is imported when it is used, so that a command line is checked without the slow imports.
+To add one, write its function and add a row here. A row names the function as "module:function",
+which is imported only when it is used, so that command lines are checked without slow imports.
 """
 
 import importlib
@@ -18,14 +18,14 @@ class LossKind:
     """One loss."""
 
     function: str
-    """(logits (B, K), targets (B, K), smoothing) -> (B,); for a tree of classes (parents,
-    smoothing) -> such a function of logits and targets."""
+    """(logits (B, K), targets (B, K), smoothing) -> (B,); with needs_tree (parents, smoothing) ->
+    an nn.Module of logits and targets."""
     link: Literal["softmax", "sigmoid"]
-    """From logits to probabilities; see `vit.loss.LINKS`."""
+    """Function from logits to probabilities; see `vit.loss.LINKS`."""
     chance: Callable[[int, float], float]
-    """Loss of a model that knows nothing on an image of one class: (K, bias of the head)."""
+    """(K, bias of the head) -> loss of an untrained model on an image with one label."""
     needs_tree: bool = False
-    """Whether it needs the parent of each class, which exist for the whole class list alone."""
+    """Whether it needs the parent of each class, known only for the complete class list."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +35,9 @@ class OptimizerKind:
     function: str
     """(parameter groups, OptimConfig) -> torch.optim.Optimizer."""
     state_bytes: int
-    """Bytes of state for each parameter."""
+    """Bytes of optimizer state per parameter."""
     decoupled_decay: bool = True
-    """Whether weight decay is apart from the gradient, so that it can ignore the peak rate."""
+    """Whether weight decay bypasses the gradient, and so can be independent of the peak rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +47,9 @@ class CropProtocol:
     function: str
     """(pixels (H, W, 3), ImageConfig, size S, seed, views C) -> (C, S, S, 3)."""
     views: int
-    """C: views of one image."""
+    """Number of views C of one image."""
     needs_aspect: bool = False
-    """Whether it moves along the long side, which eval_resize "squash" does away with."""
+    """Whether its crops move along the long side, which eval_resize "squash" removes."""
 
 
 LOSSES = {
@@ -61,13 +61,13 @@ LOSSES = {
     "sigmoid": LossKind(
         function="vit.loss:sigmoid_loss",
         link="sigmoid",
-        # summed over the classes
+        # a sum over the classes
         chance=lambda classes, bias: classes * math.log1p(math.exp(bias)) - bias,
     ),
     "semantic": LossKind(
         function="vit.loss:SemanticLoss",
         link="softmax",
-        chance=lambda classes, bias: math.inf,  # it follows from the tree, which is not known here
+        chance=lambda classes, bias: math.inf,  # depends on the tree, which is unknown here
         needs_tree=True,
     ),
 }
@@ -88,7 +88,7 @@ CROPS = {
 
 
 def crop_protocol(name: str) -> CropProtocol:
-    """The protocol of a name; "random-N" is N training crops. ValueError for an unknown one."""
+    """Look up a protocol ("random-N" is N training crops); raise ValueError if it is unknown."""
     if name in CROPS:
         return CROPS[name]
     kind, _, number = name.partition("-")
@@ -98,11 +98,11 @@ def crop_protocol(name: str) -> CropProtocol:
 
 
 def num_views(protocol: str) -> int:
-    """Views of a crop protocol; ValueError for an unknown one."""
+    """Number of views of a crop protocol; raises ValueError if it is unknown."""
     return crop_protocol(protocol).views
 
 
 def resolve(function: str) -> Any:  # noqa: ANN401 - a function of any signature
-    """The function that "module:function" names."""
+    """Import the function that "module:function" names."""
     module, _, name = function.partition(":")
     return getattr(importlib.import_module(module), name)
