@@ -15,12 +15,12 @@ TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 LARGEST_DEVKIT = 1 << 28
 
 
-def labels(found: RawSource) -> dict[str, str]:
+def labels(raw: RawSource) -> dict[str, str]:
     """WordNet id of each validation image by its file name."""
-    if (found.info.size or 0) > LARGEST_DEVKIT:
-        raise ValueError(f"{found.location} is too large for a devkit ({found.info.size} bytes)")
-    truth, meta = _files(found)
-    wnids = _wnids(meta, found.location)
+    if (raw.info.size or 0) > LARGEST_DEVKIT:
+        raise ValueError(f"{raw.location} is too large for a devkit ({raw.info.size} bytes)")
+    truth, meta = _files(raw)
+    wnids = _wnids(meta, raw.location)
     try:
         ids = [int(line) for line in truth.split()]
         return {
@@ -28,13 +28,13 @@ def labels(found: RawSource) -> dict[str, str]:
         }
     except (ValueError, KeyError) as error:
         raise ValueError(
-            f"{found.location}: {TRUTH} has a line that is no ILSVRC id ({error}); "
+            f"{raw.location}: {TRUTH} has a line that is no ILSVRC id ({error}); "
             "get the devkit again"
         ) from error
 
 
-def _files(found: RawSource) -> tuple[bytes, bytes]:
-    data = store.read_bytes(found.fs, found.path)
+def _files(raw: RawSource) -> tuple[bytes, bytes]:
+    data = store.read_bytes(raw.fs, raw.path)
     files = {}
     try:
         with tarfile.open(fileobj=io.BytesIO(data)) as file:
@@ -44,11 +44,11 @@ def _files(found: RawSource) -> tuple[bytes, bytes]:
                     files[base] = file.extractfile(member).read()
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise ValueError(
-            f"{found.location} cannot be read as the ILSVRC2012 devkit ({error}); get it again"
+            f"{raw.location} cannot be read as the ILSVRC2012 devkit ({error}); get it again"
         ) from error
     missing = {TRUTH, META} - set(files)
     if missing:
-        raise ValueError(f"{found.location} is not the ILSVRC2012 devkit: {missing} is not in it")
+        raise ValueError(f"{raw.location} is not the ILSVRC2012 devkit: {missing} is not in it")
     return files[TRUTH], files[META]
 
 
