@@ -1,4 +1,4 @@
-"""What must be known of all images before any gets its place: classes, val draws, clashing keys."""
+"""What the assignment needs to know of all images first: classes, val draws, clashing keys."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -9,12 +9,12 @@ import pyarrow as pa
 from shards.build.bucket import heads, mixed
 from shards.build.key import stem_hashes
 
-SPLIT_SEED = 0x5EED  # the val split does not follow the seed of the shuffle
+SPLIT_SEED = 0x5EED  # the val split does not depend on the seed of the shuffle
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """The settings that decide what is placed where."""
+    """The settings that decide which image goes where."""
 
     seed: int
     classes: tuple[str, ...] | None
@@ -23,13 +23,12 @@ class Rules:
     val_per_class: int
     val_fraction: float
     shard_samples: int | None
-    shard_bytes: int
     val_shards: int
 
 
 @dataclass
 class Tally:
-    """What placement did, for the report."""
+    """Counts of the assignment, for the report."""
 
     classes: tuple[str, ...] = ()
     images: dict[str, int] = field(default_factory=dict)
@@ -47,7 +46,7 @@ class Tally:
 
 
 class ClassStats:
-    """What must be known of all buckets before any image gets its place."""
+    """Statistics of the classes over all buckets, from which the assignment follows."""
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
@@ -59,24 +58,23 @@ class ClassStats:
         self.listed: set[str] = set()
 
     def add(self, table: pa.Table) -> None:
-        """Count a merged bucket."""
+        """Add a merged bucket."""
         if not table.num_rows:
             return
         hashes = mixed(heads(table["sha256"]), SPLIT_SEED)
-        members: dict[str, list[int]] = {}
+        rows_of: dict[str, list[int]] = {}
         for row, wnids in enumerate(table["wnids"].to_pylist()):
             for wnid in wnids:
-                members.setdefault(wnid, []).append(row)
-        for wnid, rows in members.items():
+                rows_of.setdefault(wnid, []).append(row)
+        for wnid, rows in rows_of.items():
             self.images[wnid] += len(rows)
             if self.rules.val_per_class:
-                old = self._lowest.get(wnid, np.zeros(0, np.uint64))
-                joined = np.sort(np.concatenate([old, hashes[rows]]))
-                self._lowest[wnid] = joined[: self.rules.val_per_class]
+                lowest = np.append(self._lowest.get(wnid, np.zeros(0, np.uint64)), hashes[rows])
+                self._lowest[wnid] = np.sort(lowest)[: self.rules.val_per_class]
         self._stems.append(stem_hashes(table["member"].to_pylist()))
 
     def choose(self, tally: Tally) -> tuple[tuple[str, ...], dict[str, int]]:
-        """The classes in order, and the number of each class that keeps its images."""
+        """The classes in order, and the number of each class that has enough images."""
         stems, repeats = np.unique(np.concatenate([*self._stems, []]), return_counts=True)
         self.clashing = stems[repeats > 1]
         for wnid, lowest in self._lowest.items():
