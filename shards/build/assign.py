@@ -23,7 +23,8 @@ from pyarrow import fs as pafs
 
 from shards.build import catalogue
 from shards.build.bucket import Appender, heads, mixed
-from shards.build.class_stats import SPLIT_SEED, ClassStats, Rules, Tally
+from shards.build.class_stats import SPLIT_SEED, ClassStats, Tally
+from shards.build.config import BuildConfig
 from shards.build.duplicate import LEFT_OUT, Known, exclude, merge
 from shards.build.key import stem, stem_hashes
 from shards.dataset import store
@@ -59,13 +60,15 @@ def assign(
     system: pafs.FileSystem,
     root: str,
     parts: Sequence[str],
-    rules: Rules,
+    config: BuildConfig,
+    classes: tuple[str, ...] | None,
     identity: str,
-    known: Known | None = None,
+    known: Known | None,
 ) -> Tally:
     """Write the assignment of every split for the catalogue parts at these paths, in unit order.
 
-    An assignment that was written under the same identity is left as it is.
+    An assignment that was written under the same identity is left as it is. `classes` fixes the
+    class numbers; with None they follow from the classes of the sources.
     """
     tally = _finished(system, root, identity)
     if tally is not None:
@@ -73,8 +76,8 @@ def assign(
     tally = Tally()
     with tempfile.TemporaryDirectory(prefix="placement-") as name:
         folder = Path(name)
-        buckets = _scatter(system, parts, rules, folder, tally)
-        stats = ClassStats(rules)
+        buckets = _scatter(system, parts, config, folder, tally)
+        stats = ClassStats(config, classes)
         merged = _merged(system, root, buckets, stats, known, tally)
         tally.classes, numbers = stats.choose(tally)
         splits = {split: Appender(folder / f"{split}.arrow") for split in ("train", "val")}
@@ -86,7 +89,10 @@ def assign(
         for split, rows in splits.items():
             rows.close()
             if rows.count:
-                _cut(system, root, split, rows, rules, identity, tally)
+                shards = _num_shards(split, rows, config)
+                tally.images[split], tally.bytes[split] = rows.count, rows.bytes
+                tally.shards[split] = shards
+                _write(system, f"{root}/plan/{split}.parquet", rows, shards, identity)
     text = json.dumps({"plan": identity, "tally": dataclasses.asdict(tally)}, indent=1)
     store.write_bytes(system, f"{root}/plan/{TALLY}", text.encode())
     return tally
@@ -103,7 +109,7 @@ def _finished(system: pafs.FileSystem, root: str, identity: str) -> Tally | None
 
 
 def _scatter(
-    system: pafs.FileSystem, parts: Sequence[str], rules: Rules, folder: Path, tally: Tally
+    system: pafs.FileSystem, parts: Sequence[str], config: BuildConfig, folder: Path, tally: Tally
 ) -> list[Appender]:
     """Spread usable rows over buckets by the order hash."""
     num_rows = sum(pq.read_metadata(path, filesystem=system).num_rows for path in parts)
@@ -113,13 +119,13 @@ def _scatter(
     for unit, path in enumerate(parts):
         table = pq.read_table(path, columns=columns, filesystem=system)
         table = table.filter(pc.equal(table["problem"], "")).drop_columns("problem")
-        if not rules.small_classes:
+        if not config.small_classes:
             small = pc.equal(table["split"], "small")
             tally.small_split += pc.sum(small).as_py() or 0
             table = table.filter(pc.invert(small))
         if not table.num_rows:
             continue
-        order = mixed(heads(table["sha256"]), rules.seed)
+        order = mixed(heads(table["sha256"]), config.seed)
         for name, values in (
             ("unit", np.full(len(order), unit, np.int32)),
             ("row", np.arange(len(order), dtype=np.int64)),
@@ -206,31 +212,24 @@ def _assigned(
 
 def _drawn_split(wnids: list[str], lot: int, stats: ClassStats) -> str:
     """Split of an image by its 64-bit content hash."""
-    is_val = lot < stats.rules.val_fraction * 2**64 or any(
+    is_val = lot < (stats.config.val_fraction or 0) * 2**64 or any(
         lot <= stats.thresholds.get(wnid, -1) for wnid in wnids
     )
     return "val" if is_val else "train"
 
 
-def _cut(
-    system: pafs.FileSystem,
-    root: str,
-    split: str,
-    rows: Appender,
-    rules: Rules,
-    identity: str,
-    tally: Tally,
-) -> None:
-    """Write the assignment of a split, one row group per shard."""
+def _num_shards(split: str, rows: Appender, config: BuildConfig) -> int:
     mean_bytes = rows.bytes / rows.count + TAR_OVERHEAD
-    per_shard = rules.shard_samples or max(1, round(SHARD_BYTES / mean_bytes))
+    per_shard = config.shard_samples or max(1, round(SHARD_BYTES / mean_bytes))
     shards = -(-rows.count // per_shard)
-    if split == "val":
-        shards = min(rows.count, max(shards, rules.val_shards))
-    tally.images[split], tally.bytes[split], tally.shards[split] = rows.count, rows.bytes, shards
+    return min(rows.count, max(shards, config.val_shards)) if split == "val" else shards
+
+
+def _write(system: pafs.FileSystem, path: str, rows: Appender, shards: int, identity: str) -> None:
+    """Write the assignment of a split, one row group per shard."""
     schema = SCHEMA.with_metadata({b"plan": identity.encode()})
     with (
-        store.written(system, f"{root}/plan/{split}.parquet") as file,
+        store.written(system, path) as file,
         pq.ParquetWriter(file, schema, compression="zstd") as writer,
     ):
         for table in rows.tables(shard_sizes(rows.count, shards)):

@@ -104,15 +104,15 @@ def units(sources: tuple[archive.Source, ...]) -> list[Unit]:
     """The parts of the sources in order, joined until a unit is worth a task."""
     joined: list[Unit] = []
     for number, source in enumerate(sources):
-        parts: list[Part] = []
-        faults = source.faults
-        for part in (*source.parts, None):
-            if part is None or sum(p.bytes for p in parts) >= archive.PART_BYTES:
-                if parts or faults:
-                    joined.append(Unit(len(joined), number, source.fs, tuple(parts), faults))
-                parts, faults = [], ()
-            if part is not None:
-                parts.append(part)
+        groups: list[list[Part]] = [[]]
+        for part in source.parts:
+            if sum(earlier.bytes for earlier in groups[-1]) >= archive.PART_BYTES:
+                groups.append([])
+            groups[-1].append(part)
+        for group in groups:
+            faults = source.faults if group is groups[0] else ()
+            if group or faults:
+                joined.append(Unit(len(joined), number, source.fs, tuple(group), faults))
     return joined
 
 

@@ -1,7 +1,8 @@
 """The ILSVRC2012 devkit: which class each validation image has.
 
 `ILSVRC2012_img_val.tar` holds 50,000 images without a class; the devkit (`.tar.gz`, or the `.tar`
-that browsers make of it) lists an ILSVRC id for each, and in `meta.mat` the WordNet id of each id.
+that some browsers turn it into) lists an ILSVRC id for each image; its `meta.mat` maps these ids to
+WordNet ids.
 """
 
 import io
@@ -22,9 +23,9 @@ def labels(raw: RawSource) -> dict[str, str]:
     truth, meta = _files(raw)
     wnids = _wnids(meta, raw.location)
     try:
-        ids = [int(line) for line in truth.split()]
         return {
-            f"ILSVRC2012_val_{number:08d}.JPEG": wnids[id_] for number, id_ in enumerate(ids, 1)
+            f"ILSVRC2012_val_{number:08d}.JPEG": wnids[int(line)]
+            for number, line in enumerate(truth.split(), 1)
         }
     except (ValueError, KeyError) as error:
         raise ValueError(
@@ -53,12 +54,12 @@ def _files(raw: RawSource) -> tuple[bytes, bytes]:
 
 
 def _wnids(meta: bytes, where: str) -> dict[int, str]:
-    # Half a second to import, and no other source needs it.
+    # Takes half a second to import, and only this kind of source needs it.
     from scipy.io import loadmat
 
     try:
         synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
-        # Inner nodes of the hierarchy are listed too; only leaves are classes.
+        # The list includes inner nodes of the hierarchy; only leaves are classes.
         return {
             int(row["ILSVRC2012_ID"]): str(row["WNID"])
             for row in synsets

@@ -51,10 +51,7 @@ class GzipStream:
         place = offset - self._start
         if place < 0:
             raise RuntimeError(f"cannot go back to byte {offset} of a stream at {self._start}")
-        while place + size > len(self._data):
-            piece = self._piece()
-            if not piece:
-                break
+        while place + size > len(self._data) and (piece := self._piece()):
             self._data += piece
             surplus = min(place - _BEHIND, len(self._data))
             if surplus > CHUNK:

@@ -65,7 +65,7 @@ def build(
     classes = class_list(config.classes) if config.classes else None
     context = source.Context(config.source_kind, classes, system, work, {})
     recognised = source.recognise(locations, context)
-    rules = _rules(config, classes, recognised)
+    rules = _with_val_split(config, recognised)
     known = Excluded.load(config.exclude, config.exclude_distance, run) if config.exclude else None
 
     hashed = known is not None
@@ -77,7 +77,7 @@ def build(
     for _ in _results("catalogue", catalogue.catalogue_unit, job, units, run, progress):
         pass
     parts = [job.part(unit.number) for unit in units]
-    tally = assign.assign(system, root, parts, rules, identity, known)
+    tally = assign.assign(system, root, parts, rules, classes, identity, known)
     systems = tuple(one.fs for one in recognised)
     shard_job = writer.ShardJob(system, root, identity, systems, work, config.transcode)
     splits = _shards(shard_job, tally, run, progress)
@@ -144,31 +144,19 @@ def _results(
         yield result
 
 
-def _rules(
-    config: BuildConfig, classes: tuple[str, ...] | None, sources: Sequence[Source]
-) -> class_stats.Rules:
+def _with_val_split(config: BuildConfig, sources: Sequence[Source]) -> BuildConfig:
+    """The settings with a share for the val split if neither they nor the sources have one."""
     has_val = any(part.split == "val" or part.has_val for one in sources for part in one.parts)
     if has_val and (config.val_per_class or config.val_fraction):
         raise ValueError(
             "the sources bring a val split of their own; leave val_per_class and val_fraction unset"
         )
-    fraction = config.val_fraction
-    if fraction is None:
-        is_default = not has_val and config.val_per_class is None
-        fraction = DEFAULT_VAL_FRACTION if is_default else 0.0
-    return class_stats.Rules(
-        seed=config.seed,
-        classes=classes,
-        min_per_class=config.min_per_class,
-        small_classes=config.small_classes,
-        val_per_class=config.val_per_class or 0,
-        val_fraction=fraction,
-        shard_samples=config.shard_samples,
-        val_shards=config.val_shards,
-    )
+    if not has_val and config.val_per_class is None and config.val_fraction is None:
+        return dataclasses.replace(config, val_fraction=DEFAULT_VAL_FRACTION)
+    return config
 
 
-def _note(config: BuildConfig, rules: class_stats.Rules) -> str:
+def _note(config: BuildConfig, rules: BuildConfig) -> str:
     if rules.val_per_class:
         return f"val: {rules.val_per_class} images of each class, at most half of it"
     if rules.val_fraction:

@@ -1,7 +1,8 @@
 """One shard, written alone: its row group of the assignment -> the tar and its index.
 
 The bytes of an image come from the spool of its unit. If the spool is gone, they are made again
-from the archive and must have the hash in the assignment: the result is the same shard, or an error.
+from the archive and must have the hash in the assignment: the shard comes out the same, or not at
+all.
 """
 
 import functools
