@@ -136,7 +136,7 @@ def kind_of_tar(read: tar.Read, stop: int, where: str, fallback: Kind = "auto") 
     If they do not show it, `fallback` is returned; ValueError if that is "auto".
     """
     seen: list[str] = []
-    for member in tar.walk(read, 0, stop, where, damage=lambda *_: None):
+    for member in tar.walk(read, 0, stop, where, ignore_damage):
         base = member.name.rpartition("/")[2]
         if member.kind != "file" or base.startswith("."):
             continue
@@ -162,6 +162,10 @@ def kind_of_tar(read: tar.Read, stop: int, where: str, fallback: Kind = "auto") 
         "tars, a tar of class folders, ILSVRC2012_img_val.tar, the ILSVRC2012 devkit and "
         "WebDataset shards; --source-kind overrides"
     )
+
+
+def ignore_damage(offset: int, reason: str) -> None:
+    """Ignore a damaged place in a first look; the task that reads the part reports it."""
 
 
 def members(
@@ -233,22 +237,16 @@ def flat_tar(
 ) -> Iterator[Part]:
     """Parts of a tar of images: runs of members, cut between two members."""
     start, names = 0, []
-    # Damage is reported by the task that reads the part.
-    for member in tar.walk(reader, 0, reader.size, raw.name, lambda *_: None):
+    for member in tar.walk(reader, 0, reader.size, raw.name, ignore_damage):
         if member.start - start >= PART_BYTES:
-            yield _run(raw, start, member.start, names, labels, has_end=False)
+            yield _run(raw, start, member.start, names, labels, last=False)
             start, names = member.start, []
         names.append(member.name)
-    yield _run(raw, start, reader.size, names, labels, has_end=True)
+    yield _run(raw, start, reader.size, names, labels, last=True)
 
 
 def _run(
-    raw: RawSource,
-    start: int,
-    stop: int,
-    names: list[str],
-    labels: Mapping[str, str],
-    has_end: bool,
+    raw: RawSource, start: int, stop: int, names: list[str], labels: Mapping[str, str], last: bool
 ) -> Part:
     base_names = (name.rpartition("/")[2] for name in names)
     return Part(
@@ -260,7 +258,7 @@ def _run(
         split="val" if labels else "",
         labels={name: labels[name] for name in base_names if name in labels},
         has_val=any(class_of_path(name)[1] == "val" for name in names),
-        has_end=has_end,
+        has_end=last,
     )
 
 

@@ -1,4 +1,4 @@
-"""Settings of a build; nothing here has slow imports, so that a command line is checked first."""
+"""Settings of a build, without slow imports, so that a command line is checked at once."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -10,12 +10,12 @@ from support.settings import Rule, Settings, setting
 Kind = Literal[
     "auto", "class-tars", "flat-tar", "imagenet-val", "devkit", "class-folders", "webdataset"
 ]
-"""What a source is; "auto" looks."""
+"""Kinds of sources; "auto" recognises the kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TranscodeConfig(Settings):
-    """What becomes of each image."""
+    """How each image is processed."""
 
     resize_short: int = setting(256, common=True)
     """Shorter side in pixels after shrinking; nothing is enlarged; 0 leaves sizes as they are."""

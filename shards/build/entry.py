@@ -47,9 +47,7 @@ def _faulty(fault: Fault, path: str = "") -> Entry:
 
 def _tar_entries(system: pafs.FileSystem, part: Part) -> Iterator[Entry]:
     with store.RangeReader(system, part.path) as reader:
-        for member in archive.members(
-            reader, part.start, part.stop, part.archive, has_end=part.has_end
-        ):
+        for member in archive.members(reader, part.start, part.stop, part.archive, part.has_end):
             if isinstance(member, Fault):
                 yield _faulty(member, part.path)
             elif member.kind != "folder":
@@ -124,9 +122,9 @@ def _sample(part: Part, key: str, members: dict[str, tar.Member], read: tar.Read
         numbers = format.labels(key, texts, part.archive, part.label)
         entry.wnids = tuple(part.classes[number] for number in numbers)
     except (ValueError, IndexError) as error:
-        entry.problem = str(error) or "label out of range"
-        return entry
-    _fill(entry, read)
+        entry.problem = str(error)
+    else:
+        _fill(entry, read)
     return entry
 
 

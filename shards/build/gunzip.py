@@ -29,10 +29,6 @@ _GZIP = 31  # wbits of zlib: a gzip header and the largest window
 _BEHIND = 2 << 20  # bytes that a walk may look back: a header and its long-name record
 
 
-class DamagedGzip(Exception):
-    """The compressed data ends early or is damaged; all readable bytes were returned before."""
-
-
 class GzipStream:
     """Forward reads of the content of a gzip file, `stream(offset, size)`, short only at its end.
 
@@ -42,7 +38,7 @@ class GzipStream:
     def __init__(self, raw: RawSource) -> None:
         self._file = raw.fs.open_input_stream(raw.path, compression=None)
         self._compressed_bytes = 0
-        self._pieces = _inflated(self._compressed())
+        self._pieces = filter(None, self._inflated())
         self._start, self._data = 0, bytearray()
         self.damage = ""
 
@@ -51,7 +47,7 @@ class GzipStream:
         place = offset - self._start
         if place < 0:
             raise RuntimeError(f"cannot go back to byte {offset} of a stream at {self._start}")
-        while place + size > len(self._data) and (piece := self._piece()):
+        while place + size > len(self._data) and (piece := next(self._pieces, b"")):
             self._data += piece
             surplus = min(place - _BEHIND, len(self._data))
             if surplus > CHUNK:
@@ -59,13 +55,6 @@ class GzipStream:
                 self._start += surplus
                 place -= surplus
         return bytes(self._data[place : place + size])
-
-    def _piece(self) -> bytes:
-        try:
-            return next(filter(None, self._pieces), b"")
-        except DamagedGzip as error:
-            self.damage = str(error)
-            return b""
 
     @property
     def end(self) -> int:
@@ -77,33 +66,29 @@ class GzipStream:
         """Uncompressed bytes per compressed byte."""
         return self.end / max(self._compressed_bytes, 1)
 
-    def _compressed(self) -> Iterator[bytes]:
+    def _inflated(self) -> Iterator[bytes]:
+        """The content in pieces, as far as it can be read; sets `damage` if that is not the end.
+
+        The module `gzip` loses up to a whole read of good data before the damage.
+        """
+        engine = zlib.decompressobj(_GZIP)
         while data := self._file.read(READ):
             self._compressed_bytes += len(data)
-            yield data
-
-
-def _inflated(file: Iterator[bytes]) -> Iterator[bytes]:
-    """The content of a gzip file in pieces; raises DamagedGzip after the last readable one.
-
-    The module `gzip` loses up to a whole read of good data before the damage.
-    """
-    engine = zlib.decompressobj(_GZIP)
-    for data in file:
-        while data:
-            if engine.eof:
-                if not data.strip(b"\0"):  # the padding that tapes add
-                    break
-                engine = zlib.decompressobj(_GZIP)  # concatenated files count as one
-            spare = engine.copy()
-            try:
-                yield engine.decompress(data, CHUNK)
-            except zlib.error as error:
-                yield _salvaged(spare, data)
-                raise DamagedGzip(f"gzip data is damaged from here on: {error}") from error
-            data = engine.unused_data if engine.eof else engine.unconsumed_tail
-    if not engine.eof:
-        raise DamagedGzip("gzip data ends early: the archive is cut short")
+            while data:
+                if engine.eof:
+                    if not data.strip(b"\0"):  # the padding that tapes add
+                        break
+                    engine = zlib.decompressobj(_GZIP)  # concatenated files count as one
+                spare = engine.copy()
+                try:
+                    yield engine.decompress(data, CHUNK)
+                except zlib.error as error:
+                    yield _salvaged(spare, data)
+                    self.damage = f"gzip data is damaged from here on: {error}"
+                    return
+                data = engine.unused_data if engine.eof else engine.unconsumed_tail
+        if not engine.eof:
+            self.damage = "gzip data ends early: the archive is cut short"
 
 
 def _salvaged(engine: "zlib._Decompress", data: bytes) -> bytes:

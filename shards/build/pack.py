@@ -9,7 +9,6 @@ its file exists. To continue a killed build, run the same command again.
 import dataclasses
 import functools
 import hashlib
-import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -169,14 +168,13 @@ def _shards(
     job: writer.ShardJob, tally: class_stats.Tally, run: Run, listen: Listen | None
 ) -> dict[str, tuple[Shard, ...]]:
     """Write all shards; returns them by split, in order."""
-    places = {
-        split: [writer.Place(split, number) for number in range(count)]
-        for split, count in tally.shards.items()
-    }
-    items = list(itertools.chain.from_iterable(places.values()))
-    results = _results("shards", writer.write_shard, job, items, run, listen)
+    places = [writer.Place(s, n) for s, count in tally.shards.items() for n in range(count)]
+    results = _results("shards", writer.write_shard, job, places, run, listen)
     shards = {shard.name: shard for shard in results}
-    return {split: tuple(shards[one.name] for one in inside) for split, inside in places.items()}
+    return {
+        split: tuple(shards[place.name] for place in places if place.split == split)
+        for split in tally.shards
+    }
 
 
 def _publish(
