@@ -220,14 +220,9 @@ def class_tars(raw: RawSource, reader: store.RangeReader) -> Iterator[Part | Fau
         if isinstance(member, Fault):
             yield member
         elif wnid := inner_class(member):
-            yield Part(
-                path=raw.path,
-                archive=f"{raw.name}/{member.name}",
-                layout="tar",
-                start=member.offset,
-                stop=member.offset + member.size,
-                wnid=wnid,
-            )
+            name = f"{raw.name}/{member.name}"
+            start, stop = member.offset, member.offset + member.size
+            yield Part(path=raw.path, archive=name, layout="tar", start=start, stop=stop, wnid=wnid)
         elif member.kind != "folder":
             yield not_class_tar(raw.name, member)
 

@@ -8,11 +8,10 @@ bucket is in memory at a time. Row group i of an assignment file is shard i: the
 reads only its own row group.
 """
 
-import contextlib
 import dataclasses
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from pyarrow import fs as pafs
 
 from shards.build import catalogue
 from shards.build.bucket import Appender, heads, mixed
+from shards.build.catalogue import parquet_writer
 from shards.build.class_stats import SPLIT_SEED, ClassStats, Tally
 from shards.build.config import BuildConfig
 from shards.build.duplicate import LEFT_OUT, Known, exclude, merge
@@ -33,19 +33,17 @@ BUCKET_ROWS = 1 << 17
 TALLY = "tally.json"
 SHARD_BYTES = 200_000_000
 TAR_OVERHEAD = 1792  # two headers, the label's block, and half a block of padding on average
+_COPIED = (
+    *("source", "archive", "member", "path", "offset", "size", "phash"),
+    *("spool_offset", "stored_size", "stored_width", "stored_height", "stored_sha256"),
+)
 _UNUSED = ("format", "mode", "width", "height")
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
         ("classes", pa.list_(pa.int32())),
         ("unit", pa.int32()),
-        *(
-            catalogue.SCHEMA.field(name)
-            for name in (
-                *("source", "archive", "member", "path", "offset", "size", "phash"),
-                *("spool_offset", "stored_size", "stored_width", "stored_height", "stored_sha256"),
-            )
-        ),
+        *map(catalogue.SCHEMA.field, _COPIED),
     ]
 )
 
@@ -153,8 +151,8 @@ def _merged(
     """Buckets in order without copies and images of other sets; those are written to lists."""
     merged = []
     with (
-        _list_writer(system, f"{root}/duplicates.parquet") as duplicates,
-        _list_writer(system, f"{root}/excluded.parquet") as excluded,
+        parquet_writer(system, f"{root}/duplicates.parquet", LEFT_OUT) as duplicates,
+        parquet_writer(system, f"{root}/excluded.parquet", LEFT_OUT) as excluded,
     ):
         for bucket in buckets:
             table, copies, crossing = merge(bucket.table())
@@ -171,13 +169,6 @@ def _merged(
             merged[-1].close()
             bucket.path.unlink(missing_ok=True)
     return merged
-
-
-@contextlib.contextmanager
-def _list_writer(system: pafs.FileSystem, path: str) -> Iterator[pq.ParquetWriter]:
-    """Writer of a list of files that were left out."""
-    with store.written(system, path) as file, pq.ParquetWriter(file, LEFT_OUT) as writer:
-        yield writer
 
 
 def _assigned(
@@ -228,9 +219,6 @@ def _num_shards(split: str, rows: Appender, config: BuildConfig) -> int:
 def _write(system: pafs.FileSystem, path: str, rows: Appender, shards: int, identity: str) -> None:
     """Write the assignment of a split, one row group per shard."""
     schema = SCHEMA.with_metadata({b"plan": identity.encode()})
-    with (
-        store.written(system, path) as file,
-        pq.ParquetWriter(file, schema, compression="zstd") as writer,
-    ):
+    with parquet_writer(system, path, schema, compression="zstd") as writer:
         for table in rows.tables(shard_sizes(rows.count, shards)):
             writer.write_table(table.cast(schema), row_group_size=table.num_rows)

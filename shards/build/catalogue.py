@@ -7,6 +7,7 @@ encodes every image, and keeps the new bytes in the spool file of the unit until
 written. So every image is known before any is assigned to a shard, and none is decoded twice.
 """
 
+import contextlib
 import hashlib
 import itertools
 from collections.abc import Iterator
@@ -124,10 +125,7 @@ def catalogue_unit(job: CatalogueJob, unit: Unit) -> Done:
     schema = SCHEMA.with_metadata({IDENTITY: job.identity.encode()})
     counts = dict.fromkeys(("images", "bytes", "problems"), 0)
     # The spool is renamed before the rows are: if the rows exist, the spool is whole.
-    with (
-        store.written(job.fs, job.part(unit.number)) as file,
-        pq.ParquetWriter(file, schema, compression="zstd") as writer,
-    ):
+    with parquet_writer(job.fs, job.part(unit.number), schema, compression="zstd") as writer:
         with store.written(job.fs, job.spool(unit.number)) as spool:
             rows = _rows(unit, job, spool)
             while group := list(itertools.islice(rows, ROW_GROUP)):
@@ -149,6 +147,16 @@ def finished(number: int, job: CatalogueJob) -> Done | None:
     if fields.get(IDENTITY, b"").decode() != job.identity:
         return None
     return Done(int(fields[b"images"]), int(fields[b"bytes"]))
+
+
+@contextlib.contextmanager
+def parquet_writer(
+    system: pafs.FileSystem, path: str, schema: pa.Schema, compression: str = "snappy"
+) -> Iterator[pq.ParquetWriter]:
+    """Writer of a Parquet file that appears at path, whole, when the block ends without an error."""
+    with store.written(system, path) as file:
+        with pq.ParquetWriter(file, schema, compression=compression) as writer:
+            yield writer
 
 
 def parquet_metadata(system: pafs.FileSystem, path: str) -> pq.FileMetaData | None:

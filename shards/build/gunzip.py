@@ -149,9 +149,8 @@ def _runs(
     member, number = next(members, None), 0
     while member is not None:
         path, size, has_val = f"{folder}/{number:05d}.tar", 0, False
-        with contextlib.ExitStack() as stack:
-            exists = store.exists(system, path)
-            file = None if exists else stack.enter_context(store.written(system, path))
+        exists = store.exists(system, path)
+        with contextlib.nullcontext() if exists else store.written(system, path) as file:
             while member is not None and size < archive.PART_BYTES:
                 size += _pour(stream, member.start, member.stop, file)
                 has_val = has_val or archive.class_of_path(member.name)[1] == "val"

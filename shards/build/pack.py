@@ -64,7 +64,7 @@ def build(
     classes = class_list(config.classes) if config.classes else None
     context = source.Context(config.source_kind, classes, system, work, {})
     recognised = source.recognise(locations, context)
-    rules = _with_val_split(config, recognised)
+    rules, val_note = _val_split(config, recognised)
     known = Excluded.load(config.exclude, config.exclude_distance, run) if config.exclude else None
 
     hashed = known is not None
@@ -81,12 +81,13 @@ def build(
     shard_job = writer.ShardJob(system, root, identity, systems, work, config.transcode)
     splits = _shards(shard_job, tally, run, progress)
 
-    notes = (_note(config, rules),)
-    result = report.collected(system, root, recognised, parts, tally, splits, notes)
+    result = report.collected(system, root, recognised, parts, tally, splits, (val_note,))
     _publish(system, root, manifest_settings, recognised, tally, splits)
     # The report marks the build as complete, so it is written last.
     report.write(system, root, identity, [store.absolute(one) for one in locations], result)
-    _clean(system, root, splits, len(units), config.keep_work)
+    _clean(system, root, splits, len(units))
+    if not config.keep_work:
+        system.delete_dir(work)
     return result
 
 
@@ -143,25 +144,24 @@ def _results(
         yield result
 
 
-def _with_val_split(config: BuildConfig, sources: Sequence[Source]) -> BuildConfig:
-    """The settings with a share for the val split if neither they nor the sources have one."""
+def _val_split(config: BuildConfig, sources: Sequence[Source]) -> tuple[BuildConfig, str]:
+    """The settings with the default share of val filled in if it applies, and a note about val."""
     has_val = any(part.split == "val" or part.has_val for one in sources for part in one.parts)
     if has_val and (config.val_per_class or config.val_fraction):
         raise ValueError(
             "the sources bring a val split of their own; leave val_per_class and val_fraction unset"
         )
-    if not has_val and config.val_per_class is None and config.val_fraction is None:
-        return dataclasses.replace(config, val_fraction=DEFAULT_VAL_FRACTION)
-    return config
-
-
-def _note(config: BuildConfig, rules: BuildConfig) -> str:
-    if rules.val_per_class:
-        return f"val: {rules.val_per_class} images of each class, at most half of it"
-    if rules.val_fraction:
-        why = "as asked" if config.val_fraction else "the sources bring no val split"
-        return f"val: {rules.val_fraction:.2%} of the images, by content hash ({why})"
-    return "val: as the sources have it"
+    if config.val_per_class:
+        return config, f"val: {config.val_per_class} images of each class, at most half of it"
+    if config.val_fraction:
+        return config, f"val: {config.val_fraction:.2%} of the images, by content hash (as asked)"
+    if has_val or config.val_per_class is not None or config.val_fraction is not None:
+        return config, "val: as the sources have it"
+    share = f"{DEFAULT_VAL_FRACTION:.2%} of the images"
+    return (
+        dataclasses.replace(config, val_fraction=DEFAULT_VAL_FRACTION),
+        f"val: {share}, by content hash (the sources bring no val split)",
+    )
 
 
 def _shards(
@@ -199,13 +199,9 @@ def _publish(
 
 
 def _clean(
-    system: pafs.FileSystem,
-    root: str,
-    splits: dict[str, tuple[Shard, ...]],
-    num_units: int,
-    keep_work: bool,
+    system: pafs.FileSystem, root: str, splits: dict[str, tuple[Shard, ...]], num_units: int
 ) -> None:
-    """Remove all that is not part of the finished set: the spool, and files of an earlier try."""
+    """Remove shards, catalogue parts and assignments that an earlier, unfinished build left."""
     names = {name for shards in splits.values() for s in shards for name in (s.name, s.index_name)}
     for info in store.listing(system, root):
         if writer.SHARD_FILE.fullmatch(info.base_name) and info.base_name not in names:
@@ -215,5 +211,3 @@ def _clean(
     for info in store.listing(system, f"{root}/plan"):
         if info.base_name not in (assign.TALLY, *(f"{split}.parquet" for split in splits)):
             store.discard(system, info.path)
-    if not keep_work:
-        system.delete_dir(f"{root}/work")

@@ -129,10 +129,8 @@ def collected(
 ) -> BuildReport:
     """Write the quarantine list and return the report, from the catalogue parts at these paths."""
     totals = _Totals()
-    with (
-        store.written(system, f"{root}/{QUARANTINE}") as file,
-        pq.ParquetWriter(file, catalogue.QUARANTINE) as writer,
-    ):
+    quarantine = f"{root}/{QUARANTINE}"
+    with catalogue.parquet_writer(system, quarantine, catalogue.QUARANTINE) as writer:
         for path in parts:
             table = pq.read_table(path, columns=_COLUMNS, filesystem=system)
             writer.write_table(totals.add(table))

@@ -131,7 +131,7 @@ def target_size(width: int, height: int, config: TranscodeConfig) -> tuple[int, 
 def _opened(data: bytes, config: TranscodeConfig) -> Image.Image:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # max_pixels below replaces Pillow's limit
+            warnings.simplefilter("ignore")  # max_pixels is checked below
             image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise Unusable(f"no image in a known format, first bytes {data[:8].hex(' ')}") from error
@@ -140,10 +140,8 @@ def _opened(data: bytes, config: TranscodeConfig) -> Image.Image:
     except _DAMAGE as error:
         raise Unusable(f"header: {_reason(error)}") from error
     if image.width * image.height > config.max_pixels:
-        raise Unusable(
-            f"decompression bomb: {image.width}x{image.height} pixels, max_pixels is "
-            f"{config.max_pixels}"
-        )
+        size, most = f"{image.width}x{image.height} pixels", config.max_pixels
+        raise Unusable(f"decompression bomb: {size}, max_pixels is {most}")
     return image
 
 
