@@ -153,7 +153,7 @@ def finished(number: int, job: CatalogueJob) -> Done | None:
 def parquet_writer(
     system: pafs.FileSystem, path: str, schema: pa.Schema, compression: str = "snappy"
 ) -> Iterator[pq.ParquetWriter]:
-    """Writer of a Parquet file that appears at path, whole, when the block ends without an error."""
+    """Writer of a Parquet file that appears at path when the block ends without an error."""
     with store.written(system, path) as file:
         with pq.ParquetWriter(file, schema, compression=compression) as writer:
             yield writer

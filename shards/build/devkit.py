@@ -29,7 +29,7 @@ def labels(raw: RawSource) -> dict[str, str]:
         }
     except (ValueError, KeyError) as error:
         raise ValueError(
-            f"{raw.location}: {TRUTH} has a line that is no ILSVRC id ({error}); "
+            f"{raw.location}: {TRUTH} has a line that is not an ILSVRC id ({error}); "
             "get the devkit again"
         ) from error
 

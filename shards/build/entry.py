@@ -73,7 +73,7 @@ def _fill(entry: Entry, read: tar.Read, kind: str = "file") -> None:
     if kind != "file":
         entry.problem = f"a {kind}, not an image"
     elif not entry.wnids:
-        entry.problem = "no class: neither a folder nor a list of labels says one"
+        entry.problem = "no class: neither a folder nor a list of labels gives one"
     elif entry.size > LARGEST_FILE:
         entry.problem = f"a file of {entry.size} bytes; at most {LARGEST_FILE} are read"
     else:

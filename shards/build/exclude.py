@@ -95,7 +95,7 @@ class Excluded:
         """Why each row is left out, "" if it is not."""
         reasons = [""] * table.num_rows
         for row, place, bits in self._near(table["phash"].fill_null(0).to_numpy()):
-            reasons[row] = f"phashes like {self.keys[place]} ({bits} bits differ)"
+            reasons[row] = f"looks like {self.keys[place]} ({bits} bits of the hash differ)"
         for name in ("sha256", "stored_sha256"):
             values = np.array(table[name].to_pylist(), "S32")
             at = np.searchsorted(self._contents, values)

@@ -64,7 +64,7 @@ def build(
     classes = class_list(config.classes) if config.classes else None
     context = source.Context(config.source_kind, classes, system, work, {})
     recognised = source.recognise(locations, context)
-    rules, val_note = _val_split(config, recognised)
+    resolved, val_note = _val_split(config, recognised)
     known = Excluded.load(config.exclude, config.exclude_distance, run) if config.exclude else None
 
     hashed = known is not None
@@ -73,10 +73,11 @@ def build(
     seen = _hash(_hash(fingerprint, str(classes)), *decisive)
     job = catalogue.CatalogueJob(system, root, work, seen, config.transcode, hashed)
     units = catalogue.units(recognised)
-    for _ in _results("catalogue", catalogue.catalogue_unit, job, units, run, progress):
+    task = functools.partial(catalogue.catalogue_unit, job)
+    for _ in _results("catalogue", task, units, run, progress):
         pass
     parts = [job.part(unit.number) for unit in units]
-    tally = assign.assign(system, root, parts, rules, classes, identity, known)
+    tally = assign.assign(system, root, parts, resolved, classes, identity, known)
     systems = tuple(one.fs for one in recognised)
     shard_job = writer.ShardJob(system, root, identity, systems, work, config.transcode)
     splits = _shards(shard_job, tally, run, progress)
@@ -128,16 +129,11 @@ def _finished(system: pafs.FileSystem, root: str, identity: str) -> BuildReport 
 
 
 def _results(
-    stage: str,
-    function: Callable[..., Any],
-    job: catalogue.CatalogueJob | writer.ShardJob,
-    items: Sequence[Any],
-    run: Run,
-    listen: Listen | None,
+    stage: str, task: Callable[[Any], Any], items: Sequence[Any], run: Run, listen: Listen | None
 ) -> Iterator[Any]:
     """Results of tasks; reports progress after each one."""
     images = size = 0
-    for done, result in enumerate(run(functools.partial(function, job), items), 1):
+    for done, result in enumerate(run(task, items), 1):
         images, size = images + result.samples, size + result.bytes
         if listen is not None:
             listen(StageProgress(stage, done, len(items), images, size))
@@ -149,19 +145,17 @@ def _val_split(config: BuildConfig, sources: Sequence[Source]) -> tuple[BuildCon
     has_val = any(part.split == "val" or part.has_val for one in sources for part in one.parts)
     if has_val and (config.val_per_class or config.val_fraction):
         raise ValueError(
-            "the sources bring a val split of their own; leave val_per_class and val_fraction unset"
+            "the sources have their own val split; leave val_per_class and val_fraction unset"
         )
     if config.val_per_class:
         return config, f"val: {config.val_per_class} images of each class, at most half of it"
+    share = "of the images, by content hash"
     if config.val_fraction:
-        return config, f"val: {config.val_fraction:.2%} of the images, by content hash (as asked)"
+        return config, f"val: {config.val_fraction:.2%} {share} (as asked)"
     if has_val or config.val_per_class is not None or config.val_fraction is not None:
         return config, "val: as the sources have it"
-    share = f"{DEFAULT_VAL_FRACTION:.2%} of the images"
-    return (
-        dataclasses.replace(config, val_fraction=DEFAULT_VAL_FRACTION),
-        f"val: {share}, by content hash (the sources bring no val split)",
-    )
+    config = dataclasses.replace(config, val_fraction=DEFAULT_VAL_FRACTION)
+    return config, f"val: {config.val_fraction:.2%} {share} (the sources have no val split)"
 
 
 def _shards(
@@ -169,8 +163,8 @@ def _shards(
 ) -> dict[str, tuple[Shard, ...]]:
     """Write all shards; returns them by split, in order."""
     places = [writer.Place(s, n) for s, count in tally.shards.items() for n in range(count)]
-    results = _results("shards", writer.write_shard, job, places, run, listen)
-    shards = {shard.name: shard for shard in results}
+    task = functools.partial(writer.write_shard, job)
+    shards = {shard.name: shard for shard in _results("shards", task, places, run, listen)}
     return {
         split: tuple(shards[place.name] for place in places if place.split == split)
         for split in tally.shards

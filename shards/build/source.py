@@ -144,7 +144,7 @@ def _archive(raw: RawSource, kind: Kind, context: Context) -> Parts:
 def _shard(raw: RawSource, info: pafs.FileInfo, context: Context, split: str) -> Part:
     if context.classes is None:
         raise ValueError(
-            f"{raw.location} holds shards whose class numbers nobody explains; run "
+            f"{raw.location} holds shards without the names of their classes; run "
             f"`python -m shards index {raw.location}` first, or give --classes"
         )
     return Part(

@@ -144,7 +144,7 @@ def _checked(row: dict[str, Any], job: ShardJob, opened: Open) -> bytes:
     data = _image(row, job, opened)
     if hashlib.sha256(data).digest() != row["stored_sha256"]:
         raise ValueError(
-            f"{row['archive']}: {row['member']} is not what the catalogue saw: its bytes or the "
+            f"{row['archive']}: {row['member']} differs from the catalogue: its bytes or the "
             "image library changed; remove the shard set and build it again"
         )
     return data
@@ -166,7 +166,7 @@ def _image(row: dict[str, Any], job: ShardJob, opened: Open) -> bytes:
         return transcode(data, job.config).jpeg or data
     except Unusable as error:
         raise ValueError(
-            f"{row['archive']}: {row['member']} could be used when catalogued and cannot now "
+            f"{row['archive']}: {row['member']} was usable when it was catalogued and is not now "
             f"({error}); the archive has changed"
         ) from error
 
