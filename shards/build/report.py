@@ -80,7 +80,7 @@ class BuildReport:
         )
         lines += [f"left out, {reason}: {count:,}" for reason, count in self.left_out.items()]
         if self.crossing:
-            lines.append(f"{self.crossing:,} copies lay in another split; val keeps the image")
+            lines.append(f"{self.crossing:,} copies were in another split; val keeps the image")
         lines.append(f"{self.quarantined_count:,} of {self.files:,} files give no image")
         lines += [f"  {count:,} x {reason}" for reason, count in list(self.reasons.items())[:20]]
         lines += [f"  {q.archive}: {q.member}: {q.reason}" for q in self.quarantined[:20]]
