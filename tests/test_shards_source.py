@@ -98,7 +98,7 @@ def test_the_processed_set_with_train_val_and_small_classes(tmp_path, compress, 
     assert report.left_out == {"in imagenet21k_small_classes (--small-classes takes them)": 5}
     all_of_it = BuildConfig(keep_bytes=True, small_classes=True)
     assert build([path], tmp_path / "all", all_of_it).images == {"train": 10, "val": 5}
-    with pytest.raises(ValueError, match="bring a val split"):
+    with pytest.raises(ValueError, match="have their own val split"):
         build([path], tmp_path / "x", BuildConfig(val_per_class=1))
 
 
@@ -282,7 +282,7 @@ def test_near_duplicates_of_an_excluded_set_are_left_out(tmp_path):
     assert report.excluded == 2
     table = pq.read_table(tmp_path / "out/excluded.parquet")
     assert {name.removesuffix(".JPEG") for name in table["member"].to_pylist()} == gone
-    assert any("phashes like" in reason for reason in table["reason"].to_pylist())
+    assert any("looks like" in reason for reason in table["reason"].to_pylist())
 
 
 def test_excluded_sets_without_perceptual_hashes_are_read_image_by_image(tmp_path):

@@ -1,13 +1,14 @@
-"""Sources as they are distributed, recognised and cut into parts that can be read alone.
+"""The kinds of sources, how to recognise them, and how to cut archives into parts.
 
-    recognise(["fall11_whole.tar"], ...) -> [Source(kind="class-tars", parts=(Part, ...))]
+    find("fall11_whole.tar") -> RawSource -> class_tars(...) -> Part, Part, ...
 
-A part is the byte range of one inner tar, a run of members of a flat tar, a folder of one class, or
-one WebDataset shard. To take another kind, yield its parts from a function here.
+A part is the byte range of one inner tar, a run of members of a flat tar, the folder of one class,
+or one WebDataset shard; each can be read alone. To support another kind of archive, add a function
+here that yields its parts.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -27,15 +28,17 @@ SPLITS = {
     "imagenet21k_val": "val",
     "imagenet21k_small_classes": "small",
 }
-"""Folder names that say which split their classes belong to."""
+"""Names of folders of classes, and the split that each one holds."""
 WNID = re.compile(r"[a-z]\d{8}")
 SPLIT_NAME = re.compile(r"(?:^|[-_/])(train|val)(?:id|idation)?(?:[-_.0-9/]|$)")
 IMAGE_NAME = re.compile(r"\.(jpe?g|png|webp|gif|bmp)$", re.IGNORECASE)
+NOT_CLASS_TAR = "not a class tar (CLASS.tar)"
+NO_END = "no end-of-archive marker: the archive may be cut short"
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Something in a source that gives no image, and why."""
+    """Something in a source that yields no image, and the reason."""
 
     archive: str
     member: str
@@ -45,33 +48,33 @@ class Fault:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A piece of a source that one task reads."""
+    """The piece of a source that one task reads."""
 
     path: str
     """File (or folder) inside the source's file system."""
     archive: str
-    """The name that reports use for it."""
+    """Its name in reports."""
     layout: Literal["tar", "folder", "samples"]
     start: int = 0
     stop: int = 0
     wnid: str = ""
-    """Class of all its images; empty where labels or paths say it."""
+    """Class of all its images; empty if labels or member paths give it."""
     split: str = ""
-    """"train", "val" or "small"; empty where paths say it or the split is to be drawn."""
+    """"train", "val" or "small"; empty if member paths give it or the split is to be drawn."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """Classes by member name, where a list apart says them."""
+    """Classes by member name, if a separate list (the devkit) gives them."""
     classes: tuple[str, ...] = ()
-    """Class names by number, of WebDataset shards."""
+    """Class names by class number, for WebDataset shards."""
     label: str = "cls"
-    """Where WebDataset shards keep their labels."""
+    """Where the samples of a WebDataset shard keep their labels."""
     has_val: bool = False
-    """Whether paths in it say that it holds images of the val split."""
+    """Whether member paths place some of its images in the val split."""
     has_end: bool = True
     """Whether the range should end with an end-of-archive marker."""
 
     @property
     def bytes(self) -> int:
-        """Bytes to read; a guess for folders."""
+        """Bytes to read; an estimate for folders."""
         return self.stop - self.start if self.stop else PART_BYTES // 4
 
 
@@ -79,24 +82,18 @@ class Part:
 class Source:
     """A recognised source."""
 
-    location: str
+    name: str
+    """Base name, used in reports."""
     kind: Kind
     fs: pafs.FileSystem
-    path: str
     bytes: int
-    modified_ns: int
     parts: tuple[Part, ...]
     faults: tuple[Fault, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """Base name, which reports use."""
-        return self.path.rstrip("/").rpartition("/")[2]
 
 
 @dataclass(frozen=True)
 class RawSource:
-    """A source before its parts are known: what it is and where."""
+    """A source before its parts are known."""
 
     location: str
     fs: pafs.FileSystem
@@ -106,12 +103,12 @@ class RawSource:
 
     @property
     def name(self) -> str:
-        """Base name, which reports use."""
+        """Base name, used in reports."""
         return self.path.rstrip("/").rpartition("/")[2]
 
 
 def find(location: str) -> RawSource:
-    """Look at a source; FileNotFoundError where there is none."""
+    """Look up a source; raises FileNotFoundError if nothing exists at `location`."""
     system, path = store.locate(location)
     info = system.get_file_info(path)
     if info.type == pafs.FileType.NotFound:
@@ -128,15 +125,18 @@ def find(location: str) -> RawSource:
 
 
 def split_of(name: str) -> str:
-    """Split that the name of a shard says, "" where it says none."""
+    """Split in the name of a shard, "" if there is none."""
     match = SPLIT_NAME.search(name.lower())
     return match.group(1) if match else ""
 
 
-def kind_of_tar(read: tar.Read, stop: int, where: str, given: Kind = "auto") -> Kind:
-    """What a tar holds, by its first members; `given` where they do not say."""
+def kind_of_tar(read: tar.Read, stop: int, where: str, fallback: Kind = "auto") -> Kind:
+    """Kind of a tar by its first members.
+
+    If they do not show it, `fallback` is returned; ValueError if that is "auto".
+    """
     seen: list[str] = []
-    for member in tar.walk(read, 0, stop, where, damage=lambda *_: None):
+    for member in tar.walk(read, 0, stop, where, ignore_damage):
         base = member.name.rpartition("/")[2]
         if member.kind != "file" or base.startswith("."):
             continue
@@ -155,8 +155,8 @@ def kind_of_tar(read: tar.Read, stop: int, where: str, given: Kind = "auto") -> 
         return "webdataset"
     if any(IMAGE_NAME.search(name) for name in seen):
         return "flat-tar"
-    if given != "auto":
-        return given
+    if fallback != "auto":
+        return fallback
     raise ValueError(
         f"{where} is not recognised: its first members are {seen[:3]}; known are a tar of class "
         "tars, a tar of class folders, ILSVRC2012_img_val.tar, the ILSVRC2012 devkit and "
@@ -164,103 +164,101 @@ def kind_of_tar(read: tar.Read, stop: int, where: str, given: Kind = "auto") -> 
     )
 
 
-def class_tars(found: RawSource, reader: store.RangeReader) -> tuple[list[Part], list[Fault]]:
-    """Parts of a tar of one tar per class: the inner tars where they lie."""
-    parts, faults, last = [], [], 0
+def ignore_damage(offset: int, reason: str) -> None:
+    """Ignore a damaged place in a first look; the task that reads the part reports it."""
+
+
+def members(
+    read: tar.Read, start: int, stop: int, archive: str, has_end: bool = True
+) -> Iterator[tar.Member | Fault]:
+    """Members in bytes [start, stop) of a tar, with a Fault for each damaged place.
+
+    With `has_end`, a missing end-of-archive marker is a Fault as well.
+    """
+    faults: list[Fault] = []
 
     def damage(offset: int, reason: str) -> None:
-        faults.append(Fault(found.name, "", offset, reason))
+        faults.append(Fault(archive, "", offset, reason))
 
-    for member in tar.walk(reader, 0, reader.size, found.name, damage):
-        wnid, last = inner_class(member), member.stop
-        if wnid:
-            parts.append(
-                Part(
-                    path=found.path,
-                    archive=f"{found.name}/{member.name}",
-                    layout="tar",
-                    start=member.offset,
-                    stop=member.offset + member.size,
-                    wnid=wnid,
-                )
-            )
-        elif member.kind != "folder":
-            faults.append(Fault(found.name, member.name, member.offset, not_class_tar(member)))
-    if not ends(reader, last, reader.size):
-        damage(reader.size, NO_END)
-    return parts, faults
-
-
-NO_END = "no end-of-archive marker: the archive may be cut short"
+    last = start
+    for member in tar.walk(read, start, stop, archive, damage):
+        yield from faults
+        faults.clear()
+        last = member.stop
+        yield member
+    if has_end and not ends(read, last, stop):
+        damage(stop, NO_END)
+    yield from faults
 
 
 def ends(read: tar.Read, last: int, stop: int) -> bool:
-    """Whether an end-of-archive marker stands after the last member, which ends at byte last.
+    """Whether an end-of-archive marker follows the last member, which ends at byte `last`.
 
-    The last bytes alone do not tell: an inner tar ends with a marker of its own.
+    The last bytes of the file do not show this: they may be the marker of an inner tar.
     """
     marker = read(last, min(len(tar.END), max(stop - last, 0)))
     return len(marker) > 0 and not any(marker)
 
 
 def inner_class(member: tar.Member) -> str:
-    """Class that an inner tar is named after, "" where it is none."""
+    """Class that an inner tar is named after, "" if the member is not a class tar."""
     base = member.name.rpartition("/")[2]
     stem = base.removesuffix(".tar")
     is_tar = member.kind == "file" and stem != base and CLASS_NAME.fullmatch(stem)
     return stem if is_tar else ""
 
 
-def not_class_tar(member: tar.Member) -> str:
-    """Why a member of a tar of class tars is left out."""
-    if member.kind != "file":
-        return f"a {member.kind}, not a class tar"
-    return "not a class tar (CLASS.tar)"
+def not_class_tar(archive: str, member: tar.Member) -> Fault:
+    """The fault of a member that is left out of a tar of class tars."""
+    reason = NOT_CLASS_TAR if member.kind == "file" else f"a {member.kind}, not a class tar"
+    return Fault(archive, member.name, member.offset, reason)
+
+
+def class_tars(raw: RawSource, reader: store.RangeReader) -> Iterator[Part | Fault]:
+    """Parts of a tar of one tar per class: the byte ranges of the inner tars."""
+    for member in members(reader, 0, reader.size, raw.name):
+        if isinstance(member, Fault):
+            yield member
+        elif wnid := inner_class(member):
+            name = f"{raw.name}/{member.name}"
+            start, stop = member.offset, member.offset + member.size
+            yield Part(path=raw.path, archive=name, layout="tar", start=start, stop=stop, wnid=wnid)
+        elif member.kind != "folder":
+            yield not_class_tar(raw.name, member)
 
 
 def flat_tar(
-    found: RawSource, reader: store.RangeReader, labels: Mapping[str, str]
-) -> tuple[list[Part], list[Fault]]:
-    """Parts of a tar of images: runs of members, cut where they begin."""
-    parts: list[Part] = []
+    raw: RawSource, reader: store.RangeReader, labels: Mapping[str, str]
+) -> Iterator[Part]:
+    """Parts of a tar of images: runs of members, cut between two members."""
     start, names = 0, []
-    split = "val" if labels else ""
-    # Damage is reported by the task that reads the part.
-    for member in tar.walk(reader, 0, reader.size, found.name, lambda *_: None):
+    for member in tar.walk(reader, 0, reader.size, raw.name, ignore_damage):
         if member.start - start >= PART_BYTES:
-            parts.append(_run(found, start, member.start, names, labels, split))
+            yield _run(raw, start, member.start, names, labels, last=False)
             start, names = member.start, []
         names.append(member.name)
-    parts.append(_run(found, start, reader.size, names, labels, split, has_end=True))
-    return parts, []
+    yield _run(raw, start, reader.size, names, labels, last=True)
 
 
 def _run(
-    found: RawSource,
-    start: int,
-    stop: int,
-    names: list[str],
-    labels: Mapping[str, str],
-    split: str,
-    has_end: bool = False,
+    raw: RawSource, start: int, stop: int, names: list[str], labels: Mapping[str, str], last: bool
 ) -> Part:
-    bases = (name.rpartition("/")[2] for name in names)
-    own = {base: labels[base] for base in bases if base in labels}
+    base_names = (name.rpartition("/")[2] for name in names)
     return Part(
-        path=found.path,
-        archive=found.name,
+        path=raw.path,
+        archive=raw.name,
         layout="tar",
         start=start,
         stop=stop,
-        split=split,
-        labels=own,
+        split="val" if labels else "",
+        labels={name: labels[name] for name in base_names if name in labels},
         has_val=any(class_of_path(name)[1] == "val" for name in names),
-        has_end=has_end,
+        has_end=last,
     )
 
 
 def class_of_path(name: str) -> tuple[str, str]:
-    """Class and split that the folders of a member name say: "a/train/n01440764/1.JPEG"."""
+    """Class and split in a member name such as "a/train/n01440764/1.JPEG", each "" if absent."""
     folders = name.split("/")[:-1]
     wnid = folders[-1] if folders else ""
     split = SPLITS.get(folders[-2], "") if len(folders) > 1 else ""

@@ -1,10 +1,10 @@
 """Tables on local disk, and the hash that spreads rows over them: a sort in little memory.
 
-Rows of content hash h go to bucket floor(h * buckets / 2^64): each bucket is sorted alone, and the
-buckets one after the other are in order.
+Rows of content hash h go to bucket floor(h * buckets / 2^64). Each bucket is sorted alone, and the
+buckets in sequence are then in order.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +20,13 @@ def mixed(values: np.ndarray, seed: int) -> np.ndarray:
 
 
 def heads(hashes: pa.ChunkedArray) -> np.ndarray:
-    """The first 8 bytes of each content hash as numbers."""
+    """The first 8 bytes of each 32-byte content hash as a big-endian number, (N,) uint64."""
     raw = b"".join(hashes.to_pylist())
     return np.frombuffer(raw, ">u8").reshape(-1, 4)[:, 0].astype(np.uint64)
 
 
 class Appender:
-    """A table on local disk that grows by pieces and is read back in order."""
+    """A table on local disk that is written in pieces and read back in order."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -51,28 +51,19 @@ class Appender:
             self._writer.close()
             self._sink.close()
 
-    def read(self) -> "Waiting":
-        """The rows in order."""
-        return Waiting(pa.ipc.open_stream(pa.OSFile(str(self.path), "rb")))
-
     def table(self) -> pa.Table:
         """All rows."""
         if not self.count:
             return pa.table({})
         return pa.ipc.open_stream(pa.OSFile(str(self.path), "rb")).read_all()
 
-
-class Waiting:
-    """Rows taken from a stream a given number at a time."""
-
-    def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
-        self._batches = iter(batches)
-        self._held: list[pa.RecordBatch] = []
-
-    def take(self, count: int) -> pa.Table:
-        """The next count rows."""
-        while sum(batch.num_rows for batch in self._held) < count:
-            self._held.append(next(self._batches))
-        table = pa.Table.from_batches(self._held)
-        self._held = table.slice(count).to_batches()
-        return table.slice(0, count)
+    def tables(self, sizes: Iterable[int]) -> Iterator[pa.Table]:
+        """The rows in order, in tables of these numbers of rows."""
+        stream = pa.ipc.open_stream(pa.OSFile(str(self.path), "rb"))
+        batches: list[pa.RecordBatch] = []
+        for size in sizes:
+            while sum(batch.num_rows for batch in batches) < size:
+                batches.append(stream.read_next_batch())
+            table = pa.Table.from_batches(batches)
+            batches = table.slice(size).to_batches()
+            yield table.slice(0, size)

@@ -1,4 +1,4 @@
-"""What must be known of all images before any gets its place: classes, val draws, clashing keys."""
+"""What the assignment needs to know of all images first: classes, val draws, clashing keys."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -7,29 +7,15 @@ import numpy as np
 import pyarrow as pa
 
 from shards.build.bucket import heads, mixed
+from shards.build.config import BuildConfig
 from shards.build.key import stem_hashes
 
-SPLIT_SEED = 0x5EED  # the val split does not follow the seed of the shuffle
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rules:
-    """The settings that decide what is placed where."""
-
-    seed: int
-    classes: tuple[str, ...] | None
-    min_per_class: int
-    small_classes: bool
-    val_per_class: int
-    val_fraction: float
-    shard_samples: int | None
-    shard_bytes: int
-    val_shards: int
+SPLIT_SEED = 0x5EED  # the val split does not depend on the seed of the shuffle
 
 
 @dataclass
 class Tally:
-    """What placement did, for the report."""
+    """Counts of the assignment, for the report."""
 
     classes: tuple[str, ...] = ()
     images: dict[str, int] = field(default_factory=dict)
@@ -47,10 +33,11 @@ class Tally:
 
 
 class ClassStats:
-    """What must be known of all buckets before any image gets its place."""
+    """Statistics of the classes over all buckets, from which the assignment follows."""
 
-    def __init__(self, rules: Rules) -> None:
-        self.rules = rules
+    def __init__(self, config: BuildConfig, classes: tuple[str, ...] | None) -> None:
+        self.config = config
+        self.classes = classes
         self.images: Counter[str] = Counter()
         self._lowest: dict[str, np.ndarray] = {}
         self._stems: list[np.ndarray] = []
@@ -59,33 +46,31 @@ class ClassStats:
         self.listed: set[str] = set()
 
     def add(self, table: pa.Table) -> None:
-        """Count a merged bucket."""
+        """Add a merged bucket."""
         if not table.num_rows:
             return
         hashes = mixed(heads(table["sha256"]), SPLIT_SEED)
-        members: dict[str, list[int]] = {}
+        rows_of: dict[str, list[int]] = {}
         for row, wnids in enumerate(table["wnids"].to_pylist()):
             for wnid in wnids:
-                members.setdefault(wnid, []).append(row)
-        for wnid, rows in members.items():
+                rows_of.setdefault(wnid, []).append(row)
+        for wnid, rows in rows_of.items():
             self.images[wnid] += len(rows)
-            if self.rules.val_per_class:
-                old = self._lowest.get(wnid, np.zeros(0, np.uint64))
-                joined = np.sort(np.concatenate([old, hashes[rows]]))
-                self._lowest[wnid] = joined[: self.rules.val_per_class]
+            if self.config.val_per_class:
+                lowest = np.append(self._lowest.get(wnid, np.zeros(0, np.uint64)), hashes[rows])
+                self._lowest[wnid] = np.sort(lowest)[: self.config.val_per_class]
         self._stems.append(stem_hashes(table["member"].to_pylist()))
 
     def choose(self, tally: Tally) -> tuple[tuple[str, ...], dict[str, int]]:
-        """The classes in order, and the number of each class that keeps its images."""
+        """The classes in order, and the number of each class that has enough images."""
         stems, repeats = np.unique(np.concatenate([*self._stems, []]), return_counts=True)
         self.clashing = stems[repeats > 1]
         for wnid, lowest in self._lowest.items():
-            most = min(self.rules.val_per_class, self.images[wnid] // 2)
-            self.thresholds[wnid] = int(lowest[most - 1]) if most else -1
-        least = max(1, self.rules.min_per_class)
-        enough = {wnid for wnid, count in self.images.items() if count >= least}
-        classes = self.rules.classes or tuple(sorted(enough))
-        self.listed = set(self.rules.classes or self.images)
+            num_val = min(len(lowest), self.images[wnid] // 2)
+            self.thresholds[wnid] = int(lowest[num_val - 1]) if num_val else -1
+        enough = {w for w, count in self.images.items() if count >= self.config.min_per_class}
+        classes = self.classes or tuple(sorted(enough))
+        self.listed = set(self.classes or self.images)
         numbers = {wnid: number for number, wnid in enumerate(classes) if wnid in enough}
         tally.dropped_classes = len(self.images) - len(numbers)
         tally.empty_classes = len(classes) - len(numbers)

@@ -1,4 +1,4 @@
-"""Settings of a build; nothing here has slow imports, so that a command line is checked first."""
+"""Settings of a build, without slow imports, so that a command line is checked at once."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -10,21 +10,21 @@ from support.settings import Rule, Settings, setting
 Kind = Literal[
     "auto", "class-tars", "flat-tar", "imagenet-val", "devkit", "class-folders", "webdataset"
 ]
-"""What a source is; "auto" looks."""
+"""Kinds of sources; "auto" recognises the kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TranscodeConfig(Settings):
-    """What becomes of each image."""
+    """How each image is processed."""
 
     resize_short: int = setting(256, common=True)
     """Shorter side in pixels after shrinking; nothing is enlarged; 0 leaves sizes as they are."""
     max_long: int | None = None
-    """Longer side at most this many pixels, shrinking further where needed."""
+    """Longer side at most this many pixels, shrinking further if needed."""
     quality: int = 90
     """JPEG quality of the written images (4:2:0), 1 to 100."""
     keep_bytes: bool = False
-    """Copy baseline RGB JPEGs that need no turning byte for byte, at their size and with their
+    """Copy baseline RGB JPEGs that need no rotation byte for byte, at their size and with their
     metadata; the others are converted at their size. The resize settings then have no effect."""
     min_side: int = 1
     """Leave out images with a side below this many pixels (timm's sets use 32 or 48)."""
@@ -57,7 +57,7 @@ class BuildConfig(TranscodeConfig):
     """Images of each class that go to the val split, at most half of it, drawn by content hash."""
     val_fraction: float | None = None
     """Share of images that goes to the val split, drawn by content hash. With neither this nor
-    val_per_class: the sources' own val split, or 0.01 where they have none."""
+    val_per_class: the sources' own val split, or 0.01 if they have none."""
     exclude: tuple[str, ...] = setting((), common=True)
     """Shard sets whose images are left out, by content and by near-identical look."""
     exclude_distance: int = 4
@@ -71,7 +71,7 @@ class BuildConfig(TranscodeConfig):
     source_kind: Kind = "auto"
     """What the sources are; auto recognises each one."""
     keep_work: bool = False
-    """Keep the spool and the laid-out archives beside the shards."""
+    """Keep the spool and the laid-out archives next to the shards."""
 
     def rules(self) -> Iterator[Rule]:
         """Counts and shares in range, and one way to draw the val split."""

@@ -1,7 +1,8 @@
 """The ILSVRC2012 devkit: which class each validation image has.
 
 `ILSVRC2012_img_val.tar` holds 50,000 images without a class; the devkit (`.tar.gz`, or the `.tar`
-that browsers make of it) lists an ILSVRC id for each, and in `meta.mat` the WordNet id of each id.
+that some browsers turn it into) lists an ILSVRC id for each image; its `meta.mat` maps these ids to
+WordNet ids.
 """
 
 import io
@@ -15,26 +16,26 @@ TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 LARGEST_DEVKIT = 1 << 28
 
 
-def labels(found: RawSource) -> dict[str, str]:
+def labels(raw: RawSource) -> dict[str, str]:
     """WordNet id of each validation image by its file name."""
-    if (found.info.size or 0) > LARGEST_DEVKIT:
-        raise ValueError(f"{found.location} is too large for a devkit ({found.info.size} bytes)")
-    truth, meta = _files(found)
-    wnids = _wnids(meta, found.location)
+    if (raw.info.size or 0) > LARGEST_DEVKIT:
+        raise ValueError(f"{raw.location} is too large for a devkit ({raw.info.size} bytes)")
+    truth, meta = _files(raw)
+    wnids = _wnids(meta, raw.location)
     try:
-        ids = [int(line) for line in truth.split()]
         return {
-            f"ILSVRC2012_val_{number:08d}.JPEG": wnids[id_] for number, id_ in enumerate(ids, 1)
+            f"ILSVRC2012_val_{number:08d}.JPEG": wnids[int(line)]
+            for number, line in enumerate(truth.split(), 1)
         }
     except (ValueError, KeyError) as error:
         raise ValueError(
-            f"{found.location}: {TRUTH} has a line that is no ILSVRC id ({error}); "
+            f"{raw.location}: {TRUTH} has a line that is not an ILSVRC id ({error}); "
             "get the devkit again"
         ) from error
 
 
-def _files(found: RawSource) -> tuple[bytes, bytes]:
-    data = store.read_bytes(found.fs, found.path)
+def _files(raw: RawSource) -> tuple[bytes, bytes]:
+    data = store.read_bytes(raw.fs, raw.path)
     files = {}
     try:
         with tarfile.open(fileobj=io.BytesIO(data)) as file:
@@ -44,21 +45,21 @@ def _files(found: RawSource) -> tuple[bytes, bytes]:
                     files[base] = file.extractfile(member).read()
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise ValueError(
-            f"{found.location} cannot be read as the ILSVRC2012 devkit ({error}); get it again"
+            f"{raw.location} cannot be read as the ILSVRC2012 devkit ({error}); get it again"
         ) from error
     missing = {TRUTH, META} - set(files)
     if missing:
-        raise ValueError(f"{found.location} is not the ILSVRC2012 devkit: {missing} is not in it")
+        raise ValueError(f"{raw.location} is not the ILSVRC2012 devkit: {missing} is not in it")
     return files[TRUTH], files[META]
 
 
 def _wnids(meta: bytes, where: str) -> dict[int, str]:
-    # Half a second to import, and no other source needs it.
+    # Takes half a second to import, and only this kind of source needs it.
     from scipy.io import loadmat
 
     try:
         synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
-        # Inner nodes of the hierarchy are listed too; only leaves are classes.
+        # The list includes inner nodes of the hierarchy; only leaves are classes.
         return {
             int(row["ILSVRC2012_ID"]): str(row["WNID"])
             for row in synsets

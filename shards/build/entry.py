@@ -1,7 +1,7 @@
-"""What lies in a part of a source: every file with its bytes, class and split, or why not.
+"""The files in the parts of a source: each with its bytes, class and split, or with a problem.
 
-Nothing is ever unpacked to a path that an archive names: members are read where they lie, and
-links, devices and names such as "../x" are but text in a report.
+Nothing is unpacked to a path that an archive names. Members are read in place; links, devices and
+names such as "../x" appear only as text in the report.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pyarrow import fs as pafs
 
 from shards.build import archive
-from shards.build.archive import Part
+from shards.build.archive import Fault, Part
 from shards.dataset import format, store, tar
 
 LARGEST_FILE = 1 << 28
@@ -18,7 +18,7 @@ LARGEST_FILE = 1 << 28
 
 @dataclass
 class Entry:
-    """One file of a source before it is looked at."""
+    """One file of a source, not yet decoded."""
 
     archive: str
     member: str
@@ -32,54 +32,48 @@ class Entry:
 
 
 def entries(
-    system: pafs.FileSystem, parts: Sequence[Part], faults: Sequence[archive.Fault] = ()
+    system: pafs.FileSystem, parts: Sequence[Part], faults: Sequence[Fault] = ()
 ) -> Iterator[Entry]:
-    """Every file of the parts, in order, and every fault found on the way."""
+    """Entries for the faults, then for every file and damaged place of the parts, in order."""
     for fault in faults:
-        yield Entry(fault.archive, fault.member, "", fault.offset, 0, problem=fault.reason)
+        yield _faulty(fault)
     for part in parts:
         yield from _READERS[part.layout](system, part)
 
 
+def _faulty(fault: Fault, path: str = "") -> Entry:
+    return Entry(fault.archive, fault.member, path, fault.offset, 0, problem=fault.reason)
+
+
 def _tar_entries(system: pafs.FileSystem, part: Part) -> Iterator[Entry]:
-    faults: list[Entry] = []
-    last = part.start
-
-    def damage(offset: int, reason: str) -> None:
-        faults.append(Entry(part.archive, "", part.path, offset, 0, problem=reason))
-
     with store.RangeReader(system, part.path) as reader:
-        for member in tar.walk(reader, part.start, part.stop, part.archive, damage):
-            last = member.stop
-            yield from faults
-            faults.clear()
-            if member.kind == "folder":
-                continue
-            entry = Entry(part.archive, member.name, part.path, member.offset, member.size)
-            wnid, split = _class_of(member.name, part)
-            entry.wnids, entry.split = ((wnid,) if wnid else ()), split
-            _fill(entry, reader, member.kind)
-            yield entry
-        if part.has_end and not archive.ends(reader, last, part.stop):
-            damage(part.stop, archive.NO_END)
-    yield from faults
+        for member in archive.members(reader, part.start, part.stop, part.archive, part.has_end):
+            if isinstance(member, Fault):
+                yield _faulty(member, part.path)
+            elif member.kind != "folder":
+                entry = Entry(part.archive, member.name, part.path, member.offset, member.size)
+                entry.wnids, entry.split = _class_of(member.name, part)
+                _fill(entry, reader, member.kind)
+                yield entry
 
 
-def _class_of(name: str, part: Part) -> tuple[str, str]:
-    if part.wnid:
-        return part.wnid, part.split
-    if part.labels:
-        return part.labels.get(name.rpartition("/")[2], ""), part.split
-    wnid, split = archive.class_of_path(name)
-    return wnid, part.split or split
+def _class_of(name: str, part: Part) -> tuple[tuple[str, ...], str]:
+    """Classes and split of a member of a tar."""
+    wnid, split = part.wnid, part.split
+    if not wnid and part.labels:
+        wnid = part.labels.get(name.rpartition("/")[2], "")
+    elif not wnid:
+        wnid, path_split = archive.class_of_path(name)
+        split = split or path_split
+    return ((wnid,) if wnid else ()), split
 
 
 def _fill(entry: Entry, read: tar.Read, kind: str = "file") -> None:
-    """Read an entry's bytes, or say why not."""
+    """Read the bytes of an entry, or set its problem."""
     if kind != "file":
         entry.problem = f"a {kind}, not an image"
     elif not entry.wnids:
-        entry.problem = "no class: neither a folder nor a list of labels says one"
+        entry.problem = "no class: neither a folder nor a list of labels gives one"
     elif entry.size > LARGEST_FILE:
         entry.problem = f"a file of {entry.size} bytes; at most {LARGEST_FILE} are read"
     else:
@@ -90,33 +84,24 @@ def _folder_entries(system: pafs.FileSystem, part: Part) -> Iterator[Entry]:
     for info in store.listing(system, part.path):
         entry = Entry(part.archive, info.base_name, info.path, 0, info.size or 0)
         entry.wnids, entry.split = (part.wnid,), part.split
-        if info.type != pafs.FileType.File:
+        if info.type == pafs.FileType.File:
+            with store.RangeReader(system, info.path) as reader:
+                _fill(entry, reader)
+        else:
             entry.problem = f"a {info.type.name.lower()}, not an image file"
-            yield entry
-            continue
-        with store.RangeReader(system, info.path) as reader:
-            _fill(entry, reader)
         yield entry
 
 
 def _sample_entries(system: pafs.FileSystem, part: Part) -> Iterator[Entry]:
-    """Samples of a WebDataset shard, also where members of different samples alternate."""
+    """Samples of a WebDataset shard, even if the members of different samples are interleaved."""
     samples: dict[str, dict[str, tar.Member]] = {}
-    faults: list[Entry] = []
-    last = part.start
-
-    def damage(offset: int, reason: str) -> None:
-        faults.append(Entry(part.archive, "", part.path, offset, 0, problem=reason))
-
     with store.RangeReader(system, part.path) as reader:
-        for member in tar.walk(reader, part.start, part.stop, part.archive, damage):
-            last = member.stop
-            if member.kind == "file":
+        for member in archive.members(reader, part.start, part.stop, part.archive):
+            if isinstance(member, Fault):
+                yield _faulty(member, part.path)
+            elif member.kind == "file":
                 key, extension = format.split_name(member.name)
                 samples.setdefault(key, {})[extension] = member
-        if not archive.ends(reader, last, part.stop):
-            damage(part.stop, archive.NO_END)
-        yield from faults
         for key, members in samples.items():
             yield _sample(part, key, members, reader)
 
@@ -137,9 +122,9 @@ def _sample(part: Part, key: str, members: dict[str, tar.Member], read: tar.Read
         numbers = format.labels(key, texts, part.archive, part.label)
         entry.wnids = tuple(part.classes[number] for number in numbers)
     except (ValueError, IndexError) as error:
-        entry.problem = str(error) or "label out of range"
-        return entry
-    _fill(entry, read)
+        entry.problem = str(error)
+    else:
+        _fill(entry, read)
     return entry
 
 

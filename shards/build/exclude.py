@@ -1,8 +1,9 @@
-"""Images of another shard set, so that a build can leave them out (the ImageNet-1k validation set).
+"""Recognise the images of other shard sets, to leave them out (the ImageNet-1k validation set).
 
 known = Excluded.load(["imagenet-1k"], distance=3, run=run);  known(table) -> reasons
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from shards.build.transcode import Unusable, opened, perceptual_hash
-from shards.dataset import format
+from shards.dataset import format, store
 from shards.dataset.format import Shard, ShardSet
 
-_ONES = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)
+_ONES = np.array([byte.bit_count() for byte in range(256)], np.uint8)
 
 
 @dataclass(frozen=True)
@@ -25,37 +26,36 @@ class Hashes:
     contents: np.ndarray
     """(N,) S32."""
     phashes: np.ndarray
-    """(N,) uint64; 0 where an image has none."""
+    """(N,) uint64; 0 for an image without one."""
 
 
 def shard_hashes(item: tuple[ShardSet, Shard]) -> Hashes:
-    """Hashes of a shard, from its index where they are there, else from its images."""
-    given, shard = item
-    table = given.read_index(shard)
+    """Hashes of a shard from its index; without perceptual hashes there, from its images."""
+    shard_set, shard = item
+    table = shard_set.read_index(shard)
     phashes = table["phash"].to_pylist()
-    if all(look is None for look in phashes):
-        phashes = _phashes(given, shard)
+    if all(phash is None for phash in phashes):
+        phashes = _phashes(shard_set, shard)
     return Hashes(
         tuple(f"{shard.name}: {key}" for key in table["key"].to_pylist()),
         np.array([bytes.fromhex(value) for value in table["sha256"].to_pylist()], "S32"),
-        np.array([look or 0 for look in phashes], np.uint64),
+        np.array([phash or 0 for phash in phashes], np.uint64),
     )
 
 
-def _phashes(given: ShardSet, shard: Shard) -> list[int | None]:
-    with given.fs.open_input_file(given.path(shard)) as file:
-        data = file.read()
-    found: list[int | None] = []
-    for record in format.parse_samples(data, shard.name, given.manifest.label):
+def _phashes(shard_set: ShardSet, shard: Shard) -> list[int | None]:
+    data = store.read_bytes(shard_set.fs, shard_set.path(shard))
+    phashes: list[int | None] = []
+    for sample in format.parse_samples(data, shard.name, shard_set.manifest.label):
         try:
-            found.append(perceptual_hash(opened(bytes(record.image))))
-        except Unusable:  # cannot be shown, so nothing phashes like it; its bytes still count
-            found.append(None)
-    return found
+            phashes.append(perceptual_hash(opened(bytes(sample.image))))
+        except Unusable:  # no image looks like one that cannot be decoded; its bytes still count
+            phashes.append(None)
+    return phashes
 
 
 class Excluded:
-    """Tells of rows of a catalogue whether they lie in one of the sets; picklable and read only."""
+    """Finds the catalogue rows whose images are in one of the sets; picklable and read-only."""
 
     def __init__(self, hashes: Sequence[Hashes], distance: int) -> None:
         self.distance = distance
@@ -64,19 +64,17 @@ class Excluded:
         phashes = np.concatenate([one.phashes for one in hashes])
         self._content_order = np.argsort(contents, kind="stable")
         self._contents = contents[self._content_order]
-        self._shown = np.flatnonzero(phashes)
-        self._phashes = phashes[self._shown]
-        # Hashes that differ in d bits agree in at least one of d + 1 bands.
+        self._hashed = np.flatnonzero(phashes)
+        self._phashes = phashes[self._hashed]
+        # Hashes that differ in d bits agree in at least one of d + 1 bands. Each band is a shift, a
+        # mask, the sorted values, and the positions of the hashes in that order.
+        self._bands = []
         edges = np.linspace(0, 64, distance + 2).astype(int)
-        self._bands = [
-            (np.uint64(low), np.uint64((1 << (high - low)) - 1))
-            for low, high in zip(edges[:-1], edges[1:], strict=True)
-        ]
-        self._tables = []
-        for shift, mask in self._bands:
+        for low, high in itertools.pairwise(edges):
+            shift, mask = np.uint64(low), np.uint64((1 << int(high - low)) - 1)
             values = (self._phashes >> shift) & mask
             order = np.argsort(values, kind="stable")
-            self._tables.append((values[order], order))
+            self._bands.append((shift, mask, values[order], order))
 
     @classmethod
     def load(
@@ -88,15 +86,16 @@ class Excluded:
         """Read the hashes of shard sets."""
         items = []
         for location in locations:
-            given = format.open_set(location)
-            items += [(given, s) for shards in given.manifest.splits.values() for s in shards]
+            shard_set = format.open_set(location)
+            for shards in shard_set.manifest.splits.values():
+                items += [(shard_set, shard) for shard in shards]
         return cls(sorted(run(shard_hashes, items), key=lambda one: one.keys[:1]), distance)
 
     def __call__(self, table: pa.Table) -> list[str]:
-        """Why each row is left out, "" where it is not."""
+        """Why each row is left out, "" if it is not."""
         reasons = [""] * table.num_rows
         for row, place, bits in self._near(table["phash"].fill_null(0).to_numpy()):
-            reasons[row] = f"phashes like {self.keys[place]} ({bits} bits differ)"
+            reasons[row] = f"looks like {self.keys[place]} ({bits} bits of the hash differ)"
         for name in ("sha256", "stored_sha256"):
             values = np.array(table[name].to_pylist(), "S32")
             at = np.searchsorted(self._contents, values)
@@ -106,8 +105,8 @@ class Excluded:
         return reasons
 
     def _near(self, phashes: np.ndarray) -> Iterator[tuple[int, int, int]]:
-        """Row, number of an excluded image and differing bits, of all pairs within the distance."""
-        for (shift, mask), (values, order) in zip(self._bands, self._tables, strict=True):
+        """Row, number of an excluded image, and differing bits of all pairs within the distance."""
+        for shift, mask, values, order in self._bands:
             wanted = (phashes >> shift) & mask
             first = np.searchsorted(values, wanted, "left")
             count = np.searchsorted(values, wanted, "right") - first
@@ -115,11 +114,7 @@ class Excluded:
             rows = np.repeat(np.arange(len(phashes)), count)
             within = np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)
             places = order[np.repeat(first, count) + within]
-            bits = popcount(phashes[rows] ^ self._phashes[places])
+            differing = (phashes[rows] ^ self._phashes[places]).view(np.uint8)
+            bits = _ONES[differing].reshape(-1, 8).sum(1, dtype=np.int64)
             for at in np.flatnonzero(bits <= self.distance):
-                yield int(rows[at]), int(self._shown[places[at]]), int(bits[at])
-
-
-def popcount(values: np.ndarray) -> np.ndarray:
-    """Set bits of each 64-bit value."""
-    return _ONES[values.astype("<u8").view(np.uint8)].reshape(-1, 8).sum(1, dtype=np.int64)
+                yield int(rows[at]), int(self._hashed[places[at]]), int(bits[at])

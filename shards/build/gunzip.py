@@ -1,9 +1,10 @@
-"""A gzip archive laid out, in one pass, as uncompressed tars that tasks can read alone.
+"""Lay a gzip archive out, in one pass, as uncompressed tars that tasks can read alone.
 
     winter21_whole.tar.gz -> work/laid-HASH/00000.tar ... + listing.json
 
-Files are numbered by us: no name of the archive becomes a path. A killed pass starts at the first
-byte again, because gzip cannot be entered in the middle, but writes only what is missing.
+The files get numbers as names, so that no name of the archive becomes a path. After a kill, the
+pass starts again at the first byte, because gzip has no random access, but it writes only the files
+that are missing.
 """
 
 import contextlib
@@ -24,33 +25,29 @@ from shards.dataset import store, tar
 CHUNK = 4 << 20
 READ = 1 << 20
 UNKNOWN = 1 << 62
-_GZIP = 31  # zlib: a gzip header, the largest window
-_BEHIND = 2 << 20  # how far back a walk may look: a header and its long-name record
-
-
-class DamagedGzip(Exception):
-    """The compressed data ends early or is damaged; all that could be read was given."""
+_GZIP = 31  # wbits of zlib: a gzip header and the largest window
+_BEHIND = 2 << 20  # bytes that a walk may look back: a header and its long-name record
 
 
 class GzipStream:
-    """Forward reads of the inside of a gzip file, `stream(offset, size)`, short only at its end."""
+    """Forward reads of the content of a gzip file, `stream(offset, size)`, short only at its end.
 
-    def __init__(self, found: RawSource) -> None:
-        self._file = found.fs.open_input_stream(found.path, compression=None)
-        self._taken = 0
-        self._pieces = _inflated(self._compressed())
+    `damage` is the reason why the content ends early, "" if it does not.
+    """
+
+    def __init__(self, raw: RawSource) -> None:
+        self._file = raw.fs.open_input_stream(raw.path, compression=None)
+        self._compressed_bytes = 0
+        self._pieces = filter(None, self._inflated())
         self._start, self._data = 0, bytearray()
         self.damage = ""
 
     def __call__(self, offset: int, size: int) -> bytes:
-        """Bytes [offset, offset + size) of what was compressed."""
+        """Bytes [offset, offset + size) of the uncompressed content."""
         place = offset - self._start
         if place < 0:
-            raise RuntimeError(f"byte {offset} of a stream asked for after byte {self._start}")
-        while place + size > len(self._data):
-            piece = self._piece()
-            if not piece:
-                break
+            raise RuntimeError(f"cannot go back to byte {offset} of a stream at {self._start}")
+        while place + size > len(self._data) and (piece := next(self._pieces, b"")):
             self._data += piece
             surplus = min(place - _BEHIND, len(self._data))
             if surplus > CHUNK:
@@ -59,54 +56,43 @@ class GzipStream:
                 place -= surplus
         return bytes(self._data[place : place + size])
 
-    def _piece(self) -> bytes:
-        try:
-            return next(filter(None, self._pieces), b"")
-        except DamagedGzip as error:
-            self.damage = str(error)
-            return b""
-
     @property
     def end(self) -> int:
-        """How far the stream has been read."""
+        """Uncompressed bytes read so far."""
         return self._start + len(self._data)
 
     @property
     def ratio(self) -> float:
-        """Bytes given per compressed byte read."""
-        return self.end / max(self._taken, 1)
+        """Uncompressed bytes per compressed byte."""
+        return self.end / max(self._compressed_bytes, 1)
 
-    def _compressed(self) -> Iterator[bytes]:
+    def _inflated(self) -> Iterator[bytes]:
+        """The content in pieces, as far as it can be read; sets `damage` if that is not the end.
+
+        The module `gzip` loses up to a whole read of good data before the damage.
+        """
+        engine = zlib.decompressobj(_GZIP)
         while data := self._file.read(READ):
-            self._taken += len(data)
-            yield data
-
-
-def _inflated(file: Iterator[bytes]) -> Iterator[bytes]:
-    """What the bytes of a gzip file hold, in pieces; DamagedGzip after the last that can be had.
-
-    `gzip` itself loses up to a whole read of good data before the damage.
-    """
-    engine = zlib.decompressobj(_GZIP)
-    for data in file:
-        while data:
-            if engine.eof:
-                if not data.strip(b"\0"):  # padding, as tapes have it
-                    break
-                engine = zlib.decompressobj(_GZIP)  # files joined end to end are one
-            spare = engine.copy()
-            try:
-                yield engine.decompress(data, CHUNK)
-            except zlib.error as error:
-                yield _salvaged(spare, data)
-                raise DamagedGzip(f"gzip data is damaged from here on: {error}") from error
-            data = engine.unused_data if engine.eof else engine.unconsumed_tail
-    if not engine.eof:
-        raise DamagedGzip("gzip data ends early: the archive is cut short")
+            self._compressed_bytes += len(data)
+            while data:
+                if engine.eof:
+                    if not data.strip(b"\0"):  # the padding that tapes add
+                        break
+                    engine = zlib.decompressobj(_GZIP)  # concatenated files count as one
+                spare = engine.copy()
+                try:
+                    yield engine.decompress(data, CHUNK)
+                except zlib.error as error:
+                    yield _salvaged(spare, data)
+                    self.damage = f"gzip data is damaged from here on: {error}"
+                    return
+                data = engine.unused_data if engine.eof else engine.unconsumed_tail
+        if not engine.eof:
+            self.damage = "gzip data ends early: the archive is cut short"
 
 
 def _salvaged(engine: "zlib._Decompress", data: bytes) -> bytes:
-    """What comes before the damage in data."""
+    """The content that precedes the damage in `data`."""
     pieces = []
     with contextlib.suppress(zlib.error):
         for place in range(len(data)):
@@ -114,11 +100,9 @@ def _salvaged(engine: "zlib._Decompress", data: bytes) -> bytes:
     return b"".join(pieces)
 
 
-def lay_out(
-    found: RawSource, kind: Kind, system: pafs.FileSystem, work: str
-) -> tuple[list[Part], list[Fault]]:
-    """Parts of a gzip archive, laid out below work unless they are already."""
-    mark = f"{found.location}\0{found.info.size}\0{found.info.mtime_ns}"
+def lay_out(raw: RawSource, kind: Kind, system: pafs.FileSystem, work: str) -> list[Part | Fault]:
+    """Parts of a gzip archive, which is laid out below `work` unless that was done before."""
+    mark = f"{raw.location}\0{raw.info.size}\0{raw.info.mtime_ns}"
     folder = f"{work}/laid-{hashlib.sha256(mark.encode()).hexdigest()[:16]}"
     listing = f"{folder}/listing.json"
     if not store.exists(system, listing):
@@ -126,7 +110,7 @@ def lay_out(
         store.sweep(system, folder)
         cut = _inner_tars if kind == "class-tars" else _runs
         faults: list[Fault] = []
-        parts = list(cut(found, GzipStream(found), system, folder, faults))
+        parts = list(cut(raw, GzipStream(raw), system, folder, faults))
         text = json.dumps(
             {
                 "parts": [dataclasses.asdict(part) for part in parts],
@@ -136,71 +120,58 @@ def lay_out(
         store.write_bytes(system, listing, text.encode())
     fields = json.loads(store.read_bytes(system, listing))
     parts = [Part(**{**part, "classes": tuple(part["classes"])}) for part in fields["parts"]]
-    return parts, [Fault(**fault) for fault in fields["faults"]]
+    return [*parts, *(Fault(**fault) for fault in fields["faults"])]
 
 
 def _inner_tars(
-    found: RawSource, stream: GzipStream, system: pafs.FileSystem, folder: str, faults: list[Fault]
+    raw: RawSource, stream: GzipStream, system: pafs.FileSystem, folder: str, faults: list[Fault]
 ) -> Iterator[Part]:
-    """Each class tar as a file."""
+    """Write each class tar to a file."""
     number = 0
-    for member in _members(found, stream, faults):
+    for member in _members(raw, stream, faults):
         wnid = archive.inner_class(member)
         if not wnid:
             if member.kind != "folder":
-                reason = archive.not_class_tar(member)
-                faults.append(Fault(found.name, member.name, member.offset, reason))
+                faults.append(archive.not_class_tar(raw.name, member))
             continue
-        path = f"{folder}/{number:05d}.tar"
+        path, name = f"{folder}/{number:05d}.tar", f"{raw.name}/{member.name}"
         size = _copy(stream, member.offset, member.offset + member.size, system, path)
         if size:
-            yield Part(
-                path=path,
-                archive=f"{found.name}/{member.name}",
-                layout="tar",
-                stop=size,
-                wnid=wnid,
-            )
+            yield Part(path=path, archive=name, layout="tar", stop=size, wnid=wnid)
         number += 1
 
 
 def _runs(
-    found: RawSource, stream: GzipStream, system: pafs.FileSystem, folder: str, faults: list[Fault]
+    raw: RawSource, stream: GzipStream, system: pafs.FileSystem, folder: str, faults: list[Fault]
 ) -> Iterator[Part]:
-    """Runs of members of a flat tar, each run a file."""
-    members = _members(found, stream, faults)
+    """Write runs of members of a flat tar, each run to a file."""
+    members = _members(raw, stream, faults)
     member, number = next(members, None), 0
     while member is not None:
         path, size, has_val = f"{folder}/{number:05d}.tar", 0, False
-        with contextlib.ExitStack() as stack:
-            there = store.exists(system, path)
-            file = None if there else stack.enter_context(store.written(system, path))
+        exists = store.exists(system, path)
+        with contextlib.nullcontext() if exists else store.written(system, path) as file:
             while member is not None and size < archive.PART_BYTES:
                 size += _pour(stream, member.start, member.stop, file)
                 has_val = has_val or archive.class_of_path(member.name)[1] == "val"
                 member = next(members, None)
         yield Part(
-            path=path,
-            archive=found.name,
-            layout="tar",
-            stop=size,
-            has_val=has_val,
-            has_end=False,
+            path=path, archive=raw.name, layout="tar", stop=size, has_val=has_val, has_end=False
         )
         number += 1
 
 
-def _members(found: RawSource, stream: GzipStream, faults: list[Fault]) -> Iterator[tar.Member]:
+def _members(raw: RawSource, stream: GzipStream, faults: list[Fault]) -> Iterator[tar.Member]:
     def damage(offset: int, reason: str) -> None:
-        faults.append(Fault(found.name, "", offset, stream.damage or reason))
+        faults.append(Fault(raw.name, "", offset, stream.damage or reason))
 
-    yield from tar.walk(stream, 0, UNKNOWN, found.name, damage)
+    yield from tar.walk(stream, 0, UNKNOWN, raw.name, damage)
     if stream.damage and not any(fault.reason == stream.damage for fault in faults):
         damage(stream.end, stream.damage)
 
 
 def _copy(stream: GzipStream, start: int, stop: int, system: pafs.FileSystem, path: str) -> int:
-    """Write bytes of the stream to a file, unless it is there; gives its size."""
+    """Write bytes of the stream to a file, unless it exists; returns its size."""
     size = store.size_of(system, path)
     if size is not None:
         return size
@@ -209,12 +180,12 @@ def _copy(stream: GzipStream, start: int, stop: int, system: pafs.FileSystem, pa
 
 
 def _pour(stream: GzipStream, start: int, stop: int, file: pa.NativeFile | None) -> int:
-    """Write bytes of the stream, or only count them; less than asked for where the stream ends."""
+    """Read bytes [start, stop) of the stream into a file, or nowhere; returns how many there were.
+
+    There are fewer than asked for if the stream ends before `stop`.
+    """
     place = start
-    while place < stop:
-        data = stream(place, min(CHUNK, stop - place))
-        if not data:
-            break
+    while place < stop and (data := stream(place, min(CHUNK, stop - place))):
         if file is not None:
             file.write(data)
         place += len(data)

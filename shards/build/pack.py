@@ -1,16 +1,15 @@
-"""Archives to shards: catalogue -> plan -> shards, restartable at every step.
+"""From archives to shards: catalogue -> assignment -> shards. Every step can be restarted.
 
     sources -> units -> catalogue/part-*.parquet + spool -> plan/*.parquet -> train-00000.tar ...
 
-Every step is a set of tasks that write one file each, whole or not at all, and that do nothing
-where their file is there. A killed build is started again with the same command.
+Every step is a set of tasks. Each task writes one file, whole or not at all, and does nothing if
+its file exists. To continue a killed build, run the same command again.
 """
 
 import dataclasses
 import functools
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,6 @@ SCHEME = 1  # raised whenever the same input would give other bytes
 DEFAULT_VAL_FRACTION = 0.01
 _NOT_IN_THE_BYTES = {"keep_work"}
 
-log = logging.getLogger(__name__)
 Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 """Applies a function to items and yields the results, in any order."""
 
@@ -41,10 +39,6 @@ Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 def serial(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
     """Run tasks one after the other in this process."""
     return map(function, items)
-
-
-def unheard(_: StageProgress) -> None:
-    """Listen to no progress."""
 
 
 def build(
@@ -55,61 +49,58 @@ def build(
     run: Run = serial,
     progress: Listen | None = None,
 ) -> BuildReport:
-    """Make the shard set at out from sources; does what is missing, nothing where all is there."""
+    """Make the shard set at `out` from the sources; files that exist are not made again."""
     system, root = store.locate(out)
     locations = [str(location) for location in sources]
-    told, given = settings(config), source.fingerprint(locations)
-    identity = _hash(given, json.dumps(told, sort_keys=True))
-    there = _finished(system, root, identity)
-    if there is not None:
-        return there
+    manifest_settings, fingerprint = settings(config), source.fingerprint(locations)
+    identity = _hash(fingerprint, json.dumps(manifest_settings, sort_keys=True))
+    earlier_report = _finished(system, root, identity)
+    if earlier_report is not None:
+        return earlier_report
     for folder in (root, *(f"{root}/{name}" for name in ("catalogue", "plan", "work/spool"))):
         store.make_folder(system, folder)
         store.sweep(system, folder)
+    work = f"{root}/work"
     classes = class_list(config.classes) if config.classes else None
-    context = source.Context(config.source_kind, classes, system, f"{root}/work", {})
-    found = source.recognise(locations, context)
-    rules = _rules(config, classes, found)
+    context = source.Context(config.source_kind, classes, system, work, {})
+    recognised = source.recognise(locations, context)
+    resolved, val_note = _val_split(config, recognised)
     known = Excluded.load(config.exclude, config.exclude_distance, run) if config.exclude else None
-    listen = progress or unheard
 
-    job = _job(system, root, config, _hash(given, str(classes)), known is not None)
-    units = catalogue.units(found)
-    for _ in _heard("catalogue", catalogue.catalogue_unit, job, units, run, listen):
+    hashed = known is not None
+    # Only what decides the bytes of the catalogue: a build with another seed can use it again.
+    decisive = str(config.transcode), config.source_kind, str(hashed), str(_versions())
+    seen = _hash(_hash(fingerprint, str(classes)), *decisive)
+    job = catalogue.CatalogueJob(system, root, work, seen, config.transcode, hashed)
+    units = catalogue.units(recognised)
+    task = functools.partial(catalogue.catalogue_unit, job)
+    for _ in _results("catalogue", task, units, run, progress):
         pass
-    parts = [(unit.number, job.part(unit.number)) for unit in units]
-    tally = assign.place(system, root, parts, rules, identity, known)
-    systems = tuple(one.fs for one in found)
-    work = writer.ShardJob(system, root, identity, systems, job.work, config.transcode)
-    splits = _shards(work, tally, run, listen)
+    parts = [job.part(unit.number) for unit in units]
+    tally = assign.assign(system, root, parts, resolved, classes, identity, known)
+    systems = tuple(one.fs for one in recognised)
+    shard_job = writer.ShardJob(system, root, identity, systems, work, config.transcode)
+    splits = _shards(shard_job, tally, run, progress)
 
-    made = report.collected(system, root, found, [path for _, path in parts], tally, splits)
-    made = dataclasses.replace(made, notes=(*made.notes, *_notes(config, rules)))
-    _publish(system, root, told, found, tally, splits)
-    # The report names the build that is complete: it comes last.
-    report.write(system, root, identity, [store.absolute(one) for one in locations], made)
-    _clean(system, root, splits, len(units), config.keep_work)
-    return made
-
-
-def _job(
-    system: pafs.FileSystem, root: str, config: BuildConfig, given: str, hashed: bool
-) -> catalogue.CatalogueJob:
-    """What the tasks of the catalogue share; its identity is all that decides their bytes."""
-    seen = _hash(given, str(config.transcode), config.source_kind, str(hashed), str(_versions()))
-    return catalogue.CatalogueJob(system, root, f"{root}/work", seen, config.transcode, hashed)
+    result = report.collected(system, root, recognised, parts, tally, splits, (val_note,))
+    _publish(system, root, manifest_settings, recognised, tally, splits)
+    # The report marks the build as complete, so it is written last.
+    report.write(system, root, identity, [store.absolute(one) for one in locations], result)
+    _clean(system, root, splits, len(units))
+    if not config.keep_work:
+        system.delete_dir(work)
+    return result
 
 
 def _versions() -> dict[str, str | int]:
-    """What makes the bytes, beside the settings."""
-    libraries = {"pillow": PIL.__version__, "simplejpeg": simplejpeg.__version__}
-    return {**libraries, "scheme": SCHEME}
+    """What decides the bytes of a shard set besides sources and settings."""
+    return {"pillow": PIL.__version__, "simplejpeg": simplejpeg.__version__, "scheme": SCHEME}
 
 
 def settings(config: BuildConfig) -> dict[str, Any]:
-    """All that decides the bytes of a shard set beside its sources, as manifest.json keeps it.
+    """All that decides the bytes of a shard set besides its sources, as stored in manifest.json.
 
-    Files and sets are told by their content, so that no path of this machine is in it.
+    Class lists and shard sets are identified by their content, so that it holds no local path.
     """
     fields = dataclasses.asdict(config)
     fields = {name: value for name, value in fields.items() if name not in _NOT_IN_THE_BYTES}
@@ -125,117 +116,92 @@ def _hash(*texts: str) -> str:
 
 
 def _finished(system: pafs.FileSystem, root: str, identity: str) -> BuildReport | None:
-    """The report of this very build if it is complete; ValueError where another set lies there."""
-    found = report.read(system, root)
-    if found is None and store.exists(system, f"{root}/{MANIFEST}"):
+    """The report of this build if it is complete; raises ValueError if another set is there."""
+    saved = report.read(system, root)
+    if saved is None and store.exists(system, f"{root}/{MANIFEST}"):
         raise ValueError(f"{root} holds a shard set from elsewhere; give another --out")
-    if found is not None and found.build != identity:
+    if saved is not None and saved.build != identity:
         raise ValueError(
             f"{root} holds a shard set of other sources or settings; give another --out, or "
             "remove it"
         )
-    return None if found is None else found.report
+    return None if saved is None else saved.report
 
 
-def _heard(
-    stage: str,
-    function: Callable[..., Any],
-    shared: Any,  # noqa: ANN401
-    items: Sequence[Any],
-    run: Run,
-    listen: Listen,
+def _results(
+    stage: str, task: Callable[[Any], Any], items: Sequence[Any], run: Run, listen: Listen | None
 ) -> Iterator[Any]:
-    """Results of tasks, with word of each one."""
+    """Results of tasks; reports progress after each one."""
     images = size = 0
-    for done, result in enumerate(run(functools.partial(function, shared), items), 1):
+    for done, result in enumerate(run(task, items), 1):
         images, size = images + result.samples, size + result.bytes
-        listen(StageProgress(stage, done, len(items), images, size))
+        if listen is not None:
+            listen(StageProgress(stage, done, len(items), images, size))
         yield result
 
 
-def _rules(
-    config: BuildConfig, classes: tuple[str, ...] | None, found: Sequence[Source]
-) -> class_stats.Rules:
-    own = any(part.split == "val" or part.has_val for one in found for part in one.parts)
-    if own and (config.val_per_class or config.val_fraction):
+def _val_split(config: BuildConfig, sources: Sequence[Source]) -> tuple[BuildConfig, str]:
+    """The settings with the default share of val filled in if it applies, and a note about val."""
+    has_val = any(part.split == "val" or part.has_val for one in sources for part in one.parts)
+    if has_val and (config.val_per_class or config.val_fraction):
         raise ValueError(
-            "the sources bring a val split of their own; leave val_per_class and val_fraction unset"
+            "the sources have their own val split; leave val_per_class and val_fraction unset"
         )
-    fraction = config.val_fraction
-    if fraction is None:
-        fraction = 0.0 if own or config.val_per_class is not None else DEFAULT_VAL_FRACTION
-    return class_stats.Rules(
-        seed=config.seed,
-        classes=classes,
-        min_per_class=config.min_per_class,
-        small_classes=config.small_classes,
-        val_per_class=config.val_per_class or 0,
-        val_fraction=fraction,
-        shard_samples=config.shard_samples,
-        shard_bytes=assign.SHARD_BYTES,
-        val_shards=config.val_shards,
-    )
-
-
-def _notes(config: BuildConfig, rules: class_stats.Rules) -> list[str]:
-    if rules.val_per_class:
-        return [f"val: {rules.val_per_class} images of each class, at most half of it"]
-    if rules.val_fraction:
-        why = "as asked" if config.val_fraction else "the sources bring no val split"
-        return [f"val: {rules.val_fraction:.2%} of the images, by content hash ({why})"]
-    return ["val: as the sources have it"]
+    if config.val_per_class:
+        return config, f"val: {config.val_per_class} images of each class, at most half of it"
+    share = "of the images, by content hash"
+    if config.val_fraction:
+        return config, f"val: {config.val_fraction:.2%} {share} (as asked)"
+    if has_val or config.val_per_class is not None or config.val_fraction is not None:
+        return config, "val: as the sources have it"
+    config = dataclasses.replace(config, val_fraction=DEFAULT_VAL_FRACTION)
+    return config, f"val: {config.val_fraction:.2%} {share} (the sources have no val split)"
 
 
 def _shards(
-    work: writer.ShardJob, tally: class_stats.Tally, run: Run, listen: Listen
+    job: writer.ShardJob, tally: class_stats.Tally, run: Run, listen: Listen | None
 ) -> dict[str, tuple[Shard, ...]]:
+    """Write all shards; returns them by split, in order."""
     places = [writer.Place(s, n) for s, count in tally.shards.items() for n in range(count)]
-    results = _heard("shards", writer.write_shard, work, places, run, listen)
-    shards = {shard.name: shard for shard in results}
+    task = functools.partial(writer.write_shard, job)
+    shards = {shard.name: shard for shard in _results("shards", task, places, run, listen)}
     return {
-        split: tuple(shards[writer.Place(split, number).name] for number in range(count))
-        for split, count in tally.shards.items()
+        split: tuple(shards[place.name] for place in places if place.split == split)
+        for split in tally.shards
     }
 
 
 def _publish(
     system: pafs.FileSystem,
     root: str,
-    told: dict[str, Any],
-    found: Sequence[Source],
+    manifest_settings: dict[str, Any],
+    sources: Sequence[Source],
     tally: class_stats.Tally,
     splits: dict[str, tuple[Shard, ...]],
 ) -> None:
     """Write the class list and the manifest."""
-    store.write_bytes(
-        system, f"{root}/classes.txt", "".join(f"{c}\n" for c in tally.classes).encode()
-    )
+    lines = "".join(f"{wnid}\n" for wnid in tally.classes)
+    store.write_bytes(system, f"{root}/classes.txt", lines.encode())
     manifest = Manifest(
         classes=tally.classes,
         splits=splits,
-        settings=told,
-        source=tuple({"name": s.name, "kind": s.kind, "bytes": s.bytes} for s in found),
+        settings=manifest_settings,
+        source=tuple({"name": s.name, "kind": s.kind, "bytes": s.bytes} for s in sources),
     )
     write_info(system, root, manifest)
     write_manifest(system, root, manifest)
 
 
 def _clean(
-    system: pafs.FileSystem,
-    root: str,
-    splits: dict[str, tuple[Shard, ...]],
-    units: int,
-    keep_work: bool,
+    system: pafs.FileSystem, root: str, splits: dict[str, tuple[Shard, ...]], num_units: int
 ) -> None:
-    """Remove what belongs to no finished set: the spool, and files of an abandoned plan."""
-    mine = {name for shards in splits.values() for s in shards for name in (s.name, s.index_name)}
+    """Remove shards, catalogue parts and assignments that an earlier, unfinished build left."""
+    names = {name for shards in splits.values() for s in shards for name in (s.name, s.index_name)}
     for info in store.listing(system, root):
-        if writer.SHARD_FILE.fullmatch(info.base_name) and info.base_name not in mine:
+        if writer.SHARD_FILE.fullmatch(info.base_name) and info.base_name not in names:
             store.discard(system, info.path)
-    for info in store.listing(system, f"{root}/catalogue")[units:]:
+    for info in store.listing(system, f"{root}/catalogue")[num_units:]:
         store.discard(system, info.path)
     for info in store.listing(system, f"{root}/plan"):
         if info.base_name not in (assign.TALLY, *(f"{split}.parquet" for split in splits)):
             store.discard(system, info.path)
-    if not keep_work:
-        system.delete_dir(f"{root}/work")

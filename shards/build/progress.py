@@ -1,4 +1,4 @@
-"""How far a build is: for each stage a bar on a terminal, or a line every few seconds."""
+"""Progress of a build: for each stage a bar on a terminal, or a line every few seconds."""
 
 import time
 from collections.abc import Callable
@@ -9,11 +9,11 @@ from support.console import Progress
 
 @dataclass(frozen=True)
 class StageProgress:
-    """How far a stage of a build is."""
+    """Progress of one stage of a build."""
 
     stage: str
     done: int
-    """Finished tasks, of `total`."""
+    """Finished tasks out of `total`."""
     total: int
     images: int
     bytes: int
@@ -30,11 +30,11 @@ class BuildProgress:
         self._show: Progress | None = None
 
     def __call__(self, now: StageProgress) -> None:
-        """Show that a task has finished."""
-        moment = time.monotonic()
+        """Show the progress after a task has finished."""
+        time_s = time.monotonic()
         if now.stage != self._stage:
-            self._stage, self._started = now.stage, moment
+            self._stage, self._started = now.stage, time_s
             self._show = Progress(now.stage, "tasks")
-        elapsed_s = max(moment - self._started, 1e-9)
+        elapsed_s = max(time_s - self._started, 1e-9)
         rates = f"{now.images / elapsed_s:,.0f} img/s  {now.bytes / elapsed_s / 1e6:,.0f} MB/s"
         self._show(now.done, now.total, f"{now.images:,} images  {rates}")

@@ -1,8 +1,9 @@
-"""Tasks spread over a Ray cluster: the one file of shards that imports Ray.
+"""Run tasks on a Ray cluster: the one module of shards that imports Ray.
 
 build(sources, out, config, run=ray_map)
 """
 
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -14,7 +15,7 @@ RETRIES = 3
 
 
 def start(workers: int | None) -> None:
-    """Join the cluster that RAY_ADDRESS names, or start Ray here with this many workers."""
+    """Join the cluster at RAY_ADDRESS, or start Ray on this machine with this many workers."""
     if ray.is_initialized():
         return
     local = {"address": "local", "num_cpus": workers, "include_dashboard": False}
@@ -22,23 +23,20 @@ def start(workers: int | None) -> None:
 
 
 def ray_map(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """Apply function to items in Ray tasks and yield the results as they come.
+    """Apply function to items in Ray tasks and yield the results in the order of completion.
 
-    A bounded number is under way at a time. A task whose worker dies, or whose storage fails, is
-    tried again; what fails for good is raised here, and the others are cancelled.
+    The number of submitted tasks is bounded. A task is retried if its worker dies or its storage
+    fails; if it keeps failing, its error is raised here and the other tasks are cancelled.
     """
     task = ray.remote(num_cpus=1, max_retries=RETRIES, retry_exceptions=[OSError])(_call)
     shared = ray.put(function)
-    waiting = iter(items)
+    remaining = iter(items)
     window = max(2, TASKS_PER_CPU * int(ray.cluster_resources().get("CPU", 1)))
     running: list[ray.ObjectRef] = []
     try:
         while True:
-            while len(running) < window:
-                try:
-                    running.append(task.remote(shared, next(waiting)))
-                except StopIteration:
-                    break
+            for item in itertools.islice(remaining, window - len(running)):
+                running.append(task.remote(shared, item))
             if not running:
                 return
             done, running = ray.wait(running, num_returns=1)

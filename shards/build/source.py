@@ -1,9 +1,9 @@
-"""Recognise sources: what each one is, said in words, and the parts that it is read by."""
+"""Recognise sources: the kind of each one, its description, and the parts to read it by."""
 
 import json
 import posixpath
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from pyarrow import fs as pafs
 
@@ -12,138 +12,140 @@ from shards.build.archive import Fault, Part, RawSource, Source
 from shards.build.config import Kind
 from shards.dataset import classes, format, store
 
-Parts = tuple[Kind, list[Part], list[Fault]]
+Parts = Iterator[Part | Fault]
 
 
 @dataclass(frozen=True)
 class Context:
-    """What recognising one source takes from the others and from the settings."""
+    """What recognising a source needs from the settings and from the other sources."""
 
     kind: Kind
     classes: tuple[str, ...] | None
     fs: pafs.FileSystem
+    """File system of `work`."""
     work: str
     """Folder for laid-out archives."""
     labels: Mapping[str, str]
+    """Classes of the ILSVRC2012 validation images by file name."""
 
 
 def recognise(locations: Sequence[str], context: Context) -> tuple[Source, ...]:
-    """The sources at these locations, in the order given; ValueError where one is unknown."""
+    """The sources at these locations, in this order; raises ValueError if one is unknown."""
     if not locations:
         raise ValueError("no source given; give an archive, a folder of classes, or shards")
-    found = [archive.find(location) for location in locations]
-    kinds = {one.location: _kind(one, context.kind) for one in found}
+    raws = [archive.find(location) for location in locations]
+    kinds = [_kind(raw, context.kind) for raw in raws]
     labels: dict[str, str] = {}
-    for one in found:
-        if kinds[one.location] == "devkit":
-            labels |= devkit.labels(one)
-    context = Context(context.kind, context.classes, context.fs, context.work, labels)
-    sources = [_source(one, kinds[one.location], context) for one in found]
+    for raw, kind in zip(raws, kinds, strict=True):
+        if kind == "devkit":
+            labels |= devkit.labels(raw)
+    context = replace(context, labels=labels)
+    sources = tuple(_source(raw, kind, context) for raw, kind in zip(raws, kinds, strict=True))
     if not any(source.parts for source in sources):
         raise ValueError(
             f"{', '.join(locations)}: a devkit alone has no images; give an archive too"
         )
-    return tuple(sources)
+    return sources
 
 
 def fingerprint(locations: Sequence[str]) -> str:
-    """Text that changes when a source does, from names, sizes and times alone."""
+    """Text that changes when a source changes, from names, sizes and modification times."""
     return json.dumps([_print_of(archive.find(location)) for location in locations])
 
 
-def _print_of(found: RawSource) -> list[object]:
-    own = [found.name, found.info.size, found.info.mtime_ns]
-    if found.info.type != pafs.FileType.Directory:
-        return own
-    inside = store.listing(found.fs, found.path)
+def _print_of(raw: RawSource) -> list[object]:
+    if raw.info.type != pafs.FileType.Directory:
+        return [raw.name, raw.info.size, raw.info.mtime_ns]
+    inside = store.listing(raw.fs, raw.path)
     for info in list(inside):
         if info.base_name in archive.SPLITS:
-            inside += store.listing(found.fs, info.path)
-    # A file that comes or goes changes the time of its folder.
-    return [found.name, [[info.base_name, info.size, info.mtime_ns] for info in inside]]
+            inside += store.listing(raw.fs, info.path)
+    # A new or removed file changes the modification time of its folder.
+    return [raw.name, [[info.base_name, info.size, info.mtime_ns] for info in inside]]
 
 
 def described(source: Source, wnids: set[str]) -> str:
-    """What a source is, in words, given the classes found in it."""
+    """Description of a source in one line, given the classes in it."""
     if source.kind == "devkit":
         return f"{source.name}: devkit of ILSVRC2012"
     size = f", {source.bytes / 1e9:,.2f} GB" if source.bytes else ""
     return f"{source.name}: {source.kind}, {classes.described(wnids)}{size}"
 
 
-def is_devkit(found: RawSource) -> bool:
+def is_devkit(raw: RawSource) -> bool:
     """Whether an archive is the ILSVRC2012 devkit."""
-    return _kind(found, "auto") == "devkit"
+    return _kind(raw, "auto") == "devkit"
 
 
-def _kind(found: RawSource, kind: Kind) -> Kind:
-    """What a source is; a devkit is told from others whatever --source-kind says."""
-    if found.info.type == pafs.FileType.Directory:
-        return kind if kind != "auto" else _folder_kind(found)
-    if found.is_gzip:
-        seen = archive.kind_of_tar(gunzip.GzipStream(found), gunzip.UNKNOWN, found.location, kind)
+def _kind(raw: RawSource, kind: Kind) -> Kind:
+    """Kind of a source: the one asked for, except that a devkit is always recognised as such."""
+    if raw.info.type == pafs.FileType.Directory:
+        return kind if kind != "auto" else _folder_kind(raw)
+    if raw.is_gzip:
+        seen = archive.kind_of_tar(gunzip.GzipStream(raw), gunzip.UNKNOWN, raw.location, kind)
     else:
-        with store.RangeReader(found.fs, found.path) as reader:
-            seen = archive.kind_of_tar(reader, reader.size, found.location, kind)
+        with store.RangeReader(raw.fs, raw.path) as reader:
+            seen = archive.kind_of_tar(reader, reader.size, raw.location, kind)
     return seen if kind == "auto" or seen == "devkit" else kind
 
 
-def _folder_kind(found: RawSource) -> Kind:
-    inside = store.listing(found.fs, found.path)
-    names = [info.base_name for info in inside]
-    tars = [info for info in inside if info.base_name.endswith(".tar")]
+def _folder_kind(raw: RawSource) -> Kind:
+    names = [info.base_name for info in store.listing(raw.fs, raw.path)]
     if format.MANIFEST in names:
         return "webdataset"
-    if tars and all(archive.WNID.fullmatch(info.base_name[: -len(".tar")]) for info in tars):
+    stems = [name.removesuffix(".tar") for name in names if name.endswith(".tar")]
+    if stems and all(archive.WNID.fullmatch(stem) for stem in stems):
         return "class-tars"
-    return "webdataset" if tars else "class-folders"
+    return "webdataset" if stems else "class-folders"
 
 
-def _source(found: RawSource, kind: Kind, context: Context) -> Source:
-    if kind == "devkit":
-        parts, faults = [], []
-    elif found.info.type == pafs.FileType.Directory:
-        kind, parts, faults = _FOLDERS[kind](found, context)
-    else:
-        parts, faults = _file(found, kind, context)
-    if not parts and kind != "devkit":
-        raise ValueError(f"{found.location} ({kind}) holds no class; is it the right archive?")
-    return Source(
-        location=found.location,
+def _source(raw: RawSource, kind: Kind, context: Context) -> Source:
+    parts: Parts = iter(())
+    if raw.info.type == pafs.FileType.Directory and kind != "devkit":
+        parts = _FOLDERS[kind](raw, context)
+    elif kind != "devkit":
+        parts = _archive(raw, kind, context)
+    items = list(parts)
+    source = Source(
+        name=raw.name,
         kind=kind,
-        fs=context.fs if found.is_gzip else found.fs,
-        path=found.path,
-        bytes=found.info.size or 0,
-        modified_ns=found.info.mtime_ns or 0,
-        parts=tuple(parts),
-        faults=tuple(faults),
+        fs=context.fs if raw.is_gzip else raw.fs,
+        bytes=raw.info.size or 0,
+        parts=tuple(item for item in items if isinstance(item, Part)),
+        faults=tuple(item for item in items if isinstance(item, Fault)),
     )
+    if not source.parts and kind != "devkit":
+        raise ValueError(f"{raw.location} ({kind}) holds no class; is it the right archive?")
+    return source
 
 
-def _file(found: RawSource, kind: Kind, context: Context) -> tuple[list[Part], list[Fault]]:
+def _archive(raw: RawSource, kind: Kind, context: Context) -> Parts:
     if kind == "imagenet-val" and not context.labels:
         raise ValueError(
-            f"{found.location} has images without classes; give the devkit "
+            f"{raw.location} has images without classes; give the devkit "
             "(ILSVRC2012_devkit_t12.tar.gz) as a source as well"
         )
-    if found.is_gzip:
-        return gunzip.lay_out(found, kind, context.fs, context.work)
+    if raw.is_gzip:
+        yield from gunzip.lay_out(raw, kind, context.fs, context.work)
+        return
     if kind == "webdataset":
-        return [_shard(found, found.info, context, "")], []
-    # Headers that lie far apart are read alone, headers close to each other in blocks.
-    far = kind == "class-tars" or store.is_local(found.fs)
-    with store.RangeReader(found.fs, found.path, archive.HEADER_READ if far else None) as reader:
+        yield _shard(raw, raw.info, context, "")
+        return
+    # Headers that lie far apart are read one by one, headers close to each other in blocks.
+    far = kind == "class-tars" or store.is_local(raw.fs)
+    with store.RangeReader(raw.fs, raw.path, archive.HEADER_READ if far else None) as reader:
         if kind == "class-tars":
-            return archive.class_tars(found, reader)
-        labels = context.labels if kind == "imagenet-val" else {}
-        return archive.flat_tar(found, reader, labels)
+            yield from archive.class_tars(raw, reader)
+        else:
+            labels = context.labels if kind == "imagenet-val" else {}
+            yield from archive.flat_tar(raw, reader, labels)
 
 
-def _shard(found: RawSource, info: pafs.FileInfo, context: Context, split: str) -> Part:
+def _shard(raw: RawSource, info: pafs.FileInfo, context: Context, split: str) -> Part:
     if context.classes is None:
         raise ValueError(
-            f"{found.location} holds shards whose class numbers nobody explains; run "
-            f"`python -m shards index {found.location}` first, or give --classes"
+            f"{raw.location} holds shards without the names of their classes; run "
+            f"`python -m shards index {raw.location}` first, or give --classes"
         )
     return Part(
         path=info.path,
@@ -155,77 +157,55 @@ def _shard(found: RawSource, info: pafs.FileInfo, context: Context, split: str) 
     )
 
 
-def _shard_folder(found: RawSource, context: Context) -> Parts:
-    infos = {info.base_name: info for info in store.listing(found.fs, found.path)}
+def _shard_folder(raw: RawSource, context: Context) -> Parts:
+    infos = {info.base_name: info for info in store.listing(raw.fs, raw.path)}
     if format.MANIFEST not in infos:
-        tars = [info for name, info in infos.items() if name.endswith(".tar")]
-        parts = [_shard(found, i, context, archive.split_of(i.base_name)) for i in tars]
-        return "webdataset", parts, []
-    given = format.open_set(found.location)
-    parts = [
-        Part(
-            path=given.path(shard),
-            archive=shard.name,
-            layout="samples",
-            stop=shard.bytes,
-            split=split,
-            classes=given.manifest.classes,
-            label=given.manifest.label,
-        )
-        for split, shards in given.manifest.splits.items()
-        for shard in shards
-    ]
-    return "webdataset", parts, []
-
-
-def _tar_folder(found: RawSource, context: Context) -> Parts:
-    parts, faults = [], []
-    for info in store.listing(found.fs, found.path):
-        wnid = info.base_name.removesuffix(".tar")
-        if (
-            archive.WNID.fullmatch(wnid)
-            and info.type == pafs.FileType.File
-            and wnid != info.base_name
-        ):
-            parts.append(
-                Part(
-                    path=info.path,
-                    archive=f"{found.name}/{info.base_name}",
-                    layout="tar",
-                    stop=info.size,
-                    wnid=wnid,
-                )
+        for name, info in infos.items():
+            if name.endswith(".tar"):
+                yield _shard(raw, info, context, archive.split_of(name))
+        return
+    shard_set = format.open_set(raw.location)
+    for split, shards in shard_set.manifest.splits.items():
+        for shard in shards:
+            yield Part(
+                path=shard_set.path(shard),
+                archive=shard.name,
+                layout="samples",
+                stop=shard.bytes,
+                split=split,
+                classes=shard_set.manifest.classes,
+                label=shard_set.manifest.label,
             )
+
+
+def _tar_folder(raw: RawSource, _: Context) -> Parts:
+    for info in store.listing(raw.fs, raw.path):
+        wnid, extension = posixpath.splitext(info.base_name)
+        is_file = info.type == pafs.FileType.File
+        if is_file and extension == ".tar" and archive.WNID.fullmatch(wnid):
+            name = f"{raw.name}/{info.base_name}"
+            yield Part(path=info.path, archive=name, layout="tar", stop=info.size, wnid=wnid)
         else:
-            faults.append(Fault(found.name, info.base_name, 0, "not a class tar (CLASS.tar)"))
-    return "class-tars", parts, faults
+            yield Fault(raw.name, info.base_name, 0, archive.NOT_CLASS_TAR)
 
 
-def _class_folders(found: RawSource, context: Context) -> Parts:
-    parts: list[Part] = []
-    faults: list[Fault] = []
-    for info in store.listing(found.fs, found.path):
+def _class_folders(raw: RawSource, _: Context) -> Parts:
+    for info in store.listing(raw.fs, raw.path):
         if info.type == pafs.FileType.Directory and info.base_name in archive.SPLITS:
-            split = archive.SPLITS[info.base_name]
-            for inner in store.listing(found.fs, info.path):
-                _class_folder(found, inner, split, parts, faults)
+            for inner in store.listing(raw.fs, info.path):
+                yield _class_folder(raw, inner, archive.SPLITS[info.base_name])
         else:
-            _class_folder(found, info, "", parts, faults)
-    return "class-folders", parts, faults
+            yield _class_folder(raw, info, "")
 
 
-def _class_folder(
-    found: RawSource, info: pafs.FileInfo, split: str, parts: list[Part], faults: list[Fault]
-) -> None:
-    inside = info.path.removeprefix(found.path).strip("/")
+def _class_folder(raw: RawSource, info: pafs.FileInfo, split: str) -> Part | Fault:
+    inside, wnid = info.path.removeprefix(raw.path).strip("/"), info.base_name
     if info.type != pafs.FileType.Directory:
-        faults.append(Fault(found.name, inside, 0, "not a folder of a class"))
-    elif not archive.CLASS_NAME.fullmatch(info.base_name):
-        faults.append(Fault(found.name, inside, 0, "not the name of a class"))
-    else:
-        name = f"{found.name}/{inside}"
-        wnid = info.base_name
-        parts.append(Part(path=info.path, archive=name, layout="folder", wnid=wnid, split=split))
+        return Fault(raw.name, inside, 0, "not a folder of a class")
+    if not archive.CLASS_NAME.fullmatch(wnid):
+        return Fault(raw.name, inside, 0, "not the name of a class")
+    name = f"{raw.name}/{inside}"
+    return Part(path=info.path, archive=name, layout="folder", wnid=wnid, split=split)
 
 
 _FOLDERS: dict[Kind, Callable[[RawSource, Context], Parts]] = {

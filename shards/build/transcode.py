@@ -1,7 +1,7 @@
-"""One image: bytes as they were found -> a checked baseline RGB JPEG of the size asked for.
+"""One image: its original bytes -> a checked baseline RGB JPEG of the requested size.
 
-Only formats that image archives are known to hold are opened, so that a file cannot reach an exotic
-decoder by its first bytes. Whatever cannot be used raises `Unusable` with the reason.
+Only formats that occur in image archives are opened, so that the first bytes of a file cannot
+select an exotic decoder. An image that cannot be used raises `Unusable` with the reason.
 """
 
 import gzip
@@ -17,7 +17,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from shards.build.config import TranscodeConfig
 
-# A JPEG may turn out to be an "MPO": several pictures, the first of which counts.
+# Pillow reports some JPEGs as "MPO": several pictures, of which the first is used.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")
 _MOST_UNPACKED = 1 << 28
 _HASH_SIDE, _HASH_BITS = 32, 8
@@ -53,27 +53,27 @@ _DAMAGE = (
 
 
 class Unusable(ValueError):
-    """This file gives no image; the message is the reason that is reported."""
+    """The file yields no usable image; the message is the reason for the report."""
 
 
 @dataclass(frozen=True)
 class Transcoded:
-    """A usable image: what it was, and the JPEG that it becomes."""
+    """A usable image: its original properties, and the JPEG for the shard."""
 
     format: str
     mode: str
     width: int
-    """As it came, after its EXIF orientation."""
+    """In pixels before shrinking, with the EXIF orientation applied."""
     height: int
     phash: int | None
     jpeg: bytes | None
-    """None where the bytes stay as they came."""
+    """None if the original bytes are kept."""
     stored_width: int
     stored_height: int
 
 
 def unpacked(data: bytes) -> bytes:
-    """The bytes inside, where a file is gzip-compressed, as some of ImageNet-21k are."""
+    """The content of a file that may be gzip-compressed, as some files of ImageNet-21k are."""
     if data[:2] != b"\x1f\x8b":
         return data
     try:
@@ -87,9 +87,9 @@ def unpacked(data: bytes) -> bytes:
 
 
 def transcode(data: bytes, config: TranscodeConfig, hashed: bool = False) -> Transcoded:
-    """Check, turn, shrink and encode one image; Unusable says why it cannot be used.
+    """Check, rotate, shrink and encode one image; raises Unusable with the reason if it cannot.
 
-    The perceptual hash, a twentieth of the cost, is taken where it is asked for.
+    The perceptual hash, a twentieth of the cost, is computed only if `hashed` is set.
     """
     if not data:
         raise Unusable("empty file")
@@ -100,21 +100,22 @@ def transcode(data: bytes, config: TranscodeConfig, hashed: bool = False) -> Tra
     width, height = image.size[::-1] if swapped else image.size
     if min(width, height) < config.min_side:
         raise Unusable(f"{width}x{height} pixels, min_side is {config.min_side}")
-    as_it_came = config.keep_bytes and turn is None and _is_plain(image)
+    is_baseline = format_ == "JPEG" and mode == "RGB" and not image.info.get("progressive")
+    is_kept = config.keep_bytes and turn is None and is_baseline
     target = (width, height) if config.keep_bytes else target_size(width, height, config)
-    lying = target[::-1] if swapped else target
-    pixels = _decoded(image, data, lying)
-    if pixels.size != lying:
-        pixels = pixels.resize(lying, Image.Resampling.LANCZOS)
+    unturned = target[::-1] if swapped else target
+    pixels = _decoded(image, data, unturned)
+    if pixels.size != unturned:
+        pixels = pixels.resize(unturned, Image.Resampling.LANCZOS)
     if turn is not None:
         pixels = pixels.transpose(turn)
-    jpeg = None if as_it_came else _encoded(pixels, config.quality)
-    look = perceptual_hash(pixels) if hashed else None
-    return Transcoded(format_, mode, width, height, look, jpeg, *target)
+    jpeg = None if is_kept else _encoded(pixels, config.quality)
+    phash = perceptual_hash(pixels) if hashed else None
+    return Transcoded(format_, mode, width, height, phash, jpeg, *target)
 
 
 def opened(data: bytes) -> Image.Image:
-    """RGB pixels of an image as they are; Unusable where there are none."""
+    """The RGB pixels of an image at full size; raises Unusable if it cannot be decoded."""
     image = _opened(data, TranscodeConfig())
     return _decoded(image, data, image.size)
 
@@ -130,7 +131,7 @@ def target_size(width: int, height: int, config: TranscodeConfig) -> tuple[int, 
 def _opened(data: bytes, config: TranscodeConfig) -> Image.Image:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the pixel limit below is ours
+            warnings.simplefilter("ignore")  # max_pixels is checked below
             image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise Unusable(f"no image in a known format, first bytes {data[:8].hex(' ')}") from error
@@ -139,10 +140,8 @@ def _opened(data: bytes, config: TranscodeConfig) -> Image.Image:
     except _DAMAGE as error:
         raise Unusable(f"header: {_reason(error)}") from error
     if image.width * image.height > config.max_pixels:
-        raise Unusable(
-            f"decompression bomb: {image.width}x{image.height} pixels, max_pixels is "
-            f"{config.max_pixels}"
-        )
+        size, most = f"{image.width}x{image.height} pixels", config.max_pixels
+        raise Unusable(f"decompression bomb: {size}, max_pixels is {most}")
     return image
 
 
@@ -151,18 +150,13 @@ def _reason(error: BaseException) -> str:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What the EXIF orientation asks for."""
+    """The rotation or mirroring that the EXIF orientation asks for."""
     if "exif" not in image.info:
         return None
     try:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except _DAMAGE:  # unreadable metadata says nothing about the pixels
+    except _DAMAGE:  # unreadable metadata does not mean damaged pixels
         return None
-
-
-def _is_plain(image: Image.Image) -> bool:
-    """Whether this is a baseline RGB JPEG."""
-    return image.format == "JPEG" and image.mode == "RGB" and not image.info.get("progressive")
 
 
 def _decoded(image: Image.Image, data: bytes, target: tuple[int, int]) -> Image.Image:
@@ -173,7 +167,7 @@ def _decoded(image: Image.Image, data: bytes, target: tuple[int, int]) -> Image.
     least = -(-image.width // factor), -(-image.height // factor)
     try:
         if is_jpeg:
-            # Strict, because Pillow does not pass on what libjpeg says about damaged data.
+            # simplejpeg is strict; Pillow ignores the warnings of libjpeg about damaged data.
             pixels = simplejpeg.decode_jpeg(
                 data, space, min_width=least[0], min_height=least[1], min_factor=factor
             )
@@ -190,18 +184,16 @@ def _decoded(image: Image.Image, data: bytes, target: tuple[int, int]) -> Image.
 
 
 def _shrink(size: tuple[int, int], target: tuple[int, int]) -> int:
-    """How far libjpeg may shrink while decoding: a power of two that leaves twice the target.
+    """Factor by which libjpeg may shrink while decoding, the largest that leaves twice the target.
 
     Twice leaves the last and visible step to the better filter (Pillow's `reducing_gap` of 2).
     """
-    factor = 1
-    while factor < 8 and all(s >= 4 * factor * t for s, t in zip(size, target, strict=True)):
-        factor *= 2
-    return factor
+    ratio = min(side / wanted for side, wanted in zip(size, target, strict=True))
+    return max(factor for factor in (1, 2, 4, 8) if factor == 1 or ratio >= 2 * factor)
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB; what is transparent becomes white, 16-bit values keep their upper half."""
+    """8-bit RGB: transparent pixels become white, 16-bit values keep their upper byte."""
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I"):
@@ -218,18 +210,15 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 def _encoded(pixels: Image.Image, quality: int) -> bytes:
     buffer = io.BytesIO()
-    # Without exif and icc_profile given, no metadata is written.
-    pixels.info.clear()
+    pixels.info.clear()  # so that no metadata is written
     pixels.save(buffer, "JPEG", quality=quality, subsampling="4:2:0", exif=b"")
     return buffer.getvalue()
 
 
-def _dct(side: int) -> np.ndarray:
-    rows = np.arange(_HASH_BITS)[:, None]
-    return np.cos(np.pi * rows * (2 * np.arange(side) + 1) / (2 * side)).astype(np.float32)
-
-
-_BASIS = _dct(_HASH_SIDE)
+_BASIS = np.cos(
+    np.outer(np.arange(_HASH_BITS), 2 * np.arange(_HASH_SIDE) + 1) * np.pi / (2 * _HASH_SIDE)
+).astype(np.float32)
+"""The lowest rows of the DCT-II matrix, (8, 32)."""
 
 
 def perceptual_hash(pixels: Image.Image) -> int | None:
@@ -237,14 +226,14 @@ def perceptual_hash(pixels: Image.Image) -> int | None:
 
     The signs of the 8x8 lowest DCT coefficients of a 32x32 grey version against their median.
     """
-    # At most 4 of 63 bits change when an image is halved, squared or compressed to quality 60, and
-    # unlike images differ in 12 and more; with box filters alone up to 8 change.
+    # Halving, squaring or quality 60 change at most 4 of the 63 bits (8 with box filters alone);
+    # different images differ in at least 12.
     bilinear = Image.Resampling.BILINEAR
     grey = pixels.convert("L").resize((_HASH_SIDE, _HASH_SIDE), bilinear, reducing_gap=2.0)
     waves = _BASIS @ np.asarray(grey, np.float32) @ _BASIS.T
     waves = waves.ravel()[1:]  # without the mean brightness
     if np.abs(waves).max() < _HASH_SIDE**2 / 4:
-        return None  # flat: the bits would be noise, and all flat images alike
+        return None  # flat: the bits would be noise, and flat images would look alike
     bits = np.zeros(64, bool)
     bits[:63] = waves > np.partition(waves, 31)[31]  # the median of 63
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
