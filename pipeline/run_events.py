@@ -2,7 +2,7 @@
 
     Job, checkpoints, evaluations -> events (pipeline.tracking.journal) -> MLflow and the report
 
-`pipeline.tracking.mlflow_client.TrackingServer.tell` handles these events.
+`pipeline.tracking.mlflow_client.TrackingServer.apply` handles these events.
 """
 
 import json
@@ -26,14 +26,14 @@ PRIVATE = ("state.pt",)
 
 def record_circumstances(recorder: Recorder, job: Job) -> None:
     """Record the environment and the data of a run; Ray must be running."""
-    recorder.tell("tags", tags=cluster_facts() | {"workers": str(job.config.workers)})
+    recorder.write_event("tags", tags=cluster_facts() | {"workers": str(job.config.workers)})
     data = job.config.data
     for dataset, split, context in (
         (job.train, data.train_split, "training"),
         (job.eval, data.eval_split, "evaluation"),
     ):
         locations = [subset.shards.location for subset in dataset.subsets]
-        recorder.tell(
+        recorder.write_event(
             "dataset",
             name=dataset_name(locations[0], split),
             digest=dataset.fingerprint,
@@ -73,15 +73,17 @@ def record_result(recorder: Recorder, job: Job, best: Checkpoint, evaluation: Pa
 def tell_model(run_dir: Path, checkpoint: Checkpoint, register: str | None = None) -> None:
     """Record a checkpoint as a model with its metrics from training, and register it."""
     about = {"checkpoint": checkpoint.path, "step": checkpoint.step}
-    journal.tell(run_dir, "model", **about)
+    journal.write_event(run_dir, "model", **about)
     if checkpoint.metrics:
         # prefixed, because the run itself has a curve of each metric with a point at this step
         metrics = {f"checkpoint/{name}": value for name, value in checkpoint.metrics.items()}
-        journal.tell(run_dir, "evaluation", metrics=metrics, **about, **evaluation_data(run_dir))
+        journal.write_event(
+            run_dir, "evaluation", metrics=metrics, **about, **evaluation_data(run_dir)
+        )
     if register:
         value = checkpoint.metrics.get(local.BEST, 0.0)
         facts = {"name": register, "metric": local.BEST, "value": value}
-        journal.tell(run_dir, "register", checkpoint=checkpoint.path, **facts)
+        journal.write_event(run_dir, "register", checkpoint=checkpoint.path, **facts)
 
 
 def evaluation_data(run_dir: Path) -> dict[str, str]:
@@ -96,7 +98,7 @@ def evaluation_data(run_dir: Path) -> dict[str, str]:
 def tell_evaluation(run_dir: Path, folder: Path) -> None:
     """Attach the result of an evaluation to its model."""
     result = json.loads((folder / evaluate.RESULT).read_text())
-    journal.tell(
+    journal.write_event(
         run_dir,
         "evaluation",
         checkpoint=Path(result["checkpoint"]),
@@ -139,4 +141,4 @@ def attach(run_dir: Path, checkpoint: Checkpoint, folder: Path) -> None:
     for path in (*result_files(folder), write_report(run_dir)):
         target = "" if path.parent == run_dir else f"evaluations/{folder.name}"
         version = path.stat().st_mtime_ns
-        journal.tell(run_dir, "artifact", path=path, folder=target, version=version)
+        journal.write_event(run_dir, "artifact", path=path, folder=target, version=version)

@@ -54,7 +54,9 @@ def test_what_is_no_run_has_no_page(tmp_path):
 def test_a_run_that_has_only_begun_has_a_page(tmp_path):
     config = find_preset("demo").replace({"data.dir": "s3://KEY:S3CR3T@bucket/x"})
     (tmp_path / "config.json").write_text(json.dumps(config.flat()))
-    journal.tell(tmp_path, "start", name="demo", experiment="x", settings={}, parent=None, number=1)
+    journal.write_event(
+        tmp_path, "start", name="demo", experiment="x", settings={}, parent=None, number=1
+    )
     page = write_report(tmp_path).read_text()
     assert "running" in "".join(Page(page).words)
     assert "S3CR3T" not in page
@@ -85,7 +87,7 @@ def begun(tmp_path):
     def make(names, classes=20):
         (tmp_path / "config.json").write_text(json.dumps(find_preset("demo").flat()))
         facts = {"name": "demo", "experiment": "x", "settings": {}, "parent": None, "number": 1}
-        journal.tell(tmp_path, "start", **facts)
+        journal.write_event(tmp_path, "start", **facts)
         for step in range(0, 1000, 10):
             record = {"kind": "train", "step": step, "train/loss": 1.0, "time": 1.0 + step}
             append_line(tmp_path / journal.RECORDS, record, durable=False)

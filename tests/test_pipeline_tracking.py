@@ -312,7 +312,7 @@ def test_checkpoints_become_models_that_mlflow_opens_without_unpickling(
 ):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     recorder = record(trained)
-    recorder.tell(
+    recorder.write_event(
         "dataset",
         name="digits/val",
         digest="f" * 64,
@@ -408,7 +408,7 @@ def test_planted_secrets_reach_no_parameter_tag_log_or_file(tmp_path, monkeypatc
     folder, store = tmp_path / "run", f"sqlite:///{tmp_path}/mlflow.db"
     settings = {"data.dir": "s3://AKID:S3CR3T@bucket/shards", "note": "p4ssw0rd-in-env"}
     recorder = record(folder, settings=settings)
-    recorder.tell("tags", tags={"source": "https://me:S3CR3T@git.example/x"})
+    recorder.write_event("tags", tags={"source": "https://me:S3CR3T@git.example/x"})
     recorder.finish("FINISHED")
     run = run_at(store, folder)
     assert run.data.params["data.dir"] == "s3://***@bucket/shards"
@@ -437,7 +437,7 @@ def test_a_run_that_was_moved_is_sent_on(tmp_path):
     train(recorder, 0, 5)
     recorder.finish("KILLED")
     (folder / "note.txt").write_text("kept")
-    journal.tell(folder, "artifact", path=folder / "note.txt", folder="", version=1)
+    journal.write_event(folder, "artifact", path=folder / "note.txt", folder="", version=1)
     (tmp_path / "old").rename(tmp_path / "new")
     folder = tmp_path / "new" / "run"
     assert mlflow_sync.sync(folder) == 0
@@ -465,5 +465,5 @@ def test_a_line_without_room_leaves_the_journal_as_it_was(tmp_path):
 
 def test_events_are_kept_once(tmp_path):
     for _ in range(2):
-        journal.tell(tmp_path, "tags", tags={"a": "1"})
+        journal.write_event(tmp_path, "tags", tags={"a": "1"})
     assert len(journal.read_events(tmp_path)) == 1

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from vit.config import ViTConfig
 from vit.model import ViT
 from vit.positions import resample
-from vit.weights import class_mapping, load_weights, read_weights, save_npz, save_safetensors
+from vit.weights import load_weights, read_weights, save_npz, save_safetensors
 
 TINY = dict(image_size=12, patch_size=4, width=24, depth=11, mlp_width=40, heads=3, num_classes=7)
 
@@ -296,25 +296,6 @@ def test_dropped_head_stays_fresh_and_takes_pre_logits_with_it(tmp_path):
     load_weights(tuned, tmp_path / "a.npz", head="drop")
     assert not tuned.head.weight.any() and not tuned.head.bias.any()
     assert torch.equal(tuned.norm.weight, make(pre_logits=True).norm.weight)
-
-
-def test_head_is_mapped_by_wnid(tmp_path):
-    source = make()
-    save_safetensors(tmp_path / "a.safetensors", source.state_dict())
-    wnids = [f"n0000000{i}" for i in range(7)]
-    mine = ["n00000005", "n99999999", "n00000000"]
-    mapping = class_mapping(mine, wnids)
-    assert mapping == {0: 5, 2: 0}
-    target = make(2, num_classes=3)
-    own = target.head.weight[1].clone()
-    load_weights(target, tmp_path / "a.safetensors", head=mapping)
-    assert torch.equal(target.head.weight[[0, 2]], source.head.weight[[5, 0]])
-    assert torch.equal(target.head.bias[[0, 2]], source.head.bias[[5, 0]])
-    assert torch.equal(target.head.weight[1], own)
-    with pytest.raises(ValueError, match="whose head has 7 classes"):
-        load_weights(target, tmp_path / "a.safetensors", head={0: 7})
-    with pytest.raises(ValueError, match="no wnid in common"):
-        class_mapping(mine, ["cat"])
 
 
 def test_zero_head_of_a_published_file_is_told(tmp_path, caplog):

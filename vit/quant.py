@@ -33,7 +33,6 @@ from torchao.quantization import (
     quantize_,
 )
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-from torchao.quantization.qat import IntxFakeQuantizeConfig, QATConfig
 from torchao.utils import should_reduce_range
 
 from support.files import written
@@ -219,19 +218,3 @@ def load_quantised(path: Path | str, device: torch.device | str = "cpu") -> Quan
         node.args = (node.args[0], scale, int(zero_point), *node.args[3:])
     graph.recompile()
     return QuantisedViT(graph, config, scheme)
-
-
-def prepare_qat(model: ViT) -> None:
-    """Round weights and activations to int8 in the forward pass, so that training adapts to it.
-
-    Changes the model in place and keeps its parameter names. Call it before creating the
-    optimizer. After training, call `finish_qat` and then `quantise` with any int8 scheme.
-    """
-    activations = IntxFakeQuantizeConfig(torch.int8, "per_token", is_symmetric=False)
-    weights = IntxFakeQuantizeConfig(torch.int8, "per_channel")
-    quantize_(model, QATConfig(None, activations, weights, step="prepare"))
-
-
-def finish_qat(model: ViT) -> None:
-    """Undo `prepare_qat`: restore plain layers, with the trained weights."""
-    quantize_(model, QATConfig(step="convert"))

@@ -8,7 +8,7 @@ key that does not fit. Models trained by Google's JAX code need `gelu="tanh"`, w
 
 import logging
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -28,7 +28,7 @@ PICKLED = (".pth", ".pt", ".bin", ".tar")
 WRAPPERS = ("state_dict", "model")  # keys under which training programs store the weights
 REMEDY = (
     "Create a model of the file's shape (width, depth, patch_size, pool, pre_logits); for other"
-    " classes use head='drop' or a class mapping"
+    " classes use head='drop'"
 )
 
 
@@ -51,7 +51,7 @@ def load_weights(
     path: Path | str,
     *,
     positions: str = "bilinear",
-    head: str | Mapping[int, int] = "keep",
+    head: str = "keep",
 ) -> None:
     """Load a file or checkpoint directory into a model; on an error the model is unchanged.
 
@@ -62,8 +62,7 @@ def load_weights(
         positions: How learned positions are resampled to another number of patches: "bilinear"
             with aligned corners as in the ViT paper, "bicubic" antialiased as in timm.
         head: "keep" uses the file's head. "drop" leaves the model's own head (its weights are
-            zero if it is new) and pre_logits layer. A mapping from class numbers of the model to
-            those of the file (`class_mapping`) copies rows; other classes keep the model's rows.
+            zero if it is new) and pre_logits layer.
     """
     path = Path(path)
     tensors = read_weights(path, heads=model.config.heads)
@@ -154,46 +153,17 @@ def read_pth(path: Path) -> dict[str, Tensor]:
     }
 
 
-def fit_head(
-    tensors: dict[str, Tensor], state: Mapping[str, Tensor], head: str | Mapping[int, int]
-) -> None:
-    """Keep, drop or map the head of the file in place."""
-    if head == "keep":
-        if "head.weight" in tensors and not tensors["head.weight"].any():
-            log.warning("the head in the file is all zeros, as in Google's first i21k files")
-        return
+def fit_head(tensors: dict[str, Tensor], state: Mapping[str, Tensor], head: str) -> None:
+    """Keep or drop the head of the file in place."""
+    if head not in ("keep", "drop"):
+        raise ValueError(f"head is {head!r}; known: keep, drop")
     if head == "drop":
         layers = ("head.", "pre_logits.")
         for name in [name for name in tensors if name.startswith(layers)]:
             del tensors[name]
         tensors.update({n: tensor for n, tensor in state.items() if n.startswith(layers)})
-        return
-    if isinstance(head, str):
-        raise ValueError(f"head is {head!r}; known: keep, drop, or a mapping of class numbers")
-    if "head.weight" not in tensors:
-        raise ValueError("the file has no head to map; use head='drop'")
-    for name in ("head.weight", "head.bias"):
-        mapped = state[name].clone()
-        for rows, count, owner in (
-            (list(head), len(mapped), "the model"),
-            (list(head.values()), len(tensors[name]), "the file"),
-        ):
-            if rows and not 0 <= min(rows) <= max(rows) < count:
-                raise ValueError(
-                    f"the class mapping has numbers {min(rows)} to {max(rows)} for {owner}, whose"
-                    f" head has {count} classes"
-                )
-        mapped[list(head)] = tensors[name][list(head.values())].to(mapped)
-        tensors[name] = mapped
-
-
-def class_mapping(model_wnids: Sequence[str], file_wnids: Sequence[str]) -> dict[int, int]:
-    """Map class numbers of a model to those of a file by equal wnids; ValueError if none match."""
-    file_numbers = {wnid: number for number, wnid in enumerate(file_wnids)}
-    shared = {n: file_numbers[wnid] for n, wnid in enumerate(model_wnids) if wnid in file_numbers}
-    if not shared:
-        raise ValueError("the two class lists have no wnid in common; are they lists of wnids?")
-    return shared
+    elif "head.weight" in tensors and not tensors["head.weight"].any():
+        log.warning("the head in the file is all zeros, as in Google's first i21k files")
 
 
 def fit_positions(

@@ -29,7 +29,7 @@ def write_record(run_dir: Path, record: Mapping[str, object]) -> None:
     append_line(run_dir / RECORDS, {**record, "time": time.time()}, durable=durable)
 
 
-def tell(run_dir: Path, event: str, **facts: object) -> None:
+def write_event(run_dir: Path, event: str, **facts: object) -> None:
     """Record an event of a run, unless the same event is recorded already.
 
     Paths inside the run's folder are written relative to it, because the folder may be moved.

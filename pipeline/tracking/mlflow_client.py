@@ -131,7 +131,7 @@ class TrackingServer:
         }
         return [m for m in metrics if (m.key, m.step, m.timestamp) not in stored]
 
-    def tell(self, at: Mapping, event: Mapping) -> dict[str, object]:
+    def apply(self, at: Mapping, event: Mapping) -> dict[str, object]:
         """Send an event; returns the changes of the cursor. Refused if it is rejected for good.
 
         start: name, experiment, settings, number; tags: tags; dataset: name, digest, source,

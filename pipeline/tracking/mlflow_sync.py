@@ -106,7 +106,7 @@ class Sender:
         paths = {name: str(self._dir / event[name]) for name in PATH_FACTS if name in event}
         changes = {}
         try:
-            changes = self._server.tell(self._cursor, {**event, **paths})
+            changes = self._server.apply(self._cursor, {**event, **paths})
         except Refused as error:  # for good; the events after it must not wait
             log.warning("MLflow does not take %s of the record: %s", event["event"], error)
         self._advance({**changes, "told": end})

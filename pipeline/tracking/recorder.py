@@ -36,7 +36,7 @@ class Recorder:
         for path in (run_dir / RECORDS, run_dir / EVENTS):
             self._repair(path)
         facts = {"parent": str(parent) if parent else None, "number": self._starts() + 1}
-        self.tell("start", name=name, experiment=experiment, settings=settings, **facts)
+        self.write_event("start", name=name, experiment=experiment, settings=settings, **facts)
         self._sync = MlflowSync(run_dir)
 
     def _repair(self, path: Path) -> None:
@@ -64,14 +64,14 @@ class Recorder:
         write_record(self._dir, record)
         return True
 
-    def tell(self, event: str, **facts: object) -> None:
-        """Record an event; `TrackingServer.tell` lists the events and their facts."""
-        journal.tell(self._dir, event, **facts)
+    def write_event(self, event: str, **facts: object) -> None:
+        """Record an event; `TrackingServer.apply` lists the events and their facts."""
+        journal.write_event(self._dir, event, **facts)
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """Record that a file, or the content of a folder, belongs in a folder of the MLflow run."""
         # the version makes a changed file a new event
-        self.tell("artifact", path=path, folder=folder, version=path.stat().st_mtime_ns)
+        self.write_event("artifact", path=path, folder=folder, version=path.stat().st_mtime_ns)
 
     def finish(
         self,
@@ -83,6 +83,6 @@ class Recorder:
         for path, folder in (artifacts or {}).items():
             self.artifact(path, folder)
         if tags:
-            self.tell("tags", tags=dict(tags))
-        self.tell("status", status=status, number=self._starts())
+            self.write_event("tags", tags=dict(tags))
+        self.write_event("status", status=status, number=self._starts())
         self._sync.finish()

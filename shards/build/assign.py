@@ -77,7 +77,7 @@ def assign(
         buckets = _scatter(system, parts, config, folder, tally)
         stats = ClassStats(config, classes)
         merged = _merged(system, root, buckets, stats, known, tally)
-        tally.classes, numbers = stats.choose(tally)
+        tally.classes, numbers = stats.choose()
         splits = {split: Appender(folder / f"{split}.arrow") for split in ("train", "val")}
         for bucket in merged:
             if bucket.count:
@@ -103,7 +103,8 @@ def _finished(system: pafs.FileSystem, root: str, identity: str) -> Tally | None
     fields = json.loads(store.read_bytes(system, f"{root}/plan/{TALLY}"))
     if fields["plan"] != identity:
         return None
-    return Tally(**{**fields["tally"], "classes": tuple(fields["tally"]["classes"])})
+    counts = {f.name: fields["tally"][f.name] for f in dataclasses.fields(Tally)}
+    return Tally(**{**counts, "classes": tuple(counts["classes"])})
 
 
 def _scatter(

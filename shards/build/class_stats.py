@@ -28,8 +28,6 @@ class Tally:
     small_split: int = 0
     other_class: int = 0
     rare_class: int = 0
-    empty_classes: int = 0
-    dropped_classes: int = 0
 
 
 class ClassStats:
@@ -61,7 +59,7 @@ class ClassStats:
                 self._lowest[wnid] = np.sort(lowest)[: self.config.val_per_class]
         self._stems.append(stem_hashes(table["member"].to_pylist()))
 
-    def choose(self, tally: Tally) -> tuple[tuple[str, ...], dict[str, int]]:
+    def choose(self) -> tuple[tuple[str, ...], dict[str, int]]:
         """The classes in order, and the number of each class that has enough images."""
         stems, repeats = np.unique(np.concatenate([*self._stems, []]), return_counts=True)
         self.clashing = stems[repeats > 1]
@@ -72,6 +70,4 @@ class ClassStats:
         classes = self.classes or tuple(sorted(enough))
         self.listed = set(self.classes or self.images)
         numbers = {wnid: number for number, wnid in enumerate(classes) if wnid in enough}
-        tally.dropped_classes = len(self.images) - len(numbers)
-        tally.empty_classes = len(classes) - len(numbers)
         return classes, numbers
