@@ -9,7 +9,7 @@ from pyarrow import fs as pafs
 
 from shards.build import archive, gunzip, source
 from shards.build.archive import RawSource, Source
-from shards.build.assign import SHARD_BYTES, TAR_OVERHEAD
+from shards.build.assign import TAR_OVERHEAD, num_shards
 from shards.build.config import BuildConfig
 from shards.build.entry import Entry, entries
 from shards.build.transcode import Unusable, transcode, unpacked
@@ -79,12 +79,11 @@ def estimate(sources: Sequence[str], config: BuildConfig) -> Estimate:
             _add_stream(raw, config, sample)
     images = round(sample.files * sample.usable / max(sample.seen, 1))
     mean = sample.stored_bytes / max(sample.usable, 1) + TAR_OVERHEAD
-    per_shard = config.shard_samples or max(1, round(SHARD_BYTES / mean))
     return Estimate(
         sources=tuple(sample.descriptions),
         images=images,
         bytes=round(images * mean),
-        shards=-(-images // per_shard),
+        shards=num_shards(images, mean, config),
         cpu_s=sample.files * sample.seconds / max(sample.seen, 1),
         sample=sample.seen,
         unusable=sample.seen - sample.usable,

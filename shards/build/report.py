@@ -108,9 +108,9 @@ def write(
 
 def read(system: pafs.FileSystem, root: str) -> Saved | None:
     """Read report.json; None if there is none."""
-    if not store.exists(system, f"{root}/{REPORT}"):
+    fields = store.read_json(system, f"{root}/{REPORT}")
+    if fields is None:
         return None
-    fields = json.loads(store.read_bytes(system, f"{root}/{REPORT}"))
     report: dict[str, Any] = fields["report"]
     report["quarantined"] = tuple(Quarantined(**entry) for entry in report["quarantined"])
     for name in ("sources", "notes"):
