@@ -26,7 +26,7 @@ from shards.build.catalogue import parquet_writer
 from shards.build.class_stats import SPLIT_SEED, ClassStats, Tally
 from shards.build.config import BuildConfig
 from shards.build.duplicate import LEFT_OUT, Known, exclude, merge
-from shards.build.key import stem, stem_hashes
+from shards.build.key import key_hashes, stem
 from shards.dataset import store
 
 BUCKET_ROWS = 1 << 17
@@ -174,10 +174,10 @@ def _assigned(
 ) -> pa.Table:
     """A merged bucket with the classes, split and key of each row, without unclassified rows."""
     wnids, splits = table["wnids"].to_pylist(), table["split"].to_pylist()
-    members, hashes = table["member"].to_pylist(), table["sha256"].to_pylist()
+    hashes = table["sha256"].to_pylist()
     lots = mixed(heads(table["sha256"]), SPLIT_SEED)
-    clashes = np.isin(stem_hashes(members), stats.clashing)
-    classes, keys = [], []
+    keys, classes = [stem(member) for member in table["member"].to_pylist()], []
+    clashes = np.isin(key_hashes(keys), stats.clashing)
     for row, names in enumerate(wnids):
         classes.append([numbers[wnid] for wnid in names if wnid in numbers])
         if not classes[-1] and any(wnid in stats.listed for wnid in names):
@@ -185,8 +185,8 @@ def _assigned(
         elif not classes[-1]:
             tally.other_class += 1
         tally.multi_label += len(classes[-1]) > 1
-        suffix = f"_{hashes[row].hex()[:12]}" if clashes[row] else ""
-        keys.append(stem(members[row]) + suffix)
+        if clashes[row]:
+            keys[row] += f"_{hashes[row].hex()[:12]}"
         if splits[row] != "val":
             splits[row] = _drawn_split(names, int(lots[row]), stats)
     table = table.drop_columns("split")
