@@ -67,8 +67,8 @@ def estimate(sources: Sequence[str], config: BuildConfig) -> Estimate:
     # A compressed archive is only read from its start, except a devkit, which is read whole.
     plain = [raw.location for raw in raws if not raw.is_gzip]
     if plain:
-        context = source.Context(config.source_kind, classes, pafs.LocalFileSystem(), "", {})
-        plain += [raw.location for raw in raws if raw.is_gzip and source.is_devkit(raw)]
+        context = source.Context(config.source_kind, classes, pafs.LocalFileSystem(), "")
+        plain += [raw.location for raw in raws if raw.is_gzip and source.kind_of(raw) == "devkit"]
         for recognised in source.recognise(plain, context):
             wnids = {part.wnid for part in recognised.parts} - {""}
             sample.descriptions.append(source.described(recognised, wnids))

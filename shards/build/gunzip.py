@@ -8,11 +8,11 @@ that are missing.
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import zlib
 from collections.abc import Iterator
+from dataclasses import asdict
 
 import pyarrow as pa
 from pyarrow import fs as pafs
@@ -105,20 +105,15 @@ def lay_out(raw: RawSource, kind: Kind, system: pafs.FileSystem, work: str) -> l
     mark = f"{raw.location}\0{raw.info.size}\0{raw.info.mtime_ns}"
     folder = f"{work}/laid-{hashlib.sha256(mark.encode()).hexdigest()[:16]}"
     listing = f"{folder}/listing.json"
-    if not store.exists(system, listing):
+    fields = store.read_json(system, listing)
+    if fields is None:
         store.make_folder(system, folder)
         store.sweep(system, folder)
         cut = _inner_tars if kind == "class-tars" else _runs
         faults: list[Fault] = []
         parts = list(cut(raw, GzipStream(raw), system, folder, faults))
-        text = json.dumps(
-            {
-                "parts": [dataclasses.asdict(part) for part in parts],
-                "faults": [dataclasses.asdict(fault) for fault in faults],
-            }
-        )
-        store.write_bytes(system, listing, text.encode())
-    fields = json.loads(store.read_bytes(system, listing))
+        fields = {"parts": list(map(asdict, parts)), "faults": list(map(asdict, faults))}
+        store.write_bytes(system, listing, json.dumps(fields).encode())
     parts = [Part(**{**part, "classes": tuple(part["classes"])}) for part in fields["parts"]]
     return [*parts, *(Fault(**fault) for fault in fields["faults"])]
 

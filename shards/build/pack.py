@@ -30,7 +30,6 @@ from shards.dataset.format import MANIFEST, Manifest, Shard, open_set, write_inf
 
 SCHEME = 1  # raised whenever the same input would give other bytes
 DEFAULT_VAL_FRACTION = 0.01
-_NOT_IN_THE_BYTES = {"keep_work"}
 
 
 def build(
@@ -54,7 +53,7 @@ def build(
         store.sweep(system, folder)
     work = f"{root}/work"
     classes = class_list(config.classes) if config.classes else None
-    context = source.Context(config.source_kind, classes, system, work, {})
+    context = source.Context(config.source_kind, classes, system, work)
     recognised = source.recognise(locations, context)
     resolved, val_note = _val_split(config, recognised)
     known = Excluded(config.exclude, config.exclude_distance, run) if config.exclude else None
@@ -95,7 +94,7 @@ def settings(config: BuildConfig) -> dict[str, Any]:
     Class lists and shard sets are identified by their content, so that it holds no local path.
     """
     fields = dataclasses.asdict(config)
-    fields = {name: value for name, value in fields.items() if name not in _NOT_IN_THE_BYTES}
+    del fields["keep_work"]
     if config.classes:
         fields["classes"] = Path(config.classes).name
         fields["classes_sha256"] = _hash(*class_list(config.classes))

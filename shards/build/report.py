@@ -42,11 +42,9 @@ class BuildReport:
     """Description of each source."""
     classes: int
     images: Mapping[str, int]
-    """Images by split."""
+    """Images by split; `shards` and `bytes` (of the shards) as well."""
     shards: Mapping[str, int]
-    """Shards by split."""
     bytes: Mapping[str, int]
-    """Bytes of the shards by split."""
     files: int
     """Files in the sources."""
     quarantined_count: int

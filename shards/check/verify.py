@@ -264,6 +264,6 @@ def _job(shard_set: ShardSet, saved: report.Saved) -> writer.ShardJob:
     config = BuildConfig(**{**fields, "exclude": tuple(fields["exclude"])})
     store.make_folder(shard_set.fs, work)
     classes = manifest.classes if config.classes else None
-    context = source.Context(config.source_kind, classes, shard_set.fs, work, {})
+    context = source.Context(config.source_kind, classes, shard_set.fs, work)
     systems = tuple(s.fs for s in source.recognise(list(saved.locations), context))
     return writer.ShardJob(shard_set.fs, shard_set.root, saved.build, config.transcode, systems)
