@@ -35,10 +35,9 @@ class Estimate:
 
     def __str__(self) -> str:
         """The estimate as a short text."""
-        size = f"{self.bytes / 1e9:,.2f} GB"
         lines = (
             *self.sources,
-            f"about {self.images:,} images in {self.shards:,} shards, {size}",
+            f"about {self.images:,} images in {self.shards:,} shards, {self.bytes / 1e9:,.2f} GB",
             f"about {duration(self.cpu_s)} on one core like this",
             f"from a sample of {self.sample} files, {self.unusable} of them unusable; "
             "nothing was written",

@@ -12,7 +12,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pyarrow as pa
 from pyarrow import fs as pafs
@@ -123,16 +123,13 @@ def _inner_tars(
 ) -> Iterator[Part]:
     """Write each class tar to a file."""
     number = 0
-    for member in _members(raw, stream, faults):
-        wnid = archive.inner_class(member)
-        if not wnid:
-            if member.kind != "folder":
-                faults.append(archive.not_class_tar(raw.name, member))
+    for inner in archive.class_tars(raw, _members(raw, stream, faults)):
+        if isinstance(inner, Fault):
+            faults.append(inner)
             continue
-        path, name = f"{folder}/{number:05d}.tar", f"{raw.name}/{member.name}"
-        size = _copy(stream, member.offset, member.offset + member.size, system, path)
-        if size:
-            yield Part(path=path, archive=name, layout="tar", stop=size, wnid=wnid)
+        path = f"{folder}/{number:05d}.tar"
+        if size := _copy(stream, inner.start, inner.stop, system, path):
+            yield replace(inner, path=path, start=0, stop=size)
         number += 1
 
 

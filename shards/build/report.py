@@ -96,12 +96,9 @@ class Saved:
     report: BuildReport
 
 
-def write(
-    system: pafs.FileSystem, root: str, build: str, locations: Sequence[str], report: BuildReport
-) -> None:
+def write(system: pafs.FileSystem, root: str, saved: Saved) -> None:
     """Write report.json, which marks the build as complete."""
-    text = json.dumps({"build": build, "locations": locations, "report": asdict(report)}, indent=1)
-    store.write_bytes(system, f"{root}/{REPORT}", text.encode())
+    store.write_bytes(system, f"{root}/{REPORT}", json.dumps(asdict(saved), indent=1).encode())
 
 
 def read(system: pafs.FileSystem, root: str) -> Saved | None:

@@ -125,7 +125,8 @@ def _archive(raw: RawSource, kind: Kind, context: Context) -> Parts:
     far = kind == "class-tars" or store.is_local(raw.fs)
     with store.RangeReader(raw.fs, raw.path, archive.HEADER_READ if far else None) as reader:
         if kind == "class-tars":
-            yield from archive.class_tars(raw, reader)
+            members = archive.members(reader, 0, reader.size, raw.name)
+            yield from archive.class_tars(raw, members)
         else:
             labels = context.labels if kind == "imagenet-val" else {}
             yield from archive.flat_tar(raw, reader, labels)
