@@ -75,10 +75,8 @@ def build(
 
     result = report.collected(system, root, recognised, parts, tally, splits, (val_note,))
     _publish(system, root, manifest_settings, recognised, tally, splits)
-    # The report marks the build as complete, so it is written last.
-    report.write(
-        system, root, report.Saved(identity, tuple(map(store.absolute, locations)), result)
-    )
+    saved = report.Saved(identity, tuple(map(store.absolute, locations)), result)
+    report.write(system, root, saved)  # marks the build as complete, so it is written last
     _clean(system, root, splits, len(units))
     if not config.keep_work:
         system.delete_dir(work)
