@@ -28,7 +28,7 @@ class _Parallel:
     def runner(self) -> Callable:
         """Start Ray if it is needed, and return the function that runs tasks."""
         if self.workers == 0:
-            from shards.build.pack import serial
+            from shards.build.progress import serial
 
             return serial
         from shards.build import ray_map

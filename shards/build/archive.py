@@ -8,7 +8,7 @@ here that yields its parts.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -83,7 +83,6 @@ class Source:
     """A recognised source."""
 
     name: str
-    """Base name, used in reports."""
     kind: Kind
     fs: pafs.FileSystem
     bytes: int
@@ -208,15 +207,9 @@ def inner_class(member: tar.Member) -> str:
     return stem if is_tar else ""
 
 
-def not_class_tar(archive: str, member: tar.Member) -> Fault:
-    """The fault of a member that is left out of a tar of class tars."""
-    reason = NOT_CLASS_TAR if member.kind == "file" else f"a {member.kind}, not a class tar"
-    return Fault(archive, member.name, member.offset, reason)
-
-
-def class_tars(raw: RawSource, reader: store.RangeReader) -> Iterator[Part | Fault]:
+def class_tars(raw: RawSource, outer: Iterable[tar.Member | Fault]) -> Iterator[Part | Fault]:
     """Parts of a tar of one tar per class: the byte ranges of the inner tars."""
-    for member in members(reader, 0, reader.size, raw.name):
+    for member in outer:
         if isinstance(member, Fault):
             yield member
         elif wnid := inner_class(member):
@@ -224,7 +217,8 @@ def class_tars(raw: RawSource, reader: store.RangeReader) -> Iterator[Part | Fau
             start, stop = member.offset, member.offset + member.size
             yield Part(path=raw.path, archive=name, layout="tar", start=start, stop=stop, wnid=wnid)
         elif member.kind != "folder":
-            yield not_class_tar(raw.name, member)
+            reason = NOT_CLASS_TAR if member.kind == "file" else f"a {member.kind}, not a class tar"
+            yield Fault(raw.name, member.name, member.offset, reason)
 
 
 def flat_tar(

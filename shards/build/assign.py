@@ -26,7 +26,7 @@ from shards.build.catalogue import parquet_writer
 from shards.build.class_stats import SPLIT_SEED, ClassStats, Tally
 from shards.build.config import BuildConfig
 from shards.build.duplicate import LEFT_OUT, Known, exclude, merge
-from shards.build.key import stem, stem_hashes
+from shards.build.key import key_hashes, stem
 from shards.dataset import store
 
 BUCKET_ROWS = 1 << 17
@@ -87,7 +87,9 @@ def assign(
         for split, rows in splits.items():
             rows.close()
             if rows.count:
-                shards = _num_shards(split, rows, config)
+                shards = num_shards(rows.count, rows.bytes / rows.count + TAR_OVERHEAD, config)
+                if split == "val":
+                    shards = min(rows.count, max(shards, config.val_shards))
                 tally.images[split], tally.bytes[split] = rows.count, rows.bytes
                 tally.shards[split] = shards
                 _write(system, f"{root}/plan/{split}.parquet", rows, shards, identity)
@@ -98,10 +100,8 @@ def assign(
 
 def _finished(system: pafs.FileSystem, root: str, identity: str) -> Tally | None:
     """Counts of a finished assignment of this identity."""
-    if not store.exists(system, f"{root}/plan/{TALLY}"):
-        return None
-    fields = json.loads(store.read_bytes(system, f"{root}/plan/{TALLY}"))
-    if fields["plan"] != identity:
+    fields = store.read_json(system, f"{root}/plan/{TALLY}")
+    if fields is None or fields["plan"] != identity:
         return None
     counts = {f.name: fields["tally"][f.name] for f in dataclasses.fields(Tally)}
     return Tally(**{**counts, "classes": tuple(counts["classes"])})
@@ -125,12 +125,9 @@ def _scatter(
         if not table.num_rows:
             continue
         order = mixed(heads(table["sha256"]), config.seed)
-        for name, values in (
-            ("unit", np.full(len(order), unit, np.int32)),
-            ("row", np.arange(len(order), dtype=np.int64)),
-            ("order", order),
-        ):
-            table = table.append_column(name, pa.array(values))
+        table = table.append_column("unit", pa.array(np.full(len(order), unit, np.int32)))
+        table = table.append_column("row", pa.array(np.arange(len(order))))
+        table = table.append_column("order", pa.array(order))
         # The bucket number grows with the hash, so the buckets in sequence are in order.
         high = order >> np.uint64(32)
         chosen = (high * np.uint64(num_buckets) >> np.uint64(32)).astype(np.int64)
@@ -177,10 +174,10 @@ def _assigned(
 ) -> pa.Table:
     """A merged bucket with the classes, split and key of each row, without unclassified rows."""
     wnids, splits = table["wnids"].to_pylist(), table["split"].to_pylist()
-    members, hashes = table["member"].to_pylist(), table["sha256"].to_pylist()
+    hashes = table["sha256"].to_pylist()
     lots = mixed(heads(table["sha256"]), SPLIT_SEED)
-    clashes = np.isin(stem_hashes(members), stats.clashing)
-    classes, keys = [], []
+    keys, classes = [stem(member) for member in table["member"].to_pylist()], []
+    clashes = np.isin(key_hashes(keys), stats.clashing)
     for row, names in enumerate(wnids):
         classes.append([numbers[wnid] for wnid in names if wnid in numbers])
         if not classes[-1] and any(wnid in stats.listed for wnid in names):
@@ -188,17 +185,14 @@ def _assigned(
         elif not classes[-1]:
             tally.other_class += 1
         tally.multi_label += len(classes[-1]) > 1
-        suffix = f"_{hashes[row].hex()[:12]}" if clashes[row] else ""
-        keys.append(stem(members[row]) + suffix)
+        if clashes[row]:
+            keys[row] += f"_{hashes[row].hex()[:12]}"
         if splits[row] != "val":
             splits[row] = _drawn_split(names, int(lots[row]), stats)
     table = table.drop_columns("split")
-    for name, values, kind in (
-        ("split", splits, pa.string()),
-        ("classes", classes, pa.list_(pa.int32())),
-        ("key", keys, pa.string()),
-    ):
-        table = table.append_column(name, pa.array(values, kind))
+    table = table.append_column("split", pa.array(splits, pa.string()))
+    table = table.append_column("classes", pa.array(classes, pa.list_(pa.int32())))
+    table = table.append_column("key", pa.array(keys, pa.string()))
     return table.filter(pa.array([bool(labels) for labels in classes], pa.bool_()))
 
 
@@ -210,11 +204,9 @@ def _drawn_split(wnids: list[str], lot: int, stats: ClassStats) -> str:
     return "val" if is_val else "train"
 
 
-def _num_shards(split: str, rows: Appender, config: BuildConfig) -> int:
-    mean_bytes = rows.bytes / rows.count + TAR_OVERHEAD
-    per_shard = config.shard_samples or max(1, round(SHARD_BYTES / mean_bytes))
-    shards = -(-rows.count // per_shard)
-    return min(rows.count, max(shards, config.val_shards)) if split == "val" else shards
+def num_shards(images: int, mean_bytes: float, config: BuildConfig) -> int:
+    """Shards for images of this mean size in a tar."""
+    return -(-images // (config.shard_samples or max(1, round(SHARD_BYTES / mean_bytes))))
 
 
 def _write(system: pafs.FileSystem, path: str, rows: Appender, shards: int, identity: str) -> None:

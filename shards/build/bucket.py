@@ -31,7 +31,6 @@ class Appender:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.count = self.bytes = 0
-        self._sink: pa.OSFile | None = None
         self._writer: pa.RecordBatchStreamWriter | None = None
 
     def write(self, table: pa.Table) -> None:
@@ -39,17 +38,16 @@ class Appender:
         if not table.num_rows:
             return
         if self._writer is None:
-            self._sink = pa.OSFile(str(self.path), "wb")
-            self._writer = pa.ipc.new_stream(self._sink, table.schema)
+            self._writer = pa.ipc.new_stream(str(self.path), table.schema)
         self._writer.write_table(table)
         self.count += table.num_rows
         self.bytes += pc.sum(table["stored_size"]).as_py()
 
     def close(self) -> None:
         """Finish writing."""
-        if self._writer is not None and self._sink is not None:
+        if self._writer is not None:
             self._writer.close()
-            self._sink.close()
+            self._writer = None  # closes the file
 
     def table(self) -> pa.Table:
         """All rows."""

@@ -69,27 +69,31 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class CatalogueJob:
-    """What all tasks of one catalogue share."""
+class Job:
+    """What all tasks of a stage share."""
 
     fs: pafs.FileSystem
     root: str
     """Folder of the shard set."""
-    work: str
-    """Folder of the spool."""
     identity: str
-    """Hash of sources and settings; files of a catalogue with another identity are replaced."""
+    """Hash of sources and settings; files of another identity are replaced."""
     config: TranscodeConfig
+
+    def spool(self, number: int) -> str:
+        """Path of the encoded images of a unit."""
+        return f"{self.root}/work/spool/{number:05d}.bin"
+
+
+@dataclass(frozen=True)
+class CatalogueJob(Job):
+    """What all tasks of one catalogue share."""
+
     hashed: bool
     """Whether perceptual hashes are needed."""
 
     def part(self, number: int) -> str:
         """Path of the rows of a unit."""
         return f"{self.root}/catalogue/part-{number:05d}.parquet"
-
-    def spool(self, number: int) -> str:
-        """Path of the encoded images of a unit."""
-        return f"{self.work}/spool/{number:05d}.bin"
 
 
 @dataclass(frozen=True)
@@ -140,13 +144,10 @@ def catalogue_unit(job: CatalogueJob, unit: Unit) -> Done:
 
 def finished(number: int, job: CatalogueJob) -> Done | None:
     """Counts of a unit that is catalogued already."""
-    metadata = parquet_metadata(job.fs, job.part(number))
+    metadata = parquet_metadata(job.fs, job.part(number), IDENTITY, job.identity)
     if metadata is None or not store.exists(job.fs, job.spool(number)):
         return None
-    fields = metadata.metadata or {}
-    if fields.get(IDENTITY, b"").decode() != job.identity:
-        return None
-    return Done(int(fields[b"images"]), int(fields[b"bytes"]))
+    return Done(int(metadata.metadata[b"images"]), int(metadata.metadata[b"bytes"]))
 
 
 @contextlib.contextmanager
@@ -159,14 +160,15 @@ def parquet_writer(
             yield writer
 
 
-def parquet_metadata(system: pafs.FileSystem, path: str) -> pq.FileMetaData | None:
-    """Metadata of a Parquet file; None if there is no readable one."""
-    if not store.exists(system, path):
-        return None
+def parquet_metadata(
+    system: pafs.FileSystem, path: str, key: bytes, identity: str
+) -> pq.FileMetaData | None:
+    """Metadata of a Parquet file; None if no readable file stores this identity under the key."""
     try:
-        return pq.read_metadata(path, filesystem=system)
-    except pa.ArrowInvalid:  # another kind of file, or one that a power failure cut short
+        metadata = pq.read_metadata(path, filesystem=system)
+    except (FileNotFoundError, pa.ArrowInvalid):  # ArrowInvalid: cut short by a power failure
         return None
+    return metadata if (metadata.metadata or {}).get(key) == identity.encode() else None
 
 
 def _rows(unit: Unit, job: CatalogueJob, spool: pa.NativeFile) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from shards.build.bucket import heads, mixed
 from shards.build.config import BuildConfig
-from shards.build.key import stem_hashes
+from shards.build.key import key_hashes, stem
 
 SPLIT_SEED = 0x5EED  # the val split does not depend on the seed of the shuffle
 
@@ -57,7 +57,7 @@ class ClassStats:
             if self.config.val_per_class:
                 lowest = np.append(self._lowest.get(wnid, np.zeros(0, np.uint64)), hashes[rows])
                 self._lowest[wnid] = np.sort(lowest)[: self.config.val_per_class]
-        self._stems.append(stem_hashes(table["member"].to_pylist()))
+        self._stems.append(key_hashes(map(stem, table["member"].to_pylist())))
 
     def choose(self) -> tuple[tuple[str, ...], dict[str, int]]:
         """The classes in order, and the number of each class that has enough images."""

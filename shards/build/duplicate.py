@@ -25,43 +25,36 @@ def merge(table: pa.Table) -> tuple[pa.Table, pa.Table, int]:
     table = table.sort_by([(name, "ascending") for name in ("order", "sha256", "unit", "row")])
     hashes = table["sha256"].to_pylist()
     wnids, splits = table["wnids"].to_pylist(), table["split"].to_pylist()
-    firsts, copies, crossing = [0], [], 0
+    archives, members = table["archive"].to_pylist(), table["member"].to_pylist()
+    firsts, copies, reasons, crossing = [0], [], [], 0
     for row in range(1, len(hashes)):
         first = firsts[-1]
         if hashes[row] != hashes[first]:
             firsts.append(row)
             continue
-        copies.append((row, first))
+        copies.append(row)
+        reasons.append(f"same bytes as {archives[first]}: {members[first]}")
         wnids[first].extend(wnid for wnid in wnids[row] if wnid not in wnids[first])
         if splits[row] != splits[first]:
             # An image of the val split leaves the train split, not the other way round.
             splits[first] = "val" if "val" in (splits[row], splits[first]) else "train"
             crossing += 1
-    for name, values, kind in (
-        ("wnids", wnids, pa.list_(pa.string())),
-        ("split", splits, pa.string()),
-    ):
-        column = table.schema.get_field_index(name)
-        table = table.set_column(column, name, pa.array(values, kind))
-    archives, members = (table[name].to_pylist() for name in ("archive", "member"))
-    left_out = [
-        {
-            "archive": archives[row],
-            "member": members[row],
-            "sha256": hashes[row].hex(),
-            "reason": f"same bytes as {archives[first]}: {members[first]}",
-        }
-        for row, first in copies
-    ]
-    return table.take(pa.array(firsts)), pa.Table.from_pylist(left_out, LEFT_OUT), crossing
+    left_out = _left_out(table.take(pa.array(copies, pa.int64())), reasons)
+    table = table.drop_columns(["wnids", "split"])
+    table = table.append_column("wnids", pa.array(wnids, pa.list_(pa.string())))
+    table = table.append_column("split", pa.array(splits, pa.string()))
+    return table.take(pa.array(firsts)), left_out, crossing
 
 
 def exclude(table: pa.Table, known: Known) -> tuple[pa.Table, pa.Table]:
     """The rows that are in no other set, and those that are, with the reason."""
     reasons = known(table)
     is_known = pa.array([bool(reason) for reason in reasons], pa.bool_())
-    out = table.filter(is_known)
-    hashes = pa.array([value.hex() for value in out["sha256"].to_pylist()], pa.string())
-    why = pa.array([reason for reason in reasons if reason], pa.string())
-    columns = [out["archive"], out["member"], hashes, why]
-    return table.filter(pc.invert(is_known)), pa.table(columns, schema=LEFT_OUT)
+    left_out = _left_out(table.filter(is_known), [reason for reason in reasons if reason])
+    return table.filter(pc.invert(is_known)), left_out
+
+
+def _left_out(table: pa.Table, reasons: list[str]) -> pa.Table:
+    hashes = pa.array([value.hex() for value in table["sha256"].to_pylist()], pa.string())
+    columns = [table["archive"], table["member"], hashes, pa.array(reasons, pa.string())]
+    return pa.table(columns, schema=LEFT_OUT)

@@ -9,7 +9,7 @@ from pyarrow import fs as pafs
 
 from shards.build import archive, gunzip, source
 from shards.build.archive import RawSource, Source
-from shards.build.assign import SHARD_BYTES, TAR_OVERHEAD
+from shards.build.assign import TAR_OVERHEAD, num_shards
 from shards.build.config import BuildConfig
 from shards.build.entry import Entry, entries
 from shards.build.transcode import Unusable, transcode, unpacked
@@ -35,10 +35,9 @@ class Estimate:
 
     def __str__(self) -> str:
         """The estimate as a short text."""
-        size = f"{self.bytes / 1e9:,.2f} GB"
         lines = (
             *self.sources,
-            f"about {self.images:,} images in {self.shards:,} shards, {size}",
+            f"about {self.images:,} images in {self.shards:,} shards, {self.bytes / 1e9:,.2f} GB",
             f"about {duration(self.cpu_s)} on one core like this",
             f"from a sample of {self.sample} files, {self.unusable} of them unusable; "
             "nothing was written",
@@ -67,8 +66,8 @@ def estimate(sources: Sequence[str], config: BuildConfig) -> Estimate:
     # A compressed archive is only read from its start, except a devkit, which is read whole.
     plain = [raw.location for raw in raws if not raw.is_gzip]
     if plain:
-        context = source.Context(config.source_kind, classes, pafs.LocalFileSystem(), "", {})
-        plain += [raw.location for raw in raws if raw.is_gzip and source.is_devkit(raw)]
+        context = source.Context(config.source_kind, classes, pafs.LocalFileSystem(), "")
+        plain += [raw.location for raw in raws if raw.is_gzip and source.kind_of(raw) == "devkit"]
         for recognised in source.recognise(plain, context):
             wnids = {part.wnid for part in recognised.parts} - {""}
             sample.descriptions.append(source.described(recognised, wnids))
@@ -79,12 +78,11 @@ def estimate(sources: Sequence[str], config: BuildConfig) -> Estimate:
             _add_stream(raw, config, sample)
     images = round(sample.files * sample.usable / max(sample.seen, 1))
     mean = sample.stored_bytes / max(sample.usable, 1) + TAR_OVERHEAD
-    per_shard = config.shard_samples or max(1, round(SHARD_BYTES / mean))
     return Estimate(
         sources=tuple(sample.descriptions),
         images=images,
         bytes=round(images * mean),
-        shards=-(-images // per_shard),
+        shards=num_shards(images, mean, config),
         cpu_s=sample.files * sample.seconds / max(sample.seen, 1),
         sample=sample.seen,
         unusable=sample.seen - sample.usable,

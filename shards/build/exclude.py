@@ -1,16 +1,16 @@
 """Recognise the images of other shard sets, to leave them out (the ImageNet-1k validation set).
 
-known = Excluded.load(["imagenet-1k"], distance=3, run=run);  known(table) -> reasons
+known = Excluded(["imagenet-1k"], distance=3, run=run);  known(table) -> reasons
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from shards.build.progress import Run
 from shards.build.transcode import Unusable, opened, perceptual_hash
 from shards.dataset import format, store
 from shards.dataset.format import Shard, ShardSet
@@ -57,7 +57,11 @@ def _phashes(shard_set: ShardSet, shard: Shard) -> list[int | None]:
 class Excluded:
     """Finds the catalogue rows whose images are in one of the sets; picklable and read-only."""
 
-    def __init__(self, hashes: Sequence[Hashes], distance: int) -> None:
+    def __init__(self, locations: Iterable[str], distance: int, run: Run) -> None:
+        """Read the hashes of the shard sets at these locations."""
+        sets = map(format.open_set, locations)
+        items = [(one, shard) for one in sets for shard in one.manifest.shards]
+        hashes = sorted(run(shard_hashes, items), key=lambda one: one.keys[:1])
         self.distance = distance
         self.keys = [key for one in hashes for key in one.keys]
         contents = np.concatenate([one.contents for one in hashes])
@@ -75,21 +79,6 @@ class Excluded:
             values = (self._phashes >> shift) & mask
             order = np.argsort(values, kind="stable")
             self._bands.append((shift, mask, values[order], order))
-
-    @classmethod
-    def load(
-        cls,
-        locations: Iterable[str],
-        distance: int,
-        run: Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]],
-    ) -> "Excluded":
-        """Read the hashes of shard sets."""
-        items = []
-        for location in locations:
-            shard_set = format.open_set(location)
-            for shards in shard_set.manifest.splits.values():
-                items += [(shard_set, shard) for shard in shards]
-        return cls(sorted(run(shard_hashes, items), key=lambda one: one.keys[:1]), distance)
 
     def __call__(self, table: pa.Table) -> list[str]:
         """Why each row is left out, "" if it is not."""

@@ -8,11 +8,11 @@ that are missing.
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import zlib
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 
 import pyarrow as pa
 from pyarrow import fs as pafs
@@ -105,20 +105,15 @@ def lay_out(raw: RawSource, kind: Kind, system: pafs.FileSystem, work: str) -> l
     mark = f"{raw.location}\0{raw.info.size}\0{raw.info.mtime_ns}"
     folder = f"{work}/laid-{hashlib.sha256(mark.encode()).hexdigest()[:16]}"
     listing = f"{folder}/listing.json"
-    if not store.exists(system, listing):
+    fields = store.read_json(system, listing)
+    if fields is None:
         store.make_folder(system, folder)
         store.sweep(system, folder)
         cut = _inner_tars if kind == "class-tars" else _runs
         faults: list[Fault] = []
         parts = list(cut(raw, GzipStream(raw), system, folder, faults))
-        text = json.dumps(
-            {
-                "parts": [dataclasses.asdict(part) for part in parts],
-                "faults": [dataclasses.asdict(fault) for fault in faults],
-            }
-        )
-        store.write_bytes(system, listing, text.encode())
-    fields = json.loads(store.read_bytes(system, listing))
+        fields = {"parts": list(map(asdict, parts)), "faults": list(map(asdict, faults))}
+        store.write_bytes(system, listing, json.dumps(fields).encode())
     parts = [Part(**{**part, "classes": tuple(part["classes"])}) for part in fields["parts"]]
     return [*parts, *(Fault(**fault) for fault in fields["faults"])]
 
@@ -128,16 +123,13 @@ def _inner_tars(
 ) -> Iterator[Part]:
     """Write each class tar to a file."""
     number = 0
-    for member in _members(raw, stream, faults):
-        wnid = archive.inner_class(member)
-        if not wnid:
-            if member.kind != "folder":
-                faults.append(archive.not_class_tar(raw.name, member))
+    for inner in archive.class_tars(raw, _members(raw, stream, faults)):
+        if isinstance(inner, Fault):
+            faults.append(inner)
             continue
-        path, name = f"{folder}/{number:05d}.tar", f"{raw.name}/{member.name}"
-        size = _copy(stream, member.offset, member.offset + member.size, system, path)
-        if size:
-            yield Part(path=path, archive=name, layout="tar", stop=size, wnid=wnid)
+        path = f"{folder}/{number:05d}.tar"
+        if size := _copy(stream, inner.start, inner.stop, system, path):
+            yield replace(inner, path=path, start=0, stop=size)
         number += 1
 
 

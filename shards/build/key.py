@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -16,7 +17,7 @@ def stem(member: str) -> str:
     return _NOT_IN_KEYS.sub("_", name)[:_LONGEST_KEY]
 
 
-def stem_hashes(members: list[str]) -> np.ndarray:
-    """64-bit hashes of the keys for file names, to find keys that clash."""
-    raw = b"".join(hashlib.blake2b(stem(m).encode(), digest_size=8).digest() for m in members)
+def key_hashes(keys: Iterable[str]) -> np.ndarray:
+    """64-bit hashes of keys, to find keys that occur twice."""
+    raw = b"".join(hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys)
     return np.frombuffer(raw, np.uint64)

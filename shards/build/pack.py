@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from shards.build import assign, catalogue, class_stats, report, source, writer
 from shards.build.archive import Source
 from shards.build.config import BuildConfig
 from shards.build.exclude import Excluded
-from shards.build.progress import Listen, StageProgress
+from shards.build.progress import Listen, Run, StageProgress, serial
 from shards.build.report import BuildReport
 from shards.dataset import store
 from shards.dataset.classes import class_list
@@ -30,15 +30,6 @@ from shards.dataset.format import MANIFEST, Manifest, Shard, open_set, write_inf
 
 SCHEME = 1  # raised whenever the same input would give other bytes
 DEFAULT_VAL_FRACTION = 0.01
-_NOT_IN_THE_BYTES = {"keep_work"}
-
-Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
-"""Applies a function to items and yields the results, in any order."""
-
-
-def serial(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """Run tasks one after the other in this process."""
-    return map(function, items)
 
 
 def build(
@@ -62,16 +53,16 @@ def build(
         store.sweep(system, folder)
     work = f"{root}/work"
     classes = class_list(config.classes) if config.classes else None
-    context = source.Context(config.source_kind, classes, system, work, {})
+    context = source.Context(config.source_kind, classes, system, work)
     recognised = source.recognise(locations, context)
     resolved, val_note = _val_split(config, recognised)
-    known = Excluded.load(config.exclude, config.exclude_distance, run) if config.exclude else None
+    known = Excluded(config.exclude, config.exclude_distance, run) if config.exclude else None
 
     hashed = known is not None
     # Only what decides the bytes of the catalogue: a build with another seed can use it again.
     decisive = str(config.transcode), config.source_kind, str(hashed), str(_versions())
     seen = _hash(_hash(fingerprint, str(classes)), *decisive)
-    job = catalogue.CatalogueJob(system, root, work, seen, config.transcode, hashed)
+    job = catalogue.CatalogueJob(system, root, seen, config.transcode, hashed)
     units = catalogue.units(recognised)
     task = functools.partial(catalogue.catalogue_unit, job)
     for _ in _results("catalogue", task, units, run, progress):
@@ -79,13 +70,13 @@ def build(
     parts = [job.part(unit.number) for unit in units]
     tally = assign.assign(system, root, parts, resolved, classes, identity, known)
     systems = tuple(one.fs for one in recognised)
-    shard_job = writer.ShardJob(system, root, identity, systems, work, config.transcode)
+    shard_job = writer.ShardJob(system, root, identity, config.transcode, systems)
     splits = _shards(shard_job, tally, run, progress)
 
     result = report.collected(system, root, recognised, parts, tally, splits, (val_note,))
     _publish(system, root, manifest_settings, recognised, tally, splits)
-    # The report marks the build as complete, so it is written last.
-    report.write(system, root, identity, [store.absolute(one) for one in locations], result)
+    saved = report.Saved(identity, tuple(map(store.absolute, locations)), result)
+    report.write(system, root, saved)  # marks the build as complete, so it is written last
     _clean(system, root, splits, len(units))
     if not config.keep_work:
         system.delete_dir(work)
@@ -103,7 +94,7 @@ def settings(config: BuildConfig) -> dict[str, Any]:
     Class lists and shard sets are identified by their content, so that it holds no local path.
     """
     fields = dataclasses.asdict(config)
-    fields = {name: value for name, value in fields.items() if name not in _NOT_IN_THE_BYTES}
+    del fields["keep_work"]
     if config.classes:
         fields["classes"] = Path(config.classes).name
         fields["classes_sha256"] = _hash(*class_list(config.classes))

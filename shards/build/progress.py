@@ -1,8 +1,9 @@
-"""Progress of a build: for each stage a bar on a terminal, or a line every few seconds."""
+"""How tasks are run, and the progress of a build: a bar or lines for each stage."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from support.console import Progress
 
@@ -20,6 +21,13 @@ class StageProgress:
 
 
 Listen = Callable[[StageProgress], None]
+Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
+"""Applies a function to items and yields the results, in any order."""
+
+
+def serial(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """Run tasks one after the other in this process."""
+    return map(function, items)
 
 
 class BuildProgress:

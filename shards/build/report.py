@@ -42,11 +42,9 @@ class BuildReport:
     """Description of each source."""
     classes: int
     images: Mapping[str, int]
-    """Images by split."""
+    """Images by split; `shards` and `bytes` (of the shards) as well."""
     shards: Mapping[str, int]
-    """Shards by split."""
     bytes: Mapping[str, int]
-    """Bytes of the shards by split."""
     files: int
     """Files in the sources."""
     quarantined_count: int
@@ -98,19 +96,16 @@ class Saved:
     report: BuildReport
 
 
-def write(
-    system: pafs.FileSystem, root: str, build: str, locations: Sequence[str], report: BuildReport
-) -> None:
+def write(system: pafs.FileSystem, root: str, saved: Saved) -> None:
     """Write report.json, which marks the build as complete."""
-    text = json.dumps({"build": build, "locations": locations, "report": asdict(report)}, indent=1)
-    store.write_bytes(system, f"{root}/{REPORT}", text.encode())
+    store.write_bytes(system, f"{root}/{REPORT}", json.dumps(asdict(saved), indent=1).encode())
 
 
 def read(system: pafs.FileSystem, root: str) -> Saved | None:
     """Read report.json; None if there is none."""
-    if not store.exists(system, f"{root}/{REPORT}"):
+    fields = store.read_json(system, f"{root}/{REPORT}")
+    if fields is None:
         return None
-    fields = json.loads(store.read_bytes(system, f"{root}/{REPORT}"))
     report: dict[str, Any] = fields["report"]
     report["quarantined"] = tuple(Quarantined(**entry) for entry in report["quarantined"])
     for name in ("sources", "notes"):

@@ -3,7 +3,7 @@
 import json
 import posixpath
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from pyarrow import fs as pafs
 
@@ -25,7 +25,7 @@ class Context:
     """File system of `work`."""
     work: str
     """Folder for laid-out archives."""
-    labels: Mapping[str, str]
+    labels: Mapping[str, str] = field(default_factory=dict)
     """Classes of the ILSVRC2012 validation images by file name."""
 
 
@@ -33,14 +33,11 @@ def recognise(locations: Sequence[str], context: Context) -> tuple[Source, ...]:
     """The sources at these locations, in this order; raises ValueError if one is unknown."""
     if not locations:
         raise ValueError("no source given; give an archive, a folder of classes, or shards")
-    raws = [archive.find(location) for location in locations]
-    kinds = [_kind(raw, context.kind) for raw in raws]
-    labels: dict[str, str] = {}
-    for raw, kind in zip(raws, kinds, strict=True):
+    kinds = [(raw, kind_of(raw, context.kind)) for raw in map(archive.find, locations)]
+    for raw, kind in kinds:
         if kind == "devkit":
-            labels |= devkit.labels(raw)
-    context = replace(context, labels=labels)
-    sources = tuple(_source(raw, kind, context) for raw, kind in zip(raws, kinds, strict=True))
+            context = replace(context, labels={**context.labels, **devkit.labels(raw)})
+    sources = tuple(_source(raw, kind, context) for raw, kind in kinds)
     if not any(source.parts for source in sources):
         raise ValueError(
             f"{', '.join(locations)}: a devkit alone has no images; give an archive too"
@@ -72,12 +69,7 @@ def described(source: Source, wnids: set[str]) -> str:
     return f"{source.name}: {source.kind}, {classes.described(wnids)}{size}"
 
 
-def is_devkit(raw: RawSource) -> bool:
-    """Whether an archive is the ILSVRC2012 devkit."""
-    return _kind(raw, "auto") == "devkit"
-
-
-def _kind(raw: RawSource, kind: Kind) -> Kind:
+def kind_of(raw: RawSource, kind: Kind = "auto") -> Kind:
     """Kind of a source: the one asked for, except that a devkit is always recognised as such."""
     if raw.info.type == pafs.FileType.Directory:
         return kind if kind != "auto" else _folder_kind(raw)
@@ -100,12 +92,10 @@ def _folder_kind(raw: RawSource) -> Kind:
 
 
 def _source(raw: RawSource, kind: Kind, context: Context) -> Source:
-    parts: Parts = iter(())
-    if raw.info.type == pafs.FileType.Directory and kind != "devkit":
-        parts = _FOLDERS[kind](raw, context)
-    elif kind != "devkit":
-        parts = _archive(raw, kind, context)
-    items = list(parts)
+    items: list[Part | Fault] = []
+    if kind != "devkit":
+        is_folder = raw.info.type == pafs.FileType.Directory
+        items += _FOLDERS[kind](raw, context) if is_folder else _archive(raw, kind, context)
     source = Source(
         name=raw.name,
         kind=kind,
@@ -135,7 +125,8 @@ def _archive(raw: RawSource, kind: Kind, context: Context) -> Parts:
     far = kind == "class-tars" or store.is_local(raw.fs)
     with store.RangeReader(raw.fs, raw.path, archive.HEADER_READ if far else None) as reader:
         if kind == "class-tars":
-            yield from archive.class_tars(raw, reader)
+            members = archive.members(reader, 0, reader.size, raw.name)
+            yield from archive.class_tars(raw, members)
         else:
             labels = context.labels if kind == "imagenet-val" else {}
             yield from archive.flat_tar(raw, reader, labels)

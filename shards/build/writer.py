@@ -17,8 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from shards.build.catalogue import parquet_metadata
-from shards.build.config import TranscodeConfig
+from shards.build.catalogue import Job, parquet_metadata
 from shards.build.transcode import Unusable, transcode, unpacked
 from shards.dataset import format, store, tar
 from shards.dataset.format import Shard
@@ -45,16 +44,10 @@ class Place:
 
 
 @dataclass(frozen=True)
-class ShardJob:
+class ShardJob(Job):
     """What the tasks of all shards share."""
 
-    fs: pafs.FileSystem
-    root: str
-    assignment: str
-    """Identity of the assignment; shards of another assignment are replaced."""
     sources: tuple[pafs.FileSystem, ...]
-    work: str
-    config: TranscodeConfig
 
 
 def write_shard(job: ShardJob, place: Place) -> Shard:
@@ -78,7 +71,7 @@ def write_shard(job: ShardJob, place: Place) -> Shard:
         out.write(tar.END)
     shard = Shard(place.name, len(rows), start + len(tar.END), sha256.hexdigest())
     metadata = {
-        SHARD["plan"]: job.assignment,
+        SHARD["plan"]: job.identity,
         SHARD["bytes"]: str(shard.bytes),
         SHARD["sha256"]: shard.sha256,
     }
@@ -103,15 +96,13 @@ def sample_bytes(key: str, image: bytes, classes: tuple[int, ...]) -> tuple[byte
 def finished(place: Place, job: ShardJob) -> Shard | None:
     """The shard at this place if it is written already under this assignment."""
     index = f"{job.root}/{Shard(place.name, 0, 0, '').index_name}"
-    metadata = parquet_metadata(job.fs, index)
+    metadata = parquet_metadata(job.fs, index, SHARD["plan"], job.identity)
     if metadata is None:
         return None
-    fields = metadata.metadata or {}
-    note = {key: fields.get(name, b"").decode() for key, name in SHARD.items()}
-    size = store.size_of(job.fs, f"{job.root}/{place.name}")
-    if note["plan"] != job.assignment or str(size) != note["bytes"]:
+    size, sha256 = (metadata.metadata[SHARD[name]].decode() for name in ("bytes", "sha256"))
+    if str(store.size_of(job.fs, f"{job.root}/{place.name}")) != size:
         return None
-    return Shard(place.name, metadata.num_rows, int(note["bytes"]), note["sha256"])
+    return Shard(place.name, metadata.num_rows, int(size), sha256)
 
 
 def _index_row(row: dict[str, Any], **span: int) -> dict[str, Any]:
@@ -158,7 +149,7 @@ def _image(row: dict[str, Any], job: ShardJob, opened: Open) -> bytes:
     if row["spool_offset"] < 0:
         return original()
     try:
-        spool = f"{job.work}/spool/{row['unit']:05d}.bin"
+        spool = job.spool(row["unit"])
         return store.read_range(opened(None, spool), spool, row["spool_offset"], row["stored_size"])
     except FileNotFoundError:
         data = unpacked(original())
@@ -169,9 +160,3 @@ def _image(row: dict[str, Any], job: ShardJob, opened: Open) -> bytes:
             f"{row['archive']}: {row['member']} was usable when it was catalogued and is not now "
             f"({error}); the archive has changed"
         ) from error
-
-
-def read_range(system: pafs.FileSystem, path: str, offset: int, size: int) -> bytes:
-    """Bytes [offset, offset + size) of a file."""
-    with system.open_input_file(path) as file:
-        return store.read_range(file, path, offset, size)

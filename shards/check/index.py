@@ -22,7 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from pyarrow import fs as pafs
 
 from shards.build import archive
-from shards.build.pack import Run, serial
+from shards.build.progress import Run, serial
 from shards.dataset import classes, format, store, tar
 from shards.dataset.format import Manifest, Shard
 

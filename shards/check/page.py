@@ -5,7 +5,6 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 
 from shards.build.transcode import opened
-from shards.build.writer import read_range
 from shards.check.info import Description
 from shards.dataset import format, store, wordnet
 from support.chart import bar_chart, line_chart
@@ -97,11 +96,13 @@ def samples(location: str) -> Iterator[tuple[str, str, str]]:
     shards = shard_set.manifest.shards
     per_shard = -(-SHEET_IMAGES // max(len(shards), 1))
     for shard in shards[:: -(-len(shards) // SHEET_IMAGES)]:
-        for row in shard_set.read_index(shard).slice(0, per_shard).to_pylist():
-            data = read_range(shard_set.fs, shard_set.path(shard), row["offset"], row["size"])
-            wnids = (shard_set.manifest.classes[number] for number in row["classes"])
-            names = "; ".join(wordnet.name(wnid).split(",")[0] for wnid in wnids)
-            yield thumbnail(data), names, row["key"]
+        path = shard_set.path(shard)
+        with shard_set.fs.open_input_file(path) as file:
+            for row in shard_set.read_index(shard).slice(0, per_shard).to_pylist():
+                wnids = (shard_set.manifest.classes[number] for number in row["classes"])
+                names = "; ".join(wordnet.name(wnid).split(",")[0] for wnid in wnids)
+                data = store.read_range(file, path, row["offset"], row["size"])
+                yield thumbnail(data), names, row["key"]
 
 
 def thumbnail(data: bytes) -> str:

@@ -19,7 +19,8 @@ from pyarrow import fs as pafs
 
 from shards.build import archive, report, source, writer
 from shards.build.config import BuildConfig
-from shards.build.pack import Run, serial
+from shards.build.key import key_hashes
+from shards.build.progress import Run, serial
 from shards.build.transcode import Unusable, opened
 from shards.dataset import format, store, tar
 from shards.dataset.format import Manifest, Shard, ShardSet
@@ -132,8 +133,7 @@ def _shard(shard_set: ShardSet, decode: bool, shard: Shard) -> _Checked:
     except (FileNotFoundError, pa.ArrowInvalid, KeyError) as error:
         fault = Fault(shard.name, "", f"its index cannot be read: {error}")
         return _Checked(shard.name, (fault,), np.zeros(0, np.uint64))
-    hashes = (hashlib.blake2b(row["key"].encode(), digest_size=8).digest() for row in rows)
-    keys = np.frombuffer(b"".join(hashes), np.uint64)
+    keys = key_hashes(row["key"] for row in rows)
     try:
         reasons = list(_shard_faults(shard_set, shard, rows, decode))
     except FileNotFoundError:
@@ -253,7 +253,7 @@ def repair(location: str, result: Verified, run: Run = serial) -> Iterator[str]:
         if writer.SHARD_FILE.fullmatch(info.base_name):
             store.discard(shard_set.fs, info.path)
     format.write_info(shard_set.fs, shard_set.root, shard_set.manifest)
-    shard_set.fs.delete_dir(job.work)
+    shard_set.fs.delete_dir(f"{shard_set.root}/work")
 
 
 def _job(shard_set: ShardSet, saved: report.Saved) -> writer.ShardJob:
@@ -264,7 +264,6 @@ def _job(shard_set: ShardSet, saved: report.Saved) -> writer.ShardJob:
     config = BuildConfig(**{**fields, "exclude": tuple(fields["exclude"])})
     store.make_folder(shard_set.fs, work)
     classes = manifest.classes if config.classes else None
-    context = source.Context(config.source_kind, classes, shard_set.fs, work, {})
+    context = source.Context(config.source_kind, classes, shard_set.fs, work)
     systems = tuple(s.fs for s in source.recognise(list(saved.locations), context))
-    transcode = config.transcode
-    return writer.ShardJob(shard_set.fs, shard_set.root, saved.build, systems, work, transcode)
+    return writer.ShardJob(shard_set.fs, shard_set.root, saved.build, config.transcode, systems)

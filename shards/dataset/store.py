@@ -7,9 +7,11 @@ reader = RangeReader(fs, path)             # reader(offset, size) -> bytes, read
 
 import contextlib
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
@@ -102,6 +104,11 @@ def write_bytes(system: pafs.FileSystem, path: str, data: bytes) -> None:
     """Write data to path, atomically."""
     with written(system, path) as stream:
         stream.write(data)
+
+
+def read_json(system: pafs.FileSystem, path: str) -> Any:  # noqa: ANN401
+    """Content of a JSON file, None if there is no file."""
+    return json.loads(read_bytes(system, path)) if exists(system, path) else None
 
 
 def discard(system: pafs.FileSystem, path: str) -> None:

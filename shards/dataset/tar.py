@@ -1,7 +1,5 @@
 """Tar headers: writing USTAR headers, and walking the members of a tar.
 
-Two callers use the walk. Training is strict: the first malformed header is an error. The catalogue
-of archives passes `damage`: the fault is reported and the walk skips to the next valid header.
 Headers are parsed directly, because `tarfile` takes several times longer per member.
 """
 
