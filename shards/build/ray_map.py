@@ -4,6 +4,7 @@ build(sources, out, config, run=ray_map)
 """
 
 import itertools
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -19,7 +20,11 @@ def start(workers: int | None) -> None:
     if ray.is_initialized():
         return
     local = {"address": "local", "num_cpus": workers, "include_dashboard": False}
-    ray.init(**({} if "RAY_ADDRESS" in os.environ else local), log_to_driver=False)
+    ray.init(
+        **({} if "RAY_ADDRESS" in os.environ else local),
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
 
 
 def ray_map(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
