@@ -33,11 +33,6 @@ class SampleFilter:
     classes: frozenset[int] | None = None
     """A sample must have one of these class numbers; None keeps all samples."""
 
-    @property
-    def all(self) -> bool:
-        """Whether all samples are kept."""
-        return self.fraction >= 1 and self.classes is None
-
     def of_index(self, index: pa.Table) -> np.ndarray:
         """(n,) bool: which samples of a shard's index are kept."""
         kept = np.ones(len(index), bool)
@@ -154,13 +149,19 @@ class Dataset:
         )
 
 
+def set_name(location: str) -> str:
+    """Name of a shard set: that of its folder, or of the folder above one named "shards"."""
+    path = Path(location)
+    return path.parent.name if path.name == "shards" else path.name
+
+
 def open_train(data: DataConfig, location: str) -> Dataset:
     """The training data of a run: the training split of all shard sets."""
-    locations, filters = (
+    locations, chosen = (
         (location, *data.extra),
         {"classes": data.classes, "fraction": data.fraction},
     )
-    return Dataset.open(locations, data.train_split, data.slice_samples, **filters)
+    return Dataset.open(locations, data.train_split, data.slice_samples, **chosen)
 
 
 def open_eval(data: DataConfig, location: str) -> Dataset:
@@ -210,8 +211,5 @@ def read_extents(
             f"{shard.name}: its index has {len(index)} samples, the manifest says "
             f"{shard.samples}; run python -m shards verify {shards.location}"
         )
-    starts, stops = index["start"].to_numpy(), index["stop"].to_numpy()
-    if sample_filter.all:
-        return starts, stops
     kept = sample_filter.of_index(index)
-    return starts[kept], stops[kept]
+    return index["start"].to_numpy()[kept], index["stop"].to_numpy()[kept]
