@@ -157,11 +157,8 @@ def set_name(location: str) -> str:
 
 def open_train(data: DataConfig, location: str) -> Dataset:
     """The training data of a run: the training split of all shard sets."""
-    locations, chosen = (
-        (location, *data.extra),
-        {"classes": data.classes, "fraction": data.fraction},
-    )
-    return Dataset.open(locations, data.train_split, data.slice_samples, **chosen)
+    chosen = {"classes": data.classes, "fraction": data.fraction}
+    return Dataset.open((location, *data.extra), data.train_split, data.slice_samples, **chosen)
 
 
 def open_eval(data: DataConfig, location: str) -> Dataset:
