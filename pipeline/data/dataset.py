@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from pipeline.data.order import Mixture, Order, Slices
 from pipeline.settings.config import DataConfig
+from shards.dataset.classes import mapping
 from shards.dataset.format import Sample, Shard, ShardSet, open_set
 
 # each index costs a few round trips; the threads only wait for storage
@@ -181,7 +182,7 @@ def class_numbers(path: Path, classes: tuple[str, ...]) -> frozenset[int]:
     if unknown or not listed:
         wrong = f"unknown: {', '.join(unknown[:10])}" if unknown else "it is empty"
         raise ValueError(f"data.classes {path} must list wnids of the data, one per line; {wrong}")
-    return frozenset(classes.index(wnid) for wnid in listed)
+    return frozenset(mapping(listed, classes))
 
 
 def renumbered(shards: ShardSet, classes: tuple[str, ...]) -> np.ndarray | None:

@@ -26,7 +26,7 @@ def write_report(
 
     `price_per_hour`, of one worker, overrides the run's setting; `status` overrides its record.
     """
-    run = RunData.read(run_dir)
+    run = RunData(run_dir)
     price = price_per_hour or run.settings.get("record.price_per_hour")
     defaults = TrainConfig().flat()
     page = render(
