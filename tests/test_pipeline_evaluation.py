@@ -500,7 +500,7 @@ def test_bad_input_is_refused_before_ray_starts(eval_model, tmp_path, monkeypatc
             (str(eval_model.path), "--crops", "eleven"),
             "unknown crops 'eleven'; known: center, three",
         ),
-        ((str(eval_model.path), "--data", str(tmp_path)), "manifest.json is not there"),
+        ((str(eval_model.path), "--data", str(tmp_path)), "it has no manifest.json"),
         ((str(tmp_path / "x.safetensors"),), "--data"),
     ):
         assert main(["evaluate", *arguments]) == 2

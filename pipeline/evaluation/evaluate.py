@@ -207,7 +207,7 @@ def write_classes(
     """Write the accuracy of every class that has images, under every protocol."""
     counts = {name: metrics.per_class(each, len(classes)) for name, each in predictions.items()}
     images = counts[CENTER][0]
-    with written(path) as aside, aside.open("w", newline="") as file:
+    with written(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["wnid", "name", "images", *(f"top1 {name}" for name in predictions)])
         for number in np.flatnonzero(images):
