@@ -76,7 +76,7 @@ class Train:
         """Train, or only show the expected cost."""
         config = self.config.absolute()
         if self.plan:
-            sys.stdout.write(f"{Budget.of(config, gpu=self.plan_gpu, mfu=self.plan_mfu)}\n")
+            sys.stdout.write(f"{Budget(config, gpu=self.plan_gpu, mfu=self.plan_mfu)}\n")
             return 0
         open_console(verbose=self.verbose)
         # before Ray is imported: workers stay in this folder

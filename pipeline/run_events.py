@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipeline.checkpoint import local
 from pipeline.checkpoint.local import Checkpoint
+from pipeline.data.dataset import set_name
 from pipeline.evaluation import evaluate
 from pipeline.evaluation.metrics import METRICS
 from pipeline.outcome import RESULT
@@ -35,19 +36,12 @@ def record_circumstances(recorder: Recorder, job: Job) -> None:
         locations = [subset.shards.location for subset in dataset.subsets]
         recorder.write_event(
             "dataset",
-            name=dataset_name(locations[0], split),
+            name=f"{set_name(locations[0])}/{split}",
             digest=dataset.fingerprint,
             source=", ".join(locations),
             context=context,
             samples=dataset.samples,
         )
-
-
-def dataset_name(location: str, split: str) -> str:
-    """Name of a split of a shard set, with the folder's name; "shards" takes the folder above."""
-    path = Path(location)
-    name = path.parent.name if path.name == "shards" else path.name
-    return f"{name}/{split}"
 
 
 def record_result(recorder: Recorder, job: Job, best: Checkpoint, evaluation: Path) -> None:
@@ -57,20 +51,18 @@ def record_result(recorder: Recorder, job: Job, best: Checkpoint, evaluation: Pa
     others = [c for c in local.checkpoints(job.checkpoints) if c.step != best.step]
     models = {"best": [best], "kept": [best, *others], "none": []}
     for checkpoint in models[settings.models]:
-        tell_model(job.dir, checkpoint, settings.register)
+        write_model(job.dir, checkpoint, settings.register)
     if settings.models != "none":
-        tell_evaluation(job.dir, evaluation)
+        write_evaluation(job.dir, evaluation)
     for path in sorted(best.path.iterdir()):
         if path.name not in PRIVATE:
-            recorder.artifact(path, "checkpoint")
-    recorder.artifact(job.dir / RESULT)
-    for path in result_files(evaluation):
-        recorder.artifact(path, f"evaluations/{evaluation.name}")
-    recorder.artifact(write_report(job.dir, status="FINISHED"))
+            journal.write_artifact(job.dir, path, "checkpoint")
+    journal.write_artifact(job.dir, job.dir / RESULT)
+    write_files(job.dir, evaluation, status="FINISHED")
     recorder.finish("FINISHED")
 
 
-def tell_model(run_dir: Path, checkpoint: Checkpoint, register: str | None = None) -> None:
+def write_model(run_dir: Path, checkpoint: Checkpoint, register: str | None = None) -> None:
     """Record a checkpoint as a model with its metrics from training, and register it."""
     about = {"checkpoint": checkpoint.path, "step": checkpoint.step}
     journal.write_event(run_dir, "model", **about)
@@ -95,7 +87,7 @@ def evaluation_data(run_dir: Path) -> dict[str, str]:
     return data
 
 
-def tell_evaluation(run_dir: Path, folder: Path) -> None:
+def write_evaluation(run_dir: Path, folder: Path) -> None:
     """Attach the result of an evaluation to its model."""
     result = json.loads((folder / evaluate.RESULT).read_text())
     journal.write_event(
@@ -104,7 +96,7 @@ def tell_evaluation(run_dir: Path, folder: Path) -> None:
         checkpoint=Path(result["checkpoint"]),
         step=result["step"],
         metrics=attached(result),
-        dataset=dataset_name(result["data"], result["split"]),
+        dataset=f"{set_name(result['data'])}/{result['split']}",
         digest=result["fingerprint"],
     )
 
@@ -128,17 +120,15 @@ def figures(protocols: Mapping[str, Mapping[str, float]], prefix: str) -> dict[s
     }
 
 
-def result_files(folder: Path) -> list[Path]:
-    """Files of an evaluation for people to read."""
-    names = (evaluate.RESULT, "classes.csv", "predictions.parquet")
-    return [folder / name for name in names if (folder / name).exists()]
+def write_files(run_dir: Path, evaluation: Path, status: str | None = None) -> None:
+    """Attach the files of an evaluation that people read, and the new report page."""
+    for name in (evaluate.RESULT, "classes.csv", "predictions.parquet"):
+        journal.write_artifact(run_dir, evaluation / name, f"evaluations/{evaluation.name}")
+    journal.write_artifact(run_dir, write_report(run_dir, status=status))
 
 
 def attach(run_dir: Path, checkpoint: Checkpoint, folder: Path) -> None:
     """Record an evaluation that was made after the run, and its model."""
-    tell_model(run_dir, checkpoint)
-    tell_evaluation(run_dir, folder)
-    for path in (*result_files(folder), write_report(run_dir)):
-        target = "" if path.parent == run_dir else f"evaluations/{folder.name}"
-        version = path.stat().st_mtime_ns
-        journal.write_event(run_dir, "artifact", path=path, folder=target, version=version)
+    write_model(run_dir, checkpoint)
+    write_evaluation(run_dir, folder)
+    write_files(run_dir, folder)

@@ -60,7 +60,7 @@ def registered():
 def test_settings_plan_and_help_know_them(registered, capsys):
     config = find_preset("demo").replace(CHANGES)
     assert config.loss.name == "squared" and config.crops == "pair"
-    plan = Budget.of(config, gpu="H100", mfu=0.4)
+    plan = Budget(config, gpu="H100", mfu=0.4)
     # weights and one moment of four bytes each
     assert plan.checkpoint_bytes == 8 * plan.config.model.num_parameters
     with pytest.raises(SystemExit):

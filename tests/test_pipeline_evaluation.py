@@ -166,16 +166,14 @@ def test_the_two_averages_can_rank_classes_differently():
 # --- the scorer ---
 
 
-def scorer(**settings) -> Scorer:
-    known = dict(protocols=("center",), average="logits", link=LINKS["softmax"])
-    tables = {"outputs": None, "class_numbers": None, "output_index": None}
-    return Scorer(**{**known, **tables, **settings})
-
-
 def test_an_image_with_several_classes_is_a_hit_on_any_of_them():
     logits = torch.tensor([[[0.0, 1.0, 5.0, 2.0]]]).repeat(3, 1, 1)
     labels = torch.tensor([[2, -1], [0, 2], [3, 1]])
-    given = scorer(loss=lambda z, t: (z * t).sum(1))(logits, labels)
+    dataset = dataclasses.make_dataclass("S", ["classes"])(("n1", "n2", "n3", "n4"))
+    settings = EvaluateConfig(data="", crops=("center",))
+    scorer = Scorer(Evaluator(dataset=dataset, settings=settings), CPU)
+    scorer.loss = lambda z, t: (z * t).sum(1)
+    given = scorer(logits, labels)
     predictions = Predictions(
         labels=labels.numpy(),
         top=given["center/top"].numpy(),
@@ -197,7 +195,7 @@ def test_a_head_of_other_classes_is_mapped_by_wnid_and_absent_ones_are_named():
         dataset=dataset, settings=EvaluateConfig(data="", crops=("center",)), columns=columns
     )
     logits = torch.tensor([[[9.0, 1.0, 50.0, 2.0]]]).repeat(3, 1, 1)  # of n9, no class of the data
-    given = Scorer.of(evaluator, CPU)(logits, torch.tensor([[3, -1], [2, -1], [0, -1]]))
+    given = Scorer(evaluator, CPU)(logits, torch.tensor([[3, -1], [2, -1], [0, -1]]))
     assert given["center/top"][0].tolist() == [3, 1, 0, -2, -2]  # n3, n2, n1 in the data's numbers
     loss = given["center/loss"].numpy()
     expected = -np.log(softmax(np.array([1.0, 2.0, 9.0])))
@@ -480,7 +478,7 @@ def test_an_evaluation_that_was_cut_short_goes_on(eval_model, dataset, ray_clust
 def test_multi_label_and_sigmoid_models_are_judged_by_their_own_loss():
     dataset = dataclasses.make_dataclass("S", ["classes"])(("n1", "n2", "n3"))
     settings = EvaluateConfig(data="", crops=("center",), loss=LossConfig(name="sigmoid"))
-    given = Scorer.of(Evaluator(dataset=dataset, settings=settings), CPU)(
+    given = Scorer(Evaluator(dataset=dataset, settings=settings), CPU)(
         torch.tensor([[[1.0, -2.0, 0.5]]]), torch.tensor([[0, 2]])
     )
     z, t = np.array([1.0, -2.0, 0.5]), np.array([1, 0, 1])
@@ -502,7 +500,7 @@ def test_bad_input_is_refused_before_ray_starts(eval_model, tmp_path, monkeypatc
             (str(eval_model.path), "--crops", "eleven"),
             "unknown crops 'eleven'; known: center, three",
         ),
-        ((str(eval_model.path), "--data", str(tmp_path)), "manifest.json is not there"),
+        ((str(eval_model.path), "--data", str(tmp_path)), "it has no manifest.json"),
         ((str(tmp_path / "x.safetensors"),), "--data"),
     ):
         assert main(["evaluate", *arguments]) == 2

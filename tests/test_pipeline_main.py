@@ -42,7 +42,7 @@ def pipeline(*arguments: str, cwd=None) -> subprocess.CompletedProcess:
         (["train", "demo", "--optim.lrate", "1"], "--optim.lrate"),
         (["train", "demo", "--optim.lr", "-1"], "optim.lr (-1.0) must be above 0"),
         (["train", "demo", "--workers", "0"], "workers (0) must be at least 1"),
-        (["train", "demo", "--data.dir", "not/there"], "not/there: manifest.json is not there"),
+        (["train", "demo", "--data.dir", "not/there"], "not/there: it has no manifest.json"),
     ],
 )
 def test_bad_input_is_refused_before_ray_starts(arguments, message, tmp_path):

@@ -228,7 +228,7 @@ def test_the_page_stands_alone_and_tells_the_run(run):
     assert page.tags.count("svg") >= 9 and page.tags.count("img") >= 12
     for name in METRICS:
         assert f"val/{name}" in words, name
-    run = RunData.read(folder)
+    run = RunData(folder)
     assert f"{outcome.protocols['ten']['top1']:.1%}" in words
     assert 0 < run.hours() < 1 and run.worker_hours() == run.hours()
     assert any(name.startswith("system/") for name in run.lines)

@@ -26,7 +26,7 @@ def test_parameters_are_the_published_ones(size, classes, millions):
 
 def test_figures_are_those_worked_by_hand(tmp_path):
     config = find_preset("in21k-b16-30ep").replace({"data.dir": str(tmp_path / "in21k")})
-    budget = Budget.of(config, gpu="H100", mfu=0.5)
+    budget = Budget(config, gpu="H100", mfu=0.5)
     assert budget.steps == 96_339  # 30 * 13,153,500 / 4,096 = 96,339.1
     # 17.56 GMAC an image with its attention and 1,000 classes, as published; the last block makes
     # one of its 197 tokens after the keys and values; the head has 19,167 classes
@@ -40,4 +40,4 @@ def test_figures_are_those_worked_by_hand(tmp_path):
 def test_data_without_a_published_size_must_be_there(tmp_path):
     config = find_preset("demo").replace({"data.dir": str(tmp_path / "mine")})
     with pytest.raises(FileNotFoundError, match="mine"):
-        Budget.of(config, gpu="H100", mfu=0.4)
+        Budget(config, gpu="H100", mfu=0.4)

@@ -321,7 +321,7 @@ def test_checkpoints_become_models_that_mlflow_opens_without_unpickling(
         samples=360,
     )
     for item in local.checkpoints(trained / "checkpoints"):
-        run_events.tell_model(trained, item, register="vit-test")
+        run_events.write_model(trained, item, register="vit-test")
     recorder.finish("FINISHED")
     client = mlflow.MlflowClient(server.uri)
     run = run_at(server.store, trained)

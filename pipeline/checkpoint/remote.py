@@ -8,6 +8,7 @@ holds the same checkpoints as the folder: the latest ones and the best one.
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 from pyarrow import fs as pafs
@@ -17,6 +18,8 @@ from pipeline.checkpoint.local import META
 from pipeline.data.reader import with_retries
 from shards.dataset import store
 
+LOCAL = pafs.LocalFileSystem()
+
 
 def push(path: Path, storage: str) -> None:
     """Copy a checkpoint to the store; delete from the store what its folder no longer holds."""
@@ -24,15 +27,8 @@ def push(path: Path, storage: str) -> None:
     target = f"{root}/{path.name}"
     system.create_dir(target, recursive=True)
     for file in sorted(path.iterdir(), key=lambda file: file.name == META):
-        with_retries(
-            lambda file=file: pafs.copy_files(
-                str(file),
-                f"{target}/{file.name}",
-                source_filesystem=pafs.LocalFileSystem(),
-                destination_filesystem=system,
-            ),
-            f"{storage}/{path.name}/{file.name}",
-        )
+        copy = partial(pafs.copy_files, str(file), f"{target}/{file.name}", LOCAL, system)
+        with_retries(copy, f"{storage}/{path.name}/{file.name}")
     local_names = {checkpoint.path.name for checkpoint in local.checkpoints(path.parent)}
     for name in complete(storage):
         if name not in local_names:
@@ -50,15 +46,8 @@ def pull(storage: str, folder: Path) -> None:
             continue
         aside = folder / f".{name}.{os.getpid()}"
         aside.mkdir(parents=True)
-        with_retries(
-            lambda name=name, aside=aside: pafs.copy_files(
-                f"{root}/{name}",
-                str(aside),
-                source_filesystem=system,
-                destination_filesystem=pafs.LocalFileSystem(),
-            ),
-            f"{storage}/{name}",
-        )
+        copy = partial(pafs.copy_files, f"{root}/{name}", str(aside), system, LOCAL)
+        with_retries(copy, f"{storage}/{name}")
         try:
             aside.rename(path)
         except OSError:  # another worker of this node was faster

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from pipeline.data.order import Mixture, Order, Slices
 from pipeline.settings.config import DataConfig
+from shards.dataset.classes import mapping
 from shards.dataset.format import Sample, Shard, ShardSet, open_set
 
 # each index costs a few round trips; the threads only wait for storage
@@ -32,11 +33,6 @@ class SampleFilter:
     """Share of the samples to keep, by the hash of their bytes."""
     classes: frozenset[int] | None = None
     """A sample must have one of these class numbers; None keeps all samples."""
-
-    @property
-    def all(self) -> bool:
-        """Whether all samples are kept."""
-        return self.fraction >= 1 and self.classes is None
 
     def of_index(self, index: pa.Table) -> np.ndarray:
         """(n,) bool: which samples of a shard's index are kept."""
@@ -154,13 +150,16 @@ class Dataset:
         )
 
 
+def set_name(location: str) -> str:
+    """Name of a shard set: that of its folder, or of the folder above one named "shards"."""
+    path = Path(location)
+    return path.parent.name if path.name == "shards" else path.name
+
+
 def open_train(data: DataConfig, location: str) -> Dataset:
     """The training data of a run: the training split of all shard sets."""
-    locations, filters = (
-        (location, *data.extra),
-        {"classes": data.classes, "fraction": data.fraction},
-    )
-    return Dataset.open(locations, data.train_split, data.slice_samples, **filters)
+    chosen = {"classes": data.classes, "fraction": data.fraction}
+    return Dataset.open((location, *data.extra), data.train_split, data.slice_samples, **chosen)
 
 
 def open_eval(data: DataConfig, location: str) -> Dataset:
@@ -183,7 +182,7 @@ def class_numbers(path: Path, classes: tuple[str, ...]) -> frozenset[int]:
     if unknown or not listed:
         wrong = f"unknown: {', '.join(unknown[:10])}" if unknown else "it is empty"
         raise ValueError(f"data.classes {path} must list wnids of the data, one per line; {wrong}")
-    return frozenset(classes.index(wnid) for wnid in listed)
+    return frozenset(mapping(listed, classes))
 
 
 def renumbered(shards: ShardSet, classes: tuple[str, ...]) -> np.ndarray | None:
@@ -210,8 +209,5 @@ def read_extents(
             f"{shard.name}: its index has {len(index)} samples, the manifest says "
             f"{shard.samples}; run python -m shards verify {shards.location}"
         )
-    starts, stops = index["start"].to_numpy(), index["stop"].to_numpy()
-    if sample_filter.all:
-        return starts, stops
     kept = sample_filter.of_index(index)
-    return starts[kept], stops[kept]
+    return index["start"].to_numpy()[kept], index["stop"].to_numpy()[kept]

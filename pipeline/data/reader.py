@@ -119,8 +119,7 @@ class SampleReader:
         records = list(parse_samples(data, where, shards.manifest.label))
         if self.verify:
             check_hashes(shards, shard, records, where)
-        if not sample_filter.all:
-            records = [record for record in records if sample_filter.of_sample(record)]
+        records = [record for record in records if sample_filter.of_sample(record)]
         if len(records) != slices.count[row]:
             raise ValueError(
                 f"{where}: {len(records)} samples where the index says {slices.count[row]}; "

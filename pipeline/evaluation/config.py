@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from pipeline.settings.config import absolute
+from pipeline.settings.config import absolute, below
 from support.settings import Rule, Settings, setting
 from vit.config import ImageConfig, LossConfig, ViTConfig
 from vit.registry import num_views
@@ -54,9 +54,7 @@ class EvaluateConfig(Settings):
                 num_views(name)
             except ValueError as error:
                 yield "crops", f"has {name!r}, which is not a crop protocol: {error}"
-        for name in ("workers", "batch"):
-            if getattr(self, name) < 1:
-                yield name, "must be at least 1"
+        yield from below(self, 1, "workers", "batch")
 
     def absolute(self) -> Self:
         """The config with absolute paths: workers run in other folders, on other machines."""

@@ -11,7 +11,6 @@ FOLDER/sheet.json           example predictions with their crops, for the report
 import csv
 import dataclasses
 import hashlib
-import io
 import json
 import logging
 import re
@@ -35,7 +34,7 @@ from shards.dataset import wordnet
 from shards.dataset.classes import class_list
 from shards.dataset.format import open_set
 from support.console import table
-from support.files import write_bytes, write_json, written
+from support.files import write_json, written
 from support.redact import redact
 from vit.registry import num_views
 
@@ -64,7 +63,7 @@ def evaluate_model(
     weights = eval_model.sha256()
     store = PredictionStore(
         folder,
-        identity(eval_model, settings, dataset, weights),
+        identity(settings, dataset, weights),
         images=dataset.samples,
         batch=settings.batch_images,
     )
@@ -129,9 +128,7 @@ def figures(predictions: Mapping[str, Predictions], classes: tuple[str, ...]) ->
     }
 
 
-def identity(
-    eval_model: EvalModel, settings: EvaluateConfig, dataset: Dataset, weights: str
-) -> dict[str, object]:
+def identity(settings: EvaluateConfig, dataset: Dataset, weights: str) -> dict[str, object]:
     """Everything that the predictions depend on."""
     values = dataclasses.asdict(settings)
     for name in ("data", "real", "v2", "out", "workers"):
@@ -141,7 +138,7 @@ def identity(
 
 def default_folder(eval_model: EvalModel, settings: EvaluateConfig, dataset: Dataset) -> Path:
     """The default folder of a result: one per evaluation of each model."""
-    values = identity(eval_model, settings, dataset, eval_model.sha256())
+    values = identity(settings, dataset, eval_model.sha256())
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
     base = eval_model.run_dir or Path("runs").absolute()
     crops = "+".join(settings.crops)
@@ -210,14 +207,13 @@ def write_classes(
     """Write the accuracy of every class that has images, under every protocol."""
     counts = {name: metrics.per_class(each, len(classes)) for name, each in predictions.items()}
     images = counts[CENTER][0]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["wnid", "name", "images", *(f"top1 {name}" for name in predictions)])
-    for number in np.flatnonzero(images):
-        wnid = classes[number]
-        accuracies = (f"{hits[number] / images[number]:.6f}" for _, hits in counts.values())
-        writer.writerow([wnid, wordnet.name(wnid), int(images[number]), *accuracies])
-    write_bytes(path, text.getvalue().encode())
+    with written(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["wnid", "name", "images", *(f"top1 {name}" for name in predictions)])
+        for number in np.flatnonzero(images):
+            wnid = classes[number]
+            accuracies = (f"{hits[number] / images[number]:.6f}" for _, hits in counts.values())
+            writer.writerow([wnid, wordnet.name(wnid), int(images[number]), *accuracies])
 
 
 def write_predictions(

@@ -65,7 +65,7 @@ class Evaluator:
             PROTOCOL/confidence (B,) and PROTOCOL/loss (B,).
         """
         device = next(model.parameters()).device
-        scorer = Scorer.of(self, device)
+        scorer = Scorer(self, device)
         pending: dict[str, Tensor] | None = None
         with torch.no_grad():  # inference mode would leave its mark on sharded parameters
             for batch, images, labels in self.batches(spans, device):
@@ -94,14 +94,8 @@ class Evaluator:
         )
 
         def on_device(block: Block) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-            position, labels, images = (
-                torch.from_numpy(block[name]) for name in ("position", "labels", "images")
-            )
-            batch = {"position": position, "labels": labels}
-            if device.type == "cuda":  # a pinned copy overlaps with the computation
-                images, labels = images.pin_memory(), labels.pin_memory()
-            inputs = (tensor.to(device, non_blocking=True) for tensor in (images, labels))
-            return batch, *inputs
+            batch = {name: torch.from_numpy(block[name]) for name in ("position", "labels")}
+            return batch, *to_device(device, block["images"], block["labels"])
 
         blocks = chain.from_iterable(
             rebatch(stream.blocks(start, stop), settings.batch_images) for start, stop in spans
@@ -109,42 +103,25 @@ class Evaluator:
         return ahead(map(on_device, blocks), PREFETCH_BATCHES)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Scorer:
     """Computes the predictions of images from the logits of their crops."""
 
-    protocols: tuple[str, ...]
-    average: str
-    link: Link
-    loss: Loss
-    outputs: Tensor | None
-    """(N,) outputs of the head that are classes of the data; None: all of them."""
-    class_numbers: Tensor | None
-    """(N,) class number in the data of each of these outputs."""
-    output_index: Tensor | None
-    """For each class of the data its index among these outputs, or -1; the last entry is -1."""
-
-    @classmethod
-    def of(cls, evaluator: Evaluator, device: torch.device) -> "Scorer":
-        """The scorer of an evaluator, with its tables on the device."""
-        outputs = class_numbers = output_index = None
-        if evaluator.columns is not None:
-            class_numbers = (evaluator.columns >= 0).nonzero()[:, 0]
-            outputs = evaluator.columns[class_numbers].to(device)
-            # one more entry, which padding (-1) reads
-            output_index = torch.full((len(evaluator.columns) + 1,), -1)
-            output_index[class_numbers] = torch.arange(len(class_numbers))
-            class_numbers, output_index = class_numbers.to(device), output_index.to(device)
-        settings, classes = evaluator.settings, evaluator.dataset.classes
-        return cls(
-            protocols=settings.protocols,
-            average=settings.average,
-            link=LINKS[LOSSES[settings.loss.name].link],
-            loss=eval_loss(settings.loss, classes, device, mapped=outputs is not None),
-            outputs=outputs,
-            class_numbers=class_numbers,
-            output_index=output_index,
-        )
+    def __init__(self, evaluator: Evaluator, device: torch.device) -> None:
+        """Make the loss and the tables of classes, on the device."""
+        settings, columns = evaluator.settings, evaluator.columns
+        classes, is_mapped = evaluator.dataset.classes, columns is not None
+        self.protocols, self.average = settings.protocols, settings.average
+        self.link = LINKS[LOSSES[settings.loss.name].link]
+        self.loss = eval_loss(settings.loss, classes, device, mapped=is_mapped)
+        self.outputs = self.class_numbers = self.output_index = None
+        if is_mapped:
+            numbers = (columns >= 0).nonzero()[:, 0]
+            # outputs of the head that are classes of the data, and the number of each class: (N,)
+            self.outputs, self.class_numbers = columns[numbers].to(device), numbers.to(device)
+            # for each class its index among these outputs, or -1; padding (-1) reads the last entry
+            output_index = torch.full((len(columns) + 1,), -1)
+            output_index[numbers] = torch.arange(len(numbers))
+            self.output_index = output_index.to(device)
 
     def __call__(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Logits (B, C, K) and labels (B, M) of the data -> the predictions of each protocol."""
@@ -188,6 +165,14 @@ def eval_loss(
         return make_loss(LossConfig())
     plain = config.replace({"label_smoothing": 0.0})
     return make_loss(plain, parents=wordnet.parents(classes) if needs_tree else None, device=device)
+
+
+def to_device(device: torch.device, *arrays: np.ndarray) -> list[Tensor]:
+    """The arrays as tensors on a device; a GPU computes while they are copied to it."""
+    tensors = [torch.from_numpy(array) for array in arrays]
+    if device.type == "cuda":  # only pinned memory is copied in the background
+        tensors = [tensor.pin_memory() for tensor in tensors]
+    return [tensor.to(device, non_blocking=True) for tensor in tensors]
 
 
 def fetched(batch: Mapping[str, Tensor]) -> Block:

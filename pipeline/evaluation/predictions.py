@@ -63,11 +63,8 @@ class PredictionStore:
     def shares(self, workers: int) -> list[list[tuple[int, int]]]:
         """Positions [start, stop) for each worker to predict: runs of missing units."""
         parts = np.array_split(np.array(self.missing(), np.int64), workers)
-        return [self._spans(part) for part in parts if len(part)]
-
-    def _spans(self, units: np.ndarray) -> list[tuple[int, int]]:
-        runs = np.split(units, np.flatnonzero(np.diff(units) > 1) + 1)
-        return [(int(run[0]) * self.unit, self._stop(int(run[-1]))) for run in runs]
+        shares = [np.split(p, np.flatnonzero(np.diff(p) > 1) + 1) for p in parts if len(p)]
+        return [[(int(r[0]) * self.unit, self._stop(int(r[-1]))) for r in runs] for runs in shares]
 
     def _stop(self, unit: int) -> int:
         return min((unit + 1) * self.unit, self.images)

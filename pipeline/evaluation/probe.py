@@ -11,7 +11,6 @@ Shapes: n training and m test images, D width of the features, C classes, M labe
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.data.dataset import Dataset
+from pipeline.data.dataset import Dataset, set_name
 from pipeline.evaluation.predict import Evaluator, center_crop_settings, evaluating
 from pipeline.settings.config import ProbeConfig, TrainConfig
 from vit.batch import normalise
@@ -42,17 +41,15 @@ class Probe:
     @classmethod
     def open_all(cls, config: ProbeConfig) -> "tuple[Probe, ...]":
         """The probes of a run; FileNotFoundError if a shard set is missing."""
-        paths = [Path(location) for location in config.data]
-        names = [path.parent.name if path.name == "shards" else path.name for path in paths]
         probes = tuple(
             cls(
-                name=name,
+                name=set_name(location),
                 train=Dataset.open((location,), config.train_split, 32),
                 eval=Dataset.open((location,), config.eval_split, 32),
             )
-            for name, location in zip(names, config.data, strict=True)
+            for location in config.data
         )
-        if len(set(names)) < len(names):
+        if len({probe.name for probe in probes}) < len(probes):
             raise ValueError(
                 f"probe.data {config.data} has two sets of the same name, which names their "
                 f"metrics; rename a folder"

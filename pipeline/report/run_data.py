@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.checkpoint.local import Checkpoint, checkpoints
+from pipeline.checkpoint.local import checkpoints
 from pipeline.tracking.journal import EVENTS, RECORDS, read_events
 from support.files import read_lines
 
@@ -47,23 +47,10 @@ class Session:
         return (self.end - self.start) / 3600
 
 
-@dataclass(frozen=True, kw_only=True)
 class RunData:
     """Everything that the folder of a run contains."""
 
-    dir: Path
-    settings: dict[str, object]
-    lines: dict[str, list[tuple[float, float]]]
-    """Points (step, value) by name; for system metrics (minutes since the start, value)."""
-    last_step: int
-    events: list[dict]
-    sessions: list[Session]
-    checkpoints: list[Checkpoint]
-    evaluations: list[Evaluation]
-    """Newest first."""
-
-    @classmethod
-    def read(cls, run_dir: Path) -> "RunData":
+    def __init__(self, run_dir: Path) -> None:
         """Read a run, finished or not; FileNotFoundError if the folder is not that of a run."""
         config = run_dir / "config.json"
         if not config.is_file() or not (run_dir / EVENTS).is_file():
@@ -71,33 +58,26 @@ class RunData:
                 f"{run_dir} is not the folder of a run: it has no config.json and {EVENTS}; it is "
                 f"RUNS_DIR/NAME"
             )
-        events, records = read_events(run_dir), [r for r, _ in read_lines(run_dir / RECORDS)]
-        lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
-        last_step = 0
+        self.dir, self.settings = run_dir, json.loads(config.read_text())
+        self.events = read_events(run_dir)
+        records = [record for record, _ in read_lines(run_dir / RECORDS)]
+        self.sessions = sessions(self.events, [record["time"] for record in records])
+        self.checkpoints = checkpoints(run_dir / "checkpoints")
+        results = (run_dir / "evaluations").glob("*/result.json")
+        newest_first = sorted(results, key=lambda path: path.stat().st_mtime, reverse=True)
+        self.evaluations = [Evaluation.read(path.parent) for path in newest_first]
+        self.last_step = 0
+        self.lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        """Points (step, value) by name; for system metrics (minutes since the start, value)."""
         for record in records:
             if record["kind"].startswith("system"):
-                x = (record["time"] - events[0]["time"]) / 60
+                x = (record["time"] - self.events[0]["time"]) / 60
             else:
                 x = record["step"]
-                last_step = max(last_step, x)
+                self.last_step = max(self.last_step, x)
             for name, value in record.items():
                 if name not in ("kind", "step", "time") and isinstance(value, int | float):
-                    lines[name].append((x, value))
-        results = sorted(
-            (run_dir / "evaluations").glob("*/result.json"),
-            key=lambda path: path.stat().st_mtime,
-            reverse=True,
-        )
-        return cls(
-            dir=run_dir,
-            settings=json.loads(config.read_text()),
-            lines=dict(lines),
-            last_step=last_step,
-            events=events,
-            sessions=sessions(events, [record["time"] for record in records]),
-            checkpoints=checkpoints(run_dir / "checkpoints"),
-            evaluations=[Evaluation.read(path.parent) for path in results],
-        )
+                    self.lines[name].append((x, value))
 
     def tags(self) -> dict[str, str]:
         """The tags of the run; the latest value of each."""

@@ -26,7 +26,7 @@ def write_report(
 
     `price_per_hour`, of one worker, overrides the run's setting; `status` overrides its record.
     """
-    run = RunData.read(run_dir)
+    run = RunData(run_dir)
     price = price_per_hour or run.settings.get("record.price_per_hour")
     defaults = TrainConfig().flat()
     page = render(
@@ -145,10 +145,8 @@ def session_table(run: RunData) -> Table:
 def cost(run: RunData, price: float | None) -> str:
     """Total worker-hours, and what they cost."""
     total = run.worker_hours()
-    price_text = (
-        f", at {price:g} an hour: {total * price:,.2f}" if price else "; no price was given"
-    )
-    return f"{total:.3f} worker-hours in all{price_text}."
+    note = f", at {price:g} an hour: {total * price:,.2f}" if price else "; no price was given"
+    return f"{total:.3f} worker-hours in all{note}."
 
 
 def pairs(values: Mapping[str, object]) -> Table:

@@ -1,7 +1,6 @@
 """Expected cost of a run, before it starts: steps, FLOPs, hours, input, storage."""
 
 import math
-from dataclasses import dataclass
 from pathlib import PurePath
 
 from pipeline.settings.config import DIGITS, TrainConfig
@@ -26,55 +25,26 @@ PUBLISHED = {"in21k": (13_153_500, 19_167), "in1k": (1_281_167, 1_000), DIGITS: 
 IMAGES_PER_CORE = 1_000
 
 
-@dataclass(frozen=True, kw_only=True)
 class Budget:
     """Expected cost of a run on GPUs of one kind."""
 
-    config: TrainConfig
-    samples: int
-    """Images of the training split."""
-    num_classes: int
-    origin: str
-    """Source of the two numbers."""
-    gpu: str
-    """Kind of GPU, a key of PEAK_FLOPS; each worker has one."""
-    mfu: float
-    """Share of the peak FLOP/s that the training step is assumed to reach."""
+    def __init__(self, config: TrainConfig, *, gpu: str, mfu: float) -> None:
+        """Estimate from the data of the run, or from its published size if it is not available.
 
-    @classmethod
-    def of(cls, config: TrainConfig, *, gpu: str, mfu: float) -> "Budget":
-        """Budget of a run on its data, or on the published size of data that is not available."""
+        Each worker has one GPU; `gpu` is a key of PEAK_FLOPS. `mfu` is the share of its peak FLOP/s
+        that the training step is assumed to reach.
+        """
         if not 0 < mfu <= 1:
             raise ValueError(f"plan_mfu ({mfu}) must be above 0 and at most 1")
-        samples, num_classes, origin = data_size(config)
-        return cls(
-            config=config.replace({"model.num_classes": config.model.num_classes or num_classes}),
-            samples=samples,
-            num_classes=num_classes,
-            origin=origin,
-            gpu=gpu,
-            mfu=mfu,
-        )
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps."""
-        return self.config.steps(self.samples)
-
-    @property
-    def images(self) -> int:
-        """Images that pass through the model during the run."""
-        return self.steps * self.config.global_batch
-
-    @property
-    def flops(self) -> float:
-        """Floating-point operations of forward and backward passes."""
-        return 3.0 * self.config.model.forward_flops * self.images
-
-    @property
-    def seconds(self) -> float:
-        """Duration of the run."""
-        return self.flops / (self.config.workers * PEAK_FLOPS[self.gpu] * self.mfu)
+        self.gpu, self.mfu = gpu, mfu
+        self.samples, self.num_classes, self.origin = data_size(config)
+        num_classes = config.model.num_classes or self.num_classes
+        config = config.replace({"model.num_classes": num_classes})
+        self.config, self.steps = config, config.steps(self.samples)
+        # over the whole run, for forward and backward passes
+        self.images = self.steps * config.global_batch
+        self.flops = 3.0 * config.model.forward_flops * self.images
+        self.seconds = self.flops / (config.workers * PEAK_FLOPS[gpu] * mfu)
 
     @property
     def checkpoint_bytes(self) -> int:

@@ -41,6 +41,12 @@ def write_event(run_dir: Path, event: str, **facts: object) -> None:
         append_line(run_dir / EVENTS, {**line, "time": time.time()})
 
 
+def write_artifact(run_dir: Path, path: Path, folder: str = "") -> None:
+    """Record that a file, or the content of a folder, belongs in a folder of the MLflow run."""
+    # the version makes a changed file a new event
+    write_event(run_dir, "artifact", path=path, folder=folder, version=path.stat().st_mtime_ns)
+
+
 def within(run_dir: Path, value: object) -> object:
     """A path as text, relative to the run's folder if it is inside; other values unchanged."""
     if not isinstance(value, Path):

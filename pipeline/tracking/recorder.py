@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.tracking import journal
-from pipeline.tracking.journal import EVENTS, RECORDS, read_events, write_record
+from pipeline.tracking.journal import EVENTS, RECORDS
 from pipeline.tracking.mlflow_sync import MlflowSync
 from support.files import cut_unfinished_line, read_lines
 
@@ -48,7 +48,7 @@ class Recorder:
         cut_unfinished_line(path, end)
 
     def _starts(self) -> int:
-        return sum(event["event"] == "start" for event in read_events(self._dir))
+        return sum(event["event"] == "start" for event in journal.read_events(self._dir))
 
     def add(self, record: Record) -> bool:
         """Record numbers; False if their step was recorded before a restart.
@@ -61,17 +61,12 @@ class Recorder:
         if record["step"] <= last_step:
             return False
         self._last_steps[kind] = record["step"]
-        write_record(self._dir, record)
+        journal.write_record(self._dir, record)
         return True
 
     def write_event(self, event: str, **facts: object) -> None:
         """Record an event; `TrackingServer.apply` lists the events and their facts."""
         journal.write_event(self._dir, event, **facts)
-
-    def artifact(self, path: Path, folder: str = "") -> None:
-        """Record that a file, or the content of a folder, belongs in a folder of the MLflow run."""
-        # the version makes a changed file a new event
-        self.write_event("artifact", path=path, folder=folder, version=path.stat().st_mtime_ns)
 
     def finish(
         self,
@@ -81,7 +76,7 @@ class Recorder:
     ) -> None:
         """End the record as FINISHED, FAILED or KILLED; `artifacts`: MLflow folder of each file."""
         for path, folder in (artifacts or {}).items():
-            self.artifact(path, folder)
+            journal.write_artifact(self._dir, path, folder)
         if tags:
             self.write_event("tags", tags=dict(tags))
         self.write_event("status", status=status, number=self._starts())

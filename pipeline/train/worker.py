@@ -24,7 +24,7 @@ from torch import Tensor
 from pipeline.data.order import RankShare
 from pipeline.data.reader import SampleReader, View
 from pipeline.data.stream import Block, Stream, ahead, quiet, rebatch
-from pipeline.evaluation.predict import evaluate_share
+from pipeline.evaluation.predict import evaluate_share, to_device
 from pipeline.evaluation.probe import probe_share
 from pipeline.train.checkpoint_writer import CheckpointWriter
 from pipeline.train.job import Job
@@ -161,10 +161,7 @@ def device_batches(job: Job, share: RankShare, step: int, device: torch.device) 
     )
 
     def on_device(block: Block) -> Batch:
-        tensors = [torch.from_numpy(block["images"][:, 0]), torch.from_numpy(block["labels"])]
-        if device.type == "cuda":  # only pinned memory is copied while the GPU computes
-            tensors = [tensor.pin_memory() for tensor in tensors]
-        images, labels = (tensor.to(device, non_blocking=True) for tensor in tensors)
+        images, labels = to_device(device, block["images"][:, 0], block["labels"])
         faults = [str(fault) for fault in block["fault"] if fault]
         return Batch(images=images, labels=labels, keys=block["key"], faults=faults)
 
