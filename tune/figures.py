@@ -27,7 +27,6 @@ CELLS, REACH = 48, 0.13
 DEPTH = 3.0
 SIZE = {"height": 380, "left": 66}
 BEST, BASELINE, OTHER = chart.SERIES[4], chart.INK, chart.SERIES[0]
-DASHED = (0, (5, 2))
 
 
 def map_figure(result: SearchResult) -> str:
@@ -202,7 +201,7 @@ def curves_figure(result: SearchResult, metric: str) -> str:
         first = result.job.first_rung
         offset = {"xytext": (-6, -6), "textcoords": "offset points"}
         figure.axes.axvspan(0, first, color=chart.WASH)
-        figure.axes.axvline(first, color=chart.SOFT, linewidth=1, linestyle=DASHED)
+        figure.axes.axvline(first, color=chart.SOFT, linewidth=1, linestyle=chart.DASHES[1])
         note = {"color": chart.SOFT, "ha": "right", "va": "top", **offset}
         figure.axes.annotate("no trial is stopped here", (first, span.high), **note)
     for entry in sorted(result.entries, key=lambda e: (e.number == best, e.number == 0)):
@@ -216,7 +215,7 @@ def add_curve(figure: Chart, entry: Entry, points: Line, *, best: bool) -> None:
     baseline = not entry.number
     ink = BEST if best else BASELINE if baseline else chart.SOFT
     width = 0.9 if entry.repeat else 2.8 if best else 2.2 if baseline else 1.2
-    dash = DASHED if baseline and not best else "-"
+    dash = chart.DASHES[1] if baseline and not best else "-"
     style = {"color": ink, "alpha": 1 if best or baseline else 0.6}
     figure.line(points, "trial", described(entry), linewidth=width, linestyle=dash, **style)
     ends = {
