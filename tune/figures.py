@@ -196,7 +196,8 @@ def curves_figure(result: SearchResult, metric: str) -> str:
     figure = Chart("curves", **SIZE)
     figure.axes.set(xlim=(0, 1), xlabel="share of the trial", ylim=(span.low, span.high))
     figure.axes.set(ylabel=metric)
-    figure.write_ticks(x=chart.percentage, y=chart.short)
+    figure.axes.xaxis.set_major_formatter(chart.percentage)
+    figure.axes.yaxis.set_major_formatter(chart.short)
     if result.job.config.stopper != "none":
         first = result.job.first_rung
         offset = {"xytext": (-6, -6), "textcoords": "offset points"}
@@ -235,7 +236,7 @@ def seeds_figure(result: SearchResult) -> str:
     figure = Chart("seeds", height=34 * len(groups) + 60, left=SIZE["left"])
     span = metric_range(run[result.objective] for group in groups for run in group.runs)
     figure.axes.set(xlim=(span.low, span.high), xlabel=result.objective)
-    figure.write_ticks(x=chart.short)
+    figure.axes.xaxis.set_major_formatter(chart.short)
     names = [f"trial {group.number}" if group.number else "baseline" for group in groups]
     figure.axes.set(ylim=(len(groups) - 0.5, -0.5), yticks=range(len(groups)), yticklabels=names)
     for row, group in enumerate(groups):

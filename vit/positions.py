@@ -23,14 +23,11 @@ def sincos2d(grid: int, width: int, temperature: float = 10_000.0) -> Tensor:
 
 
 def resample(positions: Tensor, grid: int, *, has_token: bool, method: str) -> Tensor:
-    """Resample learned positions to another square grid: (1, [1 +] g * g, D) -> (..., D).
+    """Resample learned positions to a square grid of side `grid`: (1, [1 +] g * g, D) -> (..., D).
 
-    Args:
-        positions: Positions of a square grid.
-        grid: Side of the new grid.
-        has_token: Whether the first slot belongs to the class token; it is left unchanged.
-        method: "bilinear" with aligned corners (the ViT paper's `scipy.ndimage.zoom` of order 1)
-            or "bicubic" with antialiasing (timm's `resample_abs_pos_embed`).
+    The slot of the class token is left unchanged. The method is "bilinear" with aligned corners
+    (the ViT paper's `scipy.ndimage.zoom` of order 1) or "bicubic" with antialiasing (timm's
+    `resample_abs_pos_embed`).
     """
     token, patches = positions[:, :has_token], positions[:, has_token:]
     old = round(patches.shape[1] ** 0.5)
