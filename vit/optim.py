@@ -99,6 +99,7 @@ def learning_rate(
     The schedule runs from lr to final_lr between the end of the warm-up and the end of the run.
     The warm-up scales it by step / warm-up steps, so that the first step has rate 0 (or warmup_lr),
     and the cooldown by the share of its steps that remain.
+
     Steps count from 0. A length in examples requires global_batch, one in epochs both arguments.
     """
     unit_steps = {"steps": 1.0, "fraction": float(total_steps)}
