@@ -19,7 +19,7 @@ import matplotlib
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from support.svg import Mark, page_svg
 
@@ -107,12 +107,6 @@ class Chart:
         """Draw a marker at each point, each with its hover text."""
         return self.line(points, kind, titles, marker=marker, linestyle="none", **style)
 
-    def write_ticks(self, **shown: Callable[[float], str]) -> None:
-        """Set the function that formats the tick values of axis x or y."""
-        for axis, write in shown.items():
-            formatter = FuncFormatter(lambda value, _, write=write: write(value))
-            getattr(self.axes, f"{axis}axis").set_major_formatter(formatter)
-
     def svg(self) -> str:
         """The chart as an <svg> element."""
         file = io.StringIO()
@@ -135,13 +129,8 @@ def line_chart(
 ) -> str:
     """Draw lines and their legend; an empty string if there are no points.
 
-    Args:
-        lines: Points of each line, by its name.
-        name: Id of the chart.
-        label: Label of the horizontal axis.
-        logarithmic: Use a logarithmic vertical axis, without values that are not positive.
-        percent: Show shares as percentages.
-        reference: Names of lines for comparison, which are faint and dashed.
+    `label` is that of the horizontal axis. A logarithmic vertical axis omits values that are not
+    positive; `percent` shows shares as percentages. The lines in `reference` are faint and dashed.
     """
     drawn = {key: thinned(clean(line, logarithmic)) for key, line in lines.items()}
     drawn = {key: line for key, line in drawn.items() if line}
@@ -154,7 +143,8 @@ def line_chart(
     shown = percentage if percent else short
     _add_lines(chart, drawn, shown, reference)
     _set_scales(chart, [point for line in drawn.values() for point in line], logarithmic)
-    chart.write_ticks(x=short, y=shown)
+    chart.axes.xaxis.set_major_formatter(short)
+    chart.axes.yaxis.set_major_formatter(shown)
     hint = f"{len(drawn)} lines, named under the pointer; " if len(drawn) > MAX_NAMES else ""
     chart.axes.set_xlabel(hint + label, loc="right")
     if rows:
@@ -218,16 +208,16 @@ def shades(shares: np.ndarray) -> np.ndarray:
     return matplotlib.colormaps["viridis"](np.clip(shares, 0.0, 1.0))
 
 
-def short(value: float) -> str:
-    """Format a number: 0.25, 250, 12.5k, 1.2M."""
+def short(value: float, *_: object) -> str:
+    """Format a number, also as a tick formatter of Matplotlib: 0.25, 250, 12.5k, 1.2M."""
     for size, unit in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.5g}{unit}"
     return f"{value:.5g}"
 
 
-def percentage(value: float) -> str:
-    """Format a share: 12.5%."""
+def percentage(value: float, *_: object) -> str:
+    """Format a share, also as a tick formatter of Matplotlib: 12.5%."""
     return f"{100 * value:.5g}%"
 
 

@@ -120,8 +120,15 @@ def parse(prog: str, kind: type[Command], arguments: Sequence[str]) -> Command:
     for item in dataclasses.fields(kind):
         value, preset = getattr(parsed, item.name), default_of(item, default)
         is_settings = isinstance(preset, Settings)
-        values[item.name] = preset.replace(flat(value)) if is_settings else value
+        values[item.name] = preset.replace(value.flat()) if is_settings else value
     return kind(**values)
+
+
+class Unchecked(Settings):
+    """Settings as tyro has parsed them, to be checked with the settings that they replace."""
+
+    def __post_init__(self) -> None:
+        """Accept all values."""
 
 
 def argument_type(
@@ -149,7 +156,8 @@ def argument_type(
         if issubclass(kind, Settings) and not item.metadata.get("common") and brief:
             hint, hides = tyro.conf.Suppress[hint], True
         fields.append((item.name, hint, dataclasses.field(default=value)))
-    return dataclasses.make_dataclass(kind.__name__, fields, frozen=True, kw_only=True), hides
+    options = {"bases": (Unchecked,), "frozen": True, "kw_only": True}
+    return dataclasses.make_dataclass(kind.__name__, fields, **options), hides
 
 
 def default_of(item: dataclasses.Field, default: object) -> Any:  # noqa: ANN401
@@ -161,30 +169,13 @@ def default_of(item: dataclasses.Field, default: object) -> Any:  # noqa: ANN401
     return item.default
 
 
-def flat(parsed: object, prefix: str = "") -> dict[str, object]:
-    """Map dotted names to the values that tyro has parsed."""
-    values = {}
-    for item in dataclasses.fields(parsed):
-        value = getattr(parsed, item.name)
-        if dataclasses.is_dataclass(value):
-            values |= flat(value, f"{prefix}{item.name}.")
-        else:
-            values[f"{prefix}{item.name}"] = value
-    return values
-
-
 def first_value(
     arguments: Sequence[str], settings: Settings, flags: Sequence[str]
 ) -> tuple[str | None, list[str]]:
     """Split off the first argument that is neither an option nor the value of one.
 
-    Args:
-        arguments: A command line; options may precede the argument.
-        settings: Settings that are options.
-        flags: Further options, which take no value.
-
-    Returns:
-        The argument, or None if there is none, and the other arguments.
+    The options are the settings and the flags, which take no value. Returns the argument, or None
+    if there is none, and the other arguments.
     """
     options = settings.flat() | dict.fromkeys((*flags, "h", "help"), True)
     place = 0

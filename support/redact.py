@@ -57,18 +57,13 @@ PATTERNS = (
 
 def redact(text: str) -> str:
     """Replace the secrets in a text by ***."""
-    for value in environment_secrets(os.environ):
+    named = {value for name, value in os.environ.items() if NAMED.search(name)}
+    secrets = (v for v in named if len(v) >= SHORTEST and not v.startswith("/"))  # not paths
+    for value in sorted(secrets, key=len, reverse=True):  # one may contain a shorter one
         text = text.replace(value, HIDDEN)
     for pattern, replacement in PATTERNS:
         text = pattern.sub(replacement, text)
     return text
-
-
-def environment_secrets(environment: Mapping[str, str]) -> list[str]:
-    """Values of the variables that contain secrets, longest first; paths are not secrets."""
-    named = {value for name, value in environment.items() if NAMED.search(name)}
-    secrets = (v for v in named if len(v) >= SHORTEST and not v.startswith("/"))
-    return sorted(secrets, key=len, reverse=True)
 
 
 def redacted(value: T) -> T:

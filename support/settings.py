@@ -92,7 +92,7 @@ class Settings:
         for item in dataclasses.fields(self):
             value, metadata = getattr(self, item.name), {**item.metadata, **inherited}
             if isinstance(value, Settings):
-                shared = inherited | ({"may_change": True} if metadata.get("may_change") else {})
+                shared = {"may_change": True} if metadata.get("may_change") else {}
                 yield from value.items(f"{prefix}{item.name}.", **shared)
             else:
                 yield f"{prefix}{item.name}", metadata, value
@@ -132,6 +132,14 @@ class Settings:
 def broken(**rules: tuple[bool, str]) -> Iterator[Rule]:
     """Yield the broken rules, given name=(whether the rule holds, the requirement)."""
     return ((name, text) for name, (holds, text) in rules.items() if not holds)
+
+
+def below(settings: Settings, least: int, *names: str) -> Iterator[Rule]:
+    """The broken rule for each setting of `names` below `least`; None is allowed."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and value < least:
+            yield name, f"must be at least {least}"
 
 
 type_hints = functools.cache(typing.get_type_hints)

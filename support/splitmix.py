@@ -15,11 +15,7 @@ Word = TypeVar("Word", int, np.ndarray)
 
 
 def scramble(value: Word) -> Word:
-    """Apply the finaliser (figure 16), a one-to-one map of 64-bit words.
-
-    Args:
-        value: An int in [0, 2^64), or an array of uint64.
-    """
+    """Apply the finaliser (figure 16), a one-to-one map of ints in [0, 2^64) or of uint64."""
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & MASK
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & MASK
     return value ^ (value >> 31)

@@ -15,13 +15,9 @@ CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 
 
 def page_svg(text: str, name: str, marks: Sequence[Mark], variables: Mapping[str, str]) -> str:
-    """Convert an SVG file of Matplotlib to an <svg> element of HTML.
+    """Convert the text of an SVG file of Matplotlib to an <svg> element of HTML with id `name`.
 
-    Args:
-        text: Content of the file.
-        name: Id of the element.
-        marks: Marks of the groups with the ids mark-0, mark-1, ...
-        variables: CSS variables by the hexadecimal colours that they replace.
+    The groups with the ids mark-0, mark-1, ... get the marks. CSS variables replace the colours.
     """
     text = re.sub("#[0-9a-f]{6}", lambda match: variables.get(match[0], match[0]), text)
     (root,) = _tidied(ElementTree.fromstring(CONTROLS.sub("", text)), marks)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.evaluation.metrics import METRICS
-from support.settings import Rule, Settings, setting, suggestion
+from support.settings import Rule, Settings, below, setting, suggestion
 
 
 def objectives() -> dict[str, bool]:
@@ -77,11 +77,8 @@ class SearchConfig(Settings):
 
     def rules(self) -> Iterator[Rule]:
         """Counts must be large enough, shares in range, objectives known."""
-        counts = ("trials", "seeds", "top", "workers", "concurrent", "global_batch")
-        for name, least in {"reduction": 2, "evals": 2, **dict.fromkeys(counts, 1)}.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                yield name, f"must be at least {least}"
+        yield from below(self, 2, "reduction", "evals")
+        yield from below(self, 1, "trials", "seeds", "top", "workers", "concurrent", "global_batch")
         for name, highest in (("horizon", 1.0), ("rungs_from", 0.95)):
             value = getattr(self, name)
             if value is not None and not 0 < value <= highest:

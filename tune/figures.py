@@ -27,7 +27,6 @@ CELLS, REACH = 48, 0.13
 DEPTH = 3.0
 SIZE = {"height": 380, "left": 66}
 BEST, BASELINE, OTHER = chart.SERIES[4], chart.INK, chart.SERIES[0]
-DASHED = (0, (5, 2))
 
 
 def map_figure(result: SearchResult) -> str:
@@ -197,12 +196,13 @@ def curves_figure(result: SearchResult, metric: str) -> str:
     figure = Chart("curves", **SIZE)
     figure.axes.set(xlim=(0, 1), xlabel="share of the trial", ylim=(span.low, span.high))
     figure.axes.set(ylabel=metric)
-    figure.write_ticks(x=chart.percentage, y=chart.short)
+    figure.axes.xaxis.set_major_formatter(chart.percentage)
+    figure.axes.yaxis.set_major_formatter(chart.short)
     if result.job.config.stopper != "none":
         first = result.job.first_rung
         offset = {"xytext": (-6, -6), "textcoords": "offset points"}
         figure.axes.axvspan(0, first, color=chart.WASH)
-        figure.axes.axvline(first, color=chart.SOFT, linewidth=1, linestyle=DASHED)
+        figure.axes.axvline(first, color=chart.SOFT, linewidth=1, linestyle=chart.DASHES[1])
         note = {"color": chart.SOFT, "ha": "right", "va": "top", **offset}
         figure.axes.annotate("no trial is stopped here", (first, span.high), **note)
     for entry in sorted(result.entries, key=lambda e: (e.number == best, e.number == 0)):
@@ -216,7 +216,7 @@ def add_curve(figure: Chart, entry: Entry, points: Line, *, best: bool) -> None:
     baseline = not entry.number
     ink = BEST if best else BASELINE if baseline else chart.SOFT
     width = 0.9 if entry.repeat else 2.8 if best else 2.2 if baseline else 1.2
-    dash = DASHED if baseline and not best else "-"
+    dash = chart.DASHES[1] if baseline and not best else "-"
     style = {"color": ink, "alpha": 1 if best or baseline else 0.6}
     figure.line(points, "trial", described(entry), linewidth=width, linestyle=dash, **style)
     ends = {
@@ -236,7 +236,7 @@ def seeds_figure(result: SearchResult) -> str:
     figure = Chart("seeds", height=34 * len(groups) + 60, left=SIZE["left"])
     span = metric_range(run[result.objective] for group in groups for run in group.runs)
     figure.axes.set(xlim=(span.low, span.high), xlabel=result.objective)
-    figure.write_ticks(x=chart.short)
+    figure.axes.xaxis.set_major_formatter(chart.short)
     names = [f"trial {group.number}" if group.number else "baseline" for group in groups]
     figure.axes.set(ylim=(len(groups) - 0.5, -0.5), yticks=range(len(groups)), yticklabels=names)
     for row, group in enumerate(groups):

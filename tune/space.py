@@ -56,8 +56,8 @@ class Space:
 
     def at(self, shares: Sequence[float]) -> dict[str, object]:
         """The sample at a point of the unit cube."""
-        values = [d.at(share) for d, share in zip(self.dimensions.values(), shares, strict=True)]
-        return dict(zip(self.dimensions, values, strict=True))
+        dimensions = zip(self.dimensions.items(), shares, strict=True)
+        return {name: dimension.at(share) for (name, dimension), share in dimensions}
 
     def contains(self, sample: Mapping[str, object]) -> bool:
         """Whether a sample has a possible value for each dimension and no others."""
@@ -77,9 +77,8 @@ class Space:
                 f"leaves {most} in addition to the baseline; set --trials {least + 1}"
             )
         number = 2
-        if any(isinstance(dimension, Range) for dimension in self.dimensions.values()):
-            while number < most and self._grid_size(number + 1) <= most:
-                number += 1
+        while number < most and self._grid_size(number + 1) <= most:
+            number += 1
         return list(self._grid(number))
 
     def corners(self) -> list[dict[str, object]]:

@@ -13,9 +13,6 @@ same length and a complete schedule, and are compared at rungs (o): where a tria
 of its decay from the peak, and where it has completed three quarters, but never before the longest
 warm-up of the space is over. There all rates have fallen by the same factor, and the areas under
 the rates, which determine how much was learned, are nearly equal.
-
-No trial is stopped at a rung before several have reached it. The baseline, the preset's own
-settings, is never stopped: all other settings are compared with it.
 """
 
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler

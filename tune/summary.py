@@ -6,7 +6,6 @@ settings are carried to the real run and what the search cost.
 
 from collections.abc import Mapping
 
-from pipeline.settings.config import TrainConfig
 from support.console import duration, table
 from tune.dimension import Range
 from tune.job import shown
@@ -50,16 +49,11 @@ def settings_text(result: SearchResult) -> str:
         if not name.startswith("optim.warmup") and before[name] != value
     ]
     if "optim.warmup" in settings:
-        words.append(warmup_text(run, job.samples))
+        share = share_of_run(run, "warmup", job.samples)
+        examples = share * run.epochs * job.samples
+        length = f"{examples / run.global_batch:,.0f} steps, {share:.1%} of the run"
+        words.append(f"a warm-up of {examples:,.0f} examples ({length})")
     return " and ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
-
-
-def warmup_text(run: TrainConfig, samples: int) -> str:
-    """A warm-up in examples, in steps and as a share of the run."""
-    share = share_of_run(run, "warmup", samples)
-    examples = share * run.epochs * samples
-    steps = examples / run.global_batch
-    return f"a warm-up of {examples:,.0f} examples ({steps:,.0f} steps, {share:.1%} of the run)"
 
 
 def flatness(result: SearchResult) -> str:

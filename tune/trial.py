@@ -102,7 +102,9 @@ class RunObserver:
         self._last: dict[str, str | int | float] = {}
         self._dir = Path(task.config.runs_dir) / task.config.name
         self._limit = FAR_ABOVE * chance_loss(task.config)
-        self._started = time.monotonic() - seconds_before(self._dir / RECORDS)
+        # the run may have been interrupted: its records contain the time before that
+        times = [record["time"] for record, _ in read_lines(self._dir / RECORDS)]
+        self._started = time.monotonic() - (times[-1] - times[0] if times else 0.0)
 
     def stop(self) -> None:
         """Let the run end at its next record."""
@@ -168,9 +170,3 @@ def chance_loss(config: TrainConfig) -> float:
     if config.model.num_classes is None:
         return math.inf
     return LOSSES[config.loss.name].chance(config.model.num_classes, config.model.head_bias)
-
-
-def seconds_before(path: Path) -> float:
-    """How long a run had been running when it was interrupted, by its records."""
-    times = [record["time"] for record, _ in read_lines(path)]
-    return times[-1] - times[0] if times else 0.0

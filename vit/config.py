@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import inf, isfinite
 from typing import Literal
 
-from support.settings import Rule, Settings, broken, setting
+from support.settings import Rule, Settings, below, broken, setting
 from vit.registry import LOSSES, OPTIMIZERS
 
 Unit = Literal["steps", "epochs", "examples", "fraction"]
@@ -61,9 +61,8 @@ class ViTConfig(Settings):
 
     def rules(self) -> Iterator[Rule]:
         """Check that sizes divide each other and that rates are probabilities."""
-        for name in ("image_size", "patch_size", "width", "depth", "mlp_width", "heads"):
-            if getattr(self, name) < 1:
-                yield name, "must be at least 1"
+        sizes = ("image_size", "patch_size", "width", "depth", "mlp_width", "heads")
+        yield from below(self, 1, *sizes)
         patch, heads, width = self.patch_size, self.heads, self.width
         if min(patch, heads) < 1:
             return

@@ -2,8 +2,7 @@
 
     pixels (H, W, 3) -> crop_views -> (C, S, S, 3), all uint8 RGB
 
-A protocol is a function (pixels, config, size S, seed, count C) -> views. To add one, write its
-function and add a row to `vit.registry.CROPS`.
+The protocols are the rows of `vit.registry.CROPS`.
 """
 
 import cv2

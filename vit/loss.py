@@ -36,11 +36,8 @@ def make_loss(
 ) -> Loss:
     """Create the loss; raises ValueError if it needs the class tree and `parents` is None.
 
-    Args:
-        config: Name and label smoothing of the loss.
-        parents: Parent of each class, -1 for roots (`shards.dataset.wordnet.parents`); only for
-            losses that use the class tree.
-        device: Device of the logits; only for losses that use the class tree.
+    Only losses that use the tree need `parents`, the parent of each class with -1 for roots
+    (`shards.dataset.wordnet.parents`), and `device`, that of the logits.
     """
     kind = LOSSES[config.name]
     function = resolve(kind.function)

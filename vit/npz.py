@@ -143,8 +143,6 @@ def read_arrays(path: Path) -> dict[str, Array]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except FileNotFoundError:
-        raise
     except BROKEN as error:
         raise ValueError(
             f"{path} is not a readable .npz file ({error}); it may be truncated: download it again"
@@ -191,14 +189,10 @@ def with_token_slot(positions: Array, has_token: bool) -> Array:
 
 
 def write_npz(path: Path, state_dict: Mapping[str, Tensor], heads: int, layout: str) -> None:
-    """Write weights atomically under Google's names.
+    """Write the state of a ViT atomically under Google's names, in layout "vit" or "big_vision".
 
-    Args:
-        path: File to write.
-        state_dict: State of a ViT, under timm's names.
-        heads: Attention heads.
-        layout: "vit" or "big_vision". The latter has no position slot for the class token, so
-            the slot is added to the token, as the model does.
+    The latter has no position slot for the class token, so the slot is added to the token, as the
+    model does.
     """
     if layout not in COUNTERS:
         raise ValueError(f"unknown layout {layout!r}; known: {', '.join(COUNTERS)}")

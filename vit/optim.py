@@ -9,7 +9,7 @@ class token and the query of the attention pool do not.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import cos, pi
 
@@ -100,15 +100,15 @@ def learning_rate(
     The warm-up scales it by step / warm-up steps, so that the first step has rate 0 (or warmup_lr),
     and the cooldown by the share of its steps that remain.
 
-    Args:
-        config: Peak, schedule and lengths.
-        step: Step, 0 <= step < total_steps.
-        total_steps: Steps of the whole run.
-        global_batch: Images per step; required if a length is in epochs or examples.
-        examples_per_epoch: Images per epoch; required if a length is in epochs.
+    Steps count from 0. A length in examples requires global_batch, one in epochs both arguments.
     """
-    lengths = total_steps, global_batch, examples_per_epoch
-    warmup, cooldown = (ramp_steps(name, config, *lengths) for name in ("warmup", "cooldown"))
+    unit_steps = {"steps": 1.0, "fraction": float(total_steps)}
+    if global_batch:
+        unit_steps["examples"] = 1 / global_batch
+        if examples_per_epoch:
+            unit_steps["epochs"] = examples_per_epoch / global_batch
+    ramps = (ramp_steps(config, name, unit_steps, total_steps) for name in ("warmup", "cooldown"))
+    warmup, cooldown = ramps
     lr, end = config.lr, config.final_lr
     progress = min(max((step - warmup) / max(total_steps - warmup, 1), 0.0), 1.0)
     if config.schedule == "cosine":
@@ -123,31 +123,22 @@ def learning_rate(
 
 
 def ramp_steps(
-    name: str,
-    config: OptimConfig,
-    total_steps: int,
-    global_batch: int | None,
-    examples_per_epoch: int | None,
+    config: OptimConfig, name: str, unit_steps: Mapping[str, float], total_steps: int
 ) -> int:
     """Steps of the "warmup" or "cooldown": rounded, but at least 1 unless its length is 0.
 
-    Raises ValueError if the unit needs an argument that is None, or if the warm-up is not shorter
-    than the run.
+    Raises ValueError if the steps of its unit are unknown, or if the warm-up is not shorter than
+    the run.
     """
     length, unit = getattr(config, name), getattr(config, f"{name}_unit")
     if not length:
         return 0
-    per_unit = {"steps": 1.0, "fraction": float(total_steps)}
-    if global_batch:
-        per_unit["examples"] = 1 / global_batch
-        if examples_per_epoch:
-            per_unit["epochs"] = examples_per_epoch / global_batch
-    if unit not in per_unit:
+    if unit not in unit_steps:
         raise ValueError(
             f"{name} is {length:g} {unit}: its steps depend on the batch and the data; pass"
             " global_batch" + (" and examples_per_epoch" if unit == "epochs" else "")
         )
-    steps = max(1, round(length * per_unit[unit]))
+    steps = max(1, round(length * unit_steps[unit]))
     if name == "warmup" and total_steps > 1 and steps >= total_steps:
         raise ValueError(
             f"warmup is {steps} steps ({length:g} {unit}), but the run has {total_steps}; shorten"

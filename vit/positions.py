@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+RESAMPLING = {"bilinear": {"align_corners": True}, "bicubic": {"antialias": True}}
+
 
 def sincos2d(grid: int, width: int, temperature: float = 10_000.0) -> Tensor:
     """Positions of a square grid, (1, grid * grid, width): sin x, cos x, sin y, cos y.
@@ -23,14 +25,11 @@ def sincos2d(grid: int, width: int, temperature: float = 10_000.0) -> Tensor:
 
 
 def resample(positions: Tensor, grid: int, *, has_token: bool, method: str) -> Tensor:
-    """Resample learned positions to another square grid: (1, [1 +] g * g, D) -> (..., D).
+    """Resample learned positions to a square grid of side `grid`: (1, [1 +] g * g, D) -> (..., D).
 
-    Args:
-        positions: Positions of a square grid.
-        grid: Side of the new grid.
-        has_token: Whether the first slot belongs to the class token; it is left unchanged.
-        method: "bilinear" with aligned corners (the ViT paper's `scipy.ndimage.zoom` of order 1)
-            or "bicubic" with antialiasing (timm's `resample_abs_pos_embed`).
+    The slot of the class token is left unchanged. The method is "bilinear" with aligned corners
+    (the ViT paper's `scipy.ndimage.zoom` of order 1) or "bicubic" with antialiasing (timm's
+    `resample_abs_pos_embed`).
     """
     token, patches = positions[:, :has_token], positions[:, has_token:]
     old = round(patches.shape[1] ** 0.5)
@@ -42,11 +41,8 @@ def resample(positions: Tensor, grid: int, *, has_token: bool, method: str) -> T
     if old == grid:
         return positions
     image = patches.float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    if method == "bilinear":
-        image = F.interpolate(image, (grid, grid), mode="bilinear", align_corners=True)
-    elif method == "bicubic":
-        image = F.interpolate(image, (grid, grid), mode="bicubic", antialias=True)
-    else:
-        raise ValueError(f"unknown resampling {method!r}; known: bilinear, bicubic")
+    if method not in RESAMPLING:
+        raise ValueError(f"unknown resampling {method!r}; known: {', '.join(RESAMPLING)}")
+    image = F.interpolate(image, (grid, grid), mode=method, **RESAMPLING[method])
     patches = image.permute(0, 2, 3, 1).flatten(1, 2).to(positions.dtype)
     return torch.cat([token, patches], dim=1)

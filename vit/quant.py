@@ -129,12 +129,9 @@ def stored_bytes(tensor: Tensor) -> int:
 def quantise(
     model: ViT, scheme: str, *, calibration: Iterable[Tensor] | None = None
 ) -> QuantisedViT:
-    """A quantised copy of a model, on the model's device.
+    """A quantised copy of a model, on the model's device; ValueError if there is a `refusal`.
 
-    Args:
-        model: A trained model; it is not changed.
-        scheme: One of SCHEMES; raises ValueError with the reason if `refusal` gives one.
-        calibration: For int8-static, a few batches of normalised images like those of inference.
+    int8-static requires calibration: a few batches of normalised images like those of inference.
     """
     device = next(model.parameters()).device
     if reason := refusal(scheme, device):

@@ -96,10 +96,8 @@ def misfits(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[
 def read_weights(path: Path | str, *, heads: int | None = None) -> dict[str, Tensor]:
     """Read the tensors of a file or checkpoint directory under timm's names, otherwise unchanged.
 
-    Args:
-        path: See `load_weights`.
-        heads: Attention heads of the model. An .npz file with another number raises ValueError,
-            because the shapes of its matrices do not show the difference.
+    An .npz file with another number of attention heads than `heads` raises ValueError, because the
+    shapes of its matrices do not show the difference.
     """
     path = Path(path)
     if path.is_dir():

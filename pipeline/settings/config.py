@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
-from support.settings import Rule, Settings, setting
+from support.settings import Rule, Settings, below, setting
 from vit.config import ImageConfig, LossConfig, MixConfig, OptimConfig, ViTConfig
 from vit.registry import num_views
 
@@ -227,14 +227,6 @@ class TrainConfig(Settings):
                 "probe.data": tuple(map(absolute, self.probe.data)),
             }
         )
-
-
-def below(settings: Settings, least: int, *names: str) -> Iterator[Rule]:
-    """The broken rule for each setting of `names` below `least`; None is allowed."""
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None and value < least:
-            yield name, f"must be at least {least}"
 
 
 def absolute(path: str | None) -> str | None:
