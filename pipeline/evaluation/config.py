@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from pipeline.settings.config import absolute, below
-from support.settings import Rule, Settings, setting
+from pipeline.settings.config import absolute
+from support.settings import Rule, Settings, below, setting
 from vit.config import ImageConfig, LossConfig, ViTConfig
 from vit.registry import num_views
 
