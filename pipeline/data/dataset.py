@@ -189,14 +189,13 @@ def renumbered(shards: ShardSet, classes: tuple[str, ...]) -> np.ndarray | None:
     """Index in `classes` of each class of a set; None if the two lists are equal."""
     if tuple(shards.manifest.classes) == classes:
         return None
-    numbers = {wnid: number for number, wnid in enumerate(classes)}
-    unknown = [wnid for wnid in shards.manifest.classes if wnid not in numbers]
-    if unknown:
+    numbers = np.array(mapping(shards.manifest.classes, classes))
+    if unknown := [shards.manifest.classes[n] for n in np.flatnonzero(numbers < 0)]:
         raise ValueError(
             f"{len(unknown)} classes of {shards.location} are not among those of the first shard "
             f"set: {', '.join(unknown[:10])}; put the set with all classes first"
         )
-    return np.array([numbers[wnid] for wnid in shards.manifest.classes])
+    return numbers
 
 
 def read_extents(

@@ -67,8 +67,8 @@ class RunData:
         newest_first = sorted(results, key=lambda path: path.stat().st_mtime, reverse=True)
         self.evaluations = [Evaluation.read(path.parent) for path in newest_first]
         self.last_step = 0
+        # points (step, value) by name; for system metrics (minutes since the start, value)
         self.lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
-        """Points (step, value) by name; for system metrics (minutes since the start, value)."""
         for record in records:
             if record["kind"].startswith("system"):
                 x = (record["time"] - self.events[0]["time"]) / 60
