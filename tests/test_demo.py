@@ -100,7 +100,7 @@ def test_sigterm_leaves_a_checkpoint_of_that_moment(demo):
     assert int(re.search(r"from step-(\d+)", demo["finished"])[1]) >= seen[-1]
 
 
-def test_the_same_command_goes_on_from_the_last_checkpoint(demo):
+def test_the_same_command_resumes_from_the_last_checkpoint(demo):
     step = int(re.search(r"from step-(\d+)", demo["finished"])[1])
     assert step > 30 or step % 30 == 0
 
@@ -148,7 +148,7 @@ def test_broken_members_are_named_and_odd_modes_arrive_as_rgb(demo):
         assert member in demo["interrupted"]
 
 
-def test_a_finished_run_tells_its_result_again(demo):
+def test_a_finished_run_shows_its_result_again(demo):
     again = start(demo["runs"], *SHORT)
     output, _ = again.communicate(timeout=TIMEOUT_S)
     assert again.returncode == 0

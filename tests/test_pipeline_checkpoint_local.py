@@ -59,7 +59,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"]
 
 
-def test_what_a_killed_writer_left_is_no_checkpoint(tmp_path):
+def test_what_a_killed_writer_left_is_not_a_checkpoint(tmp_path):
     write(tmp_path, 1)
     (tmp_path / ".step-000000002.77").mkdir()
     assert local.latest(tmp_path).step == 1
@@ -67,7 +67,7 @@ def test_what_a_killed_writer_left_is_no_checkpoint(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"]
 
 
-def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
+def test_a_folder_that_is_not_a_checkpoint_is_refused(tmp_path):
     (tmp_path / "step-000000001").mkdir()
     with pytest.raises(ValueError, match=r"not a checkpoint: it has no meta\.json"):
         local.latest(tmp_path)

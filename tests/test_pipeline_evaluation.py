@@ -402,7 +402,7 @@ def quiet(done: int, total: int) -> None:
 
 
 @pytest.mark.ray
-def test_answers_are_the_same_bits_with_1_2_and_3_workers(
+def test_predictions_are_the_same_bits_with_1_2_and_3_workers(
     eval_model, dataset, ray_cluster, tmp_path
 ):
     found = []
@@ -456,7 +456,7 @@ def test_protocols_differ_side_by_side_and_ten_equals_ten_crops_one_by_one(
 
 
 @pytest.mark.ray
-def test_an_evaluation_that_was_cut_short_goes_on(eval_model, dataset, ray_cluster, tmp_path):
+def test_an_evaluation_that_was_cut_short_is_resumed(eval_model, dataset, ray_cluster, tmp_path):
     settings = eval_model.evaluation(crops=("three",), batch=32, workers=2)
     whole = evaluate_model(eval_model, settings, dataset, tmp_path, quiet, sheet=False)
     parts = sorted((tmp_path / "parts").iterdir())

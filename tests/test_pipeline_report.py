@@ -46,12 +46,12 @@ def test_time_of_a_run_is_that_of_its_starts():
     assert [(s.start, s.end, s.workers) for s in starts] == [(100, 200, 4), (1000, 1100, 2)]
 
 
-def test_what_is_no_run_has_no_page(tmp_path):
+def test_a_folder_without_a_run_has_no_page(tmp_path):
     with pytest.raises(FileNotFoundError, match="not the folder of a run"):
         write_report(tmp_path)
 
 
-def test_a_run_that_has_only_begun_has_a_page(tmp_path):
+def test_a_run_that_has_only_started_has_a_page(tmp_path):
     config = find_preset("demo").replace({"data.dir": "s3://KEY:S3CR3T@bucket/x"})
     (tmp_path / "config.json").write_text(json.dumps(config.flat()))
     journal.write_event(
@@ -211,7 +211,7 @@ def shown(url: str, folder: Path, wait_ms: int) -> tuple[str, Image.Image]:
 
 
 @pytest.mark.ray
-def test_the_page_stands_alone_and_tells_the_run(run):
+def test_the_page_stands_alone_and_shows_the_run(run):
     outcome, folder, _ = run
     content = (folder / "report.html").read_text()
     page = Page(content)

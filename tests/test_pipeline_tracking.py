@@ -222,7 +222,7 @@ def test_a_slow_server_does_not_slow_the_steps_and_is_waited_for(
 
 
 @pytest.mark.server
-def test_a_server_that_is_down_at_start_and_end_is_told_by_sync(
+def test_a_server_that_is_down_at_start_and_end_gets_the_record_by_sync(
     server, tmp_path, monkeypatch, caplog
 ):
     dead = Door(1)
@@ -255,7 +255,7 @@ def test_a_server_that_is_down_at_start_and_end_is_told_by_sync(
     assert again.returncode == 0 and "sent 0 records and 0 events" in again.stdout
 
 
-def test_sync_of_what_is_no_run_is_refused(tmp_path):
+def test_sync_of_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no record of a run"):
         mlflow_sync.sync(tmp_path)
     with pytest.raises(FileNotFoundError, match="is not there"):

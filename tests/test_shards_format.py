@@ -32,7 +32,7 @@ def test_manifest_survives_json():
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 99}', '{"version": 1}', "null"])
-def test_what_is_no_manifest_says_so(text):
+def test_a_file_that_is_not_a_manifest_is_refused(text):
     with pytest.raises(ValueError, match="is not a manifest"):
         Manifest.from_json(text)
 

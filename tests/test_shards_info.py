@@ -168,7 +168,7 @@ def test_built_in_lists_relate_as_published():
     assert len(sets["1k"] - sets["miil-fall11"]) == 9 and len(sets["1k"] - sets["12k"]) == 7
 
 
-def test_sets_of_classes_are_told():
+def test_sets_of_classes_are_described():
     assert classes.described(classes.class_list("fall11")) == "fall11: 21,841 classes"
     winter = classes.class_list("fall11")[:19167]
     assert classes.described(winter) == "winter21 (by its number of classes): 19,167 classes"

@@ -220,7 +220,7 @@ def test_several_sources_make_one_set(tmp_path):
         ("pdf.tar", tar_bytes([("a.pdf", b"x")]), ValueError, "not recognised"),
     ],
 )
-def test_what_is_no_source_is_refused_by_name(tmp_path, name, data, error, message):
+def test_a_path_that_is_not_a_source_is_refused_by_name(tmp_path, name, data, error, message):
     if data is not None:
         (tmp_path / name).write_bytes(data)
     with pytest.raises(error, match=message):
@@ -239,7 +239,7 @@ def test_a_kind_can_be_given(tmp_path):
     assert report.images == {"train": 1}
 
 
-def test_a_compressed_archive_is_laid_out_once_and_goes_on_after_a_stop(tmp_path, monkeypatch):
+def test_a_compressed_archive_is_laid_out_once_and_resumed_after_a_stop(tmp_path, monkeypatch):
     from shards.build import gunzip
     from shards.dataset import store
 

@@ -76,7 +76,7 @@ def test_our_headers_are_those_of_tarfile(name, size):
         (tarfile.DIRTYPE, "folder"),
     ],
 )
-def test_kinds_of_members_that_are_no_files_are_told(type_, kind):
+def test_kinds_of_members_that_are_not_files_are_named(type_, kind):
     info = tarfile.TarInfo("x")
     info.type, info.linkname = type_, "../../etc/passwd"
     members = walked(tar_bytes([(info, b""), *MEMBERS]))
@@ -115,7 +115,7 @@ def test_data_after_the_end_marker_is_an_error_unless_damage_is_reported():
     assert walked(data, lambda *_: None)[-1].name == "late.jpg"
 
 
-def test_after_damage_the_walk_goes_on_at_the_next_header():
+def test_after_damage_the_walk_continues_at_the_next_header():
     data = bytearray(tar_bytes(MEMBERS))
     second = walked(bytes(data))[2].start
     data[second : second + 512] = b"\xff" * 512

@@ -133,7 +133,7 @@ def test_keep_bytes_converts_the_rest_at_its_size(data):
         (encoded(drawn(9), "PNG")[:-900], "cannot be decoded"),
     ],
 )
-def test_damage_is_told(data, reason):
+def test_damage_is_reported(data, reason):
     with pytest.raises(Unusable, match=reason):
         transcode(data, CONFIG)
 
@@ -158,7 +158,7 @@ def test_small_images_are_refused_where_asked():
         transcode(jpeg(9, 20, 20), TranscodeConfig(min_side=32))
 
 
-def test_perceptual_hash_survives_resizing_and_tells_images_apart():
+def test_perceptual_hash_survives_resizing_and_distinguishes_images():
     hashes = [perceptual_hash(drawn(seed, 300, 200)) for seed in range(40)]
     for seed in range(40):
         small = Image.open(io.BytesIO(jpeg(seed, 150, 100, quality=80)))

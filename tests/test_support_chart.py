@@ -140,7 +140,7 @@ def test_text_is_escaped_and_has_no_secrets():
 
 
 @pytest.mark.filterwarnings("error")
-def test_characters_that_xml_or_the_font_lacks_are_no_fault():
+def test_characters_that_xml_or_the_font_lacks_are_accepted():
     svg = bar_chart({"\x1b[31mred\x00": 1, "\u5b66\u7fd2": 2}, name="x", shown=str)
     assert {"[31mred", "\u5b66\u7fd2"} <= set(texts(svg)) and "[31mred: 1" in titles(svg)
 

@@ -129,7 +129,7 @@ def test_a_picture_that_looks_like_a_secret_stays_whole():
     assert "script" not in Page(broken).tags
 
 
-def test_tables_mark_rows_and_tell_words_from_numbers():
+def test_tables_mark_rows_and_align_words_and_numbers_differently():
     table = Table(
         head=["class", "name", "images"],
         rows=[["a", "b", "1"], ["c", Cell("d", "note", "good"), "2"]],

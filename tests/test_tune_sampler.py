@@ -97,7 +97,7 @@ def test_several_objectives_are_searched_for_what_no_other_beats():
         SearchConfig(objective=("val/top1", "val/loss"))
 
 
-def test_importance_tells_the_setting_that_matters():
+def test_importance_names_the_setting_that_matters():
     job = plan_of(sampler="random", trials=32)
     shares = importances(job.space, search(job, 32), job.config)
     assert shares["optim.lr"] > 0.8

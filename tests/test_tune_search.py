@@ -142,7 +142,7 @@ def test_three_sentences_say_what_to_use_how_sure_and_what_it_rests_on(searched)
 
 
 @pytest.mark.ray
-def test_report_makes_the_answer_again(searched):
+def test_report_writes_the_result_again(searched):
     job, found = searched
     page = (job.dir / "report.html").read_bytes()
     (job.dir / "report.html").unlink()
@@ -165,7 +165,7 @@ def marks_of(svg, kind):
 
 
 @pytest.mark.ray
-def test_page_has_the_map_the_curves_and_the_answer(searched):
+def test_page_has_the_map_the_curves_and_the_result(searched):
     job, result = searched
     content = (job.dir / "report.html").read_text()
     page = Page(content)
@@ -244,7 +244,7 @@ def colours_of(path):
 
 
 @pytest.mark.ray
-def test_a_finished_search_only_tells_its_answer_again(searched):
+def test_a_finished_search_only_shows_its_result_again(searched):
     from tune.search import open_folder, run_search
 
     job, found = searched
@@ -267,7 +267,7 @@ def fragile(config, *, on_record, trial):
 
 
 @pytest.mark.ray
-def test_failed_trials_are_tried_again_when_the_search_goes_on(tmp_path, ray_cluster):
+def test_failed_trials_are_tried_again_when_the_search_is_resumed(tmp_path, ray_cluster):
     from tune.search import run_search
 
     job = plan_in(tmp_path, trials=2, seeds=1, stopper="none", evals=2)
@@ -287,7 +287,7 @@ def finished(config, *, on_record, trial):
 
 
 @pytest.mark.ray
-def test_a_run_that_was_through_before_the_driver_died_is_a_result(tmp_path, ray_cluster):
+def test_a_run_that_had_finished_before_the_driver_died_is_a_result(tmp_path, ray_cluster):
     from tune.search import run_search
 
     found = run_search(plan_in(tmp_path, trials=2, seeds=1), fit=finished)
@@ -309,7 +309,7 @@ def test_other_settings_under_the_same_name_are_refused(tmp_path):
         read_job(tmp_path)
 
 
-def test_a_line_cut_off_by_a_crash_is_no_trial(tmp_path):
+def test_a_line_cut_off_by_a_crash_is_not_a_trial(tmp_path):
     path = tmp_path / TRIALS
     trial_log = TrialLog(path)
     trial_log.keep(Entry(number=0, sample={}, settings={}))
@@ -335,7 +335,7 @@ def test_a_trial_started_in_an_older_log_is_resumed(tmp_path):
     assert read_entries(job.dir / TRIALS) == [dataclasses.replace(begun, status=STARTED)]
 
 
-def test_the_best_of_many_single_runs_is_not_held_against_a_mean(tmp_path):
+def test_the_best_of_many_single_runs_is_not_compared_with_a_mean(tmp_path):
     job = plan_in(tmp_path, trials=4)
     trial_log = TrialLog(job.dir / TRIALS)
     for number, repeat, top1 in [(0, 0, 0.90), (1, 0, 0.97), (2, 0, 0.93)] + [

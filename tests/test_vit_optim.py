@@ -351,7 +351,7 @@ def test_8_bit_moments_take_less_than_a_third_of_the_memory(eager_steps):
 
 
 @pytest.mark.parametrize("name", ["adamw", "adamw8bit", "sgd"])
-def test_saved_state_goes_on_exactly(name, tmp_path, request):
+def test_saved_state_continues_exactly(name, tmp_path, request):
     if name == "adamw8bit":
         request.getfixturevalue("eager_steps")
     whole, _, _ = train(name, 12)

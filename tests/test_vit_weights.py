@@ -298,7 +298,7 @@ def test_dropped_head_stays_fresh_and_takes_pre_logits_with_it(tmp_path):
     assert torch.equal(tuned.norm.weight, make(pre_logits=True).norm.weight)
 
 
-def test_zero_head_of_a_published_file_is_told(tmp_path, caplog):
+def test_zero_head_of_a_published_file_is_reported(tmp_path, caplog):
     model = make()
     with torch.no_grad():
         model.head.weight.zero_()
@@ -336,7 +336,7 @@ def test_every_key_that_does_not_fit_is_named(tmp_path):
         assert words in message
 
 
-def test_integers_are_no_weights(tmp_path):
+def test_integers_are_not_weights(tmp_path):
     state = dict(make().state_dict()) | {"norm.weight": torch.ones(24, dtype=torch.int64)}
     save_file(state, tmp_path / "a.safetensors")
     assert "norm.weight is torch.int64" in refused(make(2), tmp_path / "a.safetensors")
