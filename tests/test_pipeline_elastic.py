@@ -11,7 +11,8 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.reader import SampleReader, View
 from vit.config import ImageConfig
 
-pytestmark = pytest.mark.ray
+# the parts are shown by default: a killed worker, and other numbers of workers, in exact
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 # far more than are needed: the run is stopped when it has two workers again
 STEPS, BATCH = 100_000, 50
@@ -87,7 +88,7 @@ cluster.shutdown()
 """
 
 
-@pytest.mark.parametrize("groups", [[2, 1], pytest.param([2, 1, 2], marks=pytest.mark.slow)])
+@pytest.mark.parametrize("groups", [[2, 1], [2, 1, 2]])
 def test_workers_go_and_come_with_their_nodes_and_the_sequence_stays_exact(
     digits, tmp_path, groups
 ):

@@ -211,6 +211,7 @@ def shown(url: str, folder: Path, wait_ms: int) -> tuple[str, Image.Image]:
 
 
 @pytest.mark.ray
+@pytest.mark.server
 def test_the_page_stands_alone_and_shows_the_run(run):
     outcome, folder, _ = run
     content = (folder / "report.html").read_text()
@@ -235,6 +236,7 @@ def test_the_page_stands_alone_and_shows_the_run(run):
 
 
 @pytest.mark.ray
+@pytest.mark.server
 @browser
 def test_a_browser_shows_the_page(run, tmp_path):
     _, folder, _ = run
@@ -247,6 +249,7 @@ def test_a_browser_shows_the_page(run, tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.server
 @browser
 def test_mlflows_page_shows_curves_checkpoint_and_evaluation(run, tmp_path):
     import mlflow

@@ -13,7 +13,7 @@ from pipeline.tracking.journal import RECORDS
 from support.files import read_lines
 from tune.trial_log import DIVERGED, DONE, ENDED, STARTED, TRIALS, read_entries
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 TIMEOUT_S = 420
 # the baseline's rate, one at which a run cannot but diverge, and a lower one
@@ -108,7 +108,6 @@ def test_mlflow_has_one_parent_with_all_trials_below_it(resumed):
     assert parent.data.metrics["best"] > 0
 
 
-@pytest.mark.slow
 def test_the_best_settings_train_as_they_are(resumed):
     best = json.loads((resumed["folder"] / "best.json").read_text())
     assert best["settings"]["epochs"] == EPOCHS
