@@ -15,9 +15,9 @@ import pytest
 pytestmark = pytest.mark.ray
 
 TIMEOUT_S = 420
-# a run that is short, but long enough to be interrupted: 12 epochs of 1,437 digits in
+# a run that is short, but long enough to be interrupted: 16 epochs of 1,437 digits in
 # batches of 128
-SHORT, STEPS = ("--epochs", "12"), 134
+SHORT, STEPS = ("--epochs", "16"), 180
 
 
 def start(runs: Path, *changes: str) -> subprocess.Popen:
