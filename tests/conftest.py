@@ -1,7 +1,4 @@
-"""Shared by all tests: one Ray for the session, and the digits as a small shard set.
-
-The tests run on two processes. All that use the one Ray run on the same of them.
-"""
+"""Shared by all tests: one Ray for each process of tests, and the digits as a small shard set."""
 
 import os
 
@@ -22,11 +19,9 @@ import pytest
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Keep together what shares an expensive fixture."""
+    """Keep the tests of a module together that share an expensive fixture."""
     for item in items:
-        if "ray_cluster" in item.fixturenames:
-            item.add_marker(pytest.mark.xdist_group("ray"))
-        elif "ray" in item.keywords or "server" in item.keywords:
+        if {"ray", "server"} & set(item.keywords) or "ray_cluster" in item.fixturenames:
             item.add_marker(pytest.mark.xdist_group(item.module.__name__))
 
 
