@@ -39,7 +39,7 @@ ray.init(
     runtime_env={"worker_process_setup_hook": toys.register},
 )
 small = {"model.depth": 1, "model.width": 64, "model.mlp_width": 64, "model.heads": 2}
-small |= {"epochs": 6, "workers": 1, "eval_every": 30, "name": "toy", "runs_dir": sys.argv[1]}
+small |= {"epochs": 4, "workers": 1, "eval_every": 30, "name": "toy", "runs_dir": sys.argv[1]}
 outcome = fit(find_preset("demo").replace({**small, **json.loads(sys.argv[2])}))
 print(json.dumps(outcome.protocols))
 """

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from pipeline.checkpoint import local
 from pipeline.run import fit
-from pipeline.settings.config import DataConfig, TrainConfig
+from pipeline.settings.config import DataConfig, RecordConfig, TrainConfig
 from vit.config import ImageConfig, MixConfig, OptimConfig, ViTConfig
 
 pytestmark = pytest.mark.ray
@@ -50,6 +50,7 @@ def config(name: str, runs: Path, digits: Path, steps: int = STEPS, **changes) -
         "checkpoint_every": 10,
         "crops": "center",
         "audit": True,
+        "record": RecordConfig(models="none"),
         "max_restarts": MANY_KILLS,
         **changes,
     }

@@ -144,6 +144,7 @@ def test_a_task_that_fails_for_good_stops_the_build(ray_cluster):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_killed_driver_of_ray_is_finished_by_a_restart(source, undisturbed, tmp_path):
     process = driver(source, tmp_path / "out", "ray")
     while not list((tmp_path / "out").glob("catalogue/part-0000[0-9].parquet")):
