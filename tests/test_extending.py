@@ -94,7 +94,7 @@ def test_a_run_trains_evaluates_records_and_reports_with_them(tmp_path):
     for values in protocols.values():
         assert 0 < values["top1"] <= values["top2"] <= values["top5"]
         assert values["top2_low"] < values["top2"] < values["top2_high"]
-        assert 0 < values["loss"] < 2.0  # 2.5 without training
+        assert 0 < values["loss"] < 2.0  # 2 for a model to which every class is improbable
     run = tmp_path / "toy"
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert all("val/top2" in record for record in records if record["kind"] == "eval")
