@@ -2,8 +2,10 @@
 
 import os
 
-# before Ray is imported anywhere: a private, quiet Ray with short pauses
+# before Ray and PyTorch are imported anywhere: a private, quiet Ray with short pauses, and one
+# thread for each of the processes that share the cores
 os.environ |= {
+    "OMP_NUM_THREADS": "1",
     "RAY_AUTH_MODE": "disabled",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",

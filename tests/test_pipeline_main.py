@@ -149,6 +149,7 @@ def unreachable_store(location: object) -> object:
 @pytest.mark.parametrize("command", WITH_SECRET, ids=" ".join)
 def test_a_secret_in_an_argument_appears_nowhere(command, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # by another test of this process
     monkeypatch.setattr("ray.init", unreachable)
     monkeypatch.setattr(store, "locate", unreachable_store)
     package, *arguments = command

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,14 @@ def test_set_up_takes_two_commands():
     ]
 
 
+@lru_cache
+def help_of(*command: str) -> str:
+    """What a command prints when it is asked for help."""
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(("python ", "mlflow "))])
 def test_command_exists_and_takes_its_settings(command):
     words = shlex.split(command)
@@ -47,15 +56,8 @@ def test_command_exists_and_takes_its_settings(command):
         for before, word in zip(words, words[1:], strict=False)
         if word not in flags and before not in flags and "/" not in word
     ]
-    result = subprocess.run(
-        [*plain, "--help" if plain[1] == "ui" else "--help-all"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    missing = {flag for flag in flags if flag.replace("_", "-") not in result.stdout}
+    shown = help_of(*plain, "--help" if plain[1] == "ui" else "--help-all")
+    missing = {flag for flag in flags if flag.replace("_", "-") not in shown}
     assert not missing, f"{missing} are not in the help of {' '.join(plain)}"
 
 

@@ -296,6 +296,16 @@ def test_a_run_that_had_finished_before_the_driver_died_is_a_result(tmp_path, ra
     assert found.best.mean("val/top1") == 0.5
 
 
+def test_the_baseline_has_the_presets_own_values_of_any_type():
+    dimensions = ("optim.name=choice(adamw,sgd)", "global_batch=choice(64,128)")
+    config = SearchConfig(set=(*dimensions, "epochs=choice(20,40)"), horizon=0.5)
+    job = assemble("demo", {}, config, **DEMO)
+    sample = job.baseline_sample()
+    expected = {"optim.name": "adamw", "global_batch": 128, "epochs": 40.0}
+    assert {name: sample[name] for name in expected} == expected
+    assert isinstance(sample["global_batch"], int)
+
+
 def test_other_settings_under_the_same_name_are_refused(tmp_path):
     from tune.search import open_folder
 

@@ -116,7 +116,7 @@ class SearchJob:
         flat, sample = self.short.flat(), {}
         for name, dimension in self.space.dimensions.items():
             if name in flat:
-                sample[name] = flat[name] / (self.horizon if name == "epochs" else 1)
+                sample[name] = flat[name] / self.horizon if name == "epochs" else flat[name]
                 continue
             for level, settings in dimension.settings.items():
                 if settings.items() <= flat.items():
