@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from support.settings import Rule, Settings, setting
+from support.settings import Rule, Settings, below, setting
 
 Kind = Literal[
     "auto", "class-tars", "flat-tar", "imagenet-val", "devkit", "class-folders", "webdataset"
@@ -33,9 +33,8 @@ class TranscodeConfig(Settings):
 
     def rules(self) -> Iterator[Rule]:
         """Sizes that an image can have."""
-        for name, least in (("resize_short", 0), ("min_side", 1), ("max_pixels", 1)):
-            if getattr(self, name) < least:
-                yield name, f"must be at least {least}"
+        yield from below(self, 0, "resize_short")
+        yield from below(self, 1, "min_side", "max_pixels")
         if self.max_long is not None and self.max_long < max(1, self.resize_short):
             yield "max_long", f"must be at least resize_short ({self.resize_short})"
         if not 1 <= self.quality <= 100:
@@ -76,13 +75,10 @@ class BuildConfig(TranscodeConfig):
     def rules(self) -> Iterator[Rule]:
         """Counts and shares in range, and one way to draw the val split."""
         yield from super().rules()
-        for name, least in (
-            *(("min_per_class", 1), ("val_shards", 1), ("seed", 0)),
-            *(("shard_samples", 1), ("val_per_class", 0)),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                yield name, f"must be at least {least}"
+        yield from below(self, 1, "min_per_class", "val_shards")
+        yield from below(self, 0, "seed")
+        yield from below(self, 1, "shard_samples")
+        yield from below(self, 0, "val_per_class")
         if self.val_per_class is not None and self.val_fraction is not None:
             yield "val_fraction", "and val_per_class are two ways to draw val; give one"
         if self.val_fraction is not None and not 0 <= self.val_fraction < 1:
