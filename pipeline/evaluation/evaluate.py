@@ -31,7 +31,7 @@ from pipeline.evaluation.model import EvalModel, head_columns
 from pipeline.evaluation.predict import Evaluator, predict_all
 from pipeline.evaluation.predictions import Block, PredictionStore, protocol_predictions
 from shards.dataset import wordnet
-from shards.dataset.classes import class_list
+from shards.dataset.classes import class_list, mapping
 from shards.dataset.format import open_set
 from support.console import table
 from support.files import write_json, written
@@ -167,9 +167,9 @@ def real_figures(
 ) -> dict:
     """Top-1 under ReaL's labels (arXiv 2006.07159); images without such a label are left out."""
     labels = json.loads(path.read_text())
-    wnids, numbers = class_list("1k"), {wnid: number for number, wnid in enumerate(classes)}
+    numbers = mapping(class_list("1k"), classes)
     labels_by_position = {
-        position: [numbers[wnids[n]] for n in labels[int(match[1]) - 1] if wnids[n] in numbers]
+        position: [numbers[n] for n in labels[int(match[1]) - 1] if numbers[n] >= 0]
         for position, match in enumerate(map(REAL_KEY.search, keys))
         if match
     }
