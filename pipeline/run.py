@@ -2,54 +2,47 @@
 
     job -> Ray: workers train -> best checkpoint -> multi-crop evaluation -> result.json
 
-The state of a run is its folder. A run that is started again resumes from the last checkpoint and
-continues the same MLflow run. A finished run only shows its result again.
-
-    runs/NAME/config.json  checkpoints/  metrics.jsonl  events.jsonl  mlflow.json  result.json
+The state of a run is its folder (`pipeline.checkpoint.run_folder`). A run that is started again, on
+this machine or another, resumes from the last checkpoint and continues the same MLflow run. A
+finished run only shows its result again.
 """
 
 import contextlib
 import logging
-import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import ray
-import ray.train
-from ray.actor import ActorHandle
-from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback, WorkerGroupError
-from ray.train.torch import TorchTrainer
-
-from pipeline.checkpoint import local
+from pipeline.checkpoint.lease import Lease, LeaseLost, leased
 from pipeline.checkpoint.local import Checkpoint
+from pipeline.checkpoint.run_folder import LOCK
 from pipeline.evaluation.config import CENTER
 from pipeline.evaluation.evaluate import default_folder, evaluate_model
 from pipeline.evaluation.model import EvalModel
-from pipeline.outcome import Outcome
+from pipeline.outcome import RESULT, Outcome
+from pipeline.report.run_page import PAGE
 from pipeline.reports import OnRecord, Reports
 from pipeline.run_events import figures, record_circumstances, record_result
 from pipeline.settings.config import TrainConfig
+from pipeline.tracking.journal import EVENTS, RECORDS
+from pipeline.tracking.mlflow_sync import CURSOR
 from pipeline.tracking.recorder import Recorder
+from pipeline.train.attempts import train_workers
 from pipeline.train.job import CONFIG, Job, prepare
 from pipeline.train.report_queue import run_report_queue
-from pipeline.train.resources import ray_session, worker_resources
-from pipeline.train.worker import attempt
+from pipeline.train.resources import ray_session
 from support.console import Progress, log_stage
 from support.files import locked, write_json
 
 log = logging.getLogger(__name__)
 
-LOCK = "run.lock"
 # MLflow's tag for how a run ended: "done", "diverged", or the reason of a search to stop it
 OUTCOME_TAG = "outcome"
-
-# seconds that an interrupted run gets for its last checkpoint
-GRACE_S = 60.0
-# seconds between two checks whether an elastic run can get more workers
-RESIZE_S = 30.0
+# the record of a run; the cursor comes first, because it must not be ahead of the journal
+JOURNAL = (CURSOR, RECORDS, EVENTS)
+# the result comes last, because it says that the run is finished
+FILES = (*JOURNAL, "evaluations", PAGE, RESULT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,47 +75,52 @@ def execute(
     trial: Trial | None = None,
 ) -> Outcome | None:
     """Do what is left of a run; returns its outcome, or None if `on_record` stopped it."""
-    if outcome := Outcome.read(job.dir):
-        log.info("run %r is finished; a new one needs another --name", job.config.name)
-        return outcome
     job.dir.mkdir(parents=True, exist_ok=True)
     message = f"another process trains the run in {job.dir}; wait for it, or choose another --name"
-    with locked(job.dir / LOCK, message):
-        local.clear_unfinished(job.checkpoints)
+    with locked(job.dir / LOCK, message), leased(job.folder) as lease:
+        job.folder.pull()
+        if outcome := Outcome.read(job.dir):
+            log.info("run %r is finished; a new one needs another --name", job.config.name)
+            publish(job, lease)
+            return outcome
+        job.checkpoints.clear_unfinished()
         if not (job.dir / CONFIG).exists():
             write_json(job.dir / CONFIG, job.config.flat())
+            job.folder.push(CONFIG)
         with (
+            publishing(job, lease),
             recording(job, trial) as recorder,
             ray_session(extra_cpus=job.config.workers, verbose=verbose),
         ):
-            return train_and_evaluate(job, recorder, on_record, trial)
+            return train_and_evaluate(job, recorder, lease, on_record, trial)
 
 
 def train_and_evaluate(
-    job: Job, recorder: Recorder, on_record: OnRecord | None, trial: Trial | None
+    job: Job, recorder: Recorder, lease: Lease, on_record: OnRecord | None, trial: Trial | None
 ) -> Outcome | None:
     """Do what is left of a run, with Ray running."""
     record_circumstances(recorder, job)
-    last = job.latest()
+    last = job.checkpoints.latest()
     log_stage(job.num_stages - 1, job.num_stages, describe(job, last))
     reports = Reports(recorder, job.total_steps, on_record)
     if not last or last.step < job.total_steps:
-        with run_report_queue(reports) as queue:
-            train_workers(job, queue, trial)
-        last = job.latest()
-        if last.step < job.total_steps:
+        own_cpus = trial.worker_cpus if trial else None
+        with run_report_queue(reports, partial(publish, job, lease, JOURNAL)) as queue:
+            train_workers(job, queue, own_cpus, lambda: reports.fatal)
+        last = job.checkpoints.latest()
+        if not last or last.step < job.total_steps:
             recorder.finish("FINISHED", tags={OUTCOME_TAG: reports.stop_reason})
             return None
     if trial:
         return finish_trial(job, recorder, last, reports.images_per_s)
-    best = local.best(job.checkpoints)
+    best = job.checkpoints.fetch(job.checkpoints.best())
     folder, result = evaluate_best(job, best)
     metrics = figures(result["protocols"], "final")
     recorder.add({"kind": "final", "step": job.total_steps, **metrics})
     outcome = Outcome(
         steps=job.total_steps,
         images_per_s=reports.images_per_s,
-        checkpoint=str(best.path),
+        checkpoint=job.checkpoints.location(best),
         protocols=result["protocols"],
         changes=result["changes"],
         evaluation=str(folder),
@@ -130,6 +128,26 @@ def train_and_evaluate(
     outcome.write(job.dir)
     record_result(recorder, job, best, folder)
     return outcome
+
+
+def publish(job: Job, lease: Lease, names: Sequence[str] = FILES) -> None:
+    """Put files of the run where they count; LeaseLost if another driver has taken over."""
+    lease.check()
+    job.folder.push(*(name for name in names if (job.dir / name).exists()))
+
+
+@contextlib.contextmanager
+def publishing(job: Job, lease: Lease) -> Iterator[None]:
+    """Publish the record when the block ends, also after an error, which must not be hidden."""
+    try:
+        yield
+    except BaseException:
+        try:
+            publish(job, lease, JOURNAL)
+        except (OSError, LeaseLost) as error:
+            log.warning("the end of the record is on this machine only: %s", error)
+        raise
+    publish(job, lease)
 
 
 def evaluate_best(job: Job, best: Checkpoint) -> tuple[Path, dict]:
@@ -150,75 +168,12 @@ def finish_trial(job: Job, recorder: Recorder, last: Checkpoint, images_per_s: f
     outcome = Outcome(
         steps=last.step,
         images_per_s=images_per_s,
-        checkpoint=str(last.path),
+        checkpoint=job.checkpoints.location(last),
         protocols={CENTER: metrics},
     )
     outcome.write(job.dir)
     recorder.finish("FINISHED", tags={OUTCOME_TAG: "done"})
     return outcome
-
-
-def train_workers(job: Job, queue: ActorHandle, trial: Trial | None) -> None:
-    """Run the worker loop on Ray Train until the last step; Ray restarts it after a failure."""
-    config = job.config
-    each = worker_resources(config, ray.cluster_resources(), trial.worker_cpus if trial else None)
-    elastic = (config.min_workers, config.workers)
-    trainer = TorchTrainer(
-        partial(attempt, job, queue),
-        scaling_config=ScalingConfig(
-            num_workers=elastic if config.min_workers else config.workers,
-            use_gpu="GPU" in each,
-            resources_per_worker=each,
-            elastic_resize_monitor_interval_s=RESIZE_S,
-        ),
-        # only Ray uses this folder; each start is new to Ray, and resumes from our checkpoint
-        run_config=RunConfig(
-            name=f"start-{time.time_ns()}",
-            storage_path=str(job.dir / "ray"),
-            failure_config=FailureConfig(max_failures=config.max_restarts),
-            callbacks=[FailureLogger(queue)],
-        ),
-    )
-    thread = ThreadPoolExecutor(1, "trainer")
-    result = thread.submit(trainer.fit)
-    try:
-        divergence = result.result().return_value
-    except KeyboardInterrupt:
-        log.info("stopping after a checkpoint; press Ctrl-C again to stop at once")
-        queue.stop.remote()
-        wait([result], timeout=GRACE_S)
-        raise
-    except WorkerGroupError as error:
-        reasons = "; ".join(failures(error.worker_failures))
-        raise RuntimeError(
-            f"training failed: {reasons}. The last checkpoint is unchanged; the same command "
-            f"resumes from it"
-        ) from error
-    finally:
-        thread.shutdown(wait=False)
-    if divergence:
-        raise FloatingPointError(divergence)
-
-
-class FailureLogger(UserCallback):
-    """Logs failures after which Ray Train restarts the workers."""
-
-    def __init__(self, queue: ActorHandle) -> None:
-        self._queue = queue
-
-    def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
-        """Log one line for each failed worker."""
-        for failure in failures(worker_exceptions):
-            self._queue.say.remote(failure)
-        self._queue.say.remote("training resumes from the last checkpoint, if restarts are left")
-
-
-def failures(exceptions: Mapping[int, Exception]) -> list[str]:
-    """The last line of each worker's exception, which in Ray's tracebacks is the message."""
-    return [
-        f"worker {rank} failed: {(str(error).strip() or type(error).__name__).splitlines()[-1]}"
-        for rank, error in sorted(exceptions.items())
-    ]
 
 
 def describe(job: Job, last: Checkpoint | None) -> str:

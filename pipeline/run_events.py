@@ -48,10 +48,10 @@ def record_result(recorder: Recorder, job: Job, best: Checkpoint, evaluation: Pa
     """End the record with the models, their evaluation, files, and the report page."""
     settings = job.config.record
     # the best one comes first: the registry takes the last one as the newest
-    others = [c for c in local.checkpoints(job.checkpoints) if c.step != best.step]
+    others = [c for c in job.checkpoints.all() if c.step != best.step]
     models = {"best": [best], "kept": [best, *others], "none": []}
     for checkpoint in models[settings.models]:
-        write_model(job.dir, checkpoint, settings.register)
+        write_model(job.dir, job.checkpoints.fetch(checkpoint), settings.register)
     if settings.models != "none":
         write_evaluation(job.dir, evaluation)
     for path in sorted(best.path.iterdir()):

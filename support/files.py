@@ -21,6 +21,12 @@ from uuid import uuid4
 from support.redact import redacted
 
 
+def cache_dir() -> Path:
+    """Folder of this user for copies of what lies in stores."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "vit-pipeline"
+
+
 @contextlib.contextmanager
 def written(path: Path) -> Iterator[Path]:
     """Yield a path for a file or folder that replaces `path` if the block ends without an error.
@@ -33,12 +39,19 @@ def written(path: Path) -> Iterator[Path]:
         yield temporary
         sync(temporary)
         if path.is_dir():  # a folder cannot be renamed over another one
-            shutil.rmtree(path)
+            remove_folder(path)
         temporary.replace(path)
         sync(path.parent)
     except BaseException:
         shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder; if the process is killed meanwhile, nothing half removed has its name."""
+    aside = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
+    path.rename(aside)
+    shutil.rmtree(aside)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

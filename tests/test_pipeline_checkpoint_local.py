@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pipeline.checkpoint import local
+from pipeline.checkpoint.checkpoints import Checkpoints
 from pipeline.settings.presets import find_preset
 
 CONFIG = find_preset("demo")
@@ -31,7 +32,7 @@ def write(folder, step, **changes):
 
 def test_what_is_written_is_read_again(tmp_path):
     write(tmp_path, 3, metrics={"val/top1": 0.5})
-    found = local.latest(tmp_path)
+    found = Checkpoints(folder=tmp_path).latest()
     assert (found.step, found.samples, found.classes[1]) == (3, 384, "n00000002")
     assert found.metrics == {"val/top1": 0.5}
     assert found.config == json.loads(json.dumps(CONFIG.flat()))
@@ -41,10 +42,11 @@ def test_what_is_written_is_read_again(tmp_path):
 def test_latest_and_best_are_kept_and_the_others_deleted(tmp_path):
     for step, top1 in ((1, 0.1), (2, 0.9), (3, 0.9), (4, 0.2), (5, 0.3), (6, None)):
         write(tmp_path, step, metrics={} if top1 is None else {"val/top1": top1})
-        local.prune(tmp_path, 2)
-    assert [item.step for item in local.checkpoints(tmp_path)] == [2, 5, 6]
-    assert local.best(tmp_path).step == 2
-    assert local.latest(tmp_path).step == 6
+        Checkpoints(folder=tmp_path).prune(2)
+    found = local.checkpoints(tmp_path)
+    assert [item.step for item in found] == [2, 5, 6]
+    assert local.best(found).step == 2
+    assert local.latest(found).step == 6
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
@@ -62,22 +64,59 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
 def test_what_a_killed_writer_left_is_not_a_checkpoint(tmp_path):
     write(tmp_path, 1)
     (tmp_path / ".step-000000002.77").mkdir()
-    assert local.latest(tmp_path).step == 1
+    assert [item.step for item in local.checkpoints(tmp_path)] == [1]
     local.clear_unfinished(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"]
 
 
-def test_a_folder_that_is_not_a_checkpoint_is_refused(tmp_path):
-    (tmp_path / "step-000000001").mkdir()
-    with pytest.raises(ValueError, match=r"not a checkpoint: it has no meta\.json"):
-        local.latest(tmp_path)
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("meta.json", None), ("config.json", None), ("state.pt", None), ("state.pt", b"half")],
+)
+def test_an_incomplete_checkpoint_is_passed_over_and_a_restart_clears_it(tmp_path, file, content):
+    write(tmp_path, 1)
+    path = write(tmp_path, 2) / file
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(local.Incomplete, match=r"not a checkpoint: it has no|is cut off"):
+        local.Checkpoint.open(path.parent)
+    assert [item.step for item in local.checkpoints(tmp_path)] == [1]
+    assert Checkpoints(folder=tmp_path).latest().step == 1
+    local.clear_unfinished(tmp_path)
+    write(tmp_path, 2)
+    assert [item.step for item in local.checkpoints(tmp_path)] == [1, 2]
+
+
+def test_a_prune_killed_in_the_middle_leaves_nothing_under_the_name_of_a_checkpoint(
+    tmp_path, monkeypatch
+):
+    for step in (1, 2, 3):
+        write(tmp_path, step)
+    monkeypatch.setattr("shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        Checkpoints(folder=tmp_path).prune(1)
+    assert [item.step for item in local.checkpoints(tmp_path)] == [2, 3]
+    assert not (tmp_path / "step-000000001").exists()
+
+
+def killed(path, **_):
+    """Remove one file, and die."""
+    next(path.iterdir()).unlink()
+    raise KeyboardInterrupt
+
+
+def test_damage_is_named(tmp_path):
+    path = write(tmp_path, 1)
+    content = (path / "state.pt").read_bytes()
+    (path / "state.pt").write_bytes(content[:-1] + b"x")
+    with pytest.raises(ValueError, match=r"state\.pt is damaged"):
+        Checkpoints(folder=tmp_path).fetch(Checkpoints(folder=tmp_path).latest())
 
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path):
     path = write(tmp_path, 1) / "meta.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 0}))
-    with pytest.raises(ValueError, match="format 0, this version reads 1"):
-        local.latest(tmp_path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1}))
+    with pytest.raises(ValueError, match="format 1, this version reads 2"):
+        local.checkpoints(tmp_path)
 
 
 def test_settings_that_change_the_result_are_named():
@@ -90,8 +129,8 @@ def test_state_with_code_in_it_is_not_run(tmp_path):
         def __reduce__(self):
             return (tmp_path.joinpath("ran").touch, ())
 
-    path = write(tmp_path, 1)
-    torch.save({"optimizer": Code()}, path / "state.pt")
+    checkpoint = local.Checkpoint.open(write(tmp_path, 1))
+    torch.save({"optimizer": Code()}, checkpoint.path / "state.pt")
     with pytest.raises(Exception, match="[Ww]eights"):
-        local.latest(tmp_path).state()
+        checkpoint.state()
     assert not (tmp_path / "ran").exists()

@@ -3,19 +3,23 @@
     step-000001000/
         model.safetensors   weights under timm's parameter names, as timm loads them
         state.pt            optimizer state (tensors only, loaded with weights_only=True)
-        meta.json           step, samples consumed, metrics, classes, versions, commit
         config.json         every setting of the run by its dotted name
+        meta.json           step, samples consumed, metrics, classes, versions, commit, and size and
+                            SHA-256 of the other files
 
 The position in the data is one integer, the number of samples consumed. There is no generator state
-to save, because all randomness is addressed by seed and position.
+to save, because all randomness is addressed by seed and position. The SHA-256 of meta.json, the
+digest, therefore names the whole content of a checkpoint.
 """
 
+import hashlib
 import importlib.metadata
 import json
+import logging
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,21 +27,28 @@ import torch
 from safetensors import SafetensorError
 
 from pipeline.settings.config import TrainConfig
-from support.files import write_json, written
+from support.files import remove_folder, write_json, written
 from support.redact import redacted
 from vit.weights import MODEL_FILE, save_safetensors
 
-FORMAT = 1
-META = "meta.json"
+log = logging.getLogger(__name__)
+
+FORMAT = 2
+META, CONFIG = "meta.json", "config.json"
 NAME = re.compile(r"step-(\d{9})")
 BEST = "val/top1"
 
 
+class Incomplete(ValueError):
+    """A folder that holds no checkpoint, or not all of one."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A complete checkpoint on disk."""
+    """A complete checkpoint, on disk or in a store."""
 
     path: Path
+    """Its folder; of one in a store, where `Checkpoints.fetch` puts it."""
     step: int
     samples: int
     """Samples consumed: the position in the sequence."""
@@ -49,13 +60,28 @@ class Checkpoint:
     """Fingerprint of the training data."""
     config: Mapping[str, object]
     """Settings of the run, by dotted name."""
+    files: Mapping[str, Sequence]
+    """Size in bytes and SHA-256 of each file."""
+    digest: str
+    """SHA-256 of meta.json."""
 
     @classmethod
     def open(cls, path: Path) -> "Checkpoint":
-        """Read the metadata of a checkpoint; ValueError if the folder is not a checkpoint."""
-        if not (path / META).is_file():
-            raise ValueError(f"{path} is not a checkpoint: it has no {META}")
-        meta = json.loads((path / META).read_text())
+        """Read the metadata of a checkpoint; Incomplete if the folder does not hold all of one."""
+        for name in (META, CONFIG):
+            if not (path / name).is_file():
+                raise Incomplete(f"{path} is not a checkpoint: it has no {name}")
+        checkpoint = cls.of(path, (path / META).read_bytes(), (path / CONFIG).read_bytes())
+        for name, (size, _) in checkpoint.files.items():
+            found = (path / name).stat().st_size if (path / name).exists() else 0
+            if found != size:
+                raise Incomplete(f"{path} is cut off: {name} has {found:,} bytes of {size:,}")
+        return checkpoint
+
+    @classmethod
+    def of(cls, path: Path, meta_json: bytes, config_json: bytes) -> "Checkpoint":
+        """A checkpoint from its two JSON files; ValueError if it has another format."""
+        meta = json.loads(meta_json)
         if meta["format"] != FORMAT:
             raise ValueError(
                 f"{path} has checkpoint format {meta['format']}, this version reads {FORMAT}"
@@ -63,13 +89,22 @@ class Checkpoint:
         return cls(
             path=path,
             classes=tuple(meta["classes"]),
-            config=json.loads((path / "config.json").read_text()),
-            **{name: meta[name] for name in ("step", "samples", "metrics", "fingerprint")},
+            config=json.loads(config_json),
+            digest=hashlib.sha256(meta_json).hexdigest(),
+            **{name: meta[name] for name in ("step", "samples", "metrics", "fingerprint", "files")},
         )
 
     def state(self) -> dict[str, object]:
         """The optimizer state, on the CPU."""
         return torch.load(self.path / "state.pt", map_location="cpu", weights_only=True)
+
+    def verify(self) -> None:
+        """Raise ValueError if a file on disk is not what meta.json says."""
+        for name, (_, expected) in self.files.items():
+            if sha256(self.path / name) != expected:
+                raise ValueError(
+                    f"{self.path / name} is damaged: its SHA-256 is not the one in {META}"
+                )
 
 
 def save(
@@ -101,8 +136,8 @@ def save(
             aside.mkdir()
             save_safetensors(aside / MODEL_FILE, model, {"format": "pt"})
             torch.save(state, aside / "state.pt")
-            write_json(aside / "config.json", config.flat())
-            write_json(aside / META, meta)
+            write_json(aside / CONFIG, config.flat())
+            write_json(aside / META, meta | {"files": described(aside)})
     except (OSError, RuntimeError, SafetensorError) as error:  # C++ and Rust raise others
         free, reason = shutil.disk_usage(folder).free, str(error).partition("\n")[0]
         raise OSError(
@@ -112,30 +147,53 @@ def save(
     return path
 
 
+def described(folder: Path) -> dict[str, tuple[int, str]]:
+    """Size and SHA-256 of each file in a folder."""
+    return {path.name: (path.stat().st_size, sha256(path)) for path in sorted(folder.iterdir())}
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def checkpoints(folder: Path) -> list[Checkpoint]:
-    """All complete checkpoints in a folder, oldest first."""
-    if not folder.is_dir():
-        return []
-    return [Checkpoint.open(path) for path in sorted(folder.iterdir()) if NAME.fullmatch(path.name)]
+    """All complete checkpoints in a folder, oldest first; incomplete ones are logged."""
+    found = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if not NAME.fullmatch(path.name):
+            continue
+        try:
+            found.append(Checkpoint.open(path))
+        except Incomplete as error:
+            log.warning("not used: %s", error)
+    return found
 
 
-def latest(folder: Path) -> Checkpoint | None:
-    """The newest complete checkpoint in a folder."""
-    return max(checkpoints(folder), key=lambda checkpoint: checkpoint.step, default=None)
+def latest(found: Iterable[Checkpoint]) -> Checkpoint | None:
+    """The newest one."""
+    return max(found, key=lambda checkpoint: checkpoint.step, default=None)
 
 
-def best(folder: Path) -> Checkpoint | None:
-    """The checkpoint with the highest top-1 on the eval split; the earliest of equal ones."""
-    evaluated = [checkpoint for checkpoint in checkpoints(folder) if BEST in checkpoint.metrics]
+def best(found: Iterable[Checkpoint]) -> Checkpoint | None:
+    """The one with the highest top-1 on the eval split; the earliest of equal ones."""
+    evaluated = [checkpoint for checkpoint in found if BEST in checkpoint.metrics]
     # `max` returns the first of equal ones
     return max(evaluated, key=lambda checkpoint: checkpoint.metrics[BEST], default=None)
+
+
+def superfluous(found: Sequence[Checkpoint], keep: int) -> list[Checkpoint]:
+    """All but the newest `keep` and the best one, of checkpoints that are sorted by step."""
+    top = best(found)
+    return [one for one in found[:-keep] if not top or one.step != top.step]
 
 
 def weights_of(location: str) -> Path:
     """Path of the initial weights; of a run, the path of its best checkpoint."""
     path = Path(location)
     if (path / "checkpoints").is_dir():
-        if checkpoint := best(path / "checkpoints"):
+        if checkpoint := best(checkpoints(path / "checkpoints")):
             return checkpoint.path
         raise ValueError(f"init_from {path} is a run without an evaluated checkpoint yet")
     if not path.exists():
@@ -145,18 +203,13 @@ def weights_of(location: str) -> Path:
     return path
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Delete all but the latest `keep` checkpoints and the best one."""
-    top = best(folder)
-    for checkpoint in checkpoints(folder)[:-keep]:
-        if not top or checkpoint.step != top.step:
-            shutil.rmtree(checkpoint.path)
-
-
 def clear_unfinished(folder: Path) -> None:
-    """Remove the unfinished checkpoints of a killed process."""
+    """Remove the unfinished checkpoints of a killed process, and those it had begun to remove."""
     for path in folder.glob(".step-*"):
         shutil.rmtree(path)
+    for path in folder.glob("step-*"):
+        if not (path / META).is_file():
+            remove_folder(path)
 
 
 def differences(config: TrainConfig, other: Mapping[str, object]) -> list[str]:

@@ -1,63 +1,83 @@
-"""Checkpoints in an object store, for clusters whose nodes share no disk.
+"""Checkpoints in an object store, which is the truth for a run whose runs_dir is a URI.
 
-    a worker's folder -> push -> s3://... -> pull -> the folder of any worker or driver
+    a worker's folder -> upload -> s3://... -> fetch -> a folder of any worker or driver
 
-A checkpoint in the store is complete once it has its meta.json, which is written last. The store
-holds the same checkpoints as the folder: the latest ones and the best one.
+A checkpoint in the store is complete once it has its meta.json, which is written last and removed
+first. What a killed writer left has none, and the next checkpoint of that step replaces it.
 """
 
-import os
 import shutil
 from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 from pyarrow import fs as pafs
 
-from pipeline.checkpoint import local
-from pipeline.checkpoint.local import META
+from pipeline.checkpoint.local import CONFIG, META, NAME, Checkpoint
 from pipeline.data.reader import with_retries
 from shards.dataset import store
 
 LOCAL = pafs.LocalFileSystem()
 
 
-def push(path: Path, storage: str) -> None:
-    """Copy a checkpoint to the store; delete from the store what its folder no longer holds."""
-    system, root = store.locate(storage)
-    target = f"{root}/{path.name}"
-    system.create_dir(target, recursive=True)
-    for file in sorted(path.iterdir(), key=lambda file: file.name == META):
-        copy = partial(pafs.copy_files, str(file), f"{target}/{file.name}", LOCAL, system)
-        with_retries(copy, f"{storage}/{path.name}/{file.name}")
-    local_names = {checkpoint.path.name for checkpoint in local.checkpoints(path.parent)}
-    for name in complete(storage):
-        if name not in local_names:
-            # without meta.json it is no longer a checkpoint, even if the other files stay
-            system.delete_file(f"{root}/{name}/{META}")
-            system.delete_dir(f"{root}/{name}")
+def checkpoints(uri: str, folder: Path) -> list[Checkpoint]:
+    """All complete checkpoints in the store, oldest first, with their paths in a local folder."""
+    system, root = store.locate(uri)
+    names = with_retries(lambda: complete(system, root), uri)
+    found = []
+    for name in names:
+        meta, config = (
+            with_retries(partial(store.read_bytes, system, f"{root}/{name}/{file}"), uri)
+            for file in (META, CONFIG)
+        )
+        found.append(Checkpoint.of(folder / name, meta, config))
+    return found
 
 
-def pull(storage: str, folder: Path) -> None:
-    """Copy checkpoints that only the store has; several processes may do so at the same time."""
-    system, root = store.locate(storage)
-    for name in complete(storage):
-        path = folder / name
-        if path.exists():
-            continue
-        aside = folder / f".{name}.{os.getpid()}"
-        aside.mkdir(parents=True)
-        copy = partial(pafs.copy_files, f"{root}/{name}", str(aside), system, LOCAL)
-        with_retries(copy, f"{storage}/{name}")
-        try:
-            aside.rename(path)
-        except OSError:  # another worker of this node was faster
-            shutil.rmtree(aside)
-
-
-def complete(storage: str) -> list[str]:
-    """Names of the complete checkpoints in the store, oldest first."""
-    system, root = store.locate(storage)
+def complete(system: pafs.FileSystem, root: str) -> list[str]:
+    """Names of the complete checkpoints under a prefix, oldest first."""
     selector = pafs.FileSelector(root, recursive=True, allow_not_found=True)
     paths = [Path(info.path) for info in system.get_file_info(selector)]
     names = [path.parent.name for path in paths if path.name == META]
-    return sorted(name for name in names if local.NAME.fullmatch(name))
+    return sorted(name for name in names if NAME.fullmatch(name))
+
+
+def upload(checkpoint: Checkpoint, uri: str) -> None:
+    """Copy a checkpoint to the store; it is complete there when its last file, meta.json, is."""
+    system, root = store.locate(uri)
+    target = f"{root}/{checkpoint.path.name}"
+    with_retries(lambda: system.create_dir(target, recursive=True), uri)
+    if store.exists(system, f"{target}/{META}"):  # of an earlier attempt at this step
+        system.delete_file(f"{target}/{META}")
+    for name in (*checkpoint.files, META):
+        copy = partial(
+            pafs.copy_files, str(checkpoint.path / name), f"{target}/{name}", LOCAL, system
+        )
+        with_retries(copy, f"{uri}/{checkpoint.path.name}/{name}")
+
+
+def delete(checkpoint: Checkpoint, uri: str) -> None:
+    """Remove a checkpoint from the store; without meta.json it is none, even if files stay."""
+    system, root = store.locate(uri)
+    target = f"{root}/{checkpoint.path.name}"
+    with_retries(lambda: system.delete_file(f"{target}/{META}"), uri)
+    with_retries(lambda: system.delete_dir(target), uri)
+
+
+def fetch(checkpoint: Checkpoint, uri: str) -> None:
+    """Copy a checkpoint from the store to its path; ValueError if the copy is damaged."""
+    system, root = store.locate(uri)
+    name, folder = checkpoint.path.name, checkpoint.path.parent
+    aside = folder / f".{name}.{uuid4().hex[:8]}.tmp"
+    aside.mkdir(parents=True)
+    try:
+        for file in (*checkpoint.files, META):
+            copy = partial(
+                pafs.copy_files, f"{root}/{name}/{file}", str(aside / file), system, LOCAL
+            )
+            with_retries(copy, f"{uri}/{name}/{file}")
+        Checkpoint.open(aside).verify()
+        aside.rename(checkpoint.path)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise

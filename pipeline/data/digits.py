@@ -14,8 +14,9 @@ from PIL import Image
 from pipeline.settings.config import DIGITS
 from shards.build.config import BuildConfig
 from shards.build.pack import build
+from shards.dataset import store
 from support.console import log_stage
-from support.files import written
+from support.files import cache_dir, written
 
 log = logging.getLogger(__name__)
 
@@ -27,21 +28,21 @@ CLASSES = tuple(f"n{digit:08d}" for digit in range(10))
 
 
 def located(data_dir: str, runs_dir: str) -> str:
-    """Location of a run's shard set: `data.dir`, or the folder of the embedded set."""
-    return str(Path(runs_dir) / "data" / DIGITS / "shards") if data_dir == DIGITS else data_dir
+    """Location of a run's shard set: `data.dir`, or the place of the embedded set among the runs."""
+    return store.join(runs_dir, "data", DIGITS, "shards") if data_dir == DIGITS else data_dir
 
 
 def made(data_dir: str, runs_dir: str) -> str:
     """The same location; the embedded set is built on first use, by the code for all sets."""
     location = located(data_dir, runs_dir)
     if data_dir == DIGITS:
-        shards = Path(location)
-        archive = shards.parent / "digits.tar"
+        remote = "://" in location
+        archive = (cache_dir() if remote else Path(location).parent) / "digits.tar"
         log_stage(1, 4, f"archive   {archive}")
         if not archive.exists():
             write_archive(archive)
-        log_stage(2, 4, f"shards    {shards}")
-        log.info("%s", build([archive], shards, BuildConfig(val_per_class=VAL_PER_CLASS)))
+        log_stage(2, 4, f"shards    {store.absolute(location)}")
+        log.info("%s", build([archive], location, BuildConfig(val_per_class=VAL_PER_CLASS)))
     return location
 
 

@@ -57,7 +57,8 @@ class EvalModel:
     def open(cls, path: Path) -> "EvalModel":
         """Describe a checkpoint, the best one of a run's folder, or a file of weights."""
         if (path / "checkpoints").is_dir():
-            checkpoint = local.best(path / "checkpoints") or local.latest(path / "checkpoints")
+            found = local.checkpoints(path / "checkpoints")
+            checkpoint = local.best(found) or local.latest(found)
             if not checkpoint:
                 raise FileNotFoundError(f"{path} has no checkpoint yet; resume its training")
             return cls._of_run(checkpoint)
@@ -80,6 +81,8 @@ class EvalModel:
         names = defaults.flat()  # settings of other versions are ignored
         config = defaults.replace({k: v for k, v in checkpoint.config.items() if k in names})
         run_dir = checkpoint.path.parent.parent
+        # the folder of the runs may have been moved; a prefix in a store stays
+        runs_dir = config.runs_dir if "://" in config.runs_dir else str(run_dir.parent)
         return cls(
             path=checkpoint.path,
             model=config.model,
@@ -87,7 +90,7 @@ class EvalModel:
             loss=config.loss,
             precision=config.precision,
             classes=checkpoint.classes,
-            data=digits.located(config.data.dir, str(run_dir.parent)),
+            data=digits.located(config.data.dir, runs_dir),
             split=config.data.eval_split,
             run_dir=run_dir,
             step=checkpoint.step,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
+from pipeline.settings import interventions
 from support.settings import Rule, Settings, below, setting
 from vit.config import ImageConfig, LossConfig, MixConfig, OptimConfig, ViTConfig
 from vit.registry import num_views
@@ -126,7 +127,9 @@ class TrainConfig(Settings):
     name: str = setting("run", common=True)
     """Name of the run, of its folder under runs_dir, and in MLflow; an existing name resumes."""
     runs_dir: str = setting("runs", may_change=True, common=True)
-    """Folder of all runs, and of MLflow's SQLite file unless MLFLOW_TRACKING_URI is set."""
+    """Folder of all runs, which every node must see, or an s3:// or gs:// prefix. It also holds
+    MLflow's SQLite file, unless MLFLOW_TRACKING_URI is set; with a prefix that file is in
+    ~/.cache/vit-pipeline of the driver's machine."""
     experiment: str = setting("vit", may_change=True)
     """MLflow experiment."""
     data: DataConfig = setting(DataConfig)
@@ -175,24 +178,36 @@ class TrainConfig(Settings):
     """Steps between two evaluations on the eval split; the last step is always evaluated."""
     checkpoint_every: int = setting(1000, may_change=True, common=True)
     """Steps between two checkpoints; every evaluation writes one too."""
+    checkpoint_minutes: float = setting(15.0, may_change=True)
+    """Longest time between two checkpoints, in minutes."""
     keep_checkpoints: int = setting(2, may_change=True)
     """Latest checkpoints to keep, besides the best one."""
     crops: str = setting("ten", may_change=True, common=True)
     """Crop protocol of the final evaluation, reported along with the single centre crop."""
-    storage: str | None = setting(None, may_change=True, common=True)
-    """URI (s3://, gs://) where checkpoints are also stored: for clusters whose nodes share no disk,
-    and for disks that do not outlive a node. None keeps them only in the folder of the run."""
     audit: bool = setting(False, may_change=True)
     """Write the keys of every global batch to samples/ in the folder of the run, to prove which
     samples were consumed; for short runs."""
     max_restarts: int = setting(10, may_change=True)
-    """Maximum worker restarts, each from the last checkpoint."""
+    """Restarts of the workers, each from the last checkpoint, without a new checkpoint between
+    them; after that the run fails."""
+    hang_minutes: float = setting(5.0, may_change=True)
+    """Minutes without progress of a worker after which the workers are restarted."""
+    skip_steps: tuple[str, ...] = setting((), may_change=True)
+    """Steps whose batches are passed over without an update, as FIRST:LAST, both included; to get
+    past batches at which the loss diverges. Only steps after the last checkpoint can be added."""
+    lr_factors: tuple[str, ...] = setting((), may_change=True)
+    """Changes of the learning rate during the run, as STEP:FACTOR: from that step on, the scheduled
+    rate is multiplied by the factor. Only steps after the last checkpoint can be added."""
 
     def rules(self) -> Iterator[Rule]:
         """Positive counts, batches that can be shared and mixed, a crop protocol."""
         yield from below(self, 1, "global_batch", "micro_batch", "workers", "worker_cpus")
         yield from below(self, 1, "log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
         yield from below(self, 0, "max_restarts")
+        for name in ("checkpoint_minutes", "hang_minutes"):
+            if not getattr(self, name) > 0:
+                yield name, "must be above 0"
+        yield from interventions.rules(self.skip_steps, self.lr_factors)
         batch = self.global_batch
         if not 0 < self.epochs < float("inf"):
             yield "epochs", "must be above 0"

@@ -5,7 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from ray.actor import ActorHandle
 from torch import Tensor
 
-from pipeline.checkpoint import local, remote
+from pipeline.checkpoint import local
 from pipeline.train.job import Job
 from pipeline.train.report_queue import wait_until_flushed
 from pipeline.train.state import State
@@ -30,19 +30,27 @@ class CheckpointWriter:
         weights, optimizer_state = state.capture()
         if self._rank:
             return
-        if self._pending:
-            self._pending.result()
+        self._wait()
         if metrics:
             self._queue.put.remote({"kind": "eval", "step": state.step, **metrics})
         self._pending = self._thread.submit(
             self._write, state.step, weights, optimizer_state, metrics
         )
 
+    def check(self) -> None:
+        """Raise the error of a checkpoint that could not be written, as soon as it is known."""
+        if self._pending and self._pending.done():
+            self._wait()
+
     def close(self) -> None:
         """Wait until everything is written."""
-        if self._pending:
-            self._pending.result()
+        self._wait()
         self._thread.shutdown()
+
+    def _wait(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending:
+            pending.result()
 
     def _write(
         self, step: int, weights: dict[str, Tensor], state: dict, metrics: dict[str, float]
@@ -51,7 +59,7 @@ class CheckpointWriter:
         # a resumed run does not repeat the records before its checkpoint: save them first
         wait_until_flushed(self._queue)
         path = local.save(
-            job.checkpoints,
+            job.checkpoints.folder,
             step=step,
             samples=step * job.config.global_batch,
             model=weights,
@@ -61,8 +69,7 @@ class CheckpointWriter:
             classes=job.train.classes,
             fingerprint=job.train.fingerprint,
         )
-        local.prune(job.checkpoints, job.config.keep_checkpoints)
-        if job.config.storage:
-            remote.push(path, job.store)
+        job.checkpoints.publish(path)
+        job.checkpoints.prune(job.config.keep_checkpoints)
         size = sum(file.stat().st_size for file in path.iterdir())
         self._queue.put.remote({"kind": "checkpoint", "step": step, "checkpoint_bytes": size})

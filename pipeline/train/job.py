@@ -5,12 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.checkpoint import local, remote
+from pipeline.checkpoint import local
+from pipeline.checkpoint.checkpoints import Checkpoints
+from pipeline.checkpoint.local import Checkpoint
+from pipeline.checkpoint.run_folder import RunFolder
 from pipeline.data import digits
 from pipeline.data.dataset import Dataset, open_eval, open_train
 from pipeline.data.order import Mixture, Order
 from pipeline.evaluation.probe import Probe
 from pipeline.settings.config import DIGITS, TrainConfig
+from pipeline.settings.interventions import Interventions
 from shards.dataset import wordnet
 from vit.loss import make_loss
 from vit.optim import learning_rate
@@ -29,25 +33,19 @@ class Job:
     probes: tuple[Probe, ...] = ()
 
     @property
+    def folder(self) -> RunFolder:
+        """Where the run is."""
+        return RunFolder.of(self.config.runs_dir, self.config.name)
+
+    @property
     def dir(self) -> Path:
-        """Folder of the run."""
-        return Path(self.config.runs_dir) / self.config.name
+        """Folder of the run on this node: the run itself, or a copy of it."""
+        return self.folder.path
 
     @property
-    def checkpoints(self) -> Path:
-        """Folder of the run's checkpoints."""
-        return self.dir / "checkpoints"
-
-    @property
-    def store(self) -> str:
-        """URI of the run's checkpoints in the object store."""
-        return f"{self.config.storage}/{self.config.name}"
-
-    def latest(self) -> local.Checkpoint | None:
-        """The newest checkpoint; it is first fetched from the object store, if there is one."""
-        if self.config.storage:
-            remote.pull(self.store, self.checkpoints)
-        return local.latest(self.checkpoints)
+    def checkpoints(self) -> Checkpoints:
+        """The checkpoints of the run."""
+        return self.folder.checkpoints
 
     @property
     def order(self) -> Order | Mixture:
@@ -61,6 +59,11 @@ class Job:
         return self.config.steps(self.train.slices.samples)
 
     @property
+    def interventions(self) -> Interventions:
+        """Steps without an update, and changes of the learning rate."""
+        return Interventions.of(self.config.skip_steps, self.config.lr_factors)
+
+    @property
     def parents(self) -> Sequence[int] | None:
         """Parent of each class in WordNet, if the loss needs the tree of classes."""
         needs_tree = LOSSES[self.config.loss.name].needs_tree
@@ -72,14 +75,15 @@ class Job:
         return 4 if self.config.data.dir == DIGITS else 2
 
     def learning_rate(self, step: int) -> float:
-        """Learning rate of a step; ValueError if the warm-up is longer than the run."""
-        return learning_rate(
+        """Learning rate of the update after `step` others; ValueError for too long a warm-up."""
+        scheduled = learning_rate(
             self.config.optim,
             step,
             self.total_steps,
             global_batch=self.config.global_batch,
             examples_per_epoch=self.train.slices.samples,
         )
+        return scheduled * self.interventions.factor(step + 1)
 
 
 def prepare(config: TrainConfig) -> Job:
@@ -117,15 +121,31 @@ def with_classes(config: TrainConfig, num_classes: int) -> TrainConfig:
 
 def check_folder(job: Job) -> None:
     """Raise ValueError if the folder holds a run with other settings or other data."""
-    path = job.dir / CONFIG
-    if not path.exists():
-        return
-    changes = local.differences(job.config, json.loads(path.read_text()))
-    checkpoint, now = job.latest(), job.train.fingerprint
-    if checkpoint and checkpoint.fingerprint != now:
-        changes.append(f"the shard set ({checkpoint.fingerprint[:12]} before, {now[:12]} now)")
+    config_json, checkpoint = job.folder.read(CONFIG), job.checkpoints.latest()
+    changes = []
+    if config_json:
+        changes += local.differences(job.config, json.loads(config_json))
+    if checkpoint:
+        # the folder may have lost its config.json, or have that of another run
+        changes += local.differences(job.config, checkpoint.config)
+        now = job.train.fingerprint
+        if checkpoint.fingerprint != now:
+            changes.append(f"the shard set ({checkpoint.fingerprint[:12]} before, {now[:12]} now)")
     if changes:
         raise ValueError(
-            f"run {job.config.name!r} in {job.dir} was started differently: {'; '.join(changes)}. "
-            f"Take another --name, or go back to its settings"
+            f"run {job.config.name!r} in {job.folder.location} was started differently: "
+            f"{'; '.join(dict.fromkeys(changes))}. Take another --name, or go back to its settings"
+        )
+    if checkpoint:
+        check_interventions(job, checkpoint)
+
+
+def check_interventions(job: Job, checkpoint: Checkpoint) -> None:
+    """Raise ValueError if steps are to be changed that the run has taken already."""
+    step = checkpoint.step
+    if job.interventions.until(step) != Interventions.of_flat(checkpoint.config).until(step):
+        raise ValueError(
+            f"skip_steps {job.config.skip_steps} and lr_factors {job.config.lr_factors} change "
+            f"steps up to {step:,}, which run {job.config.name!r} has taken already; name later "
+            f"steps, or go back first: python -m pipeline rollback {job.folder.location} --step N"
         )

@@ -86,6 +86,10 @@ class State:
             self.ema.update(self.model)
         self.step += 1
 
+    def skip(self) -> None:
+        """Take a step without an update."""
+        self.step += 1
+
     def averaged(self) -> AbstractContextManager[None]:
         """Within the block the model has the averaged weights, for evaluations and checkpoints."""
         return self.ema.swapped_into(self.model) if self.ema else nullcontext()

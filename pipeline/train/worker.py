@@ -10,6 +10,7 @@ exactly.
 
 import json
 import math
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -27,16 +28,23 @@ from pipeline.data.stream import Block, Stream, ahead, quiet, rebatch
 from pipeline.evaluation.predict import evaluate_share, to_device
 from pipeline.evaluation.probe import probe_share
 from pipeline.train.checkpoint_writer import CheckpointWriter
+from pipeline.train.control import Control
 from pipeline.train.job import Job
 from pipeline.train.meter import Meter
 from pipeline.train.report_queue import StopSignal
+from pipeline.train.start import agreed_checkpoint
 from pipeline.train.state import State
 from pipeline.train.system_metrics import sampling
-from support.files import write_bytes
 from support.splitmix import scramble
 from vit.batch import mix, normalise
-from vit.loss import make_loss, make_targets
+from vit.loss import Loss, make_loss, make_targets
 from vit.optim import set_learning_rate
+
+# errors that another attempt would meet again: a missing file, a bad sample, a refused setting
+FATAL = (
+    *(ValueError, TypeError, LookupError, AttributeError, ImportError),
+    *(FileNotFoundError, PermissionError),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +71,11 @@ def attempt(job: Job, queue: ActorHandle) -> str | None:
             train(job, queue)
     except FloatingPointError as error:
         return str(error)
+    except FATAL as error:
+        # before Ray ends the other workers, whose errors would follow from this one
+        text = f"{type(error).__name__} on node {socket.gethostname()}: {error}"
+        ray.get(queue.put.remote({"kind": "fatal", "text": text}))
+        raise
 
 
 def train(job: Job, queue: ActorHandle) -> None:
@@ -76,57 +89,48 @@ def train(job: Job, queue: ActorHandle) -> None:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
     share = RankShare.of(rank, world_size, config.global_batch)
-    state = State(config, device, job.latest())
+    state = State(config, device, agreed_checkpoint(job, rank, context.get_local_rank()))
     loss_of = make_loss(config.loss, parents=job.parents, device=device)
     meter = Meter(config, total, world_size)
     writer = CheckpointWriter(job, queue, rank)
-    stop_signal = StopSignal(queue) if rank == 0 else None
-    preempted = False
+    control = Control(StopSignal(queue) if rank == 0 else None, config.checkpoint_minutes)
+    if rank == 0:
+        queue.begin.remote(world_size)
 
     for batch in meter.timed(device_batches(job, share, state.step, device)):
-        seed = scramble(scramble(config.seed) ^ state.step)  # of the global batch
-        torch.manual_seed(scramble(seed ^ rank))
         rate = job.learning_rate(state.step)
-        set_learning_rate(state.optimizer, rate)
-        loss = torch.zeros(1, device=device)
-        starts = range(0, share.size, config.micro_batch)
-        for start in starts:
-            rows = slice(start, start + config.micro_batch)
-            pixels = normalise(batch.images[rows], config.images)
-            targets = make_targets(batch.labels[rows], config.model.num_classes)
-            readable = batch.labels[rows].ge(0).any(1)
-            pixels, targets = mix(pixels, targets, config.mix, seed=seed, first=share.low + start)
-            with state.accumulating(last=start == starts[-1]):
-                with torch.autocast(device.type, torch.bfloat16, config.precision == "bf16"):
-                    logits = state.forward(pixels)
-                losses = loss_of(logits.float(), targets) * readable
-                micro_loss = losses.sum() * (world_size / config.global_batch)
-                micro_loss.backward()
-            loss += micro_loss.detach()
-        norm = state.clip()
-        # one reduction: all workers see the same loss, stop request and number of faults
-        flags = torch.tensor([float(bool(stop_signal)), len(batch.faults)]).to(device)
+        skips = job.interventions.skips(state.step + 1)
+        loss = norm = torch.zeros(1, device=device)
+        if not skips:
+            set_learning_rate(state.optimizer, rate)
+            loss = backward(state, batch, share, loss_of, rank, world_size)
+            norm = state.clip()
+        # one reduction: all workers see the same loss, number of faults, and votes
+        flags = torch.tensor([len(batch.faults), *control.votes()], device=device)
         sums = torch.cat([loss, flags])
         torch.distributed.all_reduce(sums)
-        loss, stop, num_bad = sums[0] / world_size, bool(sums[1]), int(sums[2])
-        check_faults(state, queue, batch.faults, num_bad)
-        check_finite(job, state.step, loss, norm)
+        loss, num_bad, *votes = sums.tolist()
+        loss /= world_size
+        control.decide(*votes)
+        check_faults(state, queue, batch.faults, int(num_bad))
         if config.audit:
             keep_keys(job, state.step, batch.keys, rank)
-        state.update()
+        if skips:
+            state.skip()
+        else:
+            check_finite(job, state.step, loss, norm.item())
+            state.update()
 
         last = state.step == total
-        logs = last or state.step % config.log_every == 0
+        logs = (last or state.step % config.log_every == 0) and not skips
         evaluates = last or state.step % config.eval_every == 0
         probes = bool(job.probes) and (last or state.step % config.probe.every == 0)
-        saves = evaluates or probes or stop or state.step % config.checkpoint_every == 0
+        saves = evaluates or probes or control.due or state.step % config.checkpoint_every == 0
         if logs and rank == 0:
             epoch = state.step * config.global_batch / job.train.samples
-            values = {"epoch": epoch, "workers": world_size, "train/loss": loss.item(), "lr": rate}
+            values = {"epoch": epoch, "workers": world_size, "train/loss": loss, "lr": rate}
             queue.put.remote(meter.record(state.step, {**values, "grad_norm": norm.item()}))
-        if logs and not preempted:
-            preempted = ray.train.get_preemption_info() is not None
-            saves |= preempted  # once, before the node disappears
+        writer.check()
         if saves:
             with meter.paused(evaluates=evaluates), state.averaged():
                 metrics = {}
@@ -138,9 +142,38 @@ def train(job: Job, queue: ActorHandle) -> None:
                         queue.put.remote({"kind": "probe", "step": state.step, **accuracies})
                 with meter.stalled():
                     writer.save(state, metrics)
-        if stop:
-            break
+            control.saved()
+            if control.resizes:
+                break
     writer.close()
+
+
+def backward(
+    state: State, batch: Batch, share: RankShare, loss_of: Loss, rank: int, world_size: int
+) -> Tensor:
+    """Gradients of the loss of a step, in passes of `micro_batch`; this worker's part of the loss.
+
+    Returns the loss (1,): the mean over workers is the mean over the global batch.
+    """
+    config, device = state.config, batch.images.device
+    seed = scramble(scramble(config.seed) ^ state.step)  # of the global batch
+    torch.manual_seed(scramble(seed ^ rank))
+    loss = torch.zeros(1, device=device)
+    starts = range(0, share.size, config.micro_batch)
+    for start in starts:
+        rows = slice(start, start + config.micro_batch)
+        pixels = normalise(batch.images[rows], config.images)
+        targets = make_targets(batch.labels[rows], config.model.num_classes)
+        readable = batch.labels[rows].ge(0).any(1)
+        pixels, targets = mix(pixels, targets, config.mix, seed=seed, first=share.low + start)
+        with state.accumulating(last=start == starts[-1]):
+            with torch.autocast(device.type, torch.bfloat16, config.precision == "bf16"):
+                logits = state.forward(pixels)
+            losses = loss_of(logits.float(), targets) * readable
+            micro_loss = losses.sum() * (world_size / config.global_batch)
+            micro_loss.backward()
+        loss += micro_loss.detach()
+    return loss
 
 
 def device_batches(job: Job, share: RankShare, step: int, device: torch.device) -> Iterator[Batch]:
@@ -170,29 +203,31 @@ def device_batches(job: Job, share: RankShare, step: int, device: torch.device) 
 
 
 def check_faults(state: State, queue: ActorHandle, faults: list[str], num_bad: int) -> None:
-    """Count unreadable images; OSError if there are more than the run allows."""
+    """Count unreadable images; ValueError if there are more than the run allows."""
     allowed = state.config.data.max_bad_samples
     state.num_bad += num_bad
     for fault in faults:
         queue.say.remote(f"skipped: {fault}")
     if state.num_bad > allowed:
-        raise OSError(
+        raise ValueError(
             f"{state.num_bad} images could not be read, data.max_bad_samples allows {allowed}: "
             f"{'; '.join(faults) or 'named by another worker'}"
         )
 
 
-def check_finite(job: Job, step: int, loss: Tensor, norm: Tensor) -> None:
+def check_finite(job: Job, step: int, loss: float, norm: float) -> None:
     """Raise FloatingPointError, which names the shards, unless loss and gradient are finite."""
-    if math.isfinite(norm.item()) and math.isfinite(loss.item()):
+    if math.isfinite(norm) and math.isfinite(loss):
         return
-    batch = job.config.global_batch
-    rows = job.order.spans(step * batch, (step + 1) * batch).slice
+    batch, number = job.config.global_batch, step + 1
+    rows = job.order.spans(step * batch, number * batch).slice
     names = [job.train.shards[n][1].name for n in np.unique(job.train.slices.shard[rows])]
     raise FloatingPointError(
-        f"loss {loss.item()}, gradient norm {norm.item()} in step {step + 1}; nothing was updated. "
-        f"Samples came from {', '.join(names[:20])}{' ...' if len(names) > 20 else ''}. Lower "
-        f"optim.lr or lengthen the warm-up; the last checkpoint is unchanged"
+        f"loss {loss}, gradient norm {norm} in step {number}; nothing was updated. "
+        f"Samples came from {', '.join(names[:20])}{' ...' if len(names) > 20 else ''}. The last "
+        f"checkpoint is unchanged. The same command with --skip-steps {number}:{number} passes "
+        f"over this batch, with --lr-factors {number}:0.5 it lowers the rate; to go further back: "
+        f"python -m pipeline rollback {job.folder.location} --step N"
     )
 
 
@@ -201,6 +236,5 @@ def keep_keys(job: Job, step: int, keys: np.ndarray, rank: int) -> None:
     gathered = [None] * torch.distributed.get_world_size() if rank == 0 else None
     torch.distributed.gather_object(keys.tolist(), gathered)
     if gathered:
-        path = job.dir / "samples" / f"step-{step + 1:09d}.json"
-        path.parent.mkdir(exist_ok=True)
-        write_bytes(path, json.dumps([key for shares in gathered for key in shares]).encode())
+        content = json.dumps([key for shares in gathered for key in shares])
+        job.folder.write(f"samples/step-{step + 1:09d}.json", content.encode())

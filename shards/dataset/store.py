@@ -49,6 +49,12 @@ def absolute(location: str) -> str:
     return _SECRETS.sub("://", location) if "://" in location else locate(location)[1]
 
 
+def join(location: str, *names: str) -> str:
+    """The location of something inside a folder or prefix; a URI keeps its options (?...)."""
+    place, mark, options = location.partition("?") if "://" in location else (location, "", "")
+    return "/".join([place.rstrip("/"), *names]) + mark + options
+
+
 def is_local(system: pafs.FileSystem) -> bool:
     """Whether the files are local: small reads are cheap and folders are real."""
     return isinstance(system, pafs.LocalFileSystem)

@@ -1,0 +1,136 @@
+"""The folder of a run: one that every node sees, or a prefix in a store with a copy on each node.
+
+    runs_dir /shared/runs        -> /shared/runs/NAME
+    runs_dir s3://bucket/runs    -> s3://bucket/runs/NAME, copied to ~/.cache/vit-pipeline/.../NAME
+
+    NAME/config.json  lease.json  metrics.jsonl  events.jsonl  mlflow.json  result.json  report.html
+    NAME/checkpoints/  evaluations/
+
+With a store the driver works on its copy. It takes the store's files when it starts, and puts its
+own there before it depends on them: before a checkpoint becomes visible, and at the end. So a run
+continues on another machine, and loses nothing with the disk of this one.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from pyarrow import fs as pafs
+
+from pipeline.checkpoint.checkpoints import Checkpoints
+from pipeline.data.reader import with_retries
+from shards.dataset import store
+from support.files import cache_dir, remove_folder, write_bytes
+
+CHECKPOINTS = "checkpoints"
+LOCK, LEASE = "run.lock", "lease.json"
+# not copied to a new driver: large, or of one process alone
+NOT_PULLED = (CHECKPOINTS, "samples", LEASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """Where a run is, for the driver and for every worker."""
+
+    uri: str | None
+    """The prefix in a store; None for a folder."""
+    folder: str
+    """The folder; with a URI, the name of the copy in the cache of each node."""
+
+    @classmethod
+    def of(cls, runs_dir: str, name: str) -> "RunFolder":
+        """The place of a run."""
+        if "://" not in runs_dir:
+            return cls(uri=None, folder=str(Path(runs_dir) / name))
+        digest = hashlib.sha256(runs_dir.encode()).hexdigest()[:16]
+        return cls(uri=store.join(runs_dir, name), folder=f"{digest}/{name}")
+
+    @property
+    def path(self) -> Path:
+        """The folder on this node."""
+        return cache_dir() / self.folder if self.uri else Path(self.folder)
+
+    @property
+    def location(self) -> str:
+        """The place as people know it, without secrets."""
+        return store.absolute(self.uri) if self.uri else self.folder
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """The checkpoints of the run."""
+        uri = store.join(self.uri, CHECKPOINTS) if self.uri else None
+        return Checkpoints(folder=self.path / CHECKPOINTS, uri=uri)
+
+    def read(self, name: str) -> bytes | None:
+        """Content of a file where it counts; None if there is none."""
+        system, path = store.locate(store.join(self.uri or self.folder, name))
+        if not with_retries(lambda: store.exists(system, path), self.location):
+            return None
+        return with_retries(lambda: store.read_bytes(system, path), self.location)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file, atomically, where it counts."""
+        if self.uri:
+            system, path = store.locate(store.join(self.uri, name))
+            if store.is_local(system):  # file://; object stores have no folders
+                store.make_folder(system, path.rpartition("/")[0])
+            with_retries(partial(store.write_bytes, system, path, data), self.location)
+        else:
+            (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(self.path / name, data)
+
+    def pull(self) -> None:
+        """Make the copy on this node continue the files of the store.
+
+        A copy whose journal goes on where that of the store ends is kept: its driver died here.
+        Any other copy is of another past of the run, and is replaced.
+        """
+        if not self.uri:
+            return
+        system, root = store.locate(self.uri)
+        files = {}
+        for path in with_retries(partial(listed, system, root), self.location):
+            name = str(Path(path).relative_to(root))
+            if path.endswith(store.TEMPORARY):  # a killed driver was writing it
+                store.discard(system, path)
+            elif Path(name).parts[0] not in NOT_PULLED:
+                files[name] = path
+        contents = {
+            name: with_retries(partial(store.read_bytes, system, path), self.location)
+            for name, path in files.items()
+        }
+        journals = [name for name in contents if name.endswith(".jsonl")]
+        if not all(self._continues(name, contents[name]) for name in journals):
+            for path in self.path.iterdir():
+                if path.is_dir():
+                    remove_folder(path)
+                elif path.name != LOCK:  # which this process holds
+                    path.unlink()
+        for name, data in contents.items():
+            target = self.path / name
+            if not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                write_bytes(target, data)
+
+    def _continues(self, name: str, beginning: bytes) -> bool:
+        """Whether a file of the copy begins with these bytes."""
+        path = self.path / name
+        return path.exists() and path.read_bytes().startswith(beginning)
+
+    def push(self, *names: str) -> None:
+        """Put files and folders of the copy on this node into the store, each one atomically."""
+        if not self.uri:
+            return
+        for name in names:
+            path = self.path / name
+            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                if file.is_file():
+                    self.write(str(file.relative_to(self.path)), file.read_bytes())
+
+
+def listed(system: pafs.FileSystem, root: str) -> list[str]:
+    """Paths of all files under a prefix."""
+    selector = pafs.FileSelector(root, recursive=True, allow_not_found=True)
+    infos = system.get_file_info(selector)
+    return [info.path for info in infos if info.type == pafs.FileType.File]

@@ -1,0 +1,162 @@
+"""Runs the workers until the last step: again after a failure, and with more of them when it can.
+
+    attempt: Ray Train starts the workers -> they train from the newest checkpoint -> end or failure
+    failure -> another attempt, unless it would fail in the same way or nothing was gained for long
+
+Every attempt is new to Ray; what it starts from is the checkpoint alone.
+"""
+
+import contextlib
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
+
+import ray
+import ray.train
+from ray.actor import ActorHandle
+from ray.train import RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from pipeline.train.job import Job
+from pipeline.train.report_queue import STOP
+from pipeline.train.resources import fitting_workers, worker_resources
+from pipeline.train.worker import attempt
+
+log = logging.getLogger(__name__)
+
+# seconds that an interrupted run gets for its last checkpoint, and between two lines that say so
+GRACE_S, COUNTDOWN_S = 300.0, 10.0
+# seconds between two checks whether an elastic run can get more workers
+RESIZE_S = 30.0
+# a pause between attempts, so that a failure that comes at once does not come ten times at once
+PAUSE_S = 1.0
+
+
+def train_workers(
+    job: Job, queue: ActorHandle, own_cpus: int | None, fatal: Callable[[], str]
+) -> None:
+    """Train to the last step, or until the workers were asked to stop.
+
+    Args:
+        job: The run.
+        queue: Where the workers put their reports.
+        own_cpus: CPUs of a worker without a GPU; None for the default.
+        fatal: Returns what a worker has reported as an error that a restart cannot help, or "".
+
+    Raises FloatingPointError if the loss is not finite, and RuntimeError after any other failure
+    that another attempt would not cure.
+    """
+    left, step = job.config.max_restarts, reached(job)
+    while True:
+        each = worker_resources(job.config, ray.cluster_resources(), own_cpus)
+        try:
+            with resizing(job, each, queue):
+                divergence = run_attempt(job, queue, each)
+        except TrainingFailedError as error:
+            reasons, before, step = failures(error), step, reached(job)
+            left = job.config.max_restarts if step > before else left
+            if fatal() or not left:
+                raise RuntimeError(
+                    f"training failed: {fatal() or reasons}. The last checkpoint is unchanged; the "
+                    f"same command resumes from it"
+                ) from error
+            left -= 1
+            log.warning("%s; the workers start again from step %s", reasons, f"{step:,}")
+            time.sleep(PAUSE_S)
+            continue
+        if divergence:
+            raise FloatingPointError(divergence)
+        step = reached(job)
+        if step >= job.total_steps or ray.get(queue.requested.remote()) >= STOP:
+            return
+        log.info("resize    more workers are possible; going on from step %s", f"{step:,}")
+        queue.withdraw.remote("resize")
+
+
+def reached(job: Job) -> int:
+    """Step of the newest checkpoint."""
+    checkpoint = job.checkpoints.latest()
+    return checkpoint.step if checkpoint else 0
+
+
+def run_attempt(job: Job, queue: ActorHandle, each: Mapping[str, float]) -> str | None:
+    """Run the workers once; returns the error of a loss that is not finite.
+
+    Raises TrainingFailedError if a worker fails, and KeyboardInterrupt after the checkpoint of an
+    interrupted run.
+    """
+    config = job.config
+    folder = job.dir / "ray"  # only Ray uses it
+    elastic = (config.min_workers, config.workers)
+    trainer = TorchTrainer(
+        partial(attempt, job, queue),
+        # the watchdog of each worker acts first, and says more
+        torch_config=TorchConfig(timeout_s=int(120 * config.hang_minutes) + 60),
+        scaling_config=ScalingConfig(
+            num_workers=elastic if config.min_workers else config.workers,
+            use_gpu="GPU" in each,
+            resources_per_worker=dict(each),
+            # Ray's own resize would lose the work since the last checkpoint; see `resizing`
+            elastic_resize_monitor_interval_s=1e9,
+        ),
+        run_config=RunConfig(name=f"start-{time.time_ns()}", storage_path=str(folder)),
+    )
+    with ThreadPoolExecutor(1, "trainer") as thread:
+        result = thread.submit(trainer.fit)
+        try:
+            return result.result().return_value
+        except KeyboardInterrupt:
+            queue.ask.remote("stop")
+            wait_for_checkpoint(result)
+            raise
+        finally:
+            thread.shutdown(wait=False, cancel_futures=True)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_for_checkpoint(result: Future) -> None:
+    """Wait until the workers have written a checkpoint and ended, and say how long that may take."""
+    deadline = time.monotonic() + GRACE_S
+    while (left := deadline - time.monotonic()) > 0:
+        log.info(
+            "stopping after a checkpoint, for %.0f s at most; press Ctrl-C again to stop at once",
+            left,
+        )
+        if wait([result], timeout=min(left, COUNTDOWN_S)).done:
+            return
+    log.warning("no checkpoint after %.0f s; the run will resume from an earlier one", GRACE_S)
+
+
+@contextlib.contextmanager
+def resizing(job: Job, each: Mapping[str, float], queue: ActorHandle) -> Iterator[None]:
+    """During the block: when an elastic run can get more workers, ask for its next checkpoint."""
+    closing = threading.Event()
+
+    def watch() -> None:
+        while not closing.wait(RESIZE_S):
+            now = ray.get(queue.workers.remote())
+            if now and fitting_workers(each, ray.nodes(), job.config.workers) > now:
+                queue.ask.remote("resize")
+                return
+
+    thread = threading.Thread(target=watch, name="resize", daemon=True)
+    if job.config.min_workers:
+        thread.start()
+    try:
+        yield
+    finally:
+        closing.set()
+
+
+def failures(error: TrainingFailedError) -> str:
+    """The last line of each worker's exception, which in Ray's tracebacks is the message."""
+    if not isinstance(error, WorkerGroupError):
+        return str(error).strip().splitlines()[-1]
+    return "; ".join(
+        f"worker {rank} failed: {(str(cause).strip() or type(cause).__name__).splitlines()[-1]}"
+        for rank, cause in sorted(error.worker_failures.items())
+    )

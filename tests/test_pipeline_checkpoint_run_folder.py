@@ -1,0 +1,80 @@
+"""A run in a store: another machine continues it from there, and what was lost is no loss."""
+
+import pytest
+
+from pipeline.checkpoint.run_folder import RunFolder
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """A function that goes to a machine, with its own disk."""
+
+    def go(name: str) -> RunFolder:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
+        run = RunFolder.of((tmp_path / "store").as_uri(), "run")
+        run.path.mkdir(parents=True, exist_ok=True)
+        return run
+
+    return go
+
+
+def test_another_machine_continues_the_files_of_the_store(machine, tmp_path):
+    run = machine("one")
+    (run.path / "metrics.jsonl").write_text("1\n")
+    (run.path / "evaluations/ten").mkdir(parents=True)
+    (run.path / "evaluations/ten/result.json").write_text("{}")
+    run.push("metrics.jsonl", "evaluations")
+    assert (tmp_path / "store/run/metrics.jsonl").read_text() == "1\n"
+    other = machine("two")
+    other.pull()
+    assert (other.path / "metrics.jsonl").read_text() == "1\n"
+    assert (other.path / "evaluations/ten/result.json").read_text() == "{}"
+
+
+def test_a_copy_that_goes_on_where_the_store_ends_is_kept(machine):
+    run = machine("one")
+    (run.path / "metrics.jsonl").write_text("1\n")
+    run.push("metrics.jsonl")
+    (run.path / "metrics.jsonl").write_text("1\n2\n")
+    (run.path / "mlflow.json").write_text("{}")
+    run.pull()
+    assert (run.path / "metrics.jsonl").read_text() == "1\n2\n"
+    assert (run.path / "mlflow.json").exists()
+
+
+def test_a_copy_of_another_past_is_replaced(machine):
+    run = machine("one")
+    (run.path / "metrics.jsonl").write_text("1\n2\n")
+    (run.path / "mlflow.json").write_text("{}")
+    (run.path / "run.lock").touch()
+    (run.path / "checkpoints").mkdir()
+    other = machine("two")
+    (other.path / "metrics.jsonl").write_text("1\n3\n")
+    other.push("metrics.jsonl")
+    run = machine("one")
+    run.pull()
+    assert (run.path / "metrics.jsonl").read_text() == "1\n3\n"
+    assert sorted(path.name for path in run.path.iterdir()) == ["metrics.jsonl", "run.lock"]
+
+
+def test_what_a_killed_driver_was_writing_is_swept(machine, tmp_path):
+    run = machine("one")
+    run.write("config.json", b"{}")
+    part = tmp_path / "store/run/.metrics.jsonl.12ab.part"
+    part.write_text("1")
+    run.pull()
+    assert not part.exists()
+    assert [path.name for path in run.path.iterdir()] == ["config.json"]
+
+
+def test_the_options_of_a_uri_stay_at_its_end():
+    run = RunFolder.of("s3://bucket/runs?endpoint_override=host:9000&scheme=http", "run")
+    assert run.uri == "s3://bucket/runs/run?endpoint_override=host:9000&scheme=http"
+    assert run.checkpoints.uri == (
+        "s3://bucket/runs/run/checkpoints?endpoint_override=host:9000&scheme=http"
+    )
+
+
+def test_a_secret_in_the_uri_is_not_shown():
+    run = RunFolder.of("s3://KEY:SECRET@bucket/runs", "run")
+    assert run.location == "s3://bucket/runs/run"
