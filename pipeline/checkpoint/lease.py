@@ -2,8 +2,8 @@
 
     lease.json   owner (host, process), and a number that the owner raises every RENEW_S seconds
 
-A driver that finds the lease of another one watches it for LIFETIME_S. If the number stays the same,
-that driver is dead and the lease is taken over. So no two clocks are compared. A driver of this
+A driver that finds the lease of another one watches it for LIFETIME_S. If the number stays as it
+is, that driver is dead and the lease is taken over. So no two clocks are compared. A driver of this
 machine whose process is gone is known to be dead at once.
 """
 
