@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Mapping
 
 from pipeline.evaluation.metrics import METRICS
+from pipeline.tracking.journal import SYSTEM
 from pipeline.tracking.recorder import Recorder
 from support.console import Progress, duration
 
@@ -24,22 +25,22 @@ class Reports:
         self.stop_reason: str | None = None
         """Reason to stop the run, from `on_record`."""
 
-    def __call__(self, report: dict) -> bool:
-        """Handle one report; True asks the workers to stop."""
+    def __call__(self, report: dict) -> str | None:
+        """Handle one report; returns "stop" to ask the workers to stop."""
         kind = report["kind"]
         if kind == "message":
             log.warning(report["text"])
-            return False
+            return None
         self.images_per_s = report.get("images_per_s", self.images_per_s)
         is_new = self._recorder.add(report)  # unless the step was recorded before a restart
-        if not is_new or kind.startswith("system"):
-            return False
+        if not is_new or kind == SYSTEM:
+            return None
         if line := record_line(report, self._total):
             log.info(line)
         if kind == "train" and report["step"] < self._total:
             self._progress(report["step"], self._total)
         self.stop_reason = (self._on_record and self._on_record(report)) or self.stop_reason
-        return bool(self.stop_reason)
+        return "stop" if self.stop_reason else None
 
 
 def record_line(record: Mapping[str, str | int | float], total: int) -> str | None:

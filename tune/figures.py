@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.tracking.journal import RECORDS
+from pipeline.tracking.journal import read_records
 from support import chart
 from support.chart import Chart, Line
-from support.files import read_lines
 from tune.config import sign_of
 from tune.dimension import Choice, Dimension, Range
 from tune.job import shown
@@ -183,8 +182,8 @@ def read_curves(result: SearchResult, metric: str) -> dict[tuple[int, int], Line
     for entry in result.entries:
         config = result.job.trial_config(entry.settings, entry.name, entry.repeat)
         total = config.steps(result.job.samples)
-        records = [r for r, _ in read_lines(Path(config.runs_dir) / config.name / RECORDS)]
-        points = [(r["step"] / total, r[metric]) for r in records if metric in r]
+        records = read_records(Path(config.runs_dir) / config.name)
+        points = [(r["step"] / total, r[metric]) for r, _ in records if metric in r]
         curves[entry.key] = chart.clean(points)
     return curves
 

@@ -23,8 +23,7 @@ from pipeline import run
 from pipeline.evaluation.config import CENTER
 from pipeline.outcome import Outcome
 from pipeline.settings.config import TrainConfig
-from pipeline.tracking.journal import RECORDS
-from support.files import read_lines
+from pipeline.tracking.journal import read_records
 from tune.config import SearchConfig, objectives
 from tune.stopper import RUNG, rung_of
 from tune.trial_log import DIVERGED, DONE, FAILED, STOPPED
@@ -103,7 +102,7 @@ class RunObserver:
         self._dir = Path(task.config.runs_dir) / task.config.name
         self._limit = FAR_ABOVE * chance_loss(task.config)
         # the run may have been interrupted: its records contain the time before that
-        times = [record["time"] for record, _ in read_lines(self._dir / RECORDS)]
+        times = [record["time"] for record, _ in read_records(self._dir)]
         self._started = time.monotonic() - (times[-1] - times[0] if times else 0.0)
 
     def stop(self) -> None:

@@ -28,7 +28,7 @@ CLASSES = tuple(f"n{digit:08d}" for digit in range(10))
 
 
 def located(data_dir: str, runs_dir: str) -> str:
-    """Location of a run's shard set: `data.dir`, or the place of the embedded set among the runs."""
+    """Location of a run's shard set: `data.dir`, or that of the embedded set, among the runs."""
     return store.join(runs_dir, "data", DIGITS, "shards") if data_dir == DIGITS else data_dir
 
 

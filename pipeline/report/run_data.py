@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.checkpoint.local import checkpoints
-from pipeline.tracking.journal import EVENTS, RECORDS, read_events
+from pipeline.tracking.journal import EVENTS, RECORDS, SYSTEM, read_events, read_samples, valid
 from support.files import read_lines
 
 
@@ -60,8 +60,10 @@ class RunData:
             )
         self.dir, self.settings = run_dir, json.loads(config.read_text())
         self.events = read_events(run_dir)
-        records = [record for record, _ in read_lines(run_dir / RECORDS)]
-        self.sessions = sessions(self.events, [record["time"] for record in records])
+        lines, samples = list(read_lines(run_dir / RECORDS)), read_samples(run_dir)
+        # time that the run spent on steps that were taken back counts, their values do not
+        times = [each["time"] for each in (*(line for line, _ in lines), *samples)]
+        self.sessions = sessions(self.events, times)
         self.checkpoints = checkpoints(run_dir / "checkpoints")
         results = (run_dir / "evaluations").glob("*/result.json")
         newest_first = sorted(results, key=lambda path: path.stat().st_mtime, reverse=True)
@@ -69,8 +71,8 @@ class RunData:
         self.last_step = 0
         # points (step, value) by name; for system metrics (minutes since the start, value)
         self.lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
-        for record in records:
-            if record["kind"].startswith("system"):
+        for record in (*(record for record, _ in valid(lines)), *samples):
+            if record["kind"].startswith(SYSTEM):
                 x = (record["time"] - self.events[0]["time"]) / 60
             else:
                 x = record["step"]

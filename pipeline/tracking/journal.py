@@ -1,21 +1,35 @@
-"""The journal of a run on disk: two files that are only ever appended to.
+"""The journal of a run on disk: files that are only ever appended to.
 
     metrics.jsonl   one line per record of numbers: kind, step, time, names and values
+    system.jsonl    one line per sample of the machines, in the same form; grows without limit
     events.jsonl    one line per start, data set, model, artifact, evaluation and end
 
 Each line is written in one piece, so several processes may write. A line that a crash cut off is
-ignored. No secret is written to events.jsonl.
+ignored. No secret is written to events.jsonl. A line {"kind": "rewind", "step": N} in metrics.jsonl
+makes the records before it with steps above N void; `valid` leaves them out for all readers.
 """
 
+import functools
 import json
+import math
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from support.files import append_line, read_lines
+from support.files import append_line, cut_unfinished_line, read_lines
 from support.redact import redacted
 
-RECORDS, EVENTS = "metrics.jsonl", "events.jsonl"
+RECORDS, SAMPLES, EVENTS = "metrics.jsonl", "system.jsonl", "events.jsonl"
+# kinds of records
+SYSTEM, REWIND = "system", "rewind"
+# samples that `read_samples` reads at most
+MAX_SAMPLES = 1000
+# bytes that are read from the end of a file to find its last line, at first
+TAIL_BYTES = 1 << 16
+
+Lines = list[tuple[dict, int]]
+"""Lines of a file, each with its end offset."""
 
 
 def read_events(run_dir: Path) -> list[dict]:
@@ -23,10 +37,110 @@ def read_events(run_dir: Path) -> list[dict]:
     return [event for event, _ in read_lines(run_dir / EVENTS)]
 
 
+def read_records(run_dir: Path, start: int = 0) -> Lines:
+    """The valid records of a run from byte `start` on, in order."""
+    return valid(read_lines(run_dir / RECORDS, start))
+
+
+def valid(lines: Iterable[tuple[dict, int]]) -> Lines:
+    """The lines that no later rewind makes void, without the rewinds."""
+    kept, last_step = [], math.inf
+    for line, end in reversed(list(lines)):
+        if line["kind"] == REWIND:
+            last_step = min(last_step, line["step"])
+        elif line["step"] <= last_step:
+            kept.append((line, end))
+    return kept[::-1]
+
+
+def read_samples(run_dir: Path, most: int = MAX_SAMPLES) -> list[dict]:
+    """At most `most` samples of the machines, evenly spread over system.jsonl, however long."""
+    path = run_dir / SAMPLES
+    if not path.exists():
+        return []
+    samples, end = [], 0
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        for number in range(most):
+            place = number * size // most
+            if place < end:  # within the line that was read last
+                continue
+            if place:
+                file.seek(place - 1)
+                file.readline()  # the rest of a line
+            else:
+                file.seek(0)
+            line = file.readline()
+            if not line.endswith(b"\n"):
+                break
+            samples.append(json.loads(line))
+            end = file.tell()
+    return samples
+
+
+def last_line(path: Path) -> tuple[dict | None, int]:
+    """The last complete line of a file and its end, read from the end; None, 0 without one."""
+    if not path.exists():
+        return None, 0
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        for block in (TAIL_BYTES << doubling for doubling in range(64)):
+            start = max(0, size - block)
+            file.seek(start)
+            *lines, unfinished = file.read(size - start).split(b"\n")
+            if len(lines) > bool(start):  # the first one may lack its beginning
+                return json.loads(lines[-1]), size - len(unfinished)
+            if not start:
+                break
+    return None, 0
+
+
+def repair(run_dir: Path) -> None:
+    """Cut off the lines that a killed driver left unfinished."""
+    for name in (RECORDS, SAMPLES, EVENTS):
+        cut_unfinished_line(run_dir / name, last_line(run_dir / name)[1])
+
+
 def write_record(run_dir: Path, record: Mapping[str, object]) -> None:
-    """Append a record of numbers and the time; a crash may lose the latest system metrics."""
-    durable = not str(record["kind"]).startswith("system")
-    append_line(run_dir / RECORDS, {**record, "time": time.time()}, durable=durable)
+    """Append a record of numbers and the time; a crash may lose the latest samples."""
+    is_sample = record["kind"] == SYSTEM
+    line = {**record, "time": time.time()}
+    append_line(run_dir / (SAMPLES if is_sample else RECORDS), line, durable=not is_sample)
+
+
+class EventLog:
+    """The events of one run; each line is read once, although every new event is compared."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._path, self._lock = run_dir / EVENTS, threading.Lock()
+        self._end, self._known = 0, set()
+
+    def add(self, line: Mapping[str, object]) -> None:
+        """Append an event and the time, unless the same event is there already."""
+        with self._lock:
+            for event in self._news():
+                self._known.add(identity(event))
+            if identity(line) not in self._known:
+                append_line(self._path, {**line, "time": time.time()})
+
+    def _news(self) -> Iterator[dict]:
+        """Events since the last call: another process may write too."""
+        if self._end and (not self._path.exists() or self._path.stat().st_size < self._end):
+            self._end, self._known = 0, set()  # the folder was made anew
+        for event, end in read_lines(self._path, self._end):
+            self._end = end
+            yield event
+
+
+@functools.lru_cache(maxsize=16)
+def event_log(run_dir: Path) -> EventLog:
+    """The one log of a run in this process."""
+    return EventLog(run_dir)
+
+
+def identity(event: Mapping[str, object]) -> str:
+    """An event without its time, to compare."""
+    return json.dumps({k: v for k, v in event.items() if k != "time"}, sort_keys=True)
 
 
 def write_event(run_dir: Path, event: str, **facts: object) -> None:
@@ -35,10 +149,7 @@ def write_event(run_dir: Path, event: str, **facts: object) -> None:
     Paths inside the run's folder are written relative to it, because the folder may be moved.
     """
     facts = {name: within(run_dir, value) for name, value in facts.items()}
-    line = {"event": event, **json.loads(json.dumps(redacted(facts)))}
-    recorded = [{k: v for k, v in e.items() if k != "time"} for e in read_events(run_dir)]
-    if line not in recorded:
-        append_line(run_dir / EVENTS, {**line, "time": time.time()})
+    event_log(run_dir).add({"event": event, **json.loads(json.dumps(redacted(facts)))})
 
 
 def write_artifact(run_dir: Path, path: Path, folder: str = "") -> None:

@@ -120,7 +120,25 @@ class TrackingServer:
             for name, value in record.items()
             if name not in ("kind", "step", "time") and isinstance(value, int | float)
         ]
-        self._log(run_id, "metrics", metrics if sure else self._missing(run_id, metrics))
+        metrics = metrics if sure else self._missing(run_id, metrics)
+        for first in range(0, len(metrics), CALL_LIMITS["metrics"]):
+            self._log_metrics(run_id, metrics[first : first + CALL_LIMITS["metrics"]])
+
+    def _log_metrics(self, run_id: str, metrics: Sequence[Metric]) -> None:
+        """Send points in one call; those that are refused are left out, with a warning."""
+        try:
+            self._client.log_batch(run_id, metrics)
+        except MlflowException as error:
+            # a deleted run refuses everything, until it is restored
+            is_active = self._client.get_run(run_id).info.lifecycle_stage == "active"
+            if error.error_code not in REFUSALS or not is_active:
+                raise
+            if len(metrics) == 1:
+                log.warning("MLflow does not take %s: %s", metrics[0].key, redact(str(error)))
+                return
+            half = len(metrics) // 2
+            self._log_metrics(run_id, metrics[:half])
+            self._log_metrics(run_id, metrics[half:])
 
     def _missing(self, run_id: str, metrics: Sequence[Metric]) -> list[Metric]:
         """The points that the server does not have."""

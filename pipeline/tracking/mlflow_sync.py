@@ -1,6 +1,6 @@
 """Sends the record of a run to MLflow, from a thread that nothing waits for.
 
-    metrics.jsonl, events.jsonl -> from the cursor on, in order -> TrackingServer -> cursor
+    metrics, events and system.jsonl -> from the cursor on, in order -> TrackingServer -> cursor
 
 The cursor in mlflow.json advances when the server has answered. A server that is down, slow, full
 or faulty is retried until the run ends, and later by `python -m pipeline track sync RUN`. Data
@@ -14,6 +14,7 @@ import logging
 import threading
 import time
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.tracking import journal
@@ -33,7 +34,7 @@ PAUSE_S, MAX_PAUSE_S = 0.5, 30.0
 PATIENCE_S = 20.0
 # a message takes records until it has more numbers than this; MLflow takes 1,000
 BATCH_NUMBERS = 800
-EMPTY = {"run_id": None, "experiment_id": None, "sent": 0, "told": 0, "models": {}}
+EMPTY = {"run_id": None, "experiment_id": None, "sent": 0, "sampled": 0, "told": 0, "models": {}}
 
 
 class Sender:
@@ -67,15 +68,20 @@ class Sender:
             run = self._server.open_run(self._start, self._cursors["token"], self._parent_id())
             self._sure = run.pop("new")
             self._advance(run)
-        while self._send_numbers():
-            pass
-        for event, end in read_lines(self._dir / journal.EVENTS, self._cursor["told"]):
+        self._send_numbers("sent", journal.read_records(self._dir, self._cursor["sent"]))
+        for event, end in self._lines(journal.EVENTS, "told"):
             self._send_event(event, end)
+        self._send_numbers("sampled", self._lines(journal.SAMPLES, "sampled"))
 
     def left(self) -> tuple[int, int]:
         """Records and events that have not been sent."""
-        positions = {journal.RECORDS: self._cursor["sent"], journal.EVENTS: self._cursor["told"]}
-        return tuple(sum(1 for _ in read_lines(self._dir / n, at)) for n, at in positions.items())
+        records = len(journal.read_records(self._dir, self._cursor["sent"]))
+        samples = sum(1 for _ in self._lines(journal.SAMPLES, "sampled"))
+        return records + samples, sum(1 for _ in self._lines(journal.EVENTS, "told"))
+
+    def _lines(self, name: str, position: str) -> Iterable[tuple[dict, int]]:
+        """The lines of a file from a position of the cursor on."""
+        return read_lines(self._dir / name, self._cursor[position])
 
     def _parent_id(self) -> str | None:
         if not self._parent:
@@ -86,20 +92,25 @@ class Sender:
             raise OSError(f"the parent run of {self._parent} is not at the server yet")
         return run_id
 
-    def _send_numbers(self) -> bool:
-        records, numbers, sent = [], 0, self._cursor["sent"]
-        for record, end in read_lines(self._dir / journal.RECORDS, sent):
+    def _send_numbers(self, position: str, lines: Iterable[tuple[dict, int]]) -> None:
+        """Send records in batches; a position of the cursor follows them."""
+        records, numbers = [], 0
+        for record, end in lines:
             records.append(record)
-            numbers, sent = numbers + len(record), end
+            numbers += len(record)
             if numbers > BATCH_NUMBERS:
-                break
-        if not records:
-            return False
-        sure, self._sure = self._sure, False
-        self._server.send(self._cursor["run_id"], records, sure=sure)
-        self._advance({"sent": sent})
-        self._sure = True
-        return True
+                self._send_batch(position, records, end)
+                records, numbers = [], 0
+        if records:
+            self._send_batch(position, records, end)
+
+    def _send_batch(self, position: str, records: list[dict], end: int) -> None:
+        # a sample that is sent twice harms nothing, and there are too many to look for them
+        checked, sure = position == "sent", self._sure
+        self._sure = sure and not checked
+        self._server.send(self._cursor["run_id"], records, sure=sure or not checked)
+        self._advance({position: end})
+        self._sure = sure or checked
 
     def _send_event(self, event: dict, end: int) -> None:
         """Send an event, with absolute paths; `end` is the byte after its line."""

@@ -1,19 +1,21 @@
 """The record of a run: everything that happens is on disk before it is sent anywhere.
 
-    workers -> queue -> Recorder in the driver -> journal (metrics.jsonl, events.jsonl)
+    workers -> queue -> Recorder in the driver -> journal (metrics, system and events.jsonl)
     journal -> MlflowSync (a thread) -> MLflow
 
 Only the driver writes, so restarted workers cannot write a record twice: a record is dropped if its
-step is in the journal already.
+step is in the journal already. `rewind` takes records back, so that a run may go on differently
+from an earlier checkpoint.
 """
 
+import datetime
 from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.tracking import journal
-from pipeline.tracking.journal import EVENTS, RECORDS
+from pipeline.tracking.journal import RECORDS, REWIND, SAMPLES, SYSTEM
 from pipeline.tracking.mlflow_sync import MlflowSync
-from support.files import cut_unfinished_line, read_lines
+from support.files import read_lines
 
 Record = Mapping[str, str | int | float]
 
@@ -32,28 +34,23 @@ class Recorder:
     ) -> None:
         """Start or continue the record in `run_dir`; in MLflow, nest it in the run of `parent`."""
         self._dir = run_dir
-        self._last_steps: dict[str, int] = {}
-        for path in (run_dir / RECORDS, run_dir / EVENTS):
-            self._repair(path)
-        facts = {"parent": str(parent) if parent else None, "number": self._starts() + 1}
+        journal.repair(run_dir)
+        lines = list(read_lines(run_dir / RECORDS))
+        self._last_steps = {record["kind"]: record["step"] for record, _ in journal.valid(lines)}
+        sample, _ = journal.last_line(run_dir / SAMPLES)  # only the last: the file grows and grows
+        if sample:
+            self._last_steps[SYSTEM] = sample["step"]
+        starts = sum(event["event"] == "start" for event in journal.read_events(run_dir))
+        self._number = starts + 1
+        facts = {"parent": str(parent) if parent else None, "number": self._number}
         self.write_event("start", name=name, experiment=experiment, settings=settings, **facts)
+        self._tag_rewinds([line for line, _ in lines if line["kind"] == REWIND])
         self._sync = MlflowSync(run_dir)
-
-    def _repair(self, path: Path) -> None:
-        """Cut off a line that a killed driver left unfinished; note the last step of each kind."""
-        end = 0
-        for line, end in read_lines(path):  # noqa: B007
-            if "kind" in line:
-                self._last_steps[line["kind"]] = line["step"]
-        cut_unfinished_line(path, end)
-
-    def _starts(self) -> int:
-        return sum(event["event"] == "start" for event in journal.read_events(self._dir))
 
     def add(self, record: Record) -> bool:
         """Record numbers; False if their step was recorded before a restart.
 
-        System metrics ("system/0") have no step and are numbered consecutively.
+        Samples of the machines ("system") have no step and are numbered consecutively.
         """
         kind = record["kind"]
         last_step = self._last_steps.get(kind, -1)
@@ -63,6 +60,22 @@ class Recorder:
         self._last_steps[kind] = record["step"]
         journal.write_record(self._dir, record)
         return True
+
+    def rewind(self, step: int) -> None:
+        """Make all records after a step void; the run goes on from there."""
+        journal.write_record(self._dir, {"kind": REWIND, "step": step})
+        for kind in self._last_steps.keys() - {SYSTEM}:
+            self._last_steps[kind] = min(self._last_steps[kind], step)
+        lines = read_lines(self._dir / RECORDS)
+        self._tag_rewinds([line for line, _ in lines if line["kind"] == REWIND])
+
+    def _tag_rewinds(self, rewinds: list[dict]) -> None:
+        """Tag the run: MLflow cannot delete points, so it shows the void ones too."""
+        if rewinds:
+            text = "; ".join(
+                f"to step {line['step']:,} at {clock(line['time'])}" for line in rewinds
+            )
+            self.write_event("tags", tags={"rewound": text})
 
     def write_event(self, event: str, **facts: object) -> None:
         """Record an event; `TrackingServer.apply` lists the events and their facts."""
@@ -79,5 +92,10 @@ class Recorder:
             journal.write_artifact(self._dir, path, folder)
         if tags:
             self.write_event("tags", tags=dict(tags))
-        self.write_event("status", status=status, number=self._starts())
+        self.write_event("status", status=status, number=self._number)
         self._sync.finish()
+
+
+def clock(seconds: float) -> str:
+    """A point in time, in UTC."""
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

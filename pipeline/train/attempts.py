@@ -119,7 +119,7 @@ def run_attempt(job: Job, queue: ActorHandle, each: Mapping[str, float]) -> str 
 
 
 def wait_for_checkpoint(result: Future) -> None:
-    """Wait until the workers have written a checkpoint and ended, and say how long that may take."""
+    """Wait until the workers have written a checkpoint and ended; say how long that may take."""
     deadline = time.monotonic() + GRACE_S
     while (left := deadline - time.monotonic()) > 0:
         log.info(

@@ -1,9 +1,10 @@
 """Hardware and software of a run, and the load of its machines.
 
-    driver: cluster -> tags of the run         worker: sampling (a thread) -> records in the queue
+    driver: cluster -> tags of the run         first worker of a node: sampling (a thread) -> queue
 
-Each worker samples its own GPU, and one worker of each node samples CPUs, memory and network. The
-names are those of MLflow, so that its page of system metrics shows them.
+One worker of each node samples its CPUs, memory and network, and the GPUs of all its workers: one
+message for each node and interval. The names are those of MLflow, so that its page of system
+metrics shows them.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -22,6 +23,7 @@ import torch
 from ray.actor import ActorHandle
 
 from pipeline.checkpoint.local import provenance
+from pipeline.train.report_queue import Lossy
 
 MEGABYTE = 1e6
 
@@ -58,25 +60,28 @@ def processor() -> str:
 
 @contextlib.contextmanager
 def sampling(queue: ActorHandle, every_s: float) -> Iterator[None]:
-    """In a Ray Train worker: put a record of its machine into the queue every `every_s` seconds.
+    """In a Ray Train worker: sample its node every `every_s` seconds; 0 turns sampling off.
 
-    Each worker samples its own GPU, and the first one of each node samples the node. 0 turns
-    sampling off.
+    The first worker of a node samples; the others only tell the queue which GPU they use.
     """
     context, closing = ray.train.get_context(), threading.Event()
-    rank = context.get_world_rank()
-    samplers = []
-    if every_s and context.get_local_rank() == 0:
-        samplers.append(host_samples(context.get_node_rank()))
-    if every_s and torch.cuda.is_available():
-        samplers.append(gpu_samples(rank, gpu_handle()))
+    node, has_gpus = ray.get_runtime_context().get_node_id(), torch.cuda.is_available()
+    if every_s and has_gpus:
+        queue.use_gpu.remote(context.get_world_rank(), node, gpu_uuid())
+    if not every_s or context.get_local_rank():
+        yield
+        return
 
     def sample() -> None:
-        for sampler in samplers:
-            next(sampler)  # rates start from here
-        while samplers and not closing.wait(every_s):
-            values = {name: value for sampler in samplers for name, value in next(sampler).items()}
-            queue.put.remote({"kind": f"system/{rank}", **values})
+        host, send = host_samples(context.get_node_rank()), Lossy(queue.sample)
+        next(host)  # rates start from here
+        if has_gpus:
+            pynvml.nvmlInit()
+        while not closing.wait(every_s):
+            uuids = ray.get(queue.gpus.remote(node)) if has_gpus else {}
+            # the workers of an earlier attempt may have been more
+            uuids = {rank: u for rank, u in uuids.items() if rank < context.get_world_size()}
+            send(node, {**next(host), **gpu_sample(uuids)})
 
     thread = threading.Thread(target=sample, name="sampler", daemon=True)
     thread.start()
@@ -114,21 +119,21 @@ def traffic() -> tuple[int, int]:
     return sum(c.bytes_recv for c in counters), sum(c.bytes_sent for c in counters)
 
 
-def gpu_handle() -> object:
-    """NVML's handle of this thread's GPU, by UUID: its index here is not that of the machine."""
-    pynvml.nvmlInit()
-    uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
-    return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+def gpu_uuid() -> str:
+    """NVML's name of this worker's GPU: its index here is not that of the machine."""
+    return f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
 
 
-def gpu_samples(rank: int, handle: object) -> Iterator[dict[str, float]]:
-    """Utilisation, memory and power of the GPU of a worker."""
-    while True:
+def gpu_sample(uuids: Mapping[int, str]) -> dict[str, float]:
+    """Utilisation, memory and power of GPUs of this node, each by the rank that uses it."""
+    values = {}
+    for rank, uuid in uuids.items():
+        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
         memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-        values = {
-            "utilization_percentage": pynvml.nvmlDeviceGetUtilizationRates(handle).gpu,
-            "memory_usage_megabytes": memory.used / MEGABYTE,
-            "memory_usage_percentage": 100 * memory.used / memory.total,
-            "power_usage_watts": pynvml.nvmlDeviceGetPowerUsage(handle) / 1000,
-        }
-        yield {f"system/gpu_{rank}_{name}": float(value) for name, value in values.items()}
+        prefix = f"system/gpu_{rank}_"
+        busy = pynvml.nvmlDeviceGetUtilizationRates(handle).gpu
+        values[f"{prefix}utilization_percentage"] = float(busy)
+        values[f"{prefix}memory_usage_megabytes"] = memory.used / MEGABYTE
+        values[f"{prefix}memory_usage_percentage"] = 100 * memory.used / memory.total
+        values[f"{prefix}power_usage_watts"] = pynvml.nvmlDeviceGetPowerUsage(handle) / 1000
+    return values
