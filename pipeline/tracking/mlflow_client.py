@@ -130,15 +130,17 @@ class TrackingServer:
             self._client.log_batch(run_id, metrics)
         except MlflowException as error:
             # a deleted run refuses everything, until it is restored
-            is_active = self._client.get_run(run_id).info.lifecycle_stage == "active"
-            if error.error_code not in REFUSALS or not is_active:
+            if error.error_code not in REFUSALS or self._is_deleted(run_id):
                 raise
             if len(metrics) == 1:
-                log.warning("MLflow does not take %s: %s", metrics[0].key, redact(str(error)))
+                log.warning("MLflow does not take %s: %s", metrics[0], redact(str(error)))
                 return
             half = len(metrics) // 2
             self._log_metrics(run_id, metrics[:half])
             self._log_metrics(run_id, metrics[half:])
+
+    def _is_deleted(self, run_id: str) -> bool:
+        return self._client.get_run(run_id).info.lifecycle_stage == "deleted"
 
     def _missing(self, run_id: str, metrics: Sequence[Metric]) -> list[Metric]:
         """The points that the server does not have."""
