@@ -185,6 +185,8 @@ def described(beat: Heartbeat) -> str:
 def described_others(beats: Sequence[Heartbeat]) -> str:
     """Where most of the others are."""
     phase, count = Counter(beat.phase for beat in beats).most_common(1)[0]
+    if len(beats) == 1:
+        return f"the other one {'waits' if phase in COLLECTIVE else 'is'} in {phase}"
     verb = "wait in" if phase in COLLECTIVE else "are in"
     if count == len(beats):
         return f"the other {count} {verb} {phase}"
