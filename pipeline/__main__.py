@@ -179,6 +179,25 @@ def attach_and_send(eval_model: "EvalModel", folder: Path) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rollback:
+    """Take a run back to an earlier checkpoint; later checkpoints are deleted."""
+
+    run: tyro.conf.Positional[str]
+    """Folder or URI of the run."""
+    step: int
+    """Step of the checkpoint from which the run will go on."""
+
+    def __call__(self) -> int:
+        """Delete what comes after the step."""
+        open_console(verbose=False)
+        from pipeline.rollback import roll_back
+
+        checkpoint = roll_back(self.run, self.step)
+        log.info("the run goes on from %s with the next train command", checkpoint.path.name)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """Write the report about a run, report.html, into its folder."""
 
@@ -241,6 +260,7 @@ class Export:
 COMMANDS = {
     "train": Train,
     "evaluate": Evaluate,
+    "rollback": Rollback,
     "report": Report,
     "export": Export,
     "track sync": TrackSync,

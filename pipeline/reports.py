@@ -24,12 +24,17 @@ class Reports:
         """Training rate of the last interval, over all workers."""
         self.stop_reason: str | None = None
         """Reason to stop the run, from `on_record`."""
+        self.fatal = ""
+        """An error of a worker that a restart cannot help."""
 
     def __call__(self, report: dict) -> str | None:
         """Handle one report; returns "stop" to ask the workers to stop."""
         kind = report["kind"]
         if kind == "message":
             log.warning(report["text"])
+            return None
+        if kind == "fatal":
+            self.fatal = self.fatal or report["text"]
             return None
         self.images_per_s = report.get("images_per_s", self.images_per_s)
         is_new = self._recorder.add(report)  # unless the step was recorded before a restart

@@ -105,7 +105,8 @@ def train_and_evaluate(
     reports = Reports(recorder, job.total_steps, on_record)
     if not last or last.step < job.total_steps:
         own_cpus = trial.worker_cpus if trial else None
-        with run_report_queue(reports, partial(publish, job, lease, JOURNAL)) as queue:
+        flush, every_s = partial(publish, job, lease, JOURNAL), job.config.record.system_every_s
+        with run_report_queue(reports, flush, sample_every_s=every_s) as queue:
             train_workers(job, queue, own_cpus, lambda: reports.fatal)
         last = job.checkpoints.latest()
         if not last or last.step < job.total_steps:

@@ -41,7 +41,7 @@ def written(path: Path) -> Iterator[Path]:
         if path.is_dir():  # a folder cannot be renamed over another one
             remove_folder(path)
         temporary.replace(path)
-        sync(path.parent)
+        flush(path.parent)
     except BaseException:
         shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
         raise
@@ -70,6 +70,11 @@ def sync(path: Path) -> None:
     if path.is_dir():
         for inner in path.iterdir():
             sync(inner)
+    flush(path)
+
+
+def flush(path: Path) -> None:
+    """Flush a file, or the list of names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -59,7 +59,7 @@ def test_a_folder_replaces_a_folder_whole(tmp_path):
 
 def test_what_is_written_is_flushed_before_it_takes_its_name(tmp_path, monkeypatch):
     flushed = []
-    monkeypatch.setattr(files, "sync", lambda path: flushed.append((path, path.exists())))
+    monkeypatch.setattr(files, "flush", lambda path: flushed.append((path, path.exists())))
     write_bytes(tmp_path / "x", b"1")
     assert [exists for _, exists in flushed] == [True, True]
     assert flushed[0][0].name.startswith(".x.") and flushed[1][0] == tmp_path
@@ -126,3 +126,12 @@ def test_a_lock_is_held_by_one_process_and_freed_by_its_death(tmp_path):
     holder.wait()
     with locked(path, "in use"):
         pass
+
+
+def test_a_write_does_not_touch_what_others_write_in_the_same_folder(tmp_path, monkeypatch):
+    (tmp_path / "other.tmp").write_text("")
+    flushed = []
+    monkeypatch.setattr(files, "flush", flushed.append)
+    files.write_bytes(tmp_path / "mine", b"1")
+    assert tmp_path in flushed
+    assert tmp_path / "other.tmp" not in flushed

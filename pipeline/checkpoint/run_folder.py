@@ -46,6 +46,16 @@ class RunFolder:
         digest = hashlib.sha256(runs_dir.encode()).hexdigest()[:16]
         return cls(uri=store.join(runs_dir, name), folder=f"{digest}/{name}")
 
+    @classmethod
+    def at(cls, location: str) -> "RunFolder":
+        """The run in a folder or at a URI."""
+        if "://" not in location:
+            path = Path(location).absolute()
+            return cls.of(str(path.parent), path.name)
+        place, mark, options = location.partition("?")
+        runs_dir, _, name = place.rstrip("/").rpartition("/")
+        return cls.of(runs_dir + mark + options, name)
+
     @property
     def path(self) -> Path:
         """The folder on this node."""
@@ -79,6 +89,13 @@ class RunFolder:
         else:
             (self.path / name).parent.mkdir(parents=True, exist_ok=True)
             write_bytes(self.path / name, data)
+
+    def remove(self, name: str) -> None:
+        """Remove a file where it counts and here, if it exists."""
+        (self.path / name).unlink(missing_ok=True)
+        if self.uri:
+            system, path = store.locate(store.join(self.uri, name))
+            store.discard(system, path)
 
     def pull(self) -> None:
         """Make the copy on this node continue the files of the store.

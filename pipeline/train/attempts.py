@@ -8,6 +8,7 @@ Every attempt is new to Ray; what it starts from is the checkpoint alone.
 
 import contextlib
 import logging
+import math
 import shutil
 import threading
 import time
@@ -22,8 +23,9 @@ from ray.train import RunConfig, ScalingConfig, TrainingFailedError, WorkerGroup
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipeline.train.job import Job
-from pipeline.train.report_queue import STOP
+from pipeline.train.report_queue import STOP, wait_until_flushed
 from pipeline.train.resources import fitting_workers, worker_resources
+from pipeline.train.watchdog import find_stragglers
 from pipeline.train.worker import attempt
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,8 @@ GRACE_S, COUNTDOWN_S = 300.0, 10.0
 RESIZE_S = 30.0
 # a pause between attempts, so that a failure that comes at once does not come ten times at once
 PAUSE_S = 1.0
+# failed workers that a message names
+MAX_NAMED = 8
 
 
 def train_workers(
@@ -57,7 +61,8 @@ def train_workers(
             with resizing(job, each, queue):
                 divergence = run_attempt(job, queue, each)
         except TrainingFailedError as error:
-            reasons, before, step = failures(error), step, reached(job)
+            wait_until_flushed(queue)  # among the last reports may be that of a fatal error
+            reasons, before, step = describe(error, queue), step, reached(job)
             left = job.config.max_restarts if step > before else left
             if fatal() or not left:
                 raise RuntimeError(
@@ -138,8 +143,9 @@ def resizing(job: Job, each: Mapping[str, float], queue: ActorHandle) -> Iterato
 
     def watch() -> None:
         while not closing.wait(RESIZE_S):
-            now = ray.get(queue.workers.remote())
-            if now and fitting_workers(each, ray.nodes(), job.config.workers) > now:
+            beats = ray.get(queue.beats.remote())
+            now = min(beats, key=lambda beat: beat.age_s).world_size if beats else math.inf
+            if fitting_workers(each, ray.nodes(), job.config.workers) > now:
                 queue.ask.remote("resize")
                 return
 
@@ -152,11 +158,15 @@ def resizing(job: Job, each: Mapping[str, float], queue: ActorHandle) -> Iterato
         closing.set()
 
 
-def failures(error: TrainingFailedError) -> str:
-    """The last line of each worker's exception, which in Ray's tracebacks is the message."""
+def describe(error: TrainingFailedError, queue: ActorHandle) -> str:
+    """The last line of each worker's exception, and which workers the others waited for."""
     if not isinstance(error, WorkerGroupError):
         return str(error).strip().splitlines()[-1]
-    return "; ".join(
+    reasons = [
+        # in Ray's tracebacks the last line is the message
         f"worker {rank} failed: {(str(cause).strip() or type(cause).__name__).splitlines()[-1]}"
         for rank, cause in sorted(error.worker_failures.items())
-    )
+    ]
+    more = [f"and {len(reasons) - MAX_NAMED} others"] if reasons[MAX_NAMED:] else []
+    stragglers = find_stragglers(queue)
+    return "; ".join([*reasons[:MAX_NAMED], *more, *([stragglers] if stragglers else [])])

@@ -32,7 +32,7 @@ BEAT_S, SILENT_S = 10.0, 35.0
 # seconds without progress that are allowed, and those for what happens the first time (compilation)
 LIMIT_S, FIRST_LIMIT_S = 300.0, 1200.0
 # phases in which a worker waits for all others
-COLLECTIVE = ("all-reduce",)
+COLLECTIVE = ("forward and backward", "all-reduce")
 # seconds that the last message gets to leave
 FAREWELL_S = 5.0
 # lines of a stack and ranks of a sentence that are shown
@@ -115,7 +115,7 @@ class Watchdog:
 
 
 @contextlib.contextmanager
-def watching(queue: ActorHandle) -> Iterator[Watchdog]:
+def watching(queue: ActorHandle, limit_s: float) -> Iterator[Watchdog]:
     """In a Ray Train worker: watch this thread during the block."""
 
     def tell(text: str) -> None:
@@ -123,7 +123,9 @@ def watching(queue: ActorHandle) -> Iterator[Watchdog]:
 
     context = ray.train.get_context()
     who = {"rank": context.get_world_rank(), "world_size": context.get_world_size()}
-    with Watchdog(**who, beat=Lossy(queue.beat), tell=tell) as watchdog:
+    first_limit_s = max(limit_s, FIRST_LIMIT_S)
+    limits = {"limit_s": limit_s, "first_limit_s": first_limit_s}
+    with Watchdog(**who, **limits, beat=Lossy(queue.beat), tell=tell) as watchdog:
         yield watchdog
 
 

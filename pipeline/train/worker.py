@@ -35,6 +35,7 @@ from pipeline.train.report_queue import StopSignal
 from pipeline.train.start import agreed_checkpoint
 from pipeline.train.state import State
 from pipeline.train.system_metrics import sampling
+from pipeline.train.watchdog import Watchdog, watching
 from support.splitmix import scramble
 from vit.batch import mix, normalise
 from vit.loss import Loss, make_loss, make_targets
@@ -67,8 +68,11 @@ def attempt(job: Job, queue: ActorHandle) -> str | None:
     It is in this module so that workers do not import what only the driver uses, such as MLflow.
     """
     try:
-        with sampling(queue, job.config.record.system_every_s):
-            train(job, queue)
+        with (
+            sampling(queue, job.config.record.system_every_s),
+            watching(queue, 60 * job.config.hang_minutes) as watchdog,
+        ):
+            train(job, queue, watchdog)
     except FloatingPointError as error:
         return str(error)
     except FATAL as error:
@@ -78,7 +82,7 @@ def attempt(job: Job, queue: ActorHandle) -> str | None:
         raise
 
 
-def train(job: Job, queue: ActorHandle) -> None:
+def train(job: Job, queue: ActorHandle, watchdog: Watchdog) -> None:
     """Train from the latest checkpoint, or from the start, to the last step or the stop request.
 
     Rank 0 puts the records into the queue.
@@ -94,10 +98,9 @@ def train(job: Job, queue: ActorHandle) -> None:
     meter = Meter(config, total, world_size)
     writer = CheckpointWriter(job, queue, rank)
     control = Control(StopSignal(queue) if rank == 0 else None, config.checkpoint_minutes)
-    if rank == 0:
-        queue.begin.remote(world_size)
 
     for batch in meter.timed(device_batches(job, share, state.step, device)):
+        watchdog.at(state.step + 1, "forward and backward")
         rate = job.learning_rate(state.step)
         skips = job.interventions.skips(state.step + 1)
         loss = norm = torch.zeros(1, device=device)
@@ -108,6 +111,7 @@ def train(job: Job, queue: ActorHandle) -> None:
         # one reduction: all workers see the same loss, number of faults, and votes
         flags = torch.tensor([len(batch.faults), *control.votes()], device=device)
         sums = torch.cat([loss, flags])
+        watchdog.at(state.step + 1, "all-reduce")
         torch.distributed.all_reduce(sums)
         loss, num_bad, *votes = sums.tolist()
         loss /= world_size
@@ -135,16 +139,20 @@ def train(job: Job, queue: ActorHandle) -> None:
             with meter.paused(evaluates=evaluates), state.averaged():
                 metrics = {}
                 if evaluates:
+                    watchdog.at(state.step, "evaluate")
                     metrics = evaluate_share(state.model, config, job.eval, rank, world_size)
                 if probes:
+                    watchdog.at(state.step, "probe")
                     accuracies = probe_share(state.model, config, job.probes, rank, world_size)
                     if rank == 0:
                         queue.put.remote({"kind": "probe", "step": state.step, **accuracies})
+                watchdog.at(state.step, "checkpoint")
                 with meter.stalled():
                     writer.save(state, metrics)
             control.saved()
             if control.resizes:
                 break
+        watchdog.at(state.step + 1, "data")
     writer.close()
 
 

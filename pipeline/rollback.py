@@ -1,0 +1,50 @@
+"""Takes a run back to an earlier checkpoint, so that it can go on differently from there.
+
+checkpoints after the step are deleted, the newest first; the records after it become void
+"""
+
+import logging
+
+from pipeline.checkpoint.lease import leased
+from pipeline.checkpoint.local import Checkpoint
+from pipeline.checkpoint.run_folder import LOCK, RunFolder
+from pipeline.outcome import RESULT
+from pipeline.tracking import journal
+from support.files import locked
+
+log = logging.getLogger(__name__)
+
+
+def roll_back(location: str, step: int) -> Checkpoint:
+    """Make the checkpoint of a step the newest of a run; returns it.
+
+    Args:
+        location: Folder or URI of the run.
+        step: Step of one of its checkpoints.
+
+    Raises FileNotFoundError if there is no such run, ValueError if it has no such checkpoint, and
+    AlreadyLocked if a driver has it.
+    """
+    run = RunFolder.at(location)
+    found = {checkpoint.step: checkpoint for checkpoint in run.checkpoints.all()}
+    if not found:
+        raise FileNotFoundError(
+            f"{run.location} is not a run with checkpoints; it is RUNS_DIR/NAME"
+        )
+    if step not in found:
+        steps = ", ".join(f"{number:,}" for number in found)
+        raise ValueError(f"run {run.location} has no checkpoint of step {step:,}; it has: {steps}")
+    run.path.mkdir(parents=True, exist_ok=True)
+    message = f"a process trains the run in {run.location}; stop it first"
+    with locked(run.path / LOCK, message), leased(run):
+        run.pull()
+        # if this is cut short, the same command finishes it
+        journal.repair(run.path)
+        journal.write_record(run.path, {"kind": journal.REWIND, "step": step})
+        run.push(journal.RECORDS)
+        run.remove(RESULT)
+        for number in sorted(found, reverse=True):
+            if number > step:
+                run.checkpoints.delete(found[number])
+                log.info("deleted   checkpoint of step %s", f"{number:,}")
+    return found[step]
