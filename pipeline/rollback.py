@@ -28,9 +28,7 @@ def roll_back(location: str, step: int) -> Checkpoint:
     run = RunFolder.at(location)
     found = {checkpoint.step: checkpoint for checkpoint in run.checkpoints.all()}
     if not found:
-        raise FileNotFoundError(
-            f"{run.location} is not a run with checkpoints; it is RUNS_DIR/NAME"
-        )
+        raise FileNotFoundError(f"{run.location} has no checkpoints; give RUNS_DIR/NAME")
     if step not in found:
         steps = ", ".join(f"{number:,}" for number in found)
         raise ValueError(f"run {run.location} has no checkpoint of step {step:,}; it has: {steps}")

@@ -1,4 +1,4 @@
-"""A run goes back to an earlier checkpoint: what came after it is gone, and its records are void."""
+"""A run goes back to an earlier checkpoint: what came after it is gone, its records are void."""
 
 import pytest
 from test_pipeline_checkpoint_local import write
@@ -50,5 +50,5 @@ def test_a_run_that_is_training_is_refused(run):
 
 
 def test_a_place_without_a_run_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is not a run with checkpoints"):
+    with pytest.raises(FileNotFoundError, match="has no checkpoints"):
         roll_back(str(tmp_path / "nothing"), 1)

@@ -395,13 +395,14 @@ def runs(tmp_path_factory):
         (["search", "demo", "--horizon", "2"], "horizon (2.0) must be above 0"),
         (["search", "demo", "--objective", "top1"], "did you mean 'val/top1'"),
         (["search", "demo", "--resume"], "is not the folder of a search"),
+        (["search", "demo", "--base.runs-dir", "s3://b/runs"], "must be a folder that every node"),
         (["report", "nowhere"], "nowhere is not the folder of a search"),
         (["tune"], "unknown command 'tune'; known: search, report"),
     ],
 )
 def test_bad_input_is_refused_before_ray_starts(arguments, words, runs, capsys, monkeypatch):
     monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray was started"))
-    if arguments[:2] == ["search", "demo"]:
+    if arguments[:2] == ["search", "demo"] and "--base.runs-dir" not in arguments:
         arguments = [*arguments, "--base.runs-dir", str(runs)]
     try:
         status = main(arguments)

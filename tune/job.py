@@ -18,7 +18,7 @@ HORIZON = 0.25
 # parts of a run that a trial leaves out; its number of workers is fixed
 OFF = {
     **{"record.models": "none", "record.register": None, "probe.data": [], "audit": False},
-    **{"storage": None, "min_workers": None, "worker_cpus": None},
+    **{"min_workers": None, "worker_cpus": None},
 }
 # the fields of a job that describe the data
 DATA = ("samples", "eval_samples", "num_classes", "data_dir")

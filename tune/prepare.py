@@ -25,6 +25,11 @@ def prepare_job(preset: str, base: TrainConfig, config: SearchConfig) -> SearchJ
     from pipeline.train.job import prepare  # imports PyTorch, which a report does not need
 
     run = base.absolute()
+    if "://" in run.runs_dir:
+        raise ValueError(
+            f"runs_dir ({run.runs_dir}) must be a folder that every node sees, because a search "
+            f"follows its trials there; only its best run may then have a prefix in a store"
+        )
     original = find_preset(preset).flat()
     changes = {name: value for name, value in run.flat().items() if value != original[name]}
     # under the name of the search, in whose folder there is no run
