@@ -25,15 +25,19 @@ class _Parallel:
     workers: int | None = None
     """Ray workers; 0 runs in this process; None uses the cluster of RAY_ADDRESS or all cores."""
 
-    def runner(self) -> Callable:
-        """Start Ray if it is needed, and return the function that runs tasks."""
+    def runner(self, inputs: Sequence[str], out: str | None = None) -> Callable:
+        """Start Ray if it is needed, and return the function that runs tasks.
+
+        ValueError if a node of the cluster does not see the inputs or the output.
+        """
         if self.workers == 0:
             from shards.build.progress import serial
 
             return serial
-        from shards.build import ray_map
+        from shards.build import nodes, ray_map
 
         ray_map.start(self.workers)
+        nodes.check(inputs, out)
         return ray_map.ray_map
 
 
@@ -62,7 +66,8 @@ class Build(_Parallel):
         from shards.build import pack
         from shards.build.progress import BuildProgress
 
-        run, progress = self.runner(), BuildProgress()
+        run = self.runner((*self.sources, *self.config.exclude), self.out)
+        progress = BuildProgress()
         return _write(pack.build(self.sources, self.out, self.config, run=run, progress=progress))
 
 
@@ -83,7 +88,8 @@ class Index(_Parallel):
         """Write the index."""
         from shards.check import index
 
-        return _write(index.index(self.location, self.classes, self.label, run=self.runner()))
+        run = self.runner([self.location], self.location)
+        return _write(index.index(self.location, self.classes, self.label, run=run))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +107,7 @@ class Verify(_Parallel):
         """Verify, and repair if requested; returns 1 if faults remain."""
         from shards.check import verify
 
-        run = self.runner()
+        run = self.runner([self.location])
         result = verify.verify(self.location, quick=self.quick, run=run)
         if result.faults and self.repair:
             _write(result)

@@ -1,7 +1,6 @@
 """The Ray cluster of a command, and the resources of a worker."""
 
 import contextlib
-import logging
 import os
 import signal
 import threading
@@ -10,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import ray
 
 from pipeline.settings.config import TrainConfig
+from shards.build import ray_map
 
 
 @contextlib.contextmanager
@@ -26,13 +26,7 @@ def ray_session(*, extra_cpus: int, verbose: bool) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    local = {"address": "local", "num_cpus": os.cpu_count() + extra_cpus}
-    ray.init(
-        **({} if "RAY_ADDRESS" in os.environ else local),
-        include_dashboard=None if verbose else False,
-        log_to_driver=verbose,
-        logging_level=logging.INFO if verbose else logging.ERROR,
-    )
+    ray_map.start(os.cpu_count() + extra_cpus, verbose=verbose)
     if threading.current_thread() is threading.main_thread():
         # the handler that Ray has set would end the process at once
         signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -1,0 +1,37 @@
+"""The project's own code: where its packages are, what is in them, and a copy to send elsewhere."""
+
+import contextlib
+import hashlib
+import importlib.util
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGES = ("support", "shards", "vit", "pipeline", "tune")
+
+
+def folders() -> list[Path]:
+    """The folder of each package that can be imported here, from a checkout or from a wheel."""
+    specs = filter(None, map(importlib.util.find_spec, PACKAGES))
+    return [Path(spec.submodule_search_locations[0]) for spec in specs]
+
+
+def fingerprint() -> str:
+    """Hash of the project's Python files as they are imported in this process."""
+    hashed = hashlib.sha256()
+    for folder in folders():
+        for path in sorted(folder.rglob("*.py")):
+            hashed.update(f"{path.relative_to(folder.parent)}\0".encode())
+            hashed.update(hashlib.sha256(path.read_bytes()).digest())
+    return hashed.hexdigest()
+
+
+@contextlib.contextmanager
+def copied() -> Iterator[Path]:
+    """A folder with a copy of the packages and nothing else, for the block."""
+    with tempfile.TemporaryDirectory(prefix="code-") as target:
+        for folder in folders():
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(folder, Path(target) / folder.name, ignore=ignored)
+        yield Path(target)
