@@ -1,0 +1,319 @@
+"""Hosts on one machine: networks, processes and disks of their own, and an S3 server beside them.
+
+with Hosts() as hosts:
+    hosts.start_ray()
+    hosts.h1.run("python", "-m", "pipeline", ...)
+    hosts.h2.kill()                          # the node is lost; its disk stays
+    hosts.store.keys("runs/")                # the store outlives all hosts
+
+A host is a set of Linux namespaces. Only the machine's read-only parts are seen by all of them: the
+Python installation, and nothing of this checkout but a copy in the folder CODE. They end with the
+process that made them, however it ends, and leave nothing behind.
+"""
+
+import contextlib
+import ctypes
+import itertools
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Self
+
+import s3_server
+
+from support import code
+
+CODE, WORK = "/srv/code", "/srv/work"
+BUCKET, STORE_ADDRESS, STORE_PORT = "bkt", "10.77.0.100", 5000
+RAY_PORT, CPUS = 6379, 3
+# folders of which each host has its own; what Python needs of them is still seen
+PRIVATE = ("/tmp", "/root", "/home", "/srv", "/dev/shm")
+PROGRAMS = ("unshare", "nsenter", "setpriv", "ip", "mount")
+CLONE_NEWNET = 0x40000000
+
+# $1 name, $2 addresses of all hosts, the rest: folders that Python needs
+HOST = r"""
+set -e
+hostname "$1"
+mount -t tmpfs tmpfs /mnt
+printf "127.0.0.1 localhost\n$2" > /mnt/hosts
+mount --bind /mnt/hosts /etc/hosts
+shift 2
+for folder in $PRIVATE; do mkdir -p "/mnt$folder"; chmod 1777 "/mnt$folder"; done
+for folder in "$@"; do
+    mkdir -p "/mnt$folder"
+    mount --bind "$folder" "/mnt$folder"
+    mount -o remount,ro,bind "/mnt$folder"
+done
+mkdir -p "/mnt$WORK" "/mnt$CODE"
+cp -r $SOURCES "/mnt$CODE"
+# the checkout itself would be found through an editable install
+case "$HIDDEN" in /tmp/*|/root/*|/home/*|/srv/*) ;; *) mount -t tmpfs tmpfs "$HIDDEN";; esac
+for folder in $PRIVATE; do mount --rbind "/mnt$folder" "$folder"; done
+ip link set lo up
+cd /
+echo ready
+exec 1>&-
+while :; do sleep 3600 & wait $!; done
+"""
+SWITCH = f"""
+set -e
+ip link set lo up
+ip link add switch type bridge
+ip addr add {STORE_ADDRESS}/24 dev switch
+ip link set switch up
+echo ready
+exec 1>&-
+while :; do sleep 3600 & wait $!; done
+"""
+
+
+def missing() -> str | None:
+    """Why there can be no hosts here; None if there can."""
+    if os.geteuid():
+        return "hosts need root, to make namespaces"
+    if absent := [name for name in PROGRAMS if not shutil.which(name)]:
+        return f"hosts need {', '.join(absent)}"
+    try:
+        Namespaces(["bash", "-c", SWITCH], {}, "--net").close()
+    except OSError as error:
+        return f"hosts need namespaces and a bridge: {error}"
+    return None
+
+
+class Namespaces:
+    """A process in namespaces of its own; all in them end with it, and it ends with its parent."""
+
+    def __init__(self, command: list[str], env: dict[str, str], *kinds: str) -> None:
+        unshare = ["unshare", *kinds, "--pid", "--fork", "--kill-child", "--mount-proc"]
+        self._parent = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", *unshare, "--propagation", "private", *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | env,
+        )
+        if self._parent.stdout.readline() != "ready\n":
+            self._parent.wait()
+            raise OSError(self._parent.stderr.read().strip())
+        children = Path(f"/proc/{self._parent.pid}/task/{self._parent.pid}/children").read_text()
+        self.pid = int(children)
+
+    def enter(self, *kinds: str) -> list[str]:
+        """The start of a command line that runs the rest of it inside."""
+        return ["nsenter", "-t", str(self.pid), *kinds]
+
+    def processes(self) -> dict[int, str]:
+        """Command lines of the processes inside by their ids, without the first process."""
+        inside, found = (Path(f"/proc/{self.pid}/ns/pid")).readlink(), {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it has ended
+                if (folder / "ns/pid").readlink() == inside and int(folder.name) != self.pid:
+                    found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
+        return found
+
+    def kill(self) -> None:
+        """SIGKILL all processes inside but the first."""
+        deadline = time.monotonic() + 30
+        while live := [pid for pid, line in self.processes().items() if "sleep 3600" not in line]:
+            for pid in live:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            assert time.monotonic() < deadline, live
+            time.sleep(0.05)
+
+    def close(self) -> None:
+        """End all processes inside, and the namespaces with them."""
+        self._parent.kill()
+        self._parent.communicate()
+
+
+class Host:
+    """One host."""
+
+    def __init__(self, name: str, address: str, hosts: "Hosts") -> None:
+        self.name, self.address, self._hosts = name, address, hosts
+        self._up()
+
+    def _up(self) -> None:
+        needed = {path for path in (sys.prefix, sys.base_prefix) if path.startswith(PRIVATE)}
+        settings = {
+            "PRIVATE": " ".join(PRIVATE),
+            "CODE": CODE,
+            "WORK": WORK,
+            "SOURCES": " ".join(map(str, code.folders())),
+            "HIDDEN": str(Path(code.__file__).parent.parent),
+        }
+        names = "".join(rf"{address} {name}\n" for name, address in ADDRESSES.items())
+        command = ["bash", "-c", HOST, "host", self.name, names, *sorted(needed)]
+        self.inside = Namespaces(command, settings, "--mount", "--uts", "--ipc", "--net")
+        self._hosts.connect(self)
+
+    def start(self, *command: str, log: Path, **env: str) -> subprocess.Popen:
+        """Start a command in WORK; its output goes to the end of the file `log`."""
+        shell = ["sh", "-c", f'cd {WORK} && exec "$@"', "sh"]
+        enter = self.inside.enter("-m", "-u", "-i", "-n", "-p")
+        with log.open("a") as output:
+            return subprocess.Popen(
+                [*enter, *shell, *command],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=ENVIRONMENT | {"PYTHONPATH": CODE} | env,
+            )
+
+    def run(self, *command: str, timeout: float = 300, **env: str) -> tuple[int, str]:
+        """Run a command in WORK; returns its exit status and its output."""
+        log = self._hosts.folder / f"{self.name}-{next(self._hosts.numbers)}.log"
+        status = self.start(*command, log=log, **env).wait(timeout)
+        return status, log.read_text()
+
+    def done(self, *command: str, **env: str) -> None:
+        """Run a command that must succeed."""
+        status, output = self.run(*command, **env)
+        assert status == 0, output
+
+    def start_ray(self) -> None:
+        """Start Ray's head if this is the first host, or join it."""
+        is_head = self.name == "h1"
+        head = ["--head", "--port", str(RAY_PORT), "--include-dashboard=false"]
+        address = ["--address", f"{ADDRESSES['h1']}:{RAY_PORT}"]
+        options = ["--num-cpus", str(CPUS), "--object-store-memory", "200000000"]
+        options += ["--node-ip-address", self.address, "--disable-usage-stats"]
+        # without the code: the nodes get it from the driver
+        self.done("ray", "start", *(head if is_head else address), *options, PYTHONPATH="")
+
+    def kill(self) -> None:
+        """SIGKILL all processes, as in a loss of the node; the disk stays."""
+        self.inside.kill()
+
+    def replace(self) -> None:
+        """Lose the host with its disk; another one of the same name takes its place."""
+        self.inside.close()
+        self._up()
+
+
+class Store:
+    """An S3 server with one bucket, which outlives the hosts."""
+
+    def __init__(self, switch: Namespaces, folder: Path) -> None:
+        enter = switch.enter("-n", "-p")
+        with (folder / "s3.log").open("w") as log:
+            subprocess.Popen(
+                [*enter, sys.executable, s3_server.__file__, STORE_ADDRESS, str(STORE_PORT)],
+                stdout=log,
+                stderr=log,
+            )
+        # a thread may enter a network alone
+        self._thread = ThreadPoolExecutor(1, initializer=enter_network, initargs=(switch.pid,))
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                self._request("", method="PUT")
+                return
+            except urllib.error.URLError:
+                assert time.monotonic() < deadline, (folder / "s3.log").read_text()
+                time.sleep(0.2)
+
+    def _request(self, path: str, method: str = "GET") -> bytes:
+        url = f"http://{STORE_ADDRESS}:{STORE_PORT}/{BUCKET}{path}"
+
+        def send() -> bytes:
+            with urllib.request.urlopen(
+                urllib.request.Request(url, method=method), timeout=30
+            ) as a:
+                return a.read()
+
+        return self._thread.submit(send).result()
+
+    def keys(self, prefix: str) -> list[str]:
+        """Keys of all objects that begin with `prefix`, in order."""
+        keys, after = [], ""
+        while True:
+            query = f"?list-type=2&prefix={prefix}&start-after={after}"
+            page = self._request(query).decode()
+            keys += re.findall("<Key>(.*?)</Key>", page)
+            if "<IsTruncated>true" not in page:
+                return keys
+            after = keys[-1]
+
+    def read(self, key: str) -> bytes:
+        """The content of an object."""
+        return self._request(f"/{key}")
+
+
+class Hosts:
+    """The hosts h1 and h2 on one network with the store, and nothing else."""
+
+    def __init__(self, folder: Path) -> None:
+        """Bring all up; the output of commands goes to `folder`."""
+        self.folder, self.numbers = folder, itertools.count(1)
+        self._ends = contextlib.ExitStack()
+        with contextlib.ExitStack() as stack:
+            self._switch = Namespaces(["bash", "-c", SWITCH], {}, "--net")
+            stack.callback(self._switch.close)
+            self.store = Store(self._switch, folder)
+            self.h1 = Host("h1", ADDRESSES["h1"], self)
+            stack.callback(lambda: self.h1.inside.close())
+            self.h2 = Host("h2", ADDRESSES["h2"], self)
+            stack.callback(lambda: self.h2.inside.close())
+            self._ends = stack.pop_all()
+
+    def connect(self, host: Host) -> None:
+        """Give a new host its cable to the switch."""
+        cable, pid = f"cable{next(self.numbers)}", str(host.inside.pid)
+        in_switch = self._switch.enter("-n")
+        peer = ["type", "veth", "peer", "name", "eth0", "netns", pid]
+        for command in (
+            [*in_switch, "ip", "link", "add", cable, *peer],
+            [*in_switch, "ip", "link", "set", cable, "master", "switch", "up"],
+            [*host.inside.enter("-n"), "ip", "addr", "add", f"{host.address}/24", "dev", "eth0"],
+            [*host.inside.enter("-n"), "ip", "link", "set", "eth0", "up"],
+        ):
+            subprocess.run(command, check=True, capture_output=True)
+
+    def start_ray(self) -> None:
+        """Start Ray on both hosts."""
+        self.h1.start_ray()
+        self.h2.start_ray()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ends.close()
+
+
+def enter_network(pid: int) -> None:
+    """Put the calling thread into the network of a process."""
+    with Path(f"/proc/{pid}/ns/net").open() as network:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.setns(network.fileno(), CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), "cannot enter the network of the store")
+
+
+ADDRESSES = {"h1": "10.77.0.1", "h2": "10.77.0.2"}
+ENVIRONMENT = {
+    "PATH": f"{sys.prefix}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/root",
+    "LANG": "C.UTF-8",
+    "OMP_NUM_THREADS": "1",
+    "RAY_ADDRESS": f"{ADDRESSES['h1']}:{RAY_PORT}",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "AWS_ENDPOINT_URL": f"http://{STORE_ADDRESS}:{STORE_PORT}",
+    "AWS_ACCESS_KEY_ID": "key",
+    "AWS_SECRET_ACCESS_KEY": "secret",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
