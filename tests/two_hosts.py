@@ -34,8 +34,9 @@ from support import code
 CODE, WORK = "/srv/code", "/srv/work"
 BUCKET, STORE_ADDRESS, STORE_PORT = "bkt", "10.77.0.100", 5000
 RAY_PORT, CPUS = 6379, 3
-# folders of which each host has its own; what Python needs of them is still seen
-PRIVATE = ("/tmp", "/root", "/home", "/srv", "/dev/shm")
+# folders of which each host has its own, and the checkout, which an editable install would find;
+# what Python needs of them is still seen
+PRIVATE = ("/tmp", "/root", "/home", "/srv", "/dev/shm", str(Path(__file__).parent.parent))
 PROGRAMS = ("unshare", "nsenter", "setpriv", "ip", "mount")
 CLONE_NEWNET = 0x40000000
 
@@ -55,8 +56,6 @@ for folder in "$@"; do
 done
 mkdir -p "/mnt$WORK" "/mnt$CODE"
 cp -r $SOURCES "/mnt$CODE"
-# the checkout itself would be found through an editable install
-case "$HIDDEN" in /tmp/*|/root/*|/home/*|/srv/*) ;; *) mount -t tmpfs tmpfs "$HIDDEN";; esac
 for folder in $PRIVATE; do mount --rbind "/mnt$folder" "$folder"; done
 ip link set lo up
 cd /
@@ -150,7 +149,6 @@ class Host:
             "CODE": CODE,
             "WORK": WORK,
             "SOURCES": " ".join(map(str, code.folders())),
-            "HIDDEN": str(Path(code.__file__).parent.parent),
         }
         names = "".join(rf"{address} {name}\n" for name, address in ADDRESSES.items())
         command = ["bash", "-c", HOST, "host", self.name, names, *sorted(needed)]
@@ -190,6 +188,10 @@ class Host:
         options += ["--node-ip-address", self.address, "--disable-usage-stats"]
         # without the code: the nodes get it from the driver
         self.done("ray", "start", *(head if is_head else address), *options, PYTHONPATH="")
+
+    def pids(self, title: str) -> list[int]:
+        """Ids of the processes whose command line contains `title`."""
+        return [pid for pid, line in self.inside.processes().items() if title in line]
 
     def kill(self) -> None:
         """SIGKILL all processes, as in a loss of the node; the disk stays."""
