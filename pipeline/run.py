@@ -9,7 +9,7 @@ finished run only shows its result again.
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from pipeline.tracking.mlflow_sync import CURSOR
 from pipeline.tracking.recorder import Recorder
 from pipeline.train.attempts import train_workers
 from pipeline.train.job import CONFIG, Job, prepare
+from pipeline.train.nodes import shared
 from pipeline.train.report_queue import run_report_queue
 from pipeline.train.resources import ray_session
 from support.console import Progress, log_stage
@@ -88,39 +89,47 @@ def execute(
             write_json(job.dir / CONFIG, job.config.flat())
             job.folder.push(CONFIG)
         with (
+            ray_session(extra_cpus=job.config.workers, verbose=verbose),
+            shared(job.folder.place, data=job.locations, init_from=job.config.init_from) as view,
             publishing(job, lease),
             recording(job, trial) as recorder,
-            ray_session(extra_cpus=job.config.workers, verbose=verbose),
         ):
-            return train_and_evaluate(job, recorder, lease, on_record, trial)
+            record_circumstances(recorder, job)
+            reports = Reports(recorder, job.total_steps, on_record)
+            own_cpus = trial.worker_cpus if trial else None
+            last = train(job, reports, lease, partial(train_workers, job, view, own_cpus))
+            if last.step < job.total_steps:
+                recorder.finish("FINISHED", tags={OUTCOME_TAG: reports.stop_reason})
+                return None
+            if trial:
+                return finish_trial(job, recorder, last, reports.images_per_s)
+            return finish(job, recorder, reports.images_per_s)
 
 
-def train_and_evaluate(
-    job: Job, recorder: Recorder, lease: Lease, on_record: OnRecord | None, trial: Trial | None
-) -> Outcome | None:
-    """Do what is left of a run, with Ray running."""
-    record_circumstances(recorder, job)
+def train(job: Job, reports: Reports, lease: Lease, run_workers: Callable[..., None]) -> Checkpoint:
+    """Train what is left, to the last step or until the run is stopped; the newest checkpoint."""
     last = job.checkpoints.latest()
     log_stage(job.num_stages - 1, job.num_stages, describe(job, last))
-    reports = Reports(recorder, job.total_steps, on_record)
-    if not last or last.step < job.total_steps:
-        own_cpus = trial.worker_cpus if trial else None
-        flush, every_s = partial(publish, job, lease, JOURNAL), job.config.record.system_every_s
-        with run_report_queue(reports, flush, sample_every_s=every_s) as queue:
-            train_workers(job, queue, own_cpus, lambda: reports.fatal)
-        last = job.checkpoints.latest()
-        if not last or last.step < job.total_steps:
-            recorder.finish("FINISHED", tags={OUTCOME_TAG: reports.stop_reason})
-            return None
-    if trial:
-        return finish_trial(job, recorder, last, reports.images_per_s)
+    if last and last.step >= job.total_steps:
+        return last
+    flush, every_s = partial(publish, job, lease, JOURNAL), job.config.record.system_every_s
+    with run_report_queue(reports, flush, sample_every_s=every_s) as queue:
+        run_workers(queue, lambda: reports.fatal)
+    last = job.checkpoints.latest()
+    if not last:
+        raise RuntimeError(f"the workers have ended without a checkpoint in {job.folder.location}")
+    return last
+
+
+def finish(job: Job, recorder: Recorder, images_per_s: float) -> Outcome:
+    """Evaluate the best checkpoint, and write the result of the run."""
     best = job.checkpoints.fetch(job.checkpoints.best())
     folder, result = evaluate_best(job, best)
     metrics = figures(result["protocols"], "final")
     recorder.add({"kind": "final", "step": job.total_steps, **metrics})
     outcome = Outcome(
         steps=job.total_steps,
-        images_per_s=reports.images_per_s,
+        images_per_s=images_per_s,
         checkpoint=job.checkpoints.location(best),
         protocols=result["protocols"],
         changes=result["changes"],

@@ -44,7 +44,7 @@ class Run:
         return outcome
 
     def train(self, fatal=""):
-        train_workers(self.job, self.queue, None, lambda: fatal)
+        train_workers(self.job, None, None, self.queue, lambda: fatal)
 
 
 def failure(text="worker died"):

@@ -62,6 +62,11 @@ class RunFolder:
         return cache_dir() / self.folder if self.uri else Path(self.folder)
 
     @property
+    def place(self) -> str:
+        """The folder or URI where the run is."""
+        return self.uri or self.folder
+
+    @property
     def location(self) -> str:
         """The place as people know it, without secrets."""
         return store.absolute(self.uri) if self.uri else self.folder
@@ -74,7 +79,7 @@ class RunFolder:
 
     def read(self, name: str) -> bytes | None:
         """Content of a file where it counts; None if there is none."""
-        system, path = store.locate(store.join(self.uri or self.folder, name))
+        system, path = store.locate(store.join(self.place, name))
         if not with_retries(lambda: store.exists(system, path), self.location):
             return None
         return with_retries(lambda: store.read_bytes(system, path), self.location)

@@ -23,6 +23,7 @@ from ray.train import RunConfig, ScalingConfig, TrainingFailedError, WorkerGroup
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipeline.train.job import Job
+from pipeline.train.nodes import View
 from pipeline.train.report_queue import STOP, wait_until_flushed
 from pipeline.train.resources import fitting_workers, worker_resources
 from pipeline.train.watchdog import find_stragglers
@@ -41,14 +42,15 @@ MAX_NAMED = 8
 
 
 def train_workers(
-    job: Job, queue: ActorHandle, own_cpus: int | None, fatal: Callable[[], str]
+    job: Job, view: View, own_cpus: int | None, queue: ActorHandle, fatal: Callable[[], str]
 ) -> None:
     """Train to the last step, or until the workers were asked to stop.
 
     Args:
         job: The run.
-        queue: Where the workers put their reports.
+        view: What the driver sees, with which each node compares what it sees.
         own_cpus: CPUs of a worker without a GPU; None for the default.
+        queue: Where the workers put their reports.
         fatal: Returns what a worker has reported as an error that a restart cannot help, or "".
 
     Raises FloatingPointError if the loss is not finite, and RuntimeError after any other failure
@@ -59,7 +61,7 @@ def train_workers(
         each = worker_resources(job.config, ray.cluster_resources(), own_cpus)
         try:
             with resizing(job, each, queue):
-                divergence = run_attempt(job, queue, each)
+                divergence = run_attempt(job, view, queue, each)
         except TrainingFailedError as error:
             wait_until_flushed(queue)  # among the last reports may be that of a fatal error
             reasons, before, step = describe(error, queue), step, reached(job)
@@ -88,7 +90,7 @@ def reached(job: Job) -> int:
     return checkpoint.step if checkpoint else 0
 
 
-def run_attempt(job: Job, queue: ActorHandle, each: Mapping[str, float]) -> str | None:
+def run_attempt(job: Job, view: View, queue: ActorHandle, each: Mapping[str, float]) -> str | None:
     """Run the workers once; returns the error of a loss that is not finite.
 
     Raises TrainingFailedError if a worker fails, and KeyboardInterrupt after the checkpoint of an
@@ -98,7 +100,7 @@ def run_attempt(job: Job, queue: ActorHandle, each: Mapping[str, float]) -> str 
     folder = job.dir / "ray"  # only Ray uses it
     elastic = (config.min_workers, config.workers)
     trainer = TorchTrainer(
-        partial(attempt, job, queue),
+        partial(attempt, job, view, queue),
         # the watchdog of each worker acts first, and says more
         torch_config=TorchConfig(timeout_s=int(120 * config.hang_minutes) + 60),
         scaling_config=ScalingConfig(

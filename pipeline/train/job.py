@@ -48,6 +48,13 @@ class Job:
         return self.folder.checkpoints
 
     @property
+    def locations(self) -> list[str]:
+        """Locations of all shard sets of the run."""
+        data = self.config.data
+        location = digits.located(data.dir, self.config.runs_dir)
+        return [location, *data.extra, *self.config.probe.data]
+
+    @property
     def order(self) -> Order | Mixture:
         """The sequence of training samples."""
         data = self.config.data

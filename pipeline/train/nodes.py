@@ -2,7 +2,7 @@
 
     driver: with shared(folder, data=..., init_from=...) as view:    # ValueError names the node
                 ... train, and send the view to the workers
-    worker: view.faults(this_node())             # for a node that has joined since then
+    worker: view.check()                         # for a node that has joined since then
 
 The driver shows itself by a marker in the folder of the run, which a node with another disk does
 not find. To compare another thing, add it to `View.here`, and its message to `View._differences`.
@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from shards.build.nodes import WHERE, finds, marked, size
-from shards.build.ray_map import alive, listed, on_every_node
+from shards.build.ray_map import alive, listed, on_every_node, this_node
 from shards.dataset import store
 from shards.dataset.format import MANIFEST
 from support import code
@@ -66,6 +66,11 @@ class View:
                 f"and the network that the driver has"
             ]
         return list(self._differences(here, node, seen=seen))
+
+    def check(self) -> None:
+        """Raise ValueError if the node of this process sees something else than the driver."""
+        if faults := self.faults(this_node()):
+            raise ValueError(listed(faults))
 
     def _differences(self, here: "View", node: str, *, seen: bool) -> Iterator[str]:
         """The sentences about a node that sees `here`."""

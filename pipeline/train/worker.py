@@ -31,6 +31,7 @@ from pipeline.train.checkpoint_writer import CheckpointWriter
 from pipeline.train.control import Control
 from pipeline.train.job import Job
 from pipeline.train.meter import Meter
+from pipeline.train.nodes import View
 from pipeline.train.report_queue import StopSignal
 from pipeline.train.start import agreed_checkpoint
 from pipeline.train.state import State
@@ -62,12 +63,13 @@ class Batch:
     """Description of each image that could not be read."""
 
 
-def attempt(job: Job, queue: ActorHandle) -> str | None:
-    """Run one worker; returns the error of a non-finite loss, which no restart would cure.
+def attempt(job: Job, view: View, queue: ActorHandle) -> str | None:
+    """Run one worker; returns the error of a loss that is not finite, which no restart would cure.
 
     It is in this module so that workers do not import what only the driver uses, such as MLflow.
     """
     try:
+        view.check()
         with (
             sampling(queue, job.config.record.system_every_s),
             watching(queue, 60 * job.config.hang_minutes) as watchdog,
