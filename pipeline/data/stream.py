@@ -1,29 +1,32 @@
-"""The input of one worker: its share of the sequence, decoded by Ray Data ahead of training.
+"""The samples of a node in order, decoded by Ray Data ahead of their use.
 
-    share -> tasks (a few hundred samples each) -> Ray Data over the cluster, in order -> batches
+    ranges of positions -> tasks (a few hundred samples each) -> Ray Data, in order -> blocks
 
-Each worker runs its own Ray Data pipeline over its own list of byte ranges, so the order does not
-depend on how Ray distributes blocks. A long run is cut into segments of one dataset each, because
-Ray Data plans all tasks of a dataset at once. The next segment starts before the current one ends.
+A stream has its own list of byte ranges, so the order does not depend on how Ray distributes its
+tasks. A long run is cut into segments of one dataset each, because Ray Data plans all tasks of a
+dataset at once. The next segment starts before the current one ends.
 
-Shapes: b samples of a batch, C views of each, S the image size, M labels per sample (padded with
--1).
+Shapes: n rows of a block, C views of each, S the image size, M labels per sample (padded with -1).
 """
 
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import TypeVar
 
 import numpy as np
+import ray
 import ray.data
 from ray.data import ExecutionResources
+from ray.data.block import BlockAccessor
 
-from pipeline.data.order import Mixture, Order, RankShare, ReadSpans
+from pipeline.data.budget import NodeBudget
+from pipeline.data.order import Mixture, Order, ReadSpans
 from pipeline.data.reader import SampleReader
+from pipeline.data.tasks import Range, read_tasks, task_sizes
 
 Block = dict[str, np.ndarray]
 T = TypeVar("T")
@@ -32,64 +35,60 @@ ERROR = "error"
 
 # Ray Data creates a task object for every task of a dataset; so many take well under a second
 SEGMENT_TASKS = 512
-# tasks left in a segment when the next one is started
+# at least so many tasks are left in a segment when the next one is started
 SEGMENT_OVERLAP = 8
-# blocks that Ray Data fetches ahead of their use
-PREFETCH_BLOCKS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """Decoded samples of one worker, addressed by row of its share."""
+    """Decoded samples of one node; it is sent to the process that runs the tasks."""
 
     reader: SampleReader
     order: Order | Mixture
-    share: RankShare
+    ranges: Iterable[Range]
+    """Positions to read, ascending; each is read once."""
     task_samples: int
     buffer_gib: float
+    """Memory in the object store for decoded samples that not all workers have taken."""
 
-    def blocks(self, first: int, last: int) -> Iterator[Block]:
-        """Rows [first, last) of the share, in order, in blocks of at most task_samples."""
-        tasks = [
-            (row, min(row + self.task_samples, last))
-            for row in range(first, last, self.task_samples)
-        ]
-        segments = [tasks[i : i + SEGMENT_TASKS] for i in range(0, len(tasks), SEGMENT_TASKS)]
+    def refs(self, budget: NodeBudget) -> Iterator[ray.ObjectRef]:
+        """References to the blocks with all rows of the ranges, in order."""
+        cpus = int(budget.resources(ray.nodes()).cpu)
+        tasks = read_tasks(self.order, self.ranges, task_sizes(self.task_samples, cpus))
+        segments = iter(lambda: list(islice(tasks, SEGMENT_TASKS)), [])
+        # when a segment has no more tasks than CPUs, some of them would have nothing to do
+        overlap = max(SEGMENT_OVERLAP, min(cpus, SEGMENT_TASKS // 2))
         with ThreadPoolExecutor(1) as thread:
-            next_blocks: Future | None = None
-            for number, segment in enumerate(segments, start=1):
-                blocks = next_blocks.result() if next_blocks else self._start(segment)
-                next_blocks = None
-                for done, block in enumerate(map(checked, blocks), start=1):
-                    ends = len(segment) - done <= SEGMENT_OVERLAP
-                    if ends and not next_blocks and number < len(segments):
-                        next_blocks = thread.submit(self._start, segments[number])
-                    yield block
+            upcoming: Future | None = thread.submit(self._start, segments, budget)
+            while started := upcoming.result():
+                left, refs = started
+                upcoming = None
+                for ref in refs:
+                    left -= 1
+                    if upcoming is None and left <= overlap:
+                        upcoming = thread.submit(self._start, segments, budget)
+                    yield ref
 
-    def _start(self, tasks: list[tuple[int, int]]) -> Iterator[Block]:
-        """Start the dataset of one segment: one block for each task, given by its rows."""
-        spans = [
-            ReadSpans.joined(
-                [self.order.spans(*stretch) for stretch in self.share.stretches(*task)]
-            )
-            for task in tasks
-        ]
-        blocks = iter(
-            self._dataset(spans).iter_batches(
-                batch_size=None, batch_format="numpy", prefetch_batches=PREFETCH_BLOCKS
-            )
-        )
+    def _start(
+        self, segments: Iterator[list[ReadSpans]], budget: NodeBudget
+    ) -> tuple[int, Iterator[ray.ObjectRef]] | None:
+        """Start the next segment: its number of tasks, and one block for each of them."""
+        spans = next(segments, None)
+        if spans is None:
+            return None
+        bundles = iter(self._dataset(spans, budget).iter_internal_ref_bundles())
+        refs = (entry.ref for bundle in bundles for entry in bundle.blocks)
         # Ray Data does not start before the first block is requested
-        return chain([next(blocks)], blocks)
+        return len(spans), chain([next(refs)], refs)
 
-    def _dataset(self, spans: list[ReadSpans]) -> ray.data.Dataset:
+    def _dataset(self, spans: list[ReadSpans], budget: NodeBudget) -> ray.data.Dataset:
         """A dataset with one task and one block for each entry of `spans`, in their order."""
         reader = self.reader
 
         def read(row: Block) -> Block:
             try:
                 return reader(spans[int(row["id"][0])])
-            except (OSError, ValueError) as error:  # for `checked`: Ray would hide the message
+            except (OSError, ValueError) as error:  # for `columns`: Ray would hide the message
                 return {ERROR: np.array([f"{type(error).__name__}: {error}"])}
 
         # with one block per row, Ray Data fuses reading and decoding into one task
@@ -98,6 +97,7 @@ class Stream:
         )
         options = dataset.context.execution_options
         options.preserve_order = True
+        options.label_selector = budget.selector
         options.resource_limits = ExecutionResources(
             object_store_memory=int(self.buffer_gib * 2**30)
         )
@@ -108,11 +108,12 @@ class Stream:
         return dataset
 
 
-def checked(block: Block) -> Block:
-    """The block; raises the error of its task, if it failed, as an OSError."""
-    if ERROR in block:
-        raise OSError(str(block[ERROR][0]))
-    return block
+def columns(block: object) -> Block:
+    """The columns of a block of Ray Data, without a copy; OSError if its task has failed."""
+    found = BlockAccessor.for_block(block).to_numpy()
+    if ERROR in found:
+        raise OSError(str(found[ERROR][0]))
+    return found
 
 
 def quiet() -> None:
@@ -121,21 +122,24 @@ def quiet() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-def rebatch(blocks: Iterator[Block], size: int) -> Iterator[Block]:
-    """Cut a sequence of blocks into batches of `size` rows; the last may be shorter."""
-    pieces: list[Block] = []
-    rows = 0
-    for block in blocks:
-        while len(block["position"]):
-            head = {name: column[: size - rows] for name, column in block.items()}
-            block = {name: column[size - rows :] for name, column in block.items()}
-            pieces.append(head)
-            rows += len(head["position"])
-            if rows == size:
-                yield joined(pieces)
-                pieces, rows = [], 0
-    if pieces:
-        yield joined(pieces)
+def batches(blocks: Iterator[Block], ranges: Iterable[Range]) -> Iterator[list[Block]]:
+    """The rows of each range, in order, as pieces of the blocks that hold them; nothing is copied.
+
+    The blocks may hold other positions in between, those of other workers.
+    """
+    block: Block | None = None
+    for start, stop in ranges:
+        pieces = []
+        while start < stop:
+            while block is None or block["position"][-1] < start:
+                if (block := next(blocks, None)) is None:
+                    raise RuntimeError(f"the stream ended before position {start}")
+            low, high = np.searchsorted(block["position"], [start, stop])
+            if block["position"][low] != start:
+                raise RuntimeError(f"the stream has left out position {start}")
+            pieces.append({name: column[low:high] for name, column in block.items()})
+            start = int(block["position"][high - 1]) + 1
+        yield pieces
 
 
 def joined(blocks: list[Block]) -> Block:
@@ -150,12 +154,19 @@ def joined(blocks: list[Block]) -> Block:
 
 
 def ahead(items: Iterator[T], depth: int) -> Iterator[T]:
-    """The same items, prefetched by a thread up to `depth` ahead; errors are raised in place."""
+    """The same items, prefetched by a thread up to `depth` ahead; errors are raised in place.
+
+    The thread starts at once, not with the first item that is asked for.
+    """
     thread = ThreadPoolExecutor(1)
-    try:
-        pending = deque(thread.submit(next, items, END) for _ in range(depth))
-        while (item := pending.popleft().result()) is not END:
-            pending.append(thread.submit(next, items, END))
-            yield item
-    finally:
-        thread.shutdown(wait=False, cancel_futures=True)
+    pending = deque(thread.submit(next, items, END) for _ in range(depth))
+
+    def taken() -> Iterator[T]:
+        try:
+            while (item := pending.popleft().result()) is not END:
+                pending.append(thread.submit(next, items, END))
+                yield item
+        finally:
+            thread.shutdown(wait=False, cancel_futures=True)
+
+    return taken()

@@ -3,8 +3,9 @@
     split -> each image decoded once -> crops of every protocol -> logits, averaged over the crops
     -> top-5, confidence and loss of every image -> predictions (on disk) -> metrics
 
-In the training loop each worker evaluates its share of the split. After training, and by `python -m
-pipeline evaluate`, the units that are not on disk yet are divided among all GPUs, or processes.
+In the training loop the workers take a batch each in turn, from the feed of their node. After
+training, and by `python -m pipeline evaluate`, the units that are not on disk yet are divided among
+all GPUs, or processes, each with a feed of its own.
 
 Shapes: B images, C crops of all protocols, K classes of the head, M labels per image (padded with
 -1).
@@ -12,9 +13,8 @@ Shapes: B images, C crops of all protocols, K classes of the head, M labels per 
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 import ray
@@ -24,9 +24,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.data.dataset import Dataset
+from pipeline.data.feed import NodeFeed
 from pipeline.data.order import RankShare
 from pipeline.data.reader import SampleReader, View
-from pipeline.data.stream import Block, Stream, ahead, quiet, rebatch
+from pipeline.data.staging import Staged, Staging
+from pipeline.data.stream import Block, Stream, ahead
+from pipeline.data.tasks import Range, StepRanges
 from pipeline.evaluation.config import CENTER, EvaluateConfig
 from pipeline.evaluation.metrics import METRICS
 from pipeline.evaluation.predictions import PredictionStore, protocol_predictions
@@ -49,6 +52,39 @@ PREFETCH_BATCHES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvalShare:
+    """What one process evaluates."""
+
+    node: Iterable[Range]
+    """Positions that its feed reads, for all processes that share it."""
+    batches: Iterable[Range]
+    """Positions of each batch of this process; empty ones are left out."""
+
+    @classmethod
+    def of_spans(cls, spans: Sequence[Range], batch: int) -> "EvalShare":
+        """All positions of the spans; each span starts a new batch."""
+        batches = [
+            (first, min(first + batch, stop))
+            for start, stop in spans
+            for first in range(start, stop, batch)
+        ]
+        return cls(node=spans, batches=batches)
+
+    @classmethod
+    def of_worker(cls, feed: NodeFeed, rank: int, samples: int, batch: int) -> "EvalShare":
+        """In every step, each worker takes the next batch of the split."""
+        world = feed.world_size
+
+        def ranges(first: int, last: int) -> StepRanges:
+            share = RankShare(global_batch=world * batch, low=first * batch, high=last * batch)
+            steps = math.ceil(samples / share.global_batch)
+            return StepRanges(share=share, first=0, last=steps, end=samples)
+
+        node = ranges(feed.ranks[0], feed.ranks[-1] + 1)
+        return cls(node=node, batches=ranges(rank, rank + 1))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluator:
     """The images, their crops and their scoring; it is sent to the workers."""
 
@@ -57,8 +93,8 @@ class Evaluator:
     columns: Tensor | None = None
     """(classes of the data,) int64: output of the head for each class, or -1; None: they agree."""
 
-    def predictions(self, model: ViT, spans: Sequence[tuple[int, int]]) -> Iterator[Block]:
-        """Predictions for the positions of the spans, batch by batch; each span starts a new batch.
+    def predictions(self, model: ViT, feed: NodeFeed, share: EvalShare) -> Iterator[Block]:
+        """Predictions for the positions of a share, batch by batch.
 
         Returns:
             position (B,), labels (B, M) and for each protocol PROTOCOL/top (B, 5),
@@ -68,39 +104,37 @@ class Evaluator:
         scorer = Scorer(self, device)
         pending: dict[str, Tensor] | None = None
         with torch.no_grad():  # inference mode would leave its mark on sharded parameters
-            for batch, images, labels in self.batches(spans, device):
+            for columns in self.batches(feed, share, device):
+                images, labels = columns["images"], columns["labels"]
                 with torch.autocast(device.type, torch.bfloat16, self.settings.precision == "bf16"):
                     logits = model(normalise(images.flatten(0, 1), self.settings.images))
                 scores = scorer(logits.float().unflatten(0, images.shape[:2]), labels)
                 if pending:  # fetched one batch late, so that the device never waits for the reader
                     yield fetched(pending)
-                pending = {**batch, **scores}
+                pending = {"position": columns["position"], "labels": labels, **scores}
             if pending:
                 yield fetched(pending)
 
     def batches(
-        self, spans: Sequence[tuple[int, int]], device: torch.device
-    ) -> Iterator[tuple[dict[str, Tensor], Tensor, Tensor]]:
-        """Positions with labels; crops (B, C, S, S, 3) uint8 and labels on the device."""
+        self, feed: NodeFeed, share: EvalShare, device: torch.device
+    ) -> Iterator[Mapping[str, Tensor]]:
+        """Crops "images" (B, C, S, S, 3) uint8, "labels" and "position", on the device."""
         settings, size = self.settings, self.settings.model.image_size
-        samples = self.dataset.samples
         view = View(images=settings.images, size=size, protocols=settings.protocols)
         stream = Stream(
             reader=SampleReader(dataset=self.dataset, view=view),
             order=self.dataset.order(seed=None),
-            share=RankShare(global_batch=samples, low=0, high=samples),
+            ranges=share.node,
             task_samples=max(1, TASK_BYTES // (settings.views * size * size * 3)),
-            buffer_gib=BUFFER_GIB,
+            buffer_gib=BUFFER_GIB * len(feed.ranks),
         )
+        staging = Staging(device)
 
-        def on_device(block: Block) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-            batch = {name: torch.from_numpy(block[name]) for name in ("position", "labels")}
-            return batch, *to_device(device, block["images"], block["labels"])
+        def staged(pieces: list[Block]) -> Staged:
+            return staging(pieces, ("images", "labels", "position"))
 
-        blocks = chain.from_iterable(
-            rebatch(stream.blocks(start, stop), settings.batch_images) for start, stop in spans
-        )
-        return ahead(map(on_device, blocks), PREFETCH_BATCHES)
+        pieces = filter(None, feed.batches(stream, share.batches))
+        return (staged.on_device() for staged in ahead(map(staged, pieces), PREFETCH_BATCHES))
 
 
 class Scorer:
@@ -167,14 +201,6 @@ def eval_loss(
     return make_loss(plain, parents=wordnet.parents(classes) if needs_tree else None, device=device)
 
 
-def to_device(device: torch.device, *arrays: np.ndarray) -> list[Tensor]:
-    """The arrays as tensors on a device; a GPU computes while they are copied to it."""
-    tensors = [torch.from_numpy(array) for array in arrays]
-    if device.type == "cuda":  # only pinned memory is copied in the background
-        tensors = [tensor.pin_memory() for tensor in tensors]
-    return [tensor.to(device, non_blocking=True) for tensor in tensors]
-
-
 def fetched(batch: Mapping[str, Tensor]) -> Block:
     """A batch as NumPy arrays."""
     return {name: tensor.cpu().numpy() for name, tensor in batch.items()}
@@ -193,14 +219,14 @@ def center_crop_settings(config: TrainConfig) -> EvaluateConfig:
 
 
 def evaluate_share(
-    model: ViT, config: TrainConfig, dataset: Dataset, rank: int, world_size: int
+    model: ViT, config: TrainConfig, dataset: Dataset, feed: NodeFeed
 ) -> dict[str, float]:
     """Centre-crop metrics of a split in the training loop; each worker evaluates its share."""
     evaluator = Evaluator(dataset=dataset, settings=center_crop_settings(config))
     # number of images; for each metric the sum of its values and their number
     sums = np.zeros((1 + len(METRICS), 2))
-    with evaluating(model, config, dataset, rank, world_size) as (spans, _):
-        for block in evaluator.predictions(model, spans):
+    with evaluating(model, config, dataset, feed) as share:
+        for block in evaluator.predictions(model, feed, share):
             predictions = protocol_predictions(block, CENTER)
             sums[0] += len(predictions.top)
             for row, metric in enumerate(METRICS.values(), start=1):
@@ -221,23 +247,23 @@ def evaluate_share(
 
 @contextlib.contextmanager
 def evaluating(
-    model: ViT, config: TrainConfig, dataset: Dataset, rank: int, world_size: int
-) -> Iterator[tuple[list[tuple[int, int]], list[int]]]:
-    """Evaluation mode for the block; gives this worker's spans, and the images of each worker.
+    model: ViT, config: TrainConfig, dataset: Dataset, feed: NodeFeed
+) -> Iterator[EvalShare]:
+    """Evaluation mode for the block; gives this worker's share.
 
     Each forward pass of a sharded model (FSDP) gathers the shards and so needs all workers.
-    A worker with fewer batches therefore runs the model on blank images at the end.
+    A worker without images in the last step therefore runs the model on a blank one at the end.
     """
-    shares = [RankShare.of(r, world_size, dataset.samples) for r in range(world_size)]
-    sizes, side = [share.size for share in shares], config.model.image_size
-    batches = [math.ceil(size / config.micro_batch) for size in sizes]
+    side = config.model.image_size
+    share = EvalShare.of_worker(feed, feed.rank, dataset.samples, config.micro_batch)
     blank = torch.zeros(1, 3, side, side, device=next(model.parameters()).device)
     model.eval()
     with torch.no_grad():
-        yield [(shares[rank].low, shares[rank].high)] if sizes[rank] else [], sizes
-        for _ in range(max(batches) - batches[rank]):
-            with torch.autocast(blank.device.type, torch.bfloat16, config.precision == "bf16"):
-                model(blank)
+        yield share
+        for start, stop in share.batches:
+            if start == stop:
+                with torch.autocast(blank.device.type, torch.bfloat16, config.precision == "bf16"):
+                    model(blank)
     model.train()
 
 
@@ -246,11 +272,12 @@ def predict(
     evaluator: Evaluator, weights: Mapping[str, Tensor], spans: Sequence[tuple[int, int]]
 ) -> Iterator[Block]:
     """Ray task that predicts for some spans, on its GPU if it has one."""
-    quiet()
+    feed = NodeFeed.alone()  # it starts while the model is made
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = ViT(evaluator.settings.model).eval()
     model.load_state_dict(weights)
-    yield from evaluator.predictions(model.to(device), spans)
+    share = EvalShare.of_spans(spans, evaluator.settings.batch_images)
+    yield from evaluator.predictions(model.to(device), feed, share)
 
 
 def predict_all(

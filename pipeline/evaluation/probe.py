@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.data.dataset import Dataset, set_name
-from pipeline.evaluation.predict import Evaluator, center_crop_settings, evaluating
+from pipeline.data.feed import NodeFeed
+from pipeline.evaluation.predict import EvalShare, Evaluator, center_crop_settings, evaluating
 from pipeline.settings.config import ProbeConfig, TrainConfig
 from vit.batch import normalise
 from vit.model import ViT
@@ -58,7 +59,7 @@ class Probe:
 
 
 def probe_share(
-    model: ViT, config: TrainConfig, probes: Sequence[Probe], rank: int, world_size: int
+    model: ViT, config: TrainConfig, probes: Sequence[Probe], feed: NodeFeed
 ) -> dict[str, float]:
     """Accuracies of all probes, on rank 0; each worker computes its share of the features.
 
@@ -67,9 +68,9 @@ def probe_share(
     """
     settings, accuracies = config.probe, {}
     for probe in probes:
-        train, train_labels = features(model, config, probe.train, rank, world_size)
-        test, test_labels = features(model, config, probe.eval, rank, world_size)
-        if rank:
+        train, train_labels = features(model, config, probe.train, feed)
+        test, test_labels = features(model, config, probe.eval, feed)
+        if feed.rank:
             continue
         prefix, classes = f"probe/{probe.name}", len(probe.train.classes)
         data = (
@@ -91,7 +92,7 @@ def probe_share(
 
 
 def features(
-    model: ViT, config: TrainConfig, dataset: Dataset, rank: int, world_size: int
+    model: ViT, config: TrainConfig, dataset: Dataset, feed: NodeFeed
 ) -> tuple[Tensor, Tensor]:
     """Features (n, D) float32 and labels (n, M) of all images in order, on every worker."""
     # decode | resize(256) without keeping the aspect | central_crop(224)
@@ -102,12 +103,23 @@ def features(
     # rows without images give width and type to a worker without batches
     rows = [torch.empty(0, config.model.width, device=device)]
     labels = [torch.empty(0, 1, dtype=torch.int64, device=device)]
-    with evaluating(model, config, dataset, rank, world_size) as (spans, sizes):
-        for _, crops, batch_labels in evaluator.batches(spans, device):
+    with evaluating(model, config, dataset, feed) as share:
+        for columns in evaluator.batches(feed, share, device):
             with torch.autocast(device.type, torch.bfloat16, config.precision == "bf16"):
-                rows.append(model.features(normalise(crops[:, 0], settings.images)).float())
-            labels.append(batch_labels)
-    return gathered(rows, sizes), gathered(labels, sizes)
+                pixels = normalise(columns["images"][:, 0], settings.images)
+                rows.append(model.features(pixels).float())
+            labels.append(columns["labels"])
+    # the workers take turns, so their rows are not in the order of the images
+    taken = [
+        [n for start, stop in worker.batches for n in range(start, stop)]
+        for worker in (
+            EvalShare.of_worker(feed, rank, dataset.samples, config.micro_batch)
+            for rank in range(feed.world_size)
+        )
+    ]
+    order = torch.tensor(np.argsort(np.concatenate(taken)), device=device)
+    sizes = list(map(len, taken))
+    return gathered(rows, sizes)[order], gathered(labels, sizes)[order]
 
 
 def gathered(parts: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:

@@ -43,8 +43,12 @@ class DataConfig(Settings):
     task_samples: int = setting(1024, may_change=True)
     """Samples that one Ray Data task reads and decodes. Ray Data polls for finished tasks every
     0.1 s, so a task should take at least a second."""
-    buffer_gib: float = setting(4.0, may_change=True)
-    """Memory in Ray's object store for the decoded samples of one worker."""
+    buffer_gib: float = setting(32.0, may_change=True)
+    """Memory in Ray's object store for the decoded samples of one node; at most half of the store
+    is used."""
+    decode_on: str | None = setting(None, may_change=True)
+    """Label KEY=VALUE of the nodes that read and decode, such as nodes without GPUs, which send
+    decoded pixels to the workers; None decodes on the node of each worker."""
     prefetch_batches: int = setting(4, may_change=True)
     """Decoded batches to keep on the device ahead of the training step."""
     max_bad_samples: int = setting(0, may_change=True)
@@ -57,6 +61,8 @@ class DataConfig(Settings):
         yield from below(self, 1, "slice_samples", "task_samples", "prefetch_batches")
         if not self.buffer_gib > 0:
             yield "buffer_gib", "must be above 0"
+        if self.decode_on is not None and not all(self.decode_on.partition("=")):
+            yield "decode_on", "must be a node label KEY=VALUE"
         if not 0 < self.fraction <= 1:
             yield "fraction", "must be above 0 and at most 1"
         yield from below(self, 0, "max_bad_samples")

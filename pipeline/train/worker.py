@@ -1,6 +1,6 @@
 """The loop that every Ray Train worker runs: batch -> loss -> step -> record.
 
-    pipeline.data.stream -> (b, S, S, 3) uint8 on the device -> vit -> mean loss of the global batch
+    pipeline.train.batches -> (b, S, S, 3) uint8 on the device -> vit -> loss of the global batch
 
 A worker computes its contiguous share of every global batch. DDP and FSDP average the gradients
 over the workers; the loss is weighted so that this average is the mean over the global batch, even
@@ -11,8 +11,6 @@ exactly.
 import json
 import math
 import socket
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import ray.train
@@ -20,13 +18,11 @@ import ray.train.torch
 import torch
 import torch.distributed
 from ray.actor import ActorHandle
-from torch import Tensor
 
 from pipeline.data.order import RankShare
-from pipeline.data.reader import SampleReader, View
-from pipeline.data.stream import Block, Stream, ahead, quiet, rebatch
-from pipeline.evaluation.predict import evaluate_share, to_device
+from pipeline.evaluation.predict import evaluate_share
 from pipeline.evaluation.probe import probe_share
+from pipeline.train.batches import device_batches, open_feed
 from pipeline.train.checkpoint_writer import CheckpointWriter
 from pipeline.train.control import Control
 from pipeline.train.job import Job
@@ -35,11 +31,10 @@ from pipeline.train.nodes import View
 from pipeline.train.report_queue import StopSignal
 from pipeline.train.start import agreed_checkpoint
 from pipeline.train.state import State
+from pipeline.train.step import backward
 from pipeline.train.system_metrics import sampling
 from pipeline.train.watchdog import Watchdog, watching
-from support.splitmix import scramble
-from vit.batch import mix, normalise
-from vit.loss import Loss, make_loss, make_targets
+from vit.loss import make_loss
 from vit.optim import set_learning_rate
 
 # errors that another attempt would meet again: a missing file, a bad sample, a refused setting
@@ -47,20 +42,6 @@ FATAL = (
     *(ValueError, TypeError, LookupError, AttributeError, ImportError),
     *(FileNotFoundError, PermissionError),
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """One worker's share of a global batch, on its device."""
-
-    images: Tensor
-    """(b, S, S, 3) uint8."""
-    labels: Tensor
-    """(b, M) int64, padded with -1; all -1 for an image that could not be read."""
-    keys: np.ndarray
-    """(b,) str."""
-    faults: list[str]
-    """Description of each image that could not be read."""
 
 
 def attempt(job: Job, view: View, queue: ActorHandle) -> str | None:
@@ -85,26 +66,29 @@ def attempt(job: Job, view: View, queue: ActorHandle) -> str | None:
 
 
 def train(job: Job, queue: ActorHandle, watchdog: Watchdog) -> None:
-    """Train from the latest checkpoint, or from the start, to the last step or the stop request.
+    """Train from the newest checkpoint, or from the start, to the last step or a request to end.
 
     Rank 0 puts the records into the queue.
     """
-    quiet()
     config, total = job.config, job.total_steps
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
     share = RankShare.of(rank, world_size, config.global_batch)
-    state = State(config, device, agreed_checkpoint(job, rank, context.get_local_rank()))
+    checkpoint = agreed_checkpoint(job, rank, context.get_local_rank())
+    # decoding starts while the model is made
+    feed = open_feed(config.data)
+    batches = device_batches(job, feed, checkpoint.step if checkpoint else 0, device)
+    state = State(config, device, checkpoint)
     loss_of = make_loss(config.loss, parents=job.parents, device=device)
     meter = Meter(config, total, world_size)
     writer = CheckpointWriter(job, queue, rank)
     control = Control(StopSignal(queue) if rank == 0 else None, config.checkpoint_minutes)
 
-    for batch in meter.timed(device_batches(job, share, state.step, device)):
-        watchdog.at(state.step + 1, "forward and backward")
-        rate = job.learning_rate(state.step)
-        skips = job.interventions.skips(state.step + 1)
+    for batch in meter.timed(batches):
+        step = state.step + 1
+        watchdog.at(step, "forward and backward")
+        rate, skips = job.learning_rate(state.step), job.interventions.skips(step)
         loss = norm = torch.zeros(1, device=device)
         if not skips:
             set_learning_rate(state.optimizer, rate)
@@ -113,103 +97,47 @@ def train(job: Job, queue: ActorHandle, watchdog: Watchdog) -> None:
         # one reduction: all workers see the same loss, number of faults, and votes
         flags = torch.tensor([len(batch.faults), *control.votes()], device=device)
         sums = torch.cat([loss, flags])
-        watchdog.at(state.step + 1, "all-reduce")
+        watchdog.at(step, "all-reduce")
         torch.distributed.all_reduce(sums)
         loss, num_bad, *votes = sums.tolist()
-        loss /= world_size
+        loss, norm = loss / world_size, norm.item()
         control.decide(*votes)
         check_faults(state, queue, batch.faults, int(num_bad))
         if config.audit:
-            keep_keys(job, state.step, batch.keys, rank)
+            keep_keys(job, step, batch.keys, rank)
         if skips:
             state.skip()
         else:
-            check_finite(job, state.step, loss, norm.item())
+            check_finite(job, step, loss, norm)
             state.update()
-
-        last = state.step == total
-        logs = (last or state.step % config.log_every == 0) and not skips
-        evaluates = last or state.step % config.eval_every == 0
-        probes = bool(job.probes) and (last or state.step % config.probe.every == 0)
-        saves = evaluates or probes or control.due or state.step % config.checkpoint_every == 0
-        if logs and rank == 0:
-            epoch = state.step * config.global_batch / job.train.samples
-            values = {"epoch": epoch, "workers": world_size, "train/loss": loss, "lr": rate}
-            queue.put.remote(meter.record(state.step, {**values, "grad_norm": norm.item()}))
         writer.check()
-        if saves:
+
+        last = step == total
+        if (last or step % config.log_every == 0) and rank == 0 and not skips:
+            epoch = step * config.global_batch / job.train.samples
+            values = {"epoch": epoch, "workers": world_size, "train/loss": loss, "lr": rate}
+            queue.put.remote(meter.record(step, {**values, "grad_norm": norm}))
+        evaluates = last or step % config.eval_every == 0
+        probes = bool(job.probes) and (last or step % config.probe.every == 0)
+        if evaluates or probes or control.due or step % config.checkpoint_every == 0:
             with meter.paused(evaluates=evaluates), state.averaged():
                 metrics = {}
                 if evaluates:
-                    watchdog.at(state.step, "evaluate")
-                    metrics = evaluate_share(state.model, config, job.eval, rank, world_size)
+                    watchdog.at(step, "evaluate")
+                    metrics = evaluate_share(state.model, config, job.eval, feed)
                 if probes:
-                    watchdog.at(state.step, "probe")
-                    accuracies = probe_share(state.model, config, job.probes, rank, world_size)
+                    watchdog.at(step, "probe")
+                    accuracies = probe_share(state.model, config, job.probes, feed)
                     if rank == 0:
-                        queue.put.remote({"kind": "probe", "step": state.step, **accuracies})
-                watchdog.at(state.step, "checkpoint")
+                        queue.put.remote({"kind": "probe", "step": step, **accuracies})
+                watchdog.at(step, "checkpoint")
                 with meter.stalled():
                     writer.save(state, metrics)
             control.saved()
             if control.resizes:
                 break
-        watchdog.at(state.step + 1, "data")
+        watchdog.at(step + 1, "data")
     writer.close()
-
-
-def backward(
-    state: State, batch: Batch, share: RankShare, loss_of: Loss, rank: int, world_size: int
-) -> Tensor:
-    """Gradients of the loss of a step, in passes of `micro_batch`; this worker's part of the loss.
-
-    Returns the loss (1,): the mean over workers is the mean over the global batch.
-    """
-    config, device = state.config, batch.images.device
-    seed = scramble(scramble(config.seed) ^ state.step)  # of the global batch
-    torch.manual_seed(scramble(seed ^ rank))
-    loss = torch.zeros(1, device=device)
-    starts = range(0, share.size, config.micro_batch)
-    for start in starts:
-        rows = slice(start, start + config.micro_batch)
-        pixels = normalise(batch.images[rows], config.images)
-        targets = make_targets(batch.labels[rows], config.model.num_classes)
-        readable = batch.labels[rows].ge(0).any(1)
-        pixels, targets = mix(pixels, targets, config.mix, seed=seed, first=share.low + start)
-        with state.accumulating(last=start == starts[-1]):
-            with torch.autocast(device.type, torch.bfloat16, config.precision == "bf16"):
-                logits = state.forward(pixels)
-            losses = loss_of(logits.float(), targets) * readable
-            micro_loss = losses.sum() * (world_size / config.global_batch)
-            micro_loss.backward()
-        loss += micro_loss.detach()
-    return loss
-
-
-def device_batches(job: Job, share: RankShare, step: int, device: torch.device) -> Iterator[Batch]:
-    """The worker's batches from `step` on, prefetched."""
-    config = job.config
-    reader = SampleReader(
-        dataset=job.train,
-        view=View(images=config.images, size=config.model.image_size, seed=config.seed),
-        verify=config.data.verify,
-        skip=config.data.max_bad_samples > 0,
-    )
-    stream = Stream(
-        reader=reader,
-        order=job.order,
-        share=share,
-        task_samples=config.data.task_samples,
-        buffer_gib=config.data.buffer_gib,
-    )
-
-    def on_device(block: Block) -> Batch:
-        images, labels = to_device(device, block["images"][:, 0], block["labels"])
-        faults = [str(fault) for fault in block["fault"] if fault]
-        return Batch(images=images, labels=labels, keys=block["key"], faults=faults)
-
-    blocks = stream.blocks(step * share.size, job.total_steps * share.size)
-    return ahead(map(on_device, rebatch(blocks, share.size)), config.data.prefetch_batches)
 
 
 def check_faults(state: State, queue: ActorHandle, faults: list[str], num_bad: int) -> None:
@@ -229,14 +157,14 @@ def check_finite(job: Job, step: int, loss: float, norm: float) -> None:
     """Raise FloatingPointError, which names the shards, unless loss and gradient are finite."""
     if math.isfinite(norm) and math.isfinite(loss):
         return
-    batch, number = job.config.global_batch, step + 1
-    rows = job.order.spans(step * batch, number * batch).slice
+    batch = job.config.global_batch
+    rows = job.order.spans((step - 1) * batch, step * batch).slice
     names = [job.train.shards[n][1].name for n in np.unique(job.train.slices.shard[rows])]
     raise FloatingPointError(
-        f"loss {loss}, gradient norm {norm} in step {number}; nothing was updated. "
+        f"loss {loss}, gradient norm {norm} in step {step}; nothing was updated. "
         f"Samples came from {', '.join(names[:20])}{' ...' if len(names) > 20 else ''}. The last "
-        f"checkpoint is unchanged. The same command with --skip-steps {number}:{number} passes "
-        f"over this batch, with --lr-factors {number}:0.5 it lowers the rate; to go further back: "
+        f"checkpoint is unchanged. The same command with --skip-steps {step}:{step} passes "
+        f"over this batch, with --lr-factors {step}:0.5 it lowers the rate; to go further back: "
         f"python -m pipeline rollback {job.folder.location} --step N"
     )
 
@@ -247,4 +175,4 @@ def keep_keys(job: Job, step: int, keys: np.ndarray, rank: int) -> None:
     torch.distributed.gather_object(keys.tolist(), gathered)
     if gathered:
         content = json.dumps([key for shares in gathered for key in shares])
-        job.folder.write(f"samples/step-{step + 1:09d}.json", content.encode())
+        job.folder.write(f"samples/step-{step:09d}.json", content.encode())
