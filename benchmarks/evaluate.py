@@ -25,9 +25,10 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from pipeline.data.dataset import Dataset  # noqa: E402
-from pipeline.data.stream import quiet  # noqa: E402
+from pipeline.data.feed import NodeFeed  # noqa: E402
 from pipeline.evaluation.config import EvaluateConfig  # noqa: E402
 from pipeline.evaluation.predict import Evaluator  # noqa: E402
+from pipeline.evaluation.share import EvalShare  # noqa: E402
 from shards.build.pack import BuildConfig, build  # noqa: E402
 from vit.batch import normalise  # noqa: E402
 from vit.config import ViTConfig  # noqa: E402
@@ -56,7 +57,6 @@ def main() -> None:
             model=model.config,
         )
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        quiet()
         evaluator = Evaluator(dataset=dataset, settings=settings)
         bare, whole = [], []
         for number in range(given.rounds + 1):
@@ -107,7 +107,9 @@ def forward(model: ViT, settings: EvaluateConfig, device: torch.device, half: bo
 def evaluation(evaluator: Evaluator, model: ViT) -> float:
     """Crops per second of the whole evaluation, from the first answers on."""
     begun, sizes = 0.0, []
-    for block in evaluator.predictions(model, [(0, evaluator.dataset.samples)]):
+    spans = [(0, evaluator.dataset.samples)]
+    share = EvalShare.of_spans(spans, evaluator.settings.batch_images)
+    for block in evaluator.predictions(model, NodeFeed.alone(), share):
         begun = begun or time.perf_counter()  # starting Ray Data's tasks is no rate
         sizes.append(len(block["position"]))
     # answers come one batch late: when the first are here, the second batch is computed as well

@@ -1,10 +1,10 @@
-"""What the order of samples costs each worker of a large cluster: memory and seconds.
+"""What the order of samples costs each node of a large cluster: memory and seconds.
 
     python benchmarks/scale.py
 
-Nothing is read: the slice tables of 21 million images in 2,100 shards stand for the data, and a few
-of the 512 workers (8 on each of 64 nodes) do all the bookkeeping that the stream asks of them for
-one segment of tasks. Then images are doubled at equal slices, and slices at equal images.
+Nothing is read: the slice tables of 21 million images in 2,100 shards stand for the data, and the
+feeds of a few of the 64 nodes (of 8 workers each) do all the bookkeeping that the stream asks of
+them for one segment of tasks. Then images are doubled at equal slices, and slices at equal images.
 """
 
 import argparse
@@ -13,13 +13,15 @@ import statistics
 import sys
 import time
 import tracemalloc
+from itertools import islice, repeat
 
 import numpy as np
 
 from pipeline.data.order import Order, RankShare, ReadSpans, Slices
 from pipeline.data.stream import SEGMENT_TASKS
+from pipeline.data.tasks import StepRanges, read_tasks
 
-WORKERS, GLOBAL_BATCH, TASK_SAMPLES, SHARD_SAMPLES = 512, 16_384, 256, 10_000
+NODES, GLOBAL_BATCH, TASK_SAMPLES, SHARD_SAMPLES = 64, 16_384, 1024, 10_000
 
 
 def table(images: int, slice_samples: int) -> Slices:
@@ -28,26 +30,24 @@ def table(images: int, slice_samples: int) -> Slices:
     return Slices.cut([(edges[:-1], edges[1:])] * (images // SHARD_SAMPLES), slice_samples)
 
 
-def segment(order: Order, share: RankShare, first: int) -> list[ReadSpans]:
-    """Spans of the tasks of one segment of a worker's stream, as the stream makes them."""
-    return [
-        ReadSpans.joined([order.spans(a, b) for a, b in share.stretches(row, row + TASK_SAMPLES)])
-        for row in range(first, first + SEGMENT_TASKS * TASK_SAMPLES, TASK_SAMPLES)
-    ]
+def segment(order: Order, share: RankShare) -> list[ReadSpans]:
+    """Spans of the tasks of one segment of a node's stream, as the stream makes them."""
+    ranges = StepRanges(share=share, first=0, last=10**6)
+    return list(islice(read_tasks(order, ranges, repeat(TASK_SAMPLES)), SEGMENT_TASKS))
 
 
-def measure(images: int, slice_samples: int, ranks: int) -> dict[str, float]:
-    """Medians over workers: seconds to plan an epoch and a segment, MB of plan and of tasks."""
+def measure(images: int, slice_samples: int, nodes: int) -> dict[str, float]:
+    """Medians over nodes: seconds to plan an epoch and a segment, MB of plan and of tasks."""
     slices = table(images, slice_samples)
     plan_s, segment_s, plan_mb = [], [], []
-    for rank in range(0, WORKERS, WORKERS // ranks):
-        share = RankShare.of(rank, WORKERS, GLOBAL_BATCH)
+    for node in range(0, NODES, NODES // nodes):
+        share = RankShare.of(node, NODES, GLOBAL_BATCH)
         tracemalloc.start()
-        order = Order(counts=slices.count, seed=rank)  # no two share a cached permutation
+        order = Order(counts=slices.count, seed=node)  # no two share a cached permutation
         begin = time.perf_counter()
         order.spans(share.low, share.high)
         planned = time.perf_counter()
-        spans = segment(order, share, 0)
+        spans = segment(order, share)
         segment_s.append(time.perf_counter() - planned)
         plan_s.append(planned - begin)
         plan_mb.append(tracemalloc.get_traced_memory()[1] / 1e6)
@@ -65,8 +65,8 @@ def measure(images: int, slice_samples: int, ranks: int) -> dict[str, float]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--ranks", type=int, default=8, help="workers that are measured")
-    ranks = parser.parse_args().ranks
+    parser.add_argument("--nodes", type=int, default=8, help="nodes that are measured")
+    nodes = parser.parse_args().nodes
     cases = {
         "21 M images, slices of 32": (21_000_000, 32),
         "42 M images, slices of 64": (42_000_000, 64),
@@ -75,7 +75,7 @@ def main() -> None:
     names = ("slices", "plan_s", "segment_s", "plan_mb", "table_mb", "tasks_mb")
     sys.stdout.write(f"{'':<28}" + "".join(f"{name:>12}" for name in names) + "\n")
     for case, (images, slice_samples) in cases.items():
-        found = measure(images, slice_samples, ranks)
+        found = measure(images, slice_samples, nodes)
         figures = "".join(f"{found[name]:>12,.2f}" for name in names)
         sys.stdout.write(f"{case:<28}{figures}\n")
 

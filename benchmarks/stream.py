@@ -6,7 +6,7 @@ All read the same shards (500 x 375 photographs brought to shorter side 256, qua
 same crop, flip and decoder, on the same cores, in turn:
 
     bare          processes that read, decode and crop, and hand nothing over
-    stream        pipeline.data.stream as a training worker uses it
+    stream        pipeline.data.feed as a training worker uses it
     webdataset    webdataset + torch DataLoader
     pillow        the same with Pillow, as most recipes for it are written
     ray           ray.data.read_webdataset + map_batches
@@ -37,9 +37,10 @@ import webdataset
 from PIL import Image
 
 from pipeline.data.dataset import Dataset
-from pipeline.data.order import RankShare
+from pipeline.data.feed import NodeFeed
 from pipeline.data.reader import SampleReader, View
-from pipeline.data.stream import Stream, quiet, rebatch
+from pipeline.data.staging import Staging
+from pipeline.data.stream import Stream, quiet
 from pipeline.settings.config import DataConfig
 from shards.build.config import BuildConfig
 from shards.build.pack import build
@@ -81,16 +82,18 @@ def bare(reader: SampleReader, cores: int, total: int) -> Iterator[int]:
 
 
 def stream(reader: SampleReader, total: int) -> Iterator[int]:
-    """Rows as a single training worker receives them."""
+    """Rows as the only worker of a node receives them."""
+    ranges = [(first, min(first + BATCH, total)) for first in range(0, total, BATCH)]
     found = Stream(
         reader=reader,
         order=reader.dataset.order(0),
-        share=RankShare.of(0, 1, BATCH),
+        ranges=ranges,
         task_samples=DATA.task_samples,
         buffer_gib=DATA.buffer_gib,
     )
-    for batch in rebatch(found.blocks(0, total), BATCH):
-        yield len(batch["position"])
+    staging = Staging(torch.device("cpu"))
+    for pieces in NodeFeed.alone().batches(found, ranges):
+        yield len(staging(pieces, ("images", "labels")).columns["labels"])
 
 
 def transform(data: bytes, key: str, decoder: Decoder = decode) -> np.ndarray:

@@ -55,7 +55,7 @@ config = TrainConfig(
 )
 # one worker of two CPUs on each node, and one CPU that reads
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False})
-second = cluster.add_node(num_cpus=2)
+second = cluster.add_node(num_cpus=3)
 ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
 seen = []
 
@@ -80,7 +80,7 @@ wait_for([2])
 cluster.remove_node(second, allow_graceful=False)
 wait_for([2, 1])
 if groups != [2, 1]:
-    cluster.add_node(num_cpus=2)
+    cluster.add_node(num_cpus=3)
 training.join()
 print(json.dumps(seen))
 ray.shutdown()

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pipeline.data.dataset import Dataset
+from pipeline.data.feed import NodeFeed
 from pipeline.evaluation.probe import (
     Probe,
     draw_shots,
@@ -111,15 +112,15 @@ def test_a_model_is_probed_on_a_shard_set(digits, ray_cluster):
     torch.manual_seed(0)
     model = ViT(config.model)
     probes = Probe.open_all(config.probe)
-    found = probe_share(model, config, probes, rank=0, world_size=1)
+    feed = NodeFeed.alone()
+    found = probe_share(model, config, probes, feed)
     name = digits.parent.name
     assert {f"probe/{name}/{shots}shot" for shots in (1, 5, 10, 25)} < found.keys()
     seeds = [found[f"probe/{name}/5shot-seed-{seed}"] for seed in range(3)]
     assert found[f"probe/{name}/5shot"] == pytest.approx(np.mean(seeds))
     assert found[f"probe/{name}/25shot"] > found[f"probe/{name}/1shot"] > 0.1  # chance
     assert found[f"probe/{name}/knn"] > 0.5
-    # two workers' shares are the whole, in order
-    whole, labels = features(model, config, probes[0].eval, 0, 1)
+    whole, labels = features(model, config, probes[0].eval, feed)
     assert whole.shape == (360, 128) and labels.shape == (360, 1)
     assert model.training and isinstance(probes[0].eval, Dataset)
     assert dataclasses.asdict(config.probe)["seeds"] == 3

@@ -47,7 +47,7 @@ class NodeBudget:
         return {key: value}
 
     def resources(self, nodes: Sequence[Mapping]) -> ExecutionResources:
-        """What the pipelines may use, given `ray.nodes()`; ValueError if no node has the label."""
+        """What the pipelines may use, given `ray.nodes()`; ValueError if that is nothing."""
         ((key, value),) = self.selector.items()
         chosen = [node for node in nodes if node["Alive"] and node["Labels"].get(key) == value]
         if not chosen:
@@ -61,8 +61,15 @@ class NodeBudget:
             cpus -= self.reserved_cpus
         else:
             cpus, memory = cpus // self.feeds, memory // self.feeds
-        # with less than one CPU Ray Data still runs one task at a time
-        return ExecutionResources(cpu=max(1, cpus), object_store_memory=memory)
+            # several feeds may take turns on one CPU, and an autoscaler may add nodes
+            cpus = max(1, cpus)
+        if cpus < 1:
+            raise ValueError(
+                f"the workers on node {self.node[:12]} reserve {self.reserved_cpus:g} of its CPUs, "
+                f"which leaves {cpus:g} to read and decode; at least 1 must be left: lower "
+                f"worker_cpus or the workers per node, or set data.decode_on to other nodes"
+            )
+        return ExecutionResources(cpu=cpus, object_store_memory=memory)
 
 
 class FixedResources(ClusterAutoscaler):

@@ -12,8 +12,7 @@ Shapes: B images, C crops of all protocols, K classes of the head, M labels per 
 """
 
 import contextlib
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,14 +24,13 @@ from torch import Tensor
 
 from pipeline.data.dataset import Dataset
 from pipeline.data.feed import NodeFeed
-from pipeline.data.order import RankShare
 from pipeline.data.reader import SampleReader, View
 from pipeline.data.staging import Staged, Staging
 from pipeline.data.stream import Block, Stream, ahead
-from pipeline.data.tasks import Range, StepRanges
 from pipeline.evaluation.config import CENTER, EvaluateConfig
 from pipeline.evaluation.metrics import METRICS
 from pipeline.evaluation.predictions import PredictionStore, protocol_predictions
+from pipeline.evaluation.share import EvalShare
 from pipeline.settings.config import TrainConfig
 from shards.dataset import wordnet
 from vit.batch import normalise
@@ -49,39 +47,6 @@ TASK_BYTES = 128 << 20
 BUFFER_GIB = 2.0
 # decoded batches that are on the device ahead of the model
 PREFETCH_BATCHES = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalShare:
-    """What one process evaluates."""
-
-    node: Iterable[Range]
-    """Positions that its feed reads, for all processes that share it."""
-    batches: Iterable[Range]
-    """Positions of each batch of this process; empty ones are left out."""
-
-    @classmethod
-    def of_spans(cls, spans: Sequence[Range], batch: int) -> "EvalShare":
-        """All positions of the spans; each span starts a new batch."""
-        batches = [
-            (first, min(first + batch, stop))
-            for start, stop in spans
-            for first in range(start, stop, batch)
-        ]
-        return cls(node=spans, batches=batches)
-
-    @classmethod
-    def of_worker(cls, feed: NodeFeed, rank: int, samples: int, batch: int) -> "EvalShare":
-        """In every step, each worker takes the next batch of the split."""
-        world = feed.world_size
-
-        def ranges(first: int, last: int) -> StepRanges:
-            share = RankShare(global_batch=world * batch, low=first * batch, high=last * batch)
-            steps = math.ceil(samples / share.global_batch)
-            return StepRanges(share=share, first=0, last=steps, end=samples)
-
-        node = ranges(feed.ranks[0], feed.ranks[-1] + 1)
-        return cls(node=node, batches=ranges(rank, rank + 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,6 +245,18 @@ def predict(
     yield from evaluator.predictions(model.to(device), feed, share)
 
 
+def task_cpus(nodes: Sequence[Mapping], tasks: int) -> float:
+    """CPUs of each task of `predict`, so that half of every node's stay free to read and decode.
+
+    A task on a node without free CPUs would wait forever for its crops. Each GPU takes a task;
+    without GPUs all tasks may run on one node.
+    """
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    gpus = any(node.get("GPU") for node in alive)
+    hosts = [node for node in alive if node.get("CPU") and (node.get("GPU") or not gpus)]
+    return min(1, *(node["CPU"] / (2 * (node["GPU"] if gpus else tasks)) for node in hosts))
+
+
 def predict_all(
     evaluator: Evaluator, model: ViT, store: PredictionStore, progress: Callable[[int, int], None]
 ) -> Block:
@@ -287,13 +264,11 @@ def predict_all(
 
     `progress` is called with the number of images done and their total.
     """
-    resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0))
+    gpus = int(ray.cluster_resources().get("GPU", 0))
     shares = store.shares(gpus or evaluator.settings.workers)
     done = store.images - sum(stop - start for share in shares for start, stop in share)
     if shares:
-        # half of the cores must stay free to read and decode, or the workers wait forever
-        cpus = min(1, resources["CPU"] / (2 * len(shares)))
+        cpus = task_cpus(ray.nodes(), len(shares))
         task = predict.options(num_gpus=1 if gpus else 0, num_cpus=cpus)
         evaluator_ref, weights = ray.put(evaluator), ray.put(model.state_dict())
         running = [task.remote(evaluator_ref, weights, share) for share in shares]

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from pipeline.data.dataset import Dataset, set_name
 from pipeline.data.feed import NodeFeed
-from pipeline.evaluation.predict import EvalShare, Evaluator, center_crop_settings, evaluating
+from pipeline.evaluation.predict import Evaluator, center_crop_settings, evaluating
+from pipeline.evaluation.share import EvalShare
 from pipeline.settings.config import ProbeConfig, TrainConfig
 from vit.batch import normalise
 from vit.model import ViT

@@ -53,6 +53,7 @@ def open_feed(data: DataConfig) -> NodeFeed:
             decode_on=data.decode_on,
             feeds=len({other for other, _ in nodes}),
         )
+        budget.resources(ray.nodes())  # ValueError, rather than tasks that wait forever
         actor = node_feed.start(budget, len(ranks))
     actor = gathered(actor)[ranks[0]]
     return NodeFeed(actor=actor, ranks=ranks, rank=rank, world_size=world)
