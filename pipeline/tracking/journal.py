@@ -58,18 +58,16 @@ def read_samples(run_dir: Path, most: int = MAX_SAMPLES) -> list[dict]:
     path = run_dir / SAMPLES
     if not path.exists():
         return []
-    samples, end = [], 0
+    samples, line, end = [], b"", 0
     with path.open("rb") as file:
         size = file.seek(0, 2)
         for number in range(most):
             place = number * size // most
             if place < end:  # within the line that was read last
                 continue
-            if place:
+            if place > end + len(line):  # beyond the next line, too
                 file.seek(place - 1)
                 file.readline()  # the rest of a line
-            else:
-                file.seek(0)
             line = file.readline()
             if not line.endswith(b"\n"):
                 break
