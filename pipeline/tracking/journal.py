@@ -61,6 +61,7 @@ def read_samples(run_dir: Path, most: int = MAX_SAMPLES) -> list[dict]:
     samples, line, end = [], b"", 0
     with path.open("rb") as file:
         size = file.seek(0, 2)
+        file.seek(0)
         for number in range(most):
             place = number * size // most
             if place < end:  # within the line that was read last
