@@ -313,6 +313,8 @@ ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # it would count the memory of all that runs on this machine, and kill for it
+    "RAY_memory_monitor_refresh_ms": "0",
     "AWS_ENDPOINT_URL": f"http://{STORE_ADDRESS}:{STORE_PORT}",
     "AWS_ACCESS_KEY_ID": "key",
     "AWS_SECRET_ACCESS_KEY": "secret",
