@@ -6,11 +6,13 @@ Objects appear and disappear as in S3: a PUT replaces the whole object at once, 
 multipart upload is seen only once the upload is completed.
 """
 
+import contextlib
 import hashlib
 import itertools
 import re
 import sys
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
@@ -226,6 +228,28 @@ def make_server(host: str, port: int) -> ThreadingHTTPServer:
     server = ThreadingHTTPServer((host, port), kind)
     server.daemon_threads = True
     return server
+
+
+def variables(host: str, port: int) -> dict[str, str]:
+    """The environment of a process that is to use the server at s3:// addresses."""
+    return {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
+@contextlib.contextmanager
+def serving(bucket: str) -> Iterator[dict[str, str]]:
+    """Serve an empty bucket in a thread of this process; yields the variables for its users."""
+    server = make_server("127.0.0.1", 0)
+    server.RequestHandlerClass.objects.buckets.add(bucket)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield variables(*server.server_address)
+    server.shutdown()
+    server.server_close()
 
 
 if __name__ == "__main__":

@@ -1,11 +1,8 @@
 """The store of the tests does what S3 does, as far as pyarrow can tell."""
 
-import threading
-
 import pytest
 import s3_server
 from pyarrow import fs as pafs
-from s3_server import make_server
 
 from shards.dataset import store
 
@@ -13,21 +10,10 @@ from shards.dataset import store
 @pytest.fixture
 def bucket(monkeypatch):
     """URI of an empty bucket."""
-    server = make_server("127.0.0.1", 0)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    port = server.server_address[1]
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
-    server.RequestHandlerClass.objects.buckets.add("bkt")
-    yield "s3://bkt"
-    server.shutdown()
-    server.server_close()
+    with s3_server.serving("bkt") as variables:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        yield "s3://bkt"
 
 
 def test_files_are_written_listed_read_in_ranges_moved_and_removed(bucket):

@@ -315,9 +315,5 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # it would count the memory of all that runs on this machine, and kill for it
     "RAY_memory_monitor_refresh_ms": "0",
-    "AWS_ENDPOINT_URL": f"http://{STORE_ADDRESS}:{STORE_PORT}",
-    "AWS_ACCESS_KEY_ID": "key",
-    "AWS_SECRET_ACCESS_KEY": "secret",
-    "AWS_DEFAULT_REGION": "us-east-1",
-    "AWS_EC2_METADATA_DISABLED": "true",
+    **s3_server.variables(STORE_ADDRESS, STORE_PORT),
 }
