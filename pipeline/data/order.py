@@ -6,6 +6,12 @@ Epochs follow each other without a gap. Global batch k is the positions [k*G, (k
 number of workers, and each worker takes a contiguous share of it. The number of samples consumed is
 therefore enough to resume a run on any number of workers.
 
+A slice is read as a whole, so the sequence is made of *units* of s samples, s being the length of a
+full slice. Units start at the multiples of s, in every epoch: a share that starts and ends at such
+multiples reads no byte that it does not need. If the share of a node is smaller than s, every node
+on a unit reads all of it, s / share times the bytes: choose slices no longer than the share of a
+node, best a divisor of it.
+
 Everything here is a pure function of (slices, seed): no Ray, no torch, no files. Memory grows with
 the number of slices, not with the number of images.
 """
@@ -16,7 +22,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from support.splitmix import GOLDEN, scramble
+from pipeline.data.epoch import Epoch, ReadSpans, permutation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,26 +63,6 @@ class Slices:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadSpans:
-    """What to read for a range of positions: `count` samples of each slice, from `first` on."""
-
-    slice: np.ndarray
-    """(P,) int64: row in the slice table."""
-    first: np.ndarray
-    """(P,) int64: samples of the slice to skip."""
-    count: np.ndarray
-    """(P,) int64: samples to take."""
-    position: np.ndarray
-    """(P,) int64: position in the sequence of the first sample taken."""
-
-    @classmethod
-    def joined(cls, pieces: Sequence["ReadSpans"]) -> "ReadSpans":
-        """Concatenate the spans of several ranges."""
-        names = cls.__dataclass_fields__
-        return cls(**{n: np.concatenate([getattr(piece, n) for piece in pieces]) for n in names})
-
-
-@dataclass(frozen=True, kw_only=True)
 class Order:
     """The endless sequence over a slice table."""
 
@@ -90,49 +76,38 @@ class Order:
         """Samples of one epoch."""
         return int(self.counts.sum(dtype=np.int64))
 
+    @cached_property
+    def unit(self) -> int:
+        """Samples of a unit: of the longest slice, or, in the order of the shards, of all."""
+        return self.samples if self.seed is None else int(self.counts.max())
+
     def spans(self, start: int, stop: int) -> ReadSpans:
         """Spans of positions [start, stop), which may cross epochs."""
         if not 0 <= start <= stop:
             raise ValueError(f"positions [{start}, {stop}) must be ordered and not negative")
         pieces = []
-        while start < stop or not pieces:
-            epoch, inside = divmod(start, self.samples)
-            taken = min(stop - start, self.samples - inside)
-            pieces.append(self._within(epoch, inside, inside + taken))
-            start += taken
+        while start < stop:
+            number = start // self.samples
+            end = min(stop, (number + 1) * self.samples)
+            pieces.append(self._epoch(number).spans(start, end))
+            start = end
         return ReadSpans.joined(pieces)
 
-    def _within(self, epoch: int, start: int, stop: int) -> ReadSpans:
-        """Spans of positions [start, stop) of one epoch."""
-        slices, ends = self._epoch(epoch)
-        first = int(np.searchsorted(ends, start, side="right"))
-        last = int(np.searchsorted(ends, stop, side="left")) + 1 if stop > start else first
-        rows = slices[first:last]
-        begin = ends[first:last] - self.counts[rows]
-        low = np.maximum(begin, start)
-        return ReadSpans(
-            slice=rows.astype(np.int64),
-            first=low - begin,
-            count=np.minimum(ends[first:last], stop) - low,
-            position=epoch * self.samples + low,
-        )
-
-    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Slices in the order of an epoch, and the position after each, relative to the epoch."""
+    def _epoch(self, number: int) -> Epoch:
+        """The epoch with this number; the last one is kept, as a run goes through them in order."""
         cached = self.__dict__.get("_cached")
-        if cached is None or cached[0] != epoch:
-            num = len(self.counts)
-            slices = np.arange(num) if self.seed is None else permutation(num, self.seed, epoch)
-            cached = (epoch, slices, np.cumsum(self.counts[slices], dtype=np.int64))
-            # one epoch is enough: a run goes through them in order
+        if cached is None or cached.start != number * self.samples:
+            cached = Epoch.drawn(self.counts, self.unit, self.seed, number)
             self.__dict__["_cached"] = cached
-        return cached[1], cached[2]
+        return cached
 
     def __getstate__(self) -> dict[str, object]:
         """Drop the cached epoch when the order is pickled."""
         return {name: value for name, value in self.__dict__.items() if name != "_cached"}
 
 
+# makes the pattern of a period differ from the permutation of the epoch with the same number
+PATTERN = 0x5851F42D4C957F2D
 # runs in a period of a mixture; each subset has a fixed number of them
 PERIOD_RUNS = 1024
 
@@ -177,7 +152,7 @@ class Mixture:
     def spans(self, start: int, stop: int) -> ReadSpans:
         """Spans of positions [start, stop)."""
         pieces = []
-        while start < stop or not pieces:
+        while start < stop:
             number, inside = divmod(start, self.run)
             taken = min(stop - start, self.run - inside)
             subset, num_before = self._subset(number)
@@ -199,32 +174,12 @@ class Mixture:
 @lru_cache(maxsize=4)
 def pattern(counts: tuple[int, ...], seed: int, period: int) -> tuple[np.ndarray, np.ndarray]:
     """Subset of every run of a period, and its rank among that subset's runs: (PERIOD_RUNS,)."""
-    # the constant makes this differ from the permutation of the epoch with the same number
-    drawn = permutation(PERIOD_RUNS, seed ^ 0x5851F42D4C957F2D, period)
+    drawn = permutation(PERIOD_RUNS, seed ^ PATTERN, period)
     owners = np.repeat(np.arange(len(counts)), counts)[drawn]
     ranks = np.zeros(PERIOD_RUNS, np.int64)
     for subset, count in enumerate(counts):
         ranks[owners == subset] = np.arange(count)
     return owners, ranks
-
-
-@lru_cache(maxsize=2)
-def permutation(num: int, seed: int, epoch: int) -> np.ndarray:
-    """A permutation of range(num) that depends on (seed, epoch) alone: (num,) int32 or int64.
-
-    It sorts by a hash of every number. NumPy's own permutations may change with its version.
-    """
-    key = splitmix64(np.array([seed, epoch], np.uint64))
-    stream = splitmix64(key[:1] ^ (key[1:] * np.uint64(0xD1342543DE82EF95)))
-    keys = splitmix64(stream + np.arange(num, dtype=np.uint64))
-    order = np.argsort(keys, kind="stable").astype(np.int32 if num < 2**31 else np.int64)
-    order.setflags(write=False)
-    return order
-
-
-def splitmix64(x: np.ndarray) -> np.ndarray:
-    """The output of SplitMix64 after each state x: uint64 -> uint64."""
-    return scramble(x + np.uint64(GOLDEN))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,15 +195,13 @@ class RankShare:
 
     @classmethod
     def of(cls, rank: int, workers: int, global_batch: int) -> "RankShare":
-        """Contiguous share of worker `rank` of `workers`.
-
-        Shares start at even places, so that two neighbours that are mixed stay on one worker. Their
-        sizes differ by at most two samples, and with many workers some are empty.
-        """
-        if not 0 <= rank < workers:
-            raise ValueError(f"rank ({rank}) must be in [0, {workers})")
-        pairs = (global_batch + 1) // 2
-        low, high = (min(2 * (pairs * r // workers), global_batch) for r in (rank, rank + 1))
+        """Contiguous share of worker `rank` of `workers`; ValueError if it would be empty."""
+        low, high = share_bounds(rank, workers, global_batch)
+        if low == high:
+            raise ValueError(
+                f"worker {rank} of {workers} has no samples of a global batch of {global_batch}, "
+                f"which is shared in pairs; use at most {-(-global_batch // 2)} workers"
+            )
         return cls(global_batch=global_batch, low=low, high=high)
 
     @property
@@ -264,3 +217,16 @@ class RankShare:
             start = step * self.global_batch + self.low + inside
             yield start, start + taken
             first += taken
+
+
+def share_bounds(rank: int, workers: int, samples: int) -> tuple[int, int]:
+    """First sample of the contiguous share of worker `rank` of `workers`, and that after its last.
+
+    Shares start at even places, so that two neighbours that are mixed stay on one worker. Their
+    sizes differ by at most two samples; where there are more workers than pairs some are empty.
+    """
+    if not 0 <= rank < workers:
+        raise ValueError(f"rank ({rank}) must be in [0, {workers})")
+    pairs = (samples + 1) // 2
+    low, high = (min(2 * (pairs * r // workers), samples) for r in (rank, rank + 1))
+    return low, high

@@ -217,8 +217,13 @@ class TrainConfig(Settings):
         batch = self.global_batch
         if not 0 < self.epochs < float("inf"):
             yield "epochs", "must be above 0"
-        if self.workers > batch > 0:
-            yield "workers", f"cannot share a global_batch of {batch}; at most {batch} workers can"
+        pairs = -(-batch // 2)
+        if self.workers > pairs > 0:
+            yield (
+                "workers",
+                f"cannot share a global_batch of {batch}, because each takes a pair of samples at "
+                f"least; use at most {pairs}, or a larger global_batch",
+            )
         if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
             yield "min_workers", f"must be from 1 to workers ({self.workers})"
         for name in ("global_batch", "micro_batch"):
