@@ -54,7 +54,9 @@ def test_settings_are_replaced_by_dotted_name():
     [
         ({"optim.lr": -1.0}, r"optim\.lr \(-1\.0\) must be above 0"),
         ({"optim.lrate": 1.0}, "'optim.lrate' is not a setting; did you mean 'optim.lr'"),
-        ({"global_batch": 2, "workers": 3}, r"workers \(3\) cannot share a global_batch of 2"),
+        ({"global_batch": 2, "workers": 2}, r"workers \(2\) cannot share a global_batch of 2"),
+        ({"global_batch": 5, "workers": 4}, r"workers \(4\) .*use at most 3, or a larger"),
+        ({"global_batch": 1000, "workers": 512}, r"workers \(512\) .*use at most 500"),
         ({"epochs": 0}, r"epochs \(0\)"),
         ({"log_every": 0, "eval_every": 0}, r"log_every \(0\).*; eval_every \(0\)"),
         ({"optim.lr": -1.0, "model.depth": 0}, r"model\.depth \(0\).*; optim\.lr \(-1\.0\)"),
@@ -67,6 +69,13 @@ def test_settings_are_replaced_by_dotted_name():
 def test_settings_against_the_rules_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig().replace(settings)
+
+
+@pytest.mark.parametrize(("batch", "workers"), [(4096, 12), (4096, 2048), (5, 3), (1, 1)])
+def test_a_batch_may_be_shared_by_as_many_workers_as_it_has_pairs(batch, workers):
+    mix = {"mix.mixup": 0.0, "mix.cutmix": 0.0}
+    config = TrainConfig().replace({"global_batch": batch, "workers": workers, **mix})
+    assert config.workers == workers
 
 
 WRONG = {
