@@ -89,11 +89,11 @@ class Order:
         while start < stop:
             number = start // self.samples
             end = min(stop, (number + 1) * self.samples)
-            pieces.append(self._epoch(number).spans(start, end))
+            pieces.append(self.epoch(number).spans(start, end))
             start = end
         return ReadSpans.joined(pieces)
 
-    def _epoch(self, number: int) -> Epoch:
+    def epoch(self, number: int) -> Epoch:
         """The epoch with this number; the last one is kept, as a run goes through them in order."""
         cached = self.__dict__.get("_cached")
         if cached is None or cached.start != number * self.samples:
