@@ -1,6 +1,7 @@
 """Probes: few-shot regression against an independent solution, shots as documented, kNN by hand."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from pipeline.data.dataset import Dataset
 from pipeline.data.feed import NodeFeed
+from pipeline.evaluation.predict import evaluating
 from pipeline.evaluation.probe import (
     Probe,
     draw_shots,
@@ -17,7 +19,7 @@ from pipeline.evaluation.probe import (
     probe_share,
     regression,
 )
-from pipeline.settings.config import ProbeConfig
+from pipeline.settings.config import ProbeConfig, TrainConfig
 from pipeline.settings.presets import find_preset
 from vit.model import ViT
 
@@ -124,3 +126,16 @@ def test_a_model_is_probed_on_a_shard_set(digits, ray_cluster):
     assert whole.shape == (360, 128) and labels.shape == (360, 1)
     assert model.training and isinstance(probes[0].eval, Dataset)
     assert dataclasses.asdict(config.probe)["seeds"] == 3
+
+
+def test_of_few_images_some_workers_get_none_and_run_the_model_all_the_same():
+    config = TrainConfig().replace({"micro_batch": 2, "global_batch": 8})
+    model, passes = torch.nn.Conv2d(3, 1, 1), []
+    model.register_forward_hook(lambda *_: passes.append(rank))
+    found = []
+    for rank in range(4):
+        feed = SimpleNamespace(ranks=range(4), rank=rank, world_size=4)
+        with evaluating(model, config, SimpleNamespace(samples=3), feed) as share:
+            found += [(start, stop) for start, stop in share.batches if start < stop]
+    assert found == [(0, 2), (2, 3)]
+    assert passes == [2, 3]  # on a blank image

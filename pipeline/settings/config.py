@@ -39,7 +39,7 @@ class DataConfig(Settings):
     """Split to evaluate on."""
     slice_samples: int = 32
     """Neighbouring samples that stay together in the shuffle and are read in one request; 1 is a
-    full shuffle."""
+    full shuffle. It should divide the images of a batch that one node takes."""
     task_samples: int = setting(1024, may_change=True)
     """Samples that one Ray Data task reads and decodes. Ray Data polls for finished tasks every
     0.1 s, so a task should take at least a second."""
