@@ -4,8 +4,8 @@
 
 Nothing is read: the slice tables of 21 million images in 2,100 shards stand for the data, and the
 feeds of a few of the 64 nodes (of 8 workers each) do all the bookkeeping that the stream asks of
-them for one segment of tasks. Then images are doubled at equal slices, slices at equal images, and images in
-small shards, each of which ends with a short slice.
+them for one segment of tasks. Then images are doubled at equal slices, slices at equal images, and
+images in small shards, each of which ends with a short slice.
 
 plan_s: seconds to draw an epoch and find the first batch; segment_s: to find the tasks of a
 segment; kept_mb: arrays of the table and the epoch; peak_mb: the most that drawing the epoch takes

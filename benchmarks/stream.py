@@ -1,15 +1,18 @@
 """Images per second of the Ray stream beside what it could be, and beside other loaders.
 
-    python benchmarks/stream.py [--images 4000] [--epochs 8] [--rounds 3] [--cores 2]
+    python benchmarks/stream.py [--images 3000] [--epochs 10] [--rounds 3] [--cores 2]
 
-All read the same shards (500 x 375 photographs brought to shorter side 256, quality 90) with the
-same crop, flip and decoder, on the same cores, in turn:
+All read the same shards (500 x 375 images of quality 90 brought to shorter side 256) with the same
+crop, flip and decoder, on the same cores, in turn:
 
-    bare          processes that read, decode and crop, and hand nothing over
+    bare          processes that decode, crop and flip from memory, and hand nothing over
     stream        pipeline.data.feed as a training worker uses it
     webdataset    webdataset + torch DataLoader
     pillow        the same with Pillow, as most recipes for it are written
     ray           ray.data.read_webdataset + map_batches
+
+The images are photographs (pieces of the two in scikit-learn) and, in a second set, noise with the
+spectrum of photographs, which takes longer to decode.
 
 Each row is images/s, the median of the rounds; ratios are medians of ratios within a round.
 """
@@ -26,6 +29,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 
@@ -35,6 +39,7 @@ import ray.data
 import torch
 import webdataset
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
 from pipeline.data.dataset import Dataset
 from pipeline.data.feed import NodeFeed
@@ -51,34 +56,78 @@ SIZE, BATCH = 224, 256
 DATA = DataConfig(dir="")
 IMAGES = ImageConfig()
 Decoder = Callable[[bytes], np.ndarray]
+Loader = Callable[[], Iterator[int]]
 
 
-def photographs(folder: Path, count: int) -> None:
-    """A folder per class of images with the spectrum of photographs (amplitude 1/f)."""
+def photographs(count: int) -> Iterator[Image.Image]:
+    """Pieces of two photographs, 500 x 375, each at another place and scale."""
+    draw = np.random.default_rng(0)
+    sources = [Image.fromarray(pixels) for pixels in load_sample_images().images]
+    for number in range(count):
+        source = sources[number % len(sources)]
+        width = draw.uniform(0.4, 0.85) * source.width
+        left = draw.uniform(0, source.width - width)
+        top = draw.uniform(0, source.height - 0.75 * width)
+        box = (left, top, left + width, top + 0.75 * width)
+        yield source.resize((500, 375), Image.Resampling.BICUBIC, box)
+
+
+def noise(count: int) -> Iterator[Image.Image]:
+    """Random images with the spectrum of photographs (amplitude 1/f), 500 x 375."""
     draw = np.random.default_rng(0)
     rows, columns = np.fft.fftfreq(375)[:, None], np.fft.rfftfreq(500)[None]
     fall = 1 / np.maximum(np.hypot(rows, columns), 1 / 500)
-    for number in range(count):
+    for _ in range(count):
         phases = np.exp(2j * np.pi * draw.random((3, *fall.shape)))
         pixels = np.fft.irfft2(phases * fall, s=(375, 500))
         pixels = (pixels - pixels.mean()) / pixels.std() * 50 + 128
-        image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
-        path = folder / f"n{number % 10:08d}" / f"{number}.JPEG"
+        yield Image.fromarray(pixels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
+
+
+KINDS = {"photographs": photographs, "noise": noise}
+
+
+def shards_of(images: Iterator[Image.Image], folder: Path) -> Path:
+    """A shard set of ten classes with these images."""
+    for number, image in enumerate(images):
+        path = folder / "raw" / f"n{number % 10:08d}" / f"{number}.JPEG"
         path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path, quality=96, subsampling=0)
+        image.save(path, quality=90)
+    build([folder / "raw"], folder / "shards", BuildConfig(val_fraction=0.0, shard_samples=250))
+    return folder / "shards"
 
 
-def bare_task(reader: SampleReader, span: tuple[int, int]) -> int:
-    """Read, decode and crop a batch."""
-    return len(reader(reader.dataset.order(0).spans(*span))["position"])
+class Memory:
+    """The files of all images, in the memory of one process of `bare`."""
+
+    reader: SampleReader
+    slices: list[list[bytes]]
+
+    @classmethod
+    def load(cls, reader: SampleReader) -> None:
+        """Read them."""
+        cls.reader = reader
+        rows = range(len(reader.dataset.slices.count))
+        cls.slices = [[bytes(record.image) for record in reader.slice(row)] for row in rows]
+
+    @classmethod
+    def views(cls, start: int, stop: int) -> int:
+        """Make the views of these positions, with the stream's pixels; the number of them."""
+        spans, view = cls.reader.dataset.order(0).spans(start, stop), cls.reader.view
+        columns = (column.tolist() for column in vars(spans).values())
+        for row, first, count, position in zip(*columns, strict=True):
+            for step, data in enumerate(cls.slices[row][first : first + count]):
+                view(decode(data), position + step)
+        return stop - start
 
 
 def bare(reader: SampleReader, cores: int, total: int) -> Iterator[int]:
     """Rows done, as they are done, by processes without a framework."""
-    spans = [(i, min(i + BATCH, total)) for i in range(0, total, BATCH)]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(cores, mp_context=context) as pool:
-        yield from pool.map(partial(bare_task, reader), spans)
+    starts = range(0, total, BATCH)
+    stops = [min(start + BATCH, total) for start in starts]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(cores, spawn, Memory.load, (reader,)) as pool:
+        yield from pool.map(Memory.views, starts, stops)
 
 
 def stream(reader: SampleReader, total: int) -> Iterator[int]:
@@ -143,8 +192,22 @@ def ray_webdataset(files: list[str], total: int) -> Iterator[int]:
             yield len(batch["labels"])
 
 
-def rate(rows: Callable[[], Iterator[int]], epoch: int) -> tuple[float, float, float]:
-    """Images/s after the first epoch, seconds to the first batch, ends of epochs over middles."""
+class Rate(NamedTuple):
+    """How fast one loader was in one round."""
+
+    images: float
+    """Images/s after the first epoch, which has what was made ahead of the first batch."""
+    first: float
+    """Seconds to the first batch."""
+    seam: float
+    """Images/s at the ends of epochs over those in their middles."""
+
+
+Round = dict[str, Rate]
+
+
+def rate(rows: Loader, epoch: int) -> Rate:
+    """Take all rows of a loader."""
     begin = time.perf_counter()
     seconds, done = [0.0], [0]
     for count in rows():
@@ -154,62 +217,72 @@ def rate(rows: Callable[[], Iterator[int]], epoch: int) -> tuple[float, float, f
     def spent(first: float, last: float) -> float:
         return float(np.diff(np.interp([first, last], done, seconds))[0])
 
-    # the first epoch has what was made ahead of the first batch
     inner = range(2 * epoch, done[-1] - epoch + 1, epoch)
     ends = statistics.median(spent(end - epoch / 4, end + epoch / 4) for end in inner)
     middles = statistics.median(spent(end + epoch / 4, end + 3 * epoch / 4) for end in inner)
-    return (done[-1] - epoch) / spent(epoch, done[-1]), seconds[1], middles / ends
+    return Rate((done[-1] - epoch) / spent(epoch, done[-1]), seconds[1], middles / ends)
+
+
+def loaders(shards: Path, cores: int, epochs: int) -> tuple[int, dict[str, Loader]]:
+    """Images of an epoch, and the loaders of a shard set by name."""
+    dataset = Dataset.open([str(shards)], "train", slice_samples=DATA.slice_samples)
+    reader = SampleReader(dataset=dataset, view=View(images=IMAGES, size=SIZE))
+    files = sorted(str(path) for path in shards.glob("train-*.tar"))
+    total = dataset.samples * epochs
+    return dataset.samples, {
+        "bare": partial(bare, reader, cores, total),
+        "stream": partial(stream, reader, total),
+        "webdataset": partial(webdataset_loader, files, cores, total, decode),
+        "pillow": partial(webdataset_loader, files, cores, total, pillow_decode),
+        "ray": partial(ray_webdataset, files, total),
+    }
 
 
 def main() -> None:
     """Measure in turn and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=4000, help="images of an epoch")
-    parser.add_argument("--epochs", type=int, default=8, help="read by each loader in a round")
+    parser.add_argument("--images", type=int, default=3000, help="images of an epoch")
+    parser.add_argument("--epochs", type=int, default=10, help="read by each loader in a round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cores", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        photographs(folder / "raw", options.images)
-        settings = BuildConfig(val_fraction=0.0, shard_samples=250)
-        build([folder / "raw"], folder / "shards", settings)
-        dataset = Dataset.open([str(folder / "shards")], "train", slice_samples=32)
-        reader = SampleReader(dataset=dataset, view=View(images=IMAGES, size=SIZE))
-        files = sorted(str(path) for path in (folder / "shards").glob("train-*.tar"))
-        ray.init(num_cpus=options.cores, include_dashboard=False, log_to_driver=False)
-        quiet()
-        total = dataset.samples * options.epochs
-        loaders = {
-            "bare": partial(bare, reader, options.cores, total),
-            "stream": partial(stream, reader, total),
-            "webdataset": partial(webdataset_loader, files, options.cores, total, decode),
-            "pillow": partial(webdataset_loader, files, options.cores, total, pillow_decode),
-            "ray": partial(ray_webdataset, files, total),
+        sets = {
+            kind: loaders(
+                shards_of(images(options.images), Path(name, kind)), options.cores, options.epochs
+            )
+            for kind, images in KINDS.items()
         }
-        rounds = [
-            {name: rate(rows, dataset.samples) for name, rows in loaders.items()}
-            for _ in range(options.rounds)
-        ]
+        ray.init(
+            address="local", num_cpus=options.cores, include_dashboard=False, log_to_driver=False
+        )
+        quiet()
+        rounds: dict[str, list[Round]] = {kind: [] for kind in sets}
+        for number in range(options.rounds):
+            for kind, (epoch, named) in sets.items():
+                found = {name: rate(rows, epoch) for name, rows in named.items()}
+                rounds[kind].append(found)
+                figures = "  ".join(f"{name} {rate.images:,.0f}" for name, rate in found.items())
+                sys.stdout.write(f"round {number}, {kind}: {figures}\n")
         report(rounds)
 
 
-def report(rounds: list[dict[str, tuple[float, float, float]]]) -> None:
-    """Print medians and ratios."""
-    for number, found in enumerate(rounds):
-        figures = "  ".join(f"{name} {images:,.0f}" for name, (images, _, _) in found.items())
-        sys.stdout.write(f"round {number}: {figures}\n")
-    for name in rounds[0]:
-        images = statistics.median(found[name][0] for found in rounds)
-        first = statistics.median(found[name][1] for found in rounds)
-        sys.stdout.write(f"{name:<12}{images:>9,.0f} images/s   first batch {first:5.1f} s\n")
-    for name in rounds[0]:
-        if name != "stream":
-            ratio = statistics.median(found["stream"][0] / found[name][0] for found in rounds)
-            sys.stdout.write(f"stream over {name:<12}{ratio:6.2f}\n")
-    seam = statistics.median(found["stream"][2] for found in rounds)
-    sys.stdout.write(f"stream, images/s at the ends of epochs over their middles {seam:.2f}\n")
+def report(rounds: dict[str, list[Round]]) -> None:
+    """Print medians and ratios: a row for each loader, three columns for each kind of images."""
+    heads = "".join(f"{kind:>12} stream is  first" for kind in rounds)
+    sys.stdout.write(f"{'images/s':<12}{heads}\n")
+    for name in next(iter(rounds.values()))[0]:
+        cells = ""
+        for found in rounds.values():
+            images = statistics.median(each[name].images for each in found)
+            ratio = statistics.median(each["stream"].images / each[name].images for each in found)
+            first = statistics.median(each[name].first for each in found)
+            cells += f"{images:>12,.0f}{ratio:>9.2f} x{first:>5.1f} s"
+        sys.stdout.write(f"{name:<12}{cells}\n")
+    for kind, found in rounds.items():
+        seam = statistics.median(each["stream"].seam for each in found)
+        sys.stdout.write(f"stream, {kind}: ends of epochs over their middles {seam:.2f}\n")
 
 
 if __name__ == "__main__":

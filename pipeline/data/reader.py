@@ -9,12 +9,16 @@ Shapes: n samples, C views of each, S the model's image size, M labels per sampl
 """
 
 import hashlib
+import math
 import random
 import time
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -26,13 +30,16 @@ from support.splitmix import scramble
 from vit.config import ImageConfig
 from vit.crops import crop_views
 from vit.images import decode, train_view
+from vit.registry import num_views
 
 T = TypeVar("T")
 
 # seconds between attempts to read: half a minute in total, about as long as stores throttle
 PAUSES_S = (0.1, 0.5, 2.0, 8.0, 20.0)
-# byte ranges that one task reads concurrently
+# byte ranges that one task reads concurrently, ahead of the one that it decodes
 READ_THREADS = 4
+# memory of the last block that nobody refers to any more, for `recycled`
+UNUSED: deque[np.ndarray] = deque(maxlen=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +53,12 @@ class View:
     """Seed of the augmentation; the pixels depend only on it and the sample's position."""
     protocols: tuple[str, ...] = ()
     """Crop protocols, whose views are concatenated; empty is the augmented training view."""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Shape (C, S, S, 3) of the views of one image."""
+        views = sum(map(num_views, self.protocols)) if self.protocols else 1
+        return views, self.size, self.size, 3
 
     def __call__(self, pixels: np.ndarray, position: int) -> np.ndarray:
         """Views of one image: (H, W, 3) uint8 -> (C, S, S, 3) uint8."""
@@ -75,21 +88,21 @@ class SampleReader:
             and fault (n,) str. The fault is empty, or says why the image could not be read; that
             image is blank and has no labels.
         """
+        images = recycled((int(spans.count.sum()), *self.view.shape))
         rows = []
-        for position, where, record in self.samples(spans):
-            image, classes, fault = None, record.classes, ""
+        for image, (position, where, record) in zip(images, self.samples(spans), strict=True):
+            classes, fault = record.classes, ""
             try:
-                image = self.view(decode(record.image), position)
+                image[:] = self.view(decode(record.image), position)
             except ValueError as error:
                 classes, fault = (), f"sample {record.key} of {where}: {error}"
                 if not self.skip:
                     raise ValueError(fault) from error
-            rows.append((image, classes, position, record.key, fault))
-        images, labels, positions, keys, faults = zip(*rows, strict=True)
-        one_view = np.empty((1, self.view.size, self.view.size, 3), np.uint8)
-        blank = np.zeros_like(next((image for image in images if image is not None), one_view))
+                image[:] = 0
+            rows.append((classes, position, record.key, fault))
+        labels, positions, keys, faults = zip(*rows, strict=True)
         return {
-            "images": np.stack([blank if image is None else image for image in images]),
+            "images": images,
             "labels": padded(labels),
             "position": np.array(positions, np.int64),
             "key": np.array(keys),
@@ -98,15 +111,16 @@ class SampleReader:
 
     def samples(self, spans: ReadSpans) -> Iterator[tuple[int, str, Sample]]:
         """Every sample of the spans in order: position, name of its shard, and record."""
-        rows = spans.slice.tolist()
         with ThreadPoolExecutor(READ_THREADS) as threads:
-            slices = threads.map(self.slice, rows)
-            for row, records, first, count, position in zip(
-                rows, slices, spans.first, spans.count, spans.position, strict=True
-            ):
+            reads = map(partial(threads.submit, self.slice), spans.slice.tolist())
+            pending = deque(islice(reads, READ_THREADS))
+            columns = (spans.slice, spans.first, spans.count, spans.position)
+            for row, first, count, position in zip(*map(np.ndarray.tolist, columns), strict=True):
+                records = pending.popleft().result()
+                pending.extend(islice(reads, 1))
                 _, shard = self.dataset.shards[self.dataset.slices.shard[row]]
-                for step in range(int(count)):
-                    yield int(position) + step, shard.name, records[int(first) + step]
+                for step, record in enumerate(records[first : first + count]):
+                    yield position + step, shard.name, record
 
     def slice(self, row: int) -> list[Sample]:
         """The filtered samples of a slice; ValueError if their number is not the expected one."""
@@ -128,6 +142,22 @@ class SampleReader:
         if numbers is None:
             return records
         return [replace(r, classes=tuple(int(numbers[n]) for n in r.classes)) for r in records]
+
+
+def recycled(shape: tuple[int, ...]) -> np.ndarray:
+    """An uninitialised uint8 array; its memory is that of an earlier one that nobody refers to.
+
+    A block has a hundred megabytes and more, and the kernel takes as long to hand out and clear so
+    much memory as the decoder takes to fill it.
+    """
+    size = math.prod(shape)
+    memory = UNUSED.pop() if UNUSED else None
+    if memory is None or memory.size < size:
+        memory = np.empty(size, np.uint8)
+    # all views of the array refer to `flat`, so that the memory is unused when it goes
+    flat = np.frombuffer(memory, np.uint8, size)
+    weakref.finalize(flat, UNUSED.append, memory)
+    return flat.reshape(shape)
 
 
 def read_range(shards: ShardSet, shard: Shard, start: int, stop: int) -> bytes:
