@@ -51,6 +51,12 @@ def rows(dataset: Dataset, spans, view: View = VIEW, **settings):
     return SampleReader(dataset=dataset, view=view, **settings)(spans)
 
 
+def samples_of(dataset: Dataset):
+    """The samples of an epoch in a shuffled order, as views of what was read."""
+    reader = SampleReader(dataset=dataset, view=VIEW)
+    return reader.samples(dataset.order(1).spans(0, dataset.samples))
+
+
 def test_samples_are_those_that_webdataset_reads(digits, dataset):
     files = sorted(str(path) for path in digits.glob("train-*.tar"))
     theirs = [
@@ -89,6 +95,34 @@ def test_a_view_depends_on_seed_and_position_alone(dataset):
     assert not np.array_equal(VIEW(pixels, 5), VIEW(pixels, 6))
     other = dataclasses.replace(VIEW, seed=4)
     assert not np.array_equal(VIEW(pixels, 5), other(pixels, 5))
+
+
+@pytest.mark.parametrize("protocols", [(), ("center",), ("ten", "random-3"), ("inception-144",)])
+def test_the_shape_of_a_view_is_known_before_it_is_made(dataset, protocols):
+    view = View(images=ImageConfig(), size=16, protocols=protocols)
+    pixels = np.zeros((40, 50, 3), np.uint8)
+    assert view(pixels, 0).shape == view.shape
+
+
+def test_a_block_keeps_its_pixels_for_as_long_as_any_part_of_it_is_in_use(dataset):
+    order = dataset.order(1)
+    block = rows(dataset, order.spans(0, 30))
+    part, expected = block["images"][5:7, 0], block["images"][5:7, 0].copy()
+    del block
+    others = [rows(dataset, order.spans(start, start + 30)) for start in (30, 60)]
+    assert np.array_equal(part, expected)
+    assert not np.shares_memory(others[0]["images"], others[1]["images"])
+
+
+def test_a_block_lies_in_the_memory_of_one_that_is_gone(dataset):
+    order = dataset.order(1)
+    block = rows(dataset, order.spans(0, 30))
+    place = block["images"].ctypes.data
+    del block
+    block = rows(dataset, order.spans(30, 50))
+    assert block["images"].ctypes.data == place
+    again = [VIEW(decode(record.image), position) for position, _, record in samples_of(dataset)]
+    assert np.array_equal(block["images"], np.stack(again[30:50]))
 
 
 def test_a_shard_that_is_cut_off_is_an_error(copied):
@@ -180,6 +214,14 @@ def test_a_read_that_fails_or_comes_short_is_tried_again(dataset, faults):
     flaky, storage = on_storage(dataset, *faults)
     assert np.array_equal(rows(flaky, spans)["images"], rows(dataset, spans)["images"])
     assert storage.reads > len(faults)
+
+
+def test_a_task_reads_a_few_slices_ahead_of_the_one_it_decodes(dataset):
+    counted, storage = on_storage(dataset)
+    samples = SampleReader(dataset=counted, view=VIEW).samples(whole(dataset))
+    next(samples)
+    samples.close()  # waits for the reads that have begun
+    assert storage.reads == 1 + reader.READ_THREADS
 
 
 @pytest.mark.parametrize("fault", [SLOW_DOWN, TIMEOUT, 100])

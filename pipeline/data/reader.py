@@ -154,8 +154,8 @@ def recycled(shape: tuple[int, ...]) -> np.ndarray:
     memory = UNUSED.pop() if UNUSED else None
     if memory is None or memory.size < size:
         memory = np.empty(size, np.uint8)
-    # all views of the array refer to `flat`, so that the memory is unused when it goes
-    flat = np.frombuffer(memory, np.uint8, size)
+    # any view of the array refers to `flat`, since NumPy does not look behind the memoryview
+    flat = np.frombuffer(memory.data, np.uint8, size)
     weakref.finalize(flat, UNUSED.append, memory)
     return flat.reshape(shape)
 
