@@ -182,12 +182,15 @@ class Storage:
         def __exit__(self, *_):
             self.file.close()
 
-        def read_at(self, size, offset):
+        def seek(self, offset):
+            self.file.seek(offset)
+
+        def read_buffer(self, size):
             self.storage.reads += 1
             fault = self.storage.faults.pop(0) if self.storage.faults else None
             if isinstance(fault, OSError):
                 raise fault
-            data = bytearray(self.file.read_at(size, offset))
+            data = bytearray(self.file.read(size))
             if isinstance(fault, int):
                 return bytes(data[:-fault])
             if fault == "flip":

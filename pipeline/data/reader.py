@@ -160,10 +160,12 @@ def recycled(shape: tuple[int, ...]) -> np.ndarray:
     return flat.reshape(shape)
 
 
-def read_range(shards: ShardSet, shard: Shard, start: int, stop: int) -> bytes:
+def read_range(shards: ShardSet, shard: Shard, start: int, stop: int) -> memoryview:
     """Bytes [start, stop) of a shard; OSError if the shard is shorter."""
     with shards.fs.open_input_file(shards.path(shard)) as file:
-        data = file.read_at(stop - start, start)
+        file.seek(start)
+        # in Arrow's memory, which is used again; `read_at` gets pages from the kernel every time
+        data = memoryview(file.read_buffer(stop - start))
     if len(data) != stop - start:
         raise OSError(f"read {len(data)} bytes of {stop - start}; is the shard cut off?")
     return data
