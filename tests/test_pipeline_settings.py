@@ -83,7 +83,7 @@ WRONG = {
     "model.pool": ("avg", "one of token, mean, map"),
     "model.positions": ("Learned", "one of learned, sincos2d; did you mean 'learned'"),
     "device": ("GPU", "one of auto, gpu, cpu; did you mean 'gpu'"),
-    "parallel": ("DDP", "one of ddp, fsdp; did you mean 'ddp'"),
+    "parallel": ("DDP", "one of ddp, fsdp, hsdp; did you mean 'ddp'"),
     "precision": ("BF16", "one of bf16, fp32; did you mean 'bf16'"),
     "optim.name": ("AdamW", "one of adamw, adamw8bit, sgd; did you mean 'adamw'"),
     "loss.name": ("sigmod", "one of softmax, sigmoid, semantic; did you mean 'sigmoid'"),

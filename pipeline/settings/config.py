@@ -172,8 +172,9 @@ class TrainConfig(Settings):
     all workers. The global batches stay the same."""
     precision: Literal["bf16", "fp32"] = setting("bf16", common=True)
     """Compute precision of forward and backward pass; the parameters are always float32."""
-    parallel: Literal["ddp", "fsdp"] = setting("ddp", may_change=True, common=True)
-    """Every worker holds the whole model (ddp), or a shard of a model that does not fit (fsdp)."""
+    parallel: Literal["ddp", "fsdp", "hsdp"] = setting("ddp", may_change=True, common=True)
+    """Every worker holds the whole model (ddp), or a shard of a model that does not fit: one of as
+    many shards as there are workers (fsdp), or workers on its node (hsdp)."""
     compile: bool = setting(True, may_change=True, common=True)
     """Compile the model with torch.compile."""
     seed: int = setting(0, common=True)

@@ -1,22 +1,26 @@
 """Training state of a run: weights, optimizer and, optionally, an average of the weights.
 
-State(config, device)   the model, replicated (DDP) or sharded (FSDP2) over the workers
+State(config, device, ...)   the model, replicated (DDP) or sharded (FSDP2) over the workers;
+                             HSDP shards within a node and replicates over the nodes
 forward, backward, clip, update: one step
-capture -> full tensors on the CPU -> a checkpoint -> restore, with DDP or FSDP2
+capture -> Snapshot: this worker's part of a checkpoint, on the CPU -> files -> restore, with any
+of the three and any number of workers
 """
 
 import math
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.checkpoint.local import Checkpoint, weights_of
+from pipeline.checkpoint.sharded import Shard, Snapshot, StoredTensor, mapped, own_block, read_state
 from pipeline.settings.config import TrainConfig
 from vit.model import ViT
 from vit.optim import Ema, make_optimizer
@@ -27,9 +31,21 @@ class State:
     """The model and its optimizer on one worker."""
 
     def __init__(
-        self, config: TrainConfig, device: torch.device, checkpoint: Checkpoint | None
+        self,
+        config: TrainConfig,
+        device: torch.device,
+        checkpoint: Checkpoint | None,
+        local_world_size: int,
     ) -> None:
-        """Restore a checkpoint, or initialise from the seed; the same on every worker."""
+        """Restore a checkpoint, or initialise from the seed; the same on every worker.
+
+        Args:
+            config: Settings of the run.
+            device: Device of this worker.
+            checkpoint: Checkpoint to restore, written by any number of workers.
+            local_world_size: Number of workers on this node; ValueError if hsdp is set and the
+                nodes have different numbers.
+        """
         self.config = config
         self.step = checkpoint.step if checkpoint else 0
         self.num_bad = 0
@@ -40,16 +56,18 @@ class State:
         elif config.init_from:
             how = {"positions": config.init_positions, "head": config.init_head}
             load_weights(self.model, weights_of(config.init_from), **how)
+        self.mesh = make_mesh(config.parallel, device, local_world_size)
         self.module = self._distributed(device)
         self.forward = torch.compile(self.module) if config.compile else self.module
         self.optimizer = make_optimizer(self.model, config.optim)
         self.ema = Ema(self.model, config.optim.ema) if config.optim.ema else None
         if checkpoint:
-            self._restore(checkpoint.state())
+            self._restore(read_state(checkpoint.path))
+        self._copies: dict[str, Tensor] = {}
 
     def _distributed(self, device: torch.device) -> nn.Module:
         """The model on the device, wrapped in DDP or FSDP2."""
-        if self.config.parallel == "ddp":
+        if self.mesh is None:
             return DistributedDataParallel(
                 self.model.to(device),
                 gradient_as_bucket_view=True,
@@ -59,10 +77,8 @@ class State:
             )
         half = torch.bfloat16 if self.config.precision == "bf16" else None
         policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
-        world_size = torch.distributed.get_world_size()
-        mesh = torch.distributed.init_device_mesh(device.type, (world_size,))
         for module in (*self.model.blocks, self.model):
-            fully_shard(module, mesh=mesh, mp_policy=policy)
+            fully_shard(module, mesh=self.mesh, mp_policy=policy)
         return self.model
 
     def accumulating(self, *, last: bool) -> AbstractContextManager[None]:
@@ -94,29 +110,94 @@ class State:
         """Within the block the model has the averaged weights, for evaluations and checkpoints."""
         return self.ema.swapped_into(self.model) if self.ema else nullcontext()
 
-    def capture(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Weights, and the other state of a checkpoint, as copies on the CPU; within `averaged`.
+    def capture(self) -> Snapshot:
+        """This worker's part of a checkpoint, as copies on the CPU; call it within `averaged`.
 
-        All workers must call it, because sharded tensors are gathered.
+        All workers must call it: they send their shards of the model's weights to rank 0, one
+        tensor at a time. The copies are overwritten by the next call: write the snapshot first.
         """
+        rank = torch.distributed.get_rank()
         state = {"optimizer": self.optimizer.state_dict(), "num_bad": self.num_bad}
         if self.ema:  # within `averaged` it holds the weights before averaging
             state["ema"] = self.ema.state_dict()
-        return mapped(self.model.state_dict(), full), mapped(state, full)
+        weights = self._gathered(self.model.state_dict(), rank)
+        shards, part = [], None
+        if self.mesh is None:
+            state = mapped(state, self._copy) if rank == 0 else {}
+        else:
+            part = (rank, self.mesh.size(-1)) if first_replica(self.mesh) else None
+            state = mapped(state, partial(self._described, shards, rank))
+        if self._copies and any(copy.is_pinned() for copy in self._copies.values()):
+            torch.cuda.synchronize()  # the copies to pinned memory are asynchronous
+        return Snapshot(weights=weights, state=state if rank == 0 else {}, shards=shards, part=part)
+
+    def _gathered(self, weights: dict[str, Tensor], rank: int) -> dict[str, Tensor]:
+        """Copies of whole tensors on rank 0; empty on others, which only send their shards."""
+        if self.mesh is not None and not first_replica(self.mesh):
+            return {}  # rank 0 gathers within its replica
+        copies = {}
+        for name, tensor in weights.items():
+            if isinstance(tensor, DTensor):
+                tensor = tensor.full_tensor()
+            if rank == 0:
+                copies[name] = self._copy(f"model.{name}", tensor)
+        return copies
+
+    def _described(
+        self, shards: list[Shard], rank: int, name: str, tensor: Tensor
+    ) -> dict[str, Any]:
+        """What state.json says of a tensor; appends to the shards what this worker writes of it."""
+        block, offsets = own_block(tensor)
+        sharded = isinstance(tensor, DTensor)
+        if first_replica(self.mesh) if sharded else rank == 0:
+            if block.numel():
+                copy = self._copy(name, block)
+                shards.append(Shard(name=name, tensor=copy, offsets=offsets))
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        return {"tensor": name, "shape": list(tensor.shape), "dtype": dtype}
+
+    def _copy(self, name: str, tensor: Tensor) -> Tensor:
+        """Copy to the CPU, into the memory of the previous copy of this name; pinned for a GPU."""
+        tensor = tensor.detach()
+        if hasattr(tensor, "__tensor_flatten__"):  # 8-bit moments are made of several tensors
+            names, context = tensor.__tensor_flatten__()
+            inner = {
+                inside: self._copy(f"{name}.{inside}", getattr(tensor, inside)) for inside in names
+            }
+            return type(tensor).__tensor_unflatten__(inner, context)
+        copy = self._copies.get(name)
+        if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
+            copy = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+            self._copies[name] = copy
+        return copy.copy_(tensor, non_blocking=True)
 
     def _restore(self, state: dict[str, Any]) -> None:
+        """Read this worker's part of a checkpoint's state."""
         self.num_bad, optimizer = state["num_bad"], state["optimizer"]
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        for number, tensors in optimizer["state"].items():
-            for name, tensor in tensors.items():
-                tensors[name] = sharded_like(tensor, parameters[number])
-        self.optimizer.load_state_dict(optimizer)
+        groups = self.optimizer.param_groups
+        parameters = [p for group in groups for p in group["params"]]
+        moments = {int(number): values for number, values in optimizer["state"].items()}
+        for number, values in moments.items():
+            values.update({k: self._read(k, v, parameters[number]) for k, v in values.items()})
+        for group, saved in zip(groups, optimizer["param_groups"], strict=True):
+            saved.update({k: self._read(k, v, group[k]) for k, v in saved.items()})
+        self.optimizer.load_state_dict({**optimizer, "state": moments})
         if self.ema:
-            weights = state["ema"]["weights"]
-            for name, current in self.ema.weights.items():
-                weights[name] = sharded_like(weights[name], current)
-            self.ema.load_state_dict(state["ema"])
+            for name, average in self.ema.weights.items():
+                state["ema"]["weights"][name].read(average)
+            self.ema.updates = state["ema"]["updates"]
             self.ema.swap(self.model)  # the model of a checkpoint has the averaged weights
+
+    def _read(self, key: str, value: Any, other: Tensor) -> Any:  # noqa: ANN401
+        """A value of the optimizer's state; if it is a stored tensor, sharded like `other`."""
+        if not isinstance(value, StoredTensor):
+            return value
+        if self.config.optim.name == "adamw8bit" and value.shape == other.shape != ():
+            # 8-bit or not, depending on the size of the shard
+            buffer = self.optimizer._new_buffer(other, key == "exp_avg")
+            value.read(buffer)
+            return buffer
+        return value.like(other)
 
 
 def accumulates(config: TrainConfig) -> bool:
@@ -125,26 +206,29 @@ def accumulates(config: TrainConfig) -> bool:
     return 2 * -(-pairs // torch.distributed.get_world_size()) > config.micro_batch
 
 
-def mapped(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:  # noqa: ANN401
-    """A copy of nested dictionaries and lists with a function applied to their tensors."""
-    if isinstance(tree, Tensor):
-        return function(tree)
-    if isinstance(tree, dict):
-        return {name: mapped(item, function) for name, item in tree.items()}
-    if isinstance(tree, list):
-        return [mapped(item, function) for item in tree]
-    return tree
+def make_mesh(parallel: str, device: torch.device, local_world_size: int) -> DeviceMesh | None:
+    """The workers by axis: sharded (fsdp), or replicated and sharded (hsdp); None for ddp.
+
+    Raises ValueError on all workers if hsdp is set and the nodes have different numbers of them.
+    """
+    world_size = torch.distributed.get_world_size()
+    if parallel == "ddp":
+        return None
+    if parallel == "fsdp":
+        return init_device_mesh(device.type, (world_size,), mesh_dim_names=("shard",))
+    sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world_size)]
+    torch.distributed.all_gather(sizes, torch.full_like(sizes[0], local_world_size))
+    counts = sorted({int(size) for size in sizes})
+    if counts != [local_world_size] or world_size % local_world_size:
+        raise ValueError(
+            f"parallel is hsdp, but the nodes have {' or '.join(map(str, counts))} of the"
+            f" {world_size} workers; it needs the same number on each node: set workers to a"
+            " multiple of the nodes, or parallel to fsdp"
+        )
+    shape = (world_size // local_world_size, local_world_size)
+    return init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
 
 
-def full(tensor: Tensor) -> Tensor:
-    """A copy on the CPU; a sharded tensor is gathered, for which all workers must call this."""
-    if isinstance(tensor, DTensor):
-        return tensor.full_tensor().cpu()
-    return tensor.detach().to("cpu", copy=True)
-
-
-def sharded_like(tensor: Tensor, other: Tensor) -> Tensor:
-    """The tensor sharded like `other`, if that is sharded and has the same shape."""
-    if isinstance(other, DTensor) and tensor.shape == other.shape:
-        return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements)
-    return tensor
+def first_replica(mesh: DeviceMesh) -> bool:
+    """Whether this worker's shards are those that checkpoints are made of."""
+    return mesh.ndim == 1 or mesh.get_local_rank("replicate") == 0
