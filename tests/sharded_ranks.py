@@ -138,6 +138,7 @@ def fsdp_writes(root, rank):
         "reused": reused,
         "losses": train(state),
         "after": values(state),
+        "again": fsdp_reads(root, rank),
     }
 
 

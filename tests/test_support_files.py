@@ -65,6 +65,12 @@ def test_what_is_written_is_flushed_before_it_takes_its_name(tmp_path, monkeypat
     assert flushed[0][0].name.startswith(".x.") and flushed[1][0] == tmp_path
 
 
+def test_what_others_write_beside_a_file_is_left_alone(tmp_path):
+    (tmp_path / ".vanishing.tmp").symlink_to(tmp_path / "gone")
+    files.write_bytes(tmp_path / "mine", b"1")
+    assert (tmp_path / "mine").read_bytes() == b"1"
+
+
 def test_json_has_no_secrets(tmp_path):
     write_json(tmp_path / "x.json", {"data": ["s3://KEY:SECRET@bucket/x"], "n": 1})
     assert json.loads((tmp_path / "x.json").read_text()) == {
