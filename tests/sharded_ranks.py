@@ -114,6 +114,22 @@ def gathered(action):
         DTensor.full_tensor = original
 
 
+def frozen(state):
+    """Whether a snapshot keeps its values while training goes on."""
+    snapshot = state.capture()
+    taken = {f"model.{name}": tensor for name, tensor in snapshot.weights.items()}
+    taken |= {shard.name: shard.tensor for shard in snapshot.shards}
+    mapped(snapshot.state, lambda name, tensor: taken.update({name: tensor}))
+    inner = {
+        f"{name}.{part}": getattr(tensor, part)
+        for name, tensor in taken.items()
+        for part in (("codes", "scale") if hasattr(tensor, "codes") else ("data",))
+    }
+    before = {name: tensor.clone() for name, tensor in inner.items()}
+    train(state)
+    return len(before) > 0 and all(torch.equal(inner[name], before[name]) for name in before)
+
+
 def bytes_of(tensors):
     return sum(tensor.nbytes for tensor in tensors)
 
@@ -146,6 +162,7 @@ def failure_is_shared(root, rank):
     """Rank 1 cannot write; both write in threads, while the main threads reduce."""
     state, agreement = make("fsdp"), Agreement()
     started = threading.Event()
+    keeps = frozen(state)
 
     def write(snapshot):
         with agreement.together():
@@ -159,7 +176,7 @@ def failure_is_shared(root, rank):
         error = future.exception()
     with agreement.together():  # it can be used again
         pass
-    return {"error": f"{type(error).__name__}: {error}", "losses": losses}
+    return {"error": f"{type(error).__name__}: {error}", "losses": losses, "frozen": keeps}
 
 
 def fsdp_reads(root, rank):
@@ -178,7 +195,8 @@ def ddp_reads(root, rank):
     state = make("ddp", root / "fsdp")
     found = {"values": values(state)}
     _, found["names"] = save(state, root / "ddp")
-    return found | {"losses": train(state), "after": values(state)}
+    found |= {"losses": train(state), "after": values(state)}
+    return found | {"frozen": frozen(state)}
 
 
 def hsdp_reads_and_writes(root, rank):
@@ -224,7 +242,7 @@ def bytes_are_converted(root, rank):
     again = make("ddp", root / "8bit-ddp", optimizer="adamw8bit")
     first, second = moments(state), moments(again)
     same = all(torch.equal(second[name], tensor) for name, tensor in first.items())
-    return {"losses": train(state), "moments": len(first), "same": same}
+    return {"losses": train(state), "moments": len(first), "same": same, "frozen": frozen(state)}
 
 
 PHASES = [  # in this order, each with its number of ranks

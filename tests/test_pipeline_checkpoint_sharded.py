@@ -14,7 +14,8 @@ import torch.distributed.checkpoint as dcp
 import torch.multiprocessing
 from safetensors.torch import load_file
 
-from pipeline.checkpoint.sharded import StoredTensor, mapped, read_state
+from pipeline.checkpoint.sharded import mapped
+from pipeline.checkpoint.stored import StoredTensor, read_state
 
 needs_torchao = pytest.mark.skipif(not importlib.util.find_spec("torchao"), reason="needs torchao")
 
@@ -122,6 +123,13 @@ def test_no_rank_but_the_first_holds_a_whole_tensor_and_no_rank_two_at_once(rank
     assert second["held_bytes"] == second["shard_bytes"]
 
 
+def test_a_snapshot_keeps_its_values_while_training_goes_on(ranks):
+    _, results = ranks
+    phases = ["failure_is_shared", "ddp_reads"]
+    phases += ["bytes_are_converted"] * bool(importlib.util.find_spec("torchao"))
+    assert all(found["frozen"] for phase in phases for found in results(phase))
+
+
 def test_the_next_snapshot_uses_the_same_memory(ranks):
     _, results = ranks
     assert all(found["reused"] for found in results("fsdp_writes"))
@@ -220,6 +228,7 @@ def claim_more(path):
         ("state-00001-of-00002.safetensors", flip, "state-00001-.*the checksum of .* differs"),
         ("state-00001-of-00002.safetensors", Path.unlink, "state-00001-.* is missing or damaged"),
         ("state.json", truncate, "state.json is missing or damaged"),
+        ("state.json", lambda path: path.write_text("{}"), "state.json is missing or damaged"),
         ("state.json", claim_more, "the shards of ema.weights.head.weight .* are not complete"),
     ],
 )

@@ -20,7 +20,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.checkpoint.local import Checkpoint, weights_of
-from pipeline.checkpoint.sharded import Shard, Snapshot, StoredTensor, mapped, own_block, read_state
+from pipeline.checkpoint.sharded import Shard, Snapshot, mapped, own_block
+from pipeline.checkpoint.stored import StoredTensor, read_state
 from pipeline.settings.config import TrainConfig
 from vit.model import ViT
 from vit.optim import Ema, make_optimizer
@@ -46,7 +47,7 @@ class State:
             local_world_size: Number of workers on this node; ValueError if hsdp is set and the
                 nodes have different numbers.
         """
-        self.config = config
+        self.config, self._device = config, device
         self.step = checkpoint.step if checkpoint else 0
         self.num_bad = 0
         torch.manual_seed(config.seed)
@@ -125,10 +126,10 @@ class State:
         if self.mesh is None:
             state = mapped(state, self._copy) if rank == 0 else {}
         else:
-            part = (rank, self.mesh.size(-1)) if first_replica(self.mesh) else None
+            part = (rank, self.mesh.shape[-1]) if first_replica(self.mesh) else None
             state = mapped(state, partial(self._described, shards, rank))
-        if self._copies and any(copy.is_pinned() for copy in self._copies.values()):
-            torch.cuda.synchronize()  # the copies to pinned memory are asynchronous
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # copies to pinned memory are asynchronous
         return Snapshot(weights=weights, state=state if rank == 0 else {}, shards=shards, part=part)
 
     def _gathered(self, weights: dict[str, Tensor], rank: int) -> dict[str, Tensor]:
@@ -148,11 +149,9 @@ class State:
     ) -> dict[str, Any]:
         """What state.json says of a tensor; appends to the shards what this worker writes of it."""
         block, offsets = own_block(tensor)
-        sharded = isinstance(tensor, DTensor)
-        if first_replica(self.mesh) if sharded else rank == 0:
-            if block.numel():
-                copy = self._copy(name, block)
-                shards.append(Shard(name=name, tensor=copy, offsets=offsets))
+        writes = first_replica(self.mesh) if isinstance(tensor, DTensor) else rank == 0
+        if writes and block.numel():
+            shards.append(Shard(name=name, tensor=self._copy(name, block), offsets=offsets))
         dtype = str(tensor.dtype).removeprefix("torch.")
         return {"tensor": name, "shape": list(tensor.shape), "dtype": dtype}
 
