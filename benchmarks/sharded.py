@@ -1,6 +1,6 @@
 """A checkpoint of a sharded model against gathering all of its state on every worker.
 
-    python benchmarks/sharded.py [--model B/16] [--classes 21843] [--workers 4] [--rounds 3]
+    python benchmarks/sharded.py [--model S/16] [--classes 21843] [--workers 4] [--rounds 3]
 
 In turns, in the same processes, on the CPU: every worker gathers and copies the whole state, as a
 checkpoint without shards needs it; then `State.capture`, for which training waits, and the writing
@@ -32,7 +32,7 @@ from vit.config import OptimConfig, ViTConfig
 def main() -> None:
     """Measure and print one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="B/16")
+    parser.add_argument("--model", default="S/16")
     parser.add_argument("--classes", type=int, default=21843)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
