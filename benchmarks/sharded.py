@@ -83,8 +83,8 @@ def work(rank: int, folder: str, given: argparse.Namespace) -> None:
         seconds["capture"].append(elapsed)
         captured = sum(tensor.nbytes for tensor in state._copies.values())
         target.mkdir(exist_ok=True)
-        with agreement.together():
-            paths, elapsed = timed(lambda taken=snapshot: taken.write(target))
+        agreement.results(None)
+        paths, elapsed = timed(lambda taken=snapshot: taken.write(target))
         seconds["write"].append(elapsed)
         written = {path.name: path.stat().st_size for path in paths}
         dist.barrier()

@@ -42,6 +42,7 @@ def config(parallel, optimizer="adamw"):
 def make(parallel, checkpoint=None, local_world_size=1, optimizer="adamw"):
     if checkpoint:
         empty = {"samples": 0, "metrics": {}, "classes": (), "fingerprint": "", "config": {}}
+        empty |= {"files": {}, "digest": ""}
         checkpoint = Checkpoint(path=checkpoint, step=STEPS, **empty)
     return State(config(parallel, optimizer), CPU, checkpoint, local_world_size)
 
@@ -90,8 +91,7 @@ def save(state, folder):
     folder.mkdir(exist_ok=True)
     with state.averaged():
         snapshot = state.capture()
-    with Agreement().together():
-        paths = snapshot.write(folder)
+    paths = Agreement().results(lambda: snapshot.write(folder))[dist.get_rank()]
     return snapshot, sorted(path.name for path in paths)
 
 
@@ -165,17 +165,15 @@ def failure_is_shared(root, rank):
     keeps = frozen(state)
 
     def write(snapshot):
-        with agreement.together():
-            started.wait()
-            snapshot.write(root if rank == 0 else root / "missing")
+        started.wait()
+        agreement.results(lambda: snapshot.write(root if rank == 0 else root / "missing"))
 
     with ThreadPoolExecutor(1) as thread:
         future = thread.submit(write, state.capture())
         started.set()
         losses = train(state)
         error = future.exception()
-    with agreement.together():  # it can be used again
-        pass
+    assert agreement.results(dist.get_rank) == [0, 1]  # it can be used again
     return {"error": f"{type(error).__name__}: {error}", "losses": losses, "frozen": keeps}
 
 

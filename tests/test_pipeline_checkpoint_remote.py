@@ -1,8 +1,8 @@
 """The checkpoints of a run in a store: complete or not there, and fetched by whoever lacks them."""
 
 import pytest
+from checkpoints import write
 from pyarrow import fs as pafs
-from test_pipeline_checkpoint_local import write
 
 from pipeline.checkpoint import remote
 from pipeline.checkpoint.checkpoints import Checkpoints
@@ -17,9 +17,8 @@ def store(tmp_path):
 
 def put(node, uri, step, **changes) -> Checkpoints:
     """Write a checkpoint on a node, and make it one of the run's."""
-    checkpoints = Checkpoints(folder=node, uri=uri)
-    checkpoints.publish(write(node, step, **changes))
-    return checkpoints
+    write(node, step, uri, **changes)
+    return Checkpoints(folder=node, uri=uri)
 
 
 def steps(checkpoints: Checkpoints) -> list[int]:

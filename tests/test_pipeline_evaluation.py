@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from checkpoints import write
 from scipy.stats import binomtest
 
 import vit.crops
 import vit.images
 from pipeline.__main__ import main
-from pipeline.checkpoint import local
 from pipeline.data.dataset import Dataset
 from pipeline.data.reader import SampleReader, View
 from pipeline.evaluation.config import EvaluateConfig
@@ -378,13 +378,11 @@ def eval_model(digits, tmp_path_factory):
         optimizer.step()
         optimizer.zero_grad()
     torch.set_num_threads(threads)
-    path = local.save(
+    path = write(
         folder,
-        step=60,
-        samples=60 * 128,
+        60,
         model=model.state_dict(),
         state={},
-        metrics={},
         config=config,
         classes=train.classes,
         fingerprint=train.fingerprint,

@@ -1,7 +1,7 @@
 """A run goes back to an earlier checkpoint: what came after it is gone, its records are void."""
 
 import pytest
-from test_pipeline_checkpoint_local import write
+from checkpoints import write
 
 from pipeline.checkpoint.run_folder import LOCK, RunFolder
 from pipeline.rollback import roll_back
@@ -18,7 +18,7 @@ def run(request, tmp_path, monkeypatch):
     run = RunFolder.of(str(runs_dir) if request.param == "folder" else runs_dir.as_uri(), "run")
     run.path.mkdir(parents=True)
     for step in (1, 2, 3):
-        run.checkpoints.publish(write(run.checkpoints.folder, step))
+        write(run.checkpoints.folder, step, run.checkpoints.uri)
         journal.write_record(run.path, {"kind": "train", "step": step, "train/loss": 1.0})
     (run.path / "result.json").write_text("{}")
     run.push("metrics.jsonl", "result.json")

@@ -12,6 +12,7 @@ import time
 import mlflow
 import pytest
 import torch
+from checkpoints import write
 from mlflow_server import Door, MlflowServer
 
 from pipeline import run_events
@@ -292,9 +293,9 @@ def trained(tmp_path_factory):
         torch.manual_seed(step)
         model = ViT(config.model)
         torch.nn.init.normal_(model.head.weight)
-        local.save(
+        write(
             folder / "checkpoints",
-            step=step,
+            step,
             samples=step,
             model=model.state_dict(),
             state={},

@@ -59,14 +59,9 @@ class Checkpoints:
 
     def drop_copies(self, but: Checkpoint) -> None:
         """Remove the copies of all other checkpoints from this node."""
-        for path in self.folder.glob("step-*") if self.uri else ():
+        for path in self.folder.glob("*step-*") if self.uri else ():
             if path != but.path:
                 remove_folder(path)
-
-    def publish(self, path: Path) -> None:
-        """Make a checkpoint that was written on this node one of the run's."""
-        if self.uri:
-            remote.upload(Checkpoint.open(path), self.uri)
 
     def prune(self, keep: int) -> None:
         """Delete all but the latest `keep` checkpoints and the best one."""

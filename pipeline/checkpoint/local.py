@@ -2,7 +2,7 @@
 
     step-000001000/
         model.safetensors   weights under timm's parameter names, as timm loads them
-        state.pt            optimizer state (tensors only, loaded with weights_only=True)
+        state.pt            training state (`pipeline.checkpoint.sharded`), or its shards
         config.json         every setting of the run by its dotted name
         meta.json           step, samples consumed, metrics, classes, versions, commit, and size and
                             SHA-256 of the other files
@@ -23,13 +23,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-
 from pipeline.settings.config import TrainConfig
-from support.files import remove_folder, write_json, written
+from support.files import remove_folder
 from support.redact import redacted
-from vit.weights import MODEL_FILE, save_safetensors
 
 log = logging.getLogger(__name__)
 
@@ -94,10 +90,6 @@ class Checkpoint:
             **{name: meta[name] for name in ("step", "samples", "metrics", "fingerprint", "files")},
         )
 
-    def state(self) -> dict[str, object]:
-        """The optimizer state, on the CPU."""
-        return torch.load(self.path / "state.pt", map_location="cpu", weights_only=True)
-
     def verify(self) -> None:
         """Raise ValueError if a file on disk is not what meta.json says."""
         for name, (_, expected) in self.files.items():
@@ -107,49 +99,9 @@ class Checkpoint:
                 )
 
 
-def save(
-    folder: Path,
-    *,
-    step: int,
-    samples: int,
-    model: Mapping[str, torch.Tensor],
-    state: Mapping[str, object],
-    metrics: Mapping[str, float],
-    config: TrainConfig,
-    classes: tuple[str, ...],
-    fingerprint: str,
-) -> Path:
-    """Write a checkpoint into `folder`; OSError, and `folder` is unchanged, if that fails."""
-    path = folder / f"step-{step:09d}"
-    meta = {
-        "format": FORMAT,
-        "step": step,
-        "samples": samples,
-        "metrics": dict(metrics),
-        "fingerprint": fingerprint,
-        **provenance(),
-        "classes": classes,
-    }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with written(path) as aside:  # replaces the same step of an earlier attempt
-            aside.mkdir()
-            save_safetensors(aside / MODEL_FILE, model, {"format": "pt"})
-            torch.save(state, aside / "state.pt")
-            write_json(aside / CONFIG, config.flat())
-            write_json(aside / META, meta | {"files": described(aside)})
-    except (OSError, RuntimeError, SafetensorError) as error:  # C++ and Rust raise others
-        free, reason = shutil.disk_usage(folder).free, str(error).partition("\n")[0]
-        raise OSError(
-            f"checkpoint of step {step} could not be written to {folder} ({reason}; {free:,} bytes "
-            f"are free there); the earlier ones are unchanged: make room and start the run again"
-        ) from error
-    return path
-
-
-def described(folder: Path) -> dict[str, tuple[int, str]]:
-    """Size and SHA-256 of each file in a folder."""
-    return {path.name: (path.stat().st_size, sha256(path)) for path in sorted(folder.iterdir())}
+def described(paths: Iterable[Path]) -> dict[str, tuple[int, str]]:
+    """Size in bytes and SHA-256 of each file, by its name."""
+    return {path.name: (path.stat().st_size, sha256(path)) for path in paths}
 
 
 def sha256(path: Path) -> str:

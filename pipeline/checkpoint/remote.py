@@ -42,26 +42,28 @@ def complete(system: pafs.FileSystem, root: str) -> list[str]:
     return sorted(name for name in names if NAME.fullmatch(name))
 
 
-def upload(checkpoint: Checkpoint, uri: str) -> None:
-    """Copy a checkpoint to the store; it is complete there when its last file, meta.json, is."""
+def clear(uri: str, name: str) -> None:
+    """Remove what an earlier attempt has left of a checkpoint; meta.json goes first."""
     system, root = store.locate(uri)
-    target = f"{root}/{checkpoint.path.name}"
-    with_retries(lambda: system.create_dir(target, recursive=True), uri)
-    if store.exists(system, f"{target}/{META}"):  # of an earlier attempt at this step
-        system.delete_file(f"{target}/{META}")
-    for name in (*checkpoint.files, META):
-        copy = partial(
-            pafs.copy_files, str(checkpoint.path / name), f"{target}/{name}", LOCAL, system
-        )
-        with_retries(copy, f"{uri}/{checkpoint.path.name}/{name}")
+    target = f"{root}/{name}"
+    store.discard(system, f"{target}/{META}")
+    if with_retries(lambda: store.listing(system, target), uri):
+        with_retries(lambda: system.delete_dir(target), uri)
+
+
+def upload(path: Path, uri: str, name: str) -> None:
+    """Copy a file of a checkpoint to the store."""
+    system, root = store.locate(uri)
+    target = f"{root}/{name}"
+    if store.is_local(system):  # file://; object stores have no folders
+        store.make_folder(system, target)
+    copy = partial(pafs.copy_files, str(path), f"{target}/{path.name}", LOCAL, system)
+    with_retries(copy, f"{uri}/{name}/{path.name}")
 
 
 def delete(checkpoint: Checkpoint, uri: str) -> None:
     """Remove a checkpoint from the store; without meta.json it is none, even if files stay."""
-    system, root = store.locate(uri)
-    target = f"{root}/{checkpoint.path.name}"
-    with_retries(lambda: system.delete_file(f"{target}/{META}"), uri)
-    with_retries(lambda: system.delete_dir(target), uri)
+    clear(uri, checkpoint.path.name)
 
 
 def fetch(checkpoint: Checkpoint, uri: str) -> None:

@@ -79,7 +79,7 @@ def train(job: Job, queue: ActorHandle, watchdog: Watchdog) -> None:
     # decoding starts while the model is made
     feed = open_feed(config.data)
     batches = device_batches(job, feed, checkpoint.step if checkpoint else 0, device)
-    state = State(config, device, checkpoint)
+    state = State(config, device, checkpoint, context.get_local_world_size())
     loss_of = make_loss(config.loss, parents=job.parents, device=device)
     meter = Meter(config, total, world_size)
     writer = CheckpointWriter(job, queue, rank)
