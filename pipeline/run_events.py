@@ -21,8 +21,8 @@ from pipeline.tracking.recorder import Recorder
 from pipeline.train.job import Job
 from pipeline.train.system_metrics import cluster_facts
 
-# files of a checkpoint that only a resumed run needs
-PRIVATE = ("state.pt",)
+# beginning of the files of a checkpoint that only a resumed run needs
+PRIVATE = "state"
 
 
 def record_circumstances(recorder: Recorder, job: Job) -> None:
@@ -55,7 +55,7 @@ def record_result(recorder: Recorder, job: Job, best: Checkpoint, evaluation: Pa
     if settings.models != "none":
         write_evaluation(job.dir, evaluation)
     for path in sorted(best.path.iterdir()):
-        if path.name not in PRIVATE:
+        if not path.name.startswith(PRIVATE):
             journal.write_artifact(job.dir, path, "checkpoint")
     journal.write_artifact(job.dir, job.dir / RESULT)
     write_files(job.dir, evaluation, status="FINISHED")
