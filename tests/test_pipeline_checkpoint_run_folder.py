@@ -1,8 +1,9 @@
 """A run in a store: another machine continues it from there, and what was lost is no loss."""
 
 import pytest
+from checkpoints import write
 
-from pipeline.checkpoint.run_folder import RunFolder
+from pipeline.checkpoint.run_folder import RunFolder, fetched
 
 
 @pytest.fixture
@@ -78,3 +79,20 @@ def test_the_options_of_a_uri_stay_at_its_end():
 def test_a_secret_in_the_uri_is_not_shown():
     run = RunFolder.of("s3://KEY:SECRET@bucket/runs", "run")
     assert run.location == "s3://bucket/runs/run"
+
+
+def test_a_run_and_a_checkpoint_at_a_uri_are_copied_here(machine, tmp_path):
+    run = machine("one")
+    for step, top1 in ((1, 0.9), (2, 0.5)):
+        write(run.checkpoints.folder, step, run.checkpoints.uri, metrics={"val/top1": top1})
+    run.write("config.json", b"{}")
+    other = machine("two")
+    assert fetched(run.uri) == other.path
+    names = [path.name for path in (other.path / "checkpoints").iterdir()]
+    assert names == ["step-000000001"]  # the best one
+    found = fetched(f"{run.uri}/checkpoints/step-000000002")
+    assert found == other.path / "checkpoints/step-000000002"
+    assert (found / "meta.json").exists()
+    with pytest.raises(FileNotFoundError, match="is not a complete checkpoint"):
+        fetched(f"{run.uri}/checkpoints/step-000000003")
+    assert fetched(str(tmp_path)) == tmp_path

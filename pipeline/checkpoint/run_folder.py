@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pyarrow import fs as pafs
 
+from pipeline.checkpoint import local
 from pipeline.checkpoint.checkpoints import Checkpoints
 from pipeline.data.reader import with_retries
 from shards.dataset import store
@@ -149,6 +150,30 @@ class RunFolder:
             for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
                 if file.is_file():
                     self.write(str(file.relative_to(self.path)), file.read_bytes())
+
+
+def fetched(location: str) -> Path:
+    """A run or a checkpoint on this machine; one in a store is copied here first.
+
+    Of a run at a URI the best checkpoint is copied, or the newest if none was evaluated. Raises
+    FileNotFoundError if there is no such checkpoint.
+    """
+    if "://" not in location:
+        return Path(location).absolute()
+    run, wanted = RunFolder.at(location), None
+    if local.NAME.fullmatch(run.path.name):
+        wanted, place = run.path.name, location.partition("?")
+        parent = place[0].rstrip("/").rsplit("/", 2)[0]
+        run = RunFolder.at(parent + place[1] + place[2])
+    run.path.mkdir(parents=True, exist_ok=True)
+    run.pull()
+    found = [one for one in run.checkpoints.all() if wanted in (None, one.path.name)]
+    checkpoint = local.best(found) or local.latest(found)
+    if wanted and not checkpoint:
+        raise FileNotFoundError(f"{store.absolute(location)} is not a complete checkpoint")
+    if checkpoint:
+        run.checkpoints.fetch(checkpoint)
+    return checkpoint.path if wanted else run.path
 
 
 def listed(system: pafs.FileSystem, root: str) -> list[str]:
