@@ -195,7 +195,7 @@ def test_a_start_reads_only_the_end_of_the_samples(tmp_path, monkeypatch, count)
 
 def test_a_page_reads_no_more_samples_than_it_can_draw(tmp_path):
     write_samples(tmp_path, 20_000)
-    steps = [sample["step"] for sample in journal.read_samples(tmp_path, most=1000)]
+    steps = [sample["step"] for sample, _ in journal.read_samples(tmp_path, most=1000)]
     assert 900 <= len(steps) <= 1000
     gaps = [b - a for a, b in zip(steps, steps[1:], strict=False)]
     assert steps[0] == 0 and steps[-1] > 19_900 and min(gaps) > 0 and max(gaps) <= 25
@@ -204,7 +204,13 @@ def test_a_page_reads_no_more_samples_than_it_can_draw(tmp_path):
 @pytest.mark.parametrize("count", [0, 1, 2, 37, 500])
 def test_few_samples_are_all_read(tmp_path, count):
     write_samples(tmp_path, count)
-    assert [s["step"] for s in journal.read_samples(tmp_path, most=1000)] == list(range(count))
+    found = journal.read_samples(tmp_path, most=1000)
+    assert [sample["step"] for sample, _ in found] == list(range(count))
+    lines = list(read_lines(tmp_path / journal.SAMPLES))
+    assert found == lines
+    for start in (0, count // 2):  # from the middle on
+        end = lines[start - 1][1] if start else 0
+        assert journal.read_samples(tmp_path, end, most=1000) == lines[start:]
 
 
 @pytest.mark.parametrize("size", [1, 100, (1 << 16) - 30, 1 << 16, 3 << 16])
@@ -219,6 +225,20 @@ def test_the_last_line_is_found_whatever_its_length(tmp_path, size, rest):
         path.write_text(whole + rest)
         line, end = journal.last_line(path)
         assert line["n"] == count - 1 and end == len(whole)
+
+
+def test_of_a_long_backlog_of_samples_mlflow_gets_some_and_the_latest(tmp_path):
+    folder = tmp_path / "run"
+    open_record(folder).finish("KILLED")
+    line = {"kind": "system", "time": 1e9, "system/cpu": 1.0}
+    text = "".join(json.dumps({**line, "step": step}) + "\n" for step in range(5000))
+    (folder / journal.SAMPLES).write_text(text)
+    for _ in range(3):
+        assert mlflow_sync.sync(folder) == 0
+    client, at = run_at(tmp_path)
+    history = client.get_metric_history(at.info.run_id, "system/cpu")
+    steps = [point.step for point in history]
+    assert 500 < len(steps) < 1100 and steps == sorted(set(steps)) and steps[-1] == 4999
 
 
 # --- events ---

@@ -62,7 +62,7 @@ class RunData:
         self.events = read_events(run_dir)
         lines, samples = list(read_lines(run_dir / RECORDS)), read_samples(run_dir)
         # time that the run spent on steps that were taken back counts, their values do not
-        times = [each["time"] for each in (*(line for line, _ in lines), *samples)]
+        times = [line["time"] for line, _ in (*lines, *samples)]
         self.sessions = sessions(self.events, times)
         self.checkpoints = checkpoints(run_dir / "checkpoints")
         results = (run_dir / "evaluations").glob("*/result.json")
@@ -71,7 +71,7 @@ class RunData:
         self.last_step = 0
         # points (step, value) by name; for system metrics (minutes since the start, value)
         self.lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
-        for record in (*(record for record, _ in valid(lines)), *samples):
+        for record, _ in (*valid(lines), *samples):
             if record["kind"].startswith(SYSTEM):
                 x = (record["time"] - self.events[0]["time"]) / 60
             else:

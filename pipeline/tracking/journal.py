@@ -53,17 +53,17 @@ def valid(lines: Iterable[tuple[dict, int]]) -> Lines:
     return kept[::-1]
 
 
-def read_samples(run_dir: Path, most: int = MAX_SAMPLES) -> list[dict]:
-    """At most `most` samples of the machines, evenly spread over system.jsonl, however long."""
+def read_samples(run_dir: Path, start: int = 0, most: int = MAX_SAMPLES) -> Lines:
+    """At most `most` samples of the machines, evenly spread over system.jsonl from byte `start`."""
     path = run_dir / SAMPLES
     if not path.exists():
         return []
-    samples, line, end = [], b"", 0
+    samples, line, end = [], b"", start
     with path.open("rb") as file:
         size = file.seek(0, 2)
-        file.seek(0)
+        file.seek(start)
         for number in range(most):
-            place = number * size // most
+            place = start + number * (size - start) // most
             if place < end:  # within the line that was read last
                 continue
             if place > end + len(line):  # beyond the next line, too
@@ -72,8 +72,8 @@ def read_samples(run_dir: Path, most: int = MAX_SAMPLES) -> list[dict]:
             line = file.readline()
             if not line.endswith(b"\n"):
                 break
-            samples.append(json.loads(line))
             end = file.tell()
+            samples.append((json.loads(line), end))
     return samples
 
 

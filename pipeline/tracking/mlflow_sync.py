@@ -5,7 +5,8 @@
 The cursor in mlflow.json advances when the server has answered. A server that is down, slow, full
 or faulty is retried until the run ends, and later by `python -m pipeline track sync RUN`. Data
 whose answer was lost is sent again without duplicates: see `TrackingServer.send`. Each server has
-its own cursor, so a run can be sent to another server later.
+its own cursor, so a run can be sent to another server later. Of a long backlog of samples of the
+machines, only some are sent.
 """
 
 import contextlib
@@ -69,19 +70,16 @@ class Sender:
             self._sure = run.pop("new")
             self._advance(run)
         self._send_numbers("sent", journal.read_records(self._dir, self._cursor["sent"]))
-        for event, end in self._lines(journal.EVENTS, "told"):
+        for event, end in read_lines(self._dir / journal.EVENTS, self._cursor["told"]):
             self._send_event(event, end)
-        self._send_numbers("sampled", self._lines(journal.SAMPLES, "sampled"))
+        self._send_numbers("sampled", journal.read_samples(self._dir, self._cursor["sampled"]))
 
     def left(self) -> tuple[int, int]:
         """Records and events that have not been sent."""
-        records = len(journal.read_records(self._dir, self._cursor["sent"]))
-        samples = sum(1 for _ in self._lines(journal.SAMPLES, "sampled"))
-        return records + samples, sum(1 for _ in self._lines(journal.EVENTS, "told"))
-
-    def _lines(self, name: str, position: str) -> Iterable[tuple[dict, int]]:
-        """The lines of a file from a position of the cursor on."""
-        return read_lines(self._dir / name, self._cursor[position])
+        records = journal.read_records(self._dir, self._cursor["sent"])
+        samples = journal.read_samples(self._dir, self._cursor["sampled"])
+        events = read_lines(self._dir / journal.EVENTS, self._cursor["told"])
+        return len(records) + len(samples), sum(1 for _ in events)
 
     def _parent_id(self) -> str | None:
         if not self._parent:
