@@ -160,6 +160,12 @@ def group(**special):
         ([beat(rank, step=1204 + rank % 7, stalled_s=0.0) for rank in range(512)], None),
         # an evaluation in which all are is nobody's fault
         ([beat(rank, phase="evaluate") for rank in range(512)], None),
+        # in the same step, but before the call in which the others wait
+        (
+            group(r5={"phase": "forward and backward"}),
+            "rank 5 on node gpu-0 is in step 1,204, phase forward and backward; the other 511 wait "
+            "in all-reduce",
+        ),
         # rank 0 writes, the others wait for it
         (
             group(r0={"phase": "checkpoint"}),

@@ -31,7 +31,7 @@ HUNG = 86
 BEAT_S, SILENT_S = 10.0, 35.0
 # seconds without progress that are allowed, and those for what happens the first time (compilation)
 LIMIT_S, FIRST_LIMIT_S = 300.0, 1200.0
-# phases in which a worker waits for all others
+# phases in which a worker waits for all others, in the order of a step
 COLLECTIVE = ("forward and backward", "all-reduce")
 # seconds that the last message gets to leave
 FAREWELL_S = 5.0
@@ -175,7 +175,10 @@ def find_behind(beats: Sequence[Heartbeat]) -> list[Heartbeat]:
     if not beats or min(beat.stalled_s for beat in beats) < BEAT_S:
         return []
     step = max(beat.step for beat in beats)
-    waiting = {beat.rank for beat in beats if beat.step == step and beat.phase in COLLECTIVE}
+    phases = {beat.phase for beat in beats if beat.step == step}
+    # those who wait in an earlier collective call are waited for in the last one
+    last = next((phase for phase in reversed(COLLECTIVE) if phase in phases), None)
+    waiting = {beat.rank for beat in beats if beat.step == step and beat.phase == last}
     return [beat for beat in beats if beat.step < step or (waiting and beat.rank not in waiting)]
 
 
