@@ -3,6 +3,7 @@
 Slow modules are imported only after the settings have been checked.
 """
 
+import contextlib
 import logging
 import os
 import sys
@@ -125,9 +126,10 @@ class Evaluate:
         flags = EvaluateConfig(data="")
         path, rest = first_value(arguments, flags, flags=("verbose",))
         if path:
+            from pipeline.checkpoint.run_folder import fetched
             from pipeline.evaluation.model import EvalModel
 
-            config = EvalModel.open(Path(path).absolute()).evaluation()
+            config = EvalModel.open(fetched(path)).evaluation()
             return cls(checkpoint=path, config=config), [path], rest
         if "--help" in arguments or "-h" in arguments:
             return cls(checkpoint="", config=flags), ["CHECKPOINT"], rest
@@ -144,12 +146,13 @@ class Evaluate:
                 f"{field_docs(EvaluateConfig)['data']}"
             )
         open_console(verbose=self.verbose)
+        from pipeline.checkpoint.run_folder import fetched
         from pipeline.evaluation import evaluate
         from pipeline.evaluation.model import EvalModel
         from pipeline.train.resources import ray_session
 
         config = self.config.absolute()
-        eval_model = EvalModel.open(Path(self.checkpoint).absolute())
+        eval_model = EvalModel.open(fetched(self.checkpoint))
         dataset = evaluate.open_dataset(config)
         folder = Path(config.out or evaluate.default_folder(eval_model, config, dataset))
         with ray_session(extra_cpus=config.workers, verbose=self.verbose):
@@ -157,25 +160,34 @@ class Evaluate:
             result = evaluate.evaluate_model(eval_model, config, dataset, folder, progress)
         log.info("\n%s\n\nresult      %s", evaluate.result_table(result), folder)
         if eval_model.run_dir:
-            attach_and_send(eval_model, folder)
+            attach_and_send(eval_model, folder, self.checkpoint)
         return 0
 
 
-def attach_and_send(eval_model: "EvalModel", folder: Path) -> None:
-    """Add an evaluation to the record of the run of the checkpoint, and send it to MLflow."""
-    from pipeline import run_events
+def attach_and_send(eval_model: "EvalModel", folder: Path, location: str) -> None:
+    """Add an evaluation to the record of the run at a location, and send it to MLflow."""
+    from pipeline import run, run_events
+    from pipeline.checkpoint.lease import leased
     from pipeline.checkpoint.local import Checkpoint
+    from pipeline.checkpoint.run_folder import run_of
     from pipeline.tracking import mlflow_sync
     from pipeline.tracking.journal import EVENTS
     from support.files import AlreadyLocked
 
     if not (eval_model.run_dir / EVENTS).exists():
         return
-    run_events.attach(eval_model.run_dir, Checkpoint.open(eval_model.path), folder)
+    home = run_of(location) if "://" in location else None
     try:
-        mlflow_sync.sync(eval_model.run_dir)
-    except AlreadyLocked:  # the run is still training, and sends its record itself
-        log.info("the process that trains the run sends the result to MLflow")
+        with leased(home) if home else contextlib.nullcontext():
+            if home:  # the run may have gone on meanwhile
+                home.push("evaluations")
+                home.pull()
+            run_events.attach(eval_model.run_dir, Checkpoint.open(eval_model.path), folder)
+            mlflow_sync.sync(eval_model.run_dir)
+            if home:
+                home.push(*run.FILES)
+    except AlreadyLocked as error:  # the driver that trains the run sends its record itself
+        log.info("the record of the run is that of another process now: %s", error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,16 +214,17 @@ class Report:
     """Write the report about a run, report.html, into its folder."""
 
     run: tyro.conf.Positional[str]
-    """Folder of the run."""
+    """Folder or URI of the run."""
     price_per_hour: float | None = None
     """Price of one worker (one GPU) per hour, to report the cost of the run."""
 
     def __call__(self) -> int:
         """Write the report."""
         open_console(verbose=False)
+        from pipeline.checkpoint.run_folder import fetched
         from pipeline.report.run_page import write_report
 
-        path = write_report(Path(self.run).absolute(), price_per_hour=self.price_per_hour)
+        path = write_report(fetched(self.run), price_per_hour=self.price_per_hour)
         log.info("report      %s", path)
         return 0
 
@@ -221,14 +234,15 @@ class TrackSync:
     """Send to MLflow the part of a run's record that it does not have yet."""
 
     run: tyro.conf.Positional[str]
-    """Folder of the run."""
+    """Folder or URI of the run."""
 
     def __call__(self) -> int:
         """Send it; returns 1 if a part could not be sent."""
         open_console(verbose=False)
+        from pipeline.checkpoint.run_folder import fetched
         from pipeline.tracking.mlflow_sync import sync
 
-        return sync(Path(self.run).absolute())
+        return sync(fetched(self.run))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +250,7 @@ class Export:
     """Write the weights of a checkpoint for another program."""
 
     checkpoint: tyro.conf.Positional[str]
-    """Folder of a run or of a checkpoint, or a file of weights."""
+    """Folder or URI of a run or of a checkpoint, or a file of weights."""
     file: tyro.conf.Positional[str]
     """File to write: .safetensors (timm's names), .npz (Google's names) or .pt (quantised)."""
     layout: Literal["vit", "big_vision"] = "vit"
@@ -249,10 +263,11 @@ class Export:
     def __call__(self) -> int:
         """Write the file."""
         open_console(verbose=False)
+        from pipeline.checkpoint.run_folder import fetched
         from pipeline.evaluation.export import export
 
         options = {"layout": self.layout, "scheme": self.quantise, "data": self.data}
-        export(Path(self.checkpoint).absolute(), Path(self.file), **options)
+        export(fetched(self.checkpoint), Path(self.file), **options)
         log.info("wrote       %s", self.file)
         return 0
 

@@ -115,14 +115,14 @@ def test_a_model_is_probed_on_a_shard_set(digits, ray_cluster):
     model = ViT(config.model)
     probes = Probe.open_all(config.probe)
     feed = NodeFeed.alone()
-    found = probe_share(model, config, probes, feed)
+    found = probe_share(model, config, probes, feed, lambda: None)
     name = digits.parent.name
     assert {f"probe/{name}/{shots}shot" for shots in (1, 5, 10, 25)} < found.keys()
     seeds = [found[f"probe/{name}/5shot-seed-{seed}"] for seed in range(3)]
     assert found[f"probe/{name}/5shot"] == pytest.approx(np.mean(seeds))
     assert found[f"probe/{name}/25shot"] > found[f"probe/{name}/1shot"] > 0.1  # chance
     assert found[f"probe/{name}/knn"] > 0.5
-    whole, labels = features(model, config, probes[0].eval, feed)
+    whole, labels = features(model, config, probes[0].eval, feed, lambda: None)
     assert whole.shape == (360, 128) and labels.shape == (360, 1)
     assert model.training and isinstance(probes[0].eval, Dataset)
     assert dataclasses.asdict(config.probe)["seeds"] == 3

@@ -160,11 +160,9 @@ def fetched(location: str) -> Path:
     """
     if "://" not in location:
         return Path(location).absolute()
-    run, wanted = RunFolder.at(location), None
-    if local.NAME.fullmatch(run.path.name):
-        wanted, place = run.path.name, location.partition("?")
-        parent = place[0].rstrip("/").rsplit("/", 2)[0]
-        run = RunFolder.at(parent + place[1] + place[2])
+    run = run_of(location)
+    name = RunFolder.at(location).path.name
+    wanted = name if local.NAME.fullmatch(name) else None
     run.path.mkdir(parents=True, exist_ok=True)
     run.pull()
     found = [one for one in run.checkpoints.all() if wanted in (None, one.path.name)]
@@ -174,6 +172,15 @@ def fetched(location: str) -> Path:
     if checkpoint:
         run.checkpoints.fetch(checkpoint)
     return checkpoint.path if wanted else run.path
+
+
+def run_of(location: str) -> RunFolder:
+    """The run at a URI, or that of the checkpoint at a URI."""
+    run = RunFolder.at(location)
+    if not local.NAME.fullmatch(run.path.name):
+        return run
+    place, mark, options = location.partition("?")
+    return RunFolder.at(place.rstrip("/").rsplit("/", 2)[0] + mark + options)
 
 
 def listed(system: pafs.FileSystem, root: str) -> list[str]:

@@ -184,14 +184,18 @@ def center_crop_settings(config: TrainConfig) -> EvaluateConfig:
 
 
 def evaluate_share(
-    model: ViT, config: TrainConfig, dataset: Dataset, feed: NodeFeed
+    model: ViT, config: TrainConfig, dataset: Dataset, feed: NodeFeed, tick: Callable[[], None]
 ) -> dict[str, float]:
-    """Centre-crop metrics of a split in the training loop; each worker evaluates its share."""
+    """Centre-crop metrics of a split in the training loop; each worker evaluates its share.
+
+    `tick` is called after every batch.
+    """
     evaluator = Evaluator(dataset=dataset, settings=center_crop_settings(config))
     # number of images; for each metric the sum of its values and their number
     sums = np.zeros((1 + len(METRICS), 2))
     with evaluating(model, config, dataset, feed) as share:
         for block in evaluator.predictions(model, feed, share):
+            tick()
             predictions = protocol_predictions(block, CENTER)
             sums[0] += len(predictions.top)
             for row, metric in enumerate(METRICS.values(), start=1):

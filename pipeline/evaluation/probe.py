@@ -9,7 +9,7 @@ Shapes: n training and m test images, D width of the features, C classes, M labe
 (padded with -1).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,17 +60,23 @@ class Probe:
 
 
 def probe_share(
-    model: ViT, config: TrainConfig, probes: Sequence[Probe], feed: NodeFeed
+    model: ViT,
+    config: TrainConfig,
+    probes: Sequence[Probe],
+    feed: NodeFeed,
+    tick: Callable[[], None],
 ) -> dict[str, float]:
     """Accuracies of all probes, on rank 0; each worker computes its share of the features.
+
+    `tick` is called after every batch.
 
     Returns:
         probe/NAME/5shot (mean over the seeds), probe/NAME/5shot-seed-0, ..., probe/NAME/knn.
     """
     settings, accuracies = config.probe, {}
     for probe in probes:
-        train, train_labels = features(model, config, probe.train, feed)
-        test, test_labels = features(model, config, probe.eval, feed)
+        train, train_labels = features(model, config, probe.train, feed, tick)
+        test, test_labels = features(model, config, probe.eval, feed, tick)
         if feed.rank:
             continue
         prefix, classes = f"probe/{probe.name}", len(probe.train.classes)
@@ -93,7 +99,7 @@ def probe_share(
 
 
 def features(
-    model: ViT, config: TrainConfig, dataset: Dataset, feed: NodeFeed
+    model: ViT, config: TrainConfig, dataset: Dataset, feed: NodeFeed, tick: Callable[[], None]
 ) -> tuple[Tensor, Tensor]:
     """Features (n, D) float32 and labels (n, M) of all images in order, on every worker."""
     # decode | resize(256) without keeping the aspect | central_crop(224)
@@ -110,6 +116,7 @@ def features(
                 pixels = normalise(columns["images"][:, 0], settings.images)
                 rows.append(model.features(pixels).float())
             labels.append(columns["labels"])
+            tick()
     # the workers take turns, so their rows are not in the order of the images
     taken = [
         [n for start, stop in worker.batches for n in range(start, stop)]

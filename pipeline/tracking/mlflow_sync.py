@@ -58,7 +58,11 @@ class Sender:
         self._path = run_dir / CURSOR
         stored = json.loads(self._path.read_text()) if self._path.exists() else None
         self._cursors = stored or {"token": uuid.uuid4().hex, "servers": {}}
-        self._cursor = {**EMPTY, **self._cursors["servers"].get(self._key, {})}
+        known = {} if self._server.is_new else self._cursors["servers"].get(self._key, {})
+        self._cursor = {**EMPTY, **known}
+        samples = run_dir / journal.SAMPLES
+        if not samples.exists() or samples.stat().st_size < self._cursor["sampled"]:
+            self._cursor["sampled"] = 0  # that file stays on the machine where it was written
         # whether the server is sure to lack the records after the cursor
         self._sure = False
         self._advance({})

@@ -11,6 +11,7 @@ exactly.
 import json
 import math
 import socket
+from functools import partial
 
 import numpy as np
 import ray.train
@@ -123,11 +124,11 @@ def train(job: Job, queue: ActorHandle, watchdog: Watchdog) -> None:
             with meter.paused(evaluates=evaluates), state.averaged():
                 metrics = {}
                 if evaluates:
-                    watchdog.at(step, "evaluate")
-                    metrics = evaluate_share(state.model, config, job.eval, feed)
+                    tick = partial(watchdog.at, step, "evaluate")
+                    metrics = evaluate_share(state.model, config, job.eval, feed, tick)
                 if probes:
-                    watchdog.at(step, "probe")
-                    accuracies = probe_share(state.model, config, job.probes, feed)
+                    tick = partial(watchdog.at, step, "probe")
+                    accuracies = probe_share(state.model, config, job.probes, feed, tick)
                     if rank == 0:
                         queue.put.remote({"kind": "probe", "step": step, **accuracies})
                 watchdog.at(step, "checkpoint")
