@@ -147,6 +147,20 @@ def test_an_unset_or_empty_uri_means_the_embedded_file(uri, tmp_path, monkeypatc
     assert list((tmp_path / "mlartifacts").rglob("notes/note.txt"))
 
 
+def test_a_lost_embedded_file_is_made_anew_from_the_journal(tmp_path):
+    folder, database = tmp_path / "run", tmp_path / "mlflow.db"
+    recorder = record(folder)
+    train(recorder, 0, 5)
+    recorder.add({"kind": "system", "system/cpu": 1.0})
+    recorder.finish("KILLED")
+    database.unlink()  # the machine was lost; the run's folder lies in a store
+    (folder / "system.jsonl").unlink()
+    again = record(folder)
+    train(again, 5, 8)
+    again.finish("FINISHED")
+    assert points(f"sqlite:///{database}", folder) == expected(8)
+
+
 def test_a_record_is_sent_by_one_process_at_a_time(tmp_path):
     recorder = record(tmp_path / "run")
     time.sleep(0.3)

@@ -42,8 +42,7 @@ logging.getLogger("alembic").setLevel(logging.ERROR)
 FAILURES = (MlflowException, requests.RequestException, OSError)
 # error codes with which a server rejects a call for good
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED")
-# the embedded server, in the folder of the runs
-DATABASE = "mlflow.db"
+DATABASE = "mlflow.db"  # the embedded server, in the folder of the runs
 TOKEN_TAG, MODEL_TAG, PARENT_TAG = "run_token", "model_id", "mlflow.parentRunId"
 # items that one call may carry (MLflow's REST API, log-batch)
 CALL_LIMITS = {"metrics": 1000, "params": 100, "tags": 100}
@@ -80,11 +79,6 @@ class TrackingServer:
         """Use the server of the runs; the embedded file keeps artifacts next to itself."""
         self._runs_dir, self._uri = runs_dir, tracking_uri(runs_dir)
         self.address, self.embedded = redact(self._uri), not external_uri()
-
-    @property
-    def is_new(self) -> bool:
-        """Whether this is the embedded file and it does not exist, so that it has nothing yet."""
-        return self.embedded and not (self._runs_dir / DATABASE).exists()
 
     @property
     def _client(self) -> MlflowClient:

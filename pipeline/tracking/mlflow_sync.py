@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.tracking import journal
-from pipeline.tracking.mlflow_client import FAILURES, Refused, TrackingServer
+from pipeline.tracking.mlflow_client import DATABASE, FAILURES, Refused, TrackingServer
 from support.files import AlreadyLocked, locked, read_lines, write_json
 from support.redact import redact
 
@@ -51,15 +51,17 @@ class Sender:
             )
         self._start = start
         self._parent = Path(start["parent"]) if start["parent"] else None
-        self._server = TrackingServer((self._parent or run_dir).parent)
+        runs_dir = (self._parent or run_dir).parent
+        self._server = TrackingServer(runs_dir)
         self.address = self._server.address
         # no address for the embedded file: it moves along with the folder of the runs
         self._key = EMBEDDED if self._server.embedded else self.address
         self._path = run_dir / CURSOR
         stored = json.loads(self._path.read_text()) if self._path.exists() else None
         self._cursors = stored or {"token": uuid.uuid4().hex, "servers": {}}
-        known = {} if self._server.is_new else self._cursors["servers"].get(self._key, {})
-        self._cursor = {**EMPTY, **known}
+        self._cursor = {**EMPTY, **self._cursors["servers"].get(self._key, {})}
+        if self._server.embedded and not (runs_dir / DATABASE).exists():
+            self._cursor = dict(EMPTY)  # it was on another machine, and is made anew
         samples = run_dir / journal.SAMPLES
         if not samples.exists() or samples.stat().st_size < self._cursor["sampled"]:
             self._cursor["sampled"] = 0  # that file stays on the machine where it was written
