@@ -164,8 +164,9 @@ def read_range(shards: ShardSet, shard: Shard, start: int, stop: int) -> memoryv
     """Bytes [start, stop) of a shard; OSError if the shard is shorter."""
     with shards.fs.open_input_file(shards.path(shard)) as file:
         file.seek(start)
-        # in Arrow's memory, which is used again; `read_at` gets pages from the kernel every time
-        data = memoryview(file.read_buffer(stop - start))
+        # Arrow's memory is used again, whereas `read_at` gets new pages from the kernel every time.
+        # Its bytes count as signed, and no decoder would find its marker.
+        data = memoryview(file.read_buffer(stop - start)).cast("B")
     if len(data) != stop - start:
         raise OSError(f"read {len(data)} bytes of {stop - start}; is the shard cut off?")
     return data
