@@ -44,7 +44,7 @@ from sklearn.datasets import load_sample_images
 from pipeline.data.dataset import Dataset
 from pipeline.data.feed import NodeFeed
 from pipeline.data.reader import SampleReader, View
-from pipeline.data.staging import Staging
+from pipeline.data.staging import HostBuffer, filled
 from pipeline.data.stream import Stream, quiet
 from pipeline.settings.config import DataConfig
 from shards.build.config import BuildConfig
@@ -131,7 +131,7 @@ def bare(reader: SampleReader, cores: int, total: int) -> Iterator[int]:
 
 
 def stream(reader: SampleReader, total: int) -> Iterator[int]:
-    """Rows as the only worker of a node receives them."""
+    """Rows as the only worker of a node receives them, in a host buffer that is used again."""
     ranges = [(first, min(first + BATCH, total)) for first in range(0, total, BATCH)]
     found = Stream(
         reader=reader,
@@ -140,9 +140,11 @@ def stream(reader: SampleReader, total: int) -> Iterator[int]:
         task_samples=DATA.task_samples,
         buffer_gib=DATA.buffer_gib,
     )
-    staging = Staging(torch.device("cpu"))
+    buffer = HostBuffer()  # as before a GPU; without one, `Staging` takes fresh memory every time
     for pieces in NodeFeed.alone().batches(found, ranges):
-        yield len(staging(pieces, ("images", "labels")).columns["labels"])
+        for name in ("images", "labels"):
+            filled(buffer, name, [piece[name] for piece in pieces])
+        yield sum(len(piece["position"]) for piece in pieces)
 
 
 def transform(data: bytes, key: str, decoder: Decoder = decode) -> np.ndarray:
