@@ -273,7 +273,9 @@ class Hosts:
         """Give a new host its cable to the switch."""
         cable, pid = f"cable{next(self.numbers)}", str(host.inside.pid)
         in_switch = self._switch.enter("-n")
-        peer = ["type", "veth", "peer", "name", "eth0", "netns", pid]
+        # the same card for a host that takes another's place, for its neighbours remember it
+        card = f"02:00:00:00:00:{int(host.address.rpartition('.')[2]):02x}"
+        peer = ["type", "veth", "peer", "name", "eth0", "address", card, "netns", pid]
         for command in (
             [*in_switch, "ip", "link", "add", cable, *peer],
             [*in_switch, "ip", "link", "set", cable, "master", "switch", "up"],
