@@ -310,6 +310,7 @@ ENVIRONMENT = {
     "HOME": "/root",
     "LANG": "C.UTF-8",
     "OMP_NUM_THREADS": "1",
+    "PYTHONUNBUFFERED": "1",
     "RAY_ADDRESS": f"{ADDRESSES['h1']}:{RAY_PORT}",
     "RAY_AUTH_MODE": "disabled",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",

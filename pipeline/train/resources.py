@@ -14,7 +14,7 @@ from shards.build import ray_map
 
 @contextlib.contextmanager
 def ray_session(*, extra_cpus: int, verbose: bool) -> Iterator[None]:
-    """Use Ray if it is running; otherwise join RAY_ADDRESS with our code, or start it for the block.
+    """Use Ray if it is running; otherwise join RAY_ADDRESS with our code, or start it.
 
     SIGTERM ends the block like Ctrl-C, so that a run can write a checkpoint.
 
