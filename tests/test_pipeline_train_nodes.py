@@ -5,10 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import s3_server
+from pyarrow.fs import copy_files
 
 from pipeline.train import nodes
 from pipeline.train.nodes import View, shared
 from shards.build.nodes import marked
+from shards.dataset import store
 from support import code
 
 NODE = "h2 (10.77.0.2)"
@@ -115,6 +118,24 @@ def test_the_marker_is_there_during_the_run_alone(cluster, tmp_path, digits):
     with pytest.raises(ValueError, match="has torch"), shared(str(folder), data=[]):
         pytest.fail("a node differs")
     assert list(folder.iterdir()) == []
+
+
+def test_a_store_is_seen_by_a_node_that_reaches_it(cluster, monkeypatch, digits):
+    with s3_server.serving("bkt") as variables:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        copy_files(str(digits), "s3://bkt/digits")
+        with shared("s3://bkt/runs/one", data=["s3://bkt/digits"]) as view:
+            assert view.data["s3://bkt/digits"] is not None
+            assert view.faults(NODE) == []
+            with s3_server.serving("bkt") as others:
+                monkeypatch.setenv("AWS_ENDPOINT_URL", others["AWS_ENDPOINT_URL"])
+                folder, data = view.faults(NODE)
+                assert "runs_dir: s3://bkt/runs/one is not seen by node h2" in folder
+                assert "shard set s3://bkt/digits is not seen by node h2" in data
+            monkeypatch.setenv("AWS_ENDPOINT_URL", variables["AWS_ENDPOINT_URL"])
+        system, root = store.locate("s3://bkt/runs/one")
+        assert store.listing(system, root) == []
 
 
 def test_a_marker_of_a_killed_driver_is_removed_and_not_taken_for_this_one(tmp_path):
