@@ -85,15 +85,15 @@ def execute(
             publish(job, lease)
             return outcome
         job.checkpoints.clear_unfinished()
-        if not (job.dir / CONFIG).exists():
-            write_json(job.dir / CONFIG, job.config.flat())
-            job.folder.push(CONFIG)
         with (
             ray_session(extra_cpus=job.config.workers, verbose=verbose),
             shared(job.folder.place, data=job.locations, init_from=job.config.init_from) as view,
             publishing(job, lease),
             recording(job, trial) as recorder,
         ):
+            if not (job.dir / CONFIG).exists():
+                write_json(job.dir / CONFIG, job.config.flat())
+                job.folder.push(CONFIG)
             record_circumstances(recorder, job)
             reports = Reports(recorder, job.total_steps, on_record)
             own_cpus = trial.worker_cpus if trial else None

@@ -85,7 +85,7 @@ def test_two_pipelines_of_a_node_may_each_use_all_that_is_left(ray_cluster, monk
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert len(limits) == 2 and {cpus for found in limits.values() for cpus in found} == {3.0}
+    assert len(limits) == 2 and {cpus for found in limits.values() for cpus in found} == {2 * 3.0}
 
 
 # its own process: Ray's cluster utility starts several nodes on this machine

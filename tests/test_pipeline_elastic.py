@@ -24,12 +24,13 @@ from pathlib import Path
 from ray.cluster_utils import Cluster
 import ray
 from pipeline import run
+from pipeline.train import attempts
 from pipeline.settings.config import DataConfig, TrainConfig
 from vit.config import ImageConfig, OptimConfig, ViTConfig
 
 runs, digits, steps, batch = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 groups = json.loads(sys.argv[5])
-run.RESIZE_S = 2.0
+attempts.RESIZE_S = 2.0
 config = TrainConfig(
     name="elastic",
     runs_dir=str(runs),

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -16,8 +17,10 @@ from safetensors.numpy import load_file
 
 from pipeline.checkpoint import local
 from pipeline.checkpoint.stored import read_state
+from pipeline.rollback import roll_back
 from pipeline.run import fit
 from pipeline.settings.config import DataConfig, RecordConfig, TrainConfig
+from pipeline.tracking.journal import read_records
 from vit.config import ImageConfig, MixConfig, OptimConfig, ViTConfig
 
 pytestmark = pytest.mark.ray
@@ -233,3 +236,65 @@ def test_a_disk_that_fills_stops_the_run_and_room_lets_it_resume(
     fit(settings)
     assert keys(tmp_path / "full") == keys(undisturbed)
     assert losses(tmp_path / "full") == losses(undisturbed)
+
+
+@pytest.mark.slow
+def test_a_run_that_diverged_goes_on_from_its_checkpoint_to_the_same_bits(
+    undisturbed, digits, tmp_path
+):
+    """The rate is made absurd from step 35 on, and made right again."""
+    absurd = config("diverged", tmp_path, digits, lr_factors=("35:1e30",))
+    with pytest.raises(FloatingPointError, match=r"in step 3\d; .*--skip-steps 3\d:3\d "):
+        fit(absurd)
+    fit(config("diverged", tmp_path, digits))
+    assert_the_same_run(tmp_path / "diverged", undisturbed)
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_rolled_back_and_takes_the_same_course_again(
+    undisturbed, digits, tmp_path
+):
+    settings = config("back", tmp_path, digits, keep_checkpoints=100)
+    fit(settings)
+    run = tmp_path / "back"
+    roll_back(str(run), 50)
+    assert not (run / "result.json").exists()
+    fit(settings)
+    assert keys(run) == keys(undisturbed)
+    assert [record["step"] for record, _ in read_records(run) if record["kind"] == "train"] == [
+        *range(10, STEPS + 1, 10)
+    ]
+    expected = weights(undisturbed)
+    assert all((tensor == expected[name]).all() for name, tensor in weights(run).items())
+
+
+@pytest.mark.slow
+def test_skipped_steps_have_their_batches_and_no_update(undisturbed, digits, tmp_path):
+    fit(config("skips", tmp_path, digits, skip_steps=("31:40",), keep_checkpoints=100))
+    run = tmp_path / "skips"
+    assert keys(run) == keys(undisturbed)
+    before, after = (
+        load_file(run / f"checkpoints/step-{step:09d}/model.safetensors") for step in (30, 40)
+    )
+    assert all((tensor == before[name]).all() for name, tensor in after.items())
+    assert 40 not in losses(run)
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_is_named_and_the_run_ends_with_the_same_bits(
+    undisturbed, digits, tmp_path
+):
+    settings = config("hangs", tmp_path, digits, hang_minutes=0.2)
+    process = start(settings)
+    reached = tmp_path / "hangs/samples/step-000000025.json"
+    deadline = time.monotonic() + TIMEOUT_S
+    while not reached.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    family = psutil.Process(process.pid).children(recursive=True)
+    workers = [p for p in family if "RayTrainWorker" in p.name() + str(p.cmdline())]
+    os.kill(workers[0].pid, signal.SIGSTOP)
+    output, _ = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, output
+    assert re.search(r"rank \d on node .* is in step \d+, phase", output), output
+    assert_the_same_run(tmp_path / "hangs", undisturbed)

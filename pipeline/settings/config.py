@@ -41,8 +41,8 @@ class DataConfig(Settings):
     """Neighbouring samples that stay together in the shuffle and are read in one request; 1 is a
     full shuffle. It should divide the images of a batch that one node takes."""
     task_samples: int = setting(1024, may_change=True)
-    """Samples that one Ray Data task reads and decodes. Ray Data polls for finished tasks every
-    0.1 s, so a task should take at least a second."""
+    """Samples that one Ray Data task reads and decodes, which should take a third of a second or
+    more: Ray Data looks for finished tasks every 0.1 s."""
     buffer_gib: float = setting(32.0, may_change=True)
     """Memory in Ray's object store for the decoded samples of one node; at most half of the store
     is used."""

@@ -4,6 +4,7 @@ rank 0: newest complete checkpoint -> step and digest -> all ranks
 first worker of each node: fetch it, check every byte;  then every worker: compare the digest
 """
 
+import dataclasses
 import socket
 from collections.abc import Callable
 
@@ -21,9 +22,11 @@ def agreed_checkpoint(job: Job, rank: int, local_rank: int) -> Checkpoint | None
     """
     named = [job.checkpoints.latest() if rank == 0 else None]
     torch.distributed.broadcast_object_list(named)
-    checkpoint: Checkpoint | None = named[0]
-    if not checkpoint:
+    if not named[0]:
         return None
+    # a node may keep its copies elsewhere than that of rank 0
+    path = job.checkpoints.folder / named[0].path.name
+    checkpoint: Checkpoint = dataclasses.replace(named[0], path=path)
 
     def fetch() -> None:
         job.checkpoints.drop_copies(but=checkpoint)

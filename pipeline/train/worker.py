@@ -51,7 +51,8 @@ def attempt(job: Job, view: View, queue: ActorHandle) -> str | None:
     It is in this module so that workers do not import what only the driver uses, such as MLflow.
     """
     try:
-        view.check()
+        if ray.train.get_context().get_local_rank() == 0:
+            view.check()
         with (
             sampling(queue, job.config.record.system_every_s),
             watching(queue, 60 * job.config.hang_minutes) as watchdog,
