@@ -27,7 +27,10 @@ PRIVATE = "state"
 
 def record_circumstances(recorder: Recorder, job: Job) -> None:
     """Record the environment and the data of a run; Ray must be running."""
-    recorder.write_event("tags", tags=cluster_facts() | {"workers": str(job.config.workers)})
+    changes = {"skip_steps": job.config.skip_steps, "lr_factors": job.config.lr_factors}
+    tags = {name: ", ".join(given) for name, given in changes.items() if given}
+    tags |= cluster_facts() | {"workers": str(job.config.workers)}
+    recorder.write_event("tags", tags=tags)
     data = job.config.data
     for dataset, split, context in (
         (job.train, data.train_split, "training"),
