@@ -74,7 +74,7 @@ def build(source: str, out: str) -> list[str]:
 def train(name: str, place: Sequence[str] = RUNS) -> list[str]:
     """The command of a small run."""
     flat = [word for key, value in SETTINGS.items() for word in (f"--{key}", *str(value).split())]
-    return ["python", "-m", "pipeline", "train", "demo", "--name", name, *place, *flat]
+    return ["python", "-m", "pipeline", "train", "demo", "--name", name, *place, *flat, "--audit"]
 
 
 def words(output: str) -> str:
@@ -123,6 +123,30 @@ def undisturbed(hosts):
     return "undisturbed"
 
 
+# bytes that the object stores of all nodes have received from other nodes, as Ray counts them
+RECEIVED = """
+import re, time, urllib.request
+import ray
+ray.init(log_to_driver=False, logging_level="ERROR")
+time.sleep(15)  # nodes publish their figures every few seconds
+line = re.compile(r'ray_object_manager_bytes{.*Type="Received".*} (.*)')
+for node in ray.nodes():
+    if node["Alive"]:
+        url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        text = urllib.request.urlopen(url, timeout=30).read().decode()
+        print(*map(float, line.findall(text)))
+"""
+
+
+def test_no_pixels_leave_their_node(hosts, undisturbed):
+    status, output = hosts.h1.run("python", "-c", RECEIVED)
+    assert status == 0, output
+    received = [float(line) for line in output.split()]
+    assert len(received) == 2, output
+    pixels = STEPS * BATCH * 16 * 16 * 3  # decoded in training, half of them on each host
+    assert sum(received) < 0.05 * pixels
+
+
 VICTIMS = ("worker", "other host", "head", "worker", "other host", "new head")
 
 
@@ -133,6 +157,10 @@ def test_killed_at_ten_random_moments_the_run_ends_with_the_same_bits(hosts, und
     expected = hosts.store.read(model.format(name=undisturbed))
     assert hosts.store.read(model.format(name="killed")) == expected
     assert losses(hosts, "killed") == losses(hosts, undisturbed)
+    for step in range(1, STEPS + 1):
+        keys = f"runs/{{name}}/samples/step-{step:09d}.json"
+        expected = hosts.store.read(keys.format(name=undisturbed))
+        assert hosts.store.read(keys.format(name="killed")) == expected, step
 
 
 def losses(hosts: Hosts, name: str) -> dict[int, float]:
