@@ -144,4 +144,12 @@ def start(budget: NodeBudget, workers: int) -> ActorHandle:
         max_concurrency=1 + CALLS * workers,
         scheduling_strategy=NodeAffinitySchedulingStrategy(budget.node, soft=False),
     )
-    return actor.remote(budget, workers)
+    handle = actor.remote(budget, workers)
+    for _ in range(int(budget.resources(ray.nodes()).cpu)):
+        warm_up.options(label_selector=budget.selector).remote()
+    return handle
+
+
+@ray.remote
+def warm_up() -> None:
+    """Nothing, in a process that will decode: it starts and imports while the feed does so."""
