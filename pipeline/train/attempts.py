@@ -107,6 +107,8 @@ def run_attempt(job: Job, view: View, queue: ActorHandle, each: Mapping[str, flo
             num_workers=elastic if config.min_workers else config.workers,
             use_gpu="GPU" in each,
             resources_per_worker=dict(each),
+            # packed workers without GPUs would leave a node no CPU to read and decode
+            placement_strategy="PACK" if "GPU" in each else "SPREAD",
             # Ray's own resize would lose the work since the last checkpoint; see `resizing`
             elastic_resize_monitor_interval_s=1e9,
         ),
