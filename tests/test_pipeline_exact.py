@@ -91,7 +91,9 @@ def start(settings: TrainConfig) -> subprocess.Popen:
         "import json, sys\n"
         "from pipeline.settings.config import TrainConfig\n"
         "from pipeline.run import fit\n"
+        "from support.console import open_console\n"
         "if __name__ == '__main__':\n"
+        "    open_console(verbose=False)\n"
         "    fit(TrainConfig().replace(json.loads(sys.argv[1])))\n"
     )
     return subprocess.Popen(
