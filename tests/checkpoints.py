@@ -17,6 +17,7 @@ def write(folder: Path, step: int, uri: str | None = None, **changes) -> Path:
     about = {
         "model": {"head.weight": torch.full((2, 3), float(step))},
         "state": {"optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}},
+        "provenance": {"commit": "abc", "versions": {}},
         "samples": step * 128,
         "metrics": {},
         "config": CONFIG,

@@ -65,7 +65,7 @@ def test_an_upload_that_fails_leaves_the_earlier_checkpoint_the_newest(
         return copy(source, *arguments)
 
     monkeypatch.setattr(remote.pafs, "copy_files", failing)
-    monkeypatch.setattr("pipeline.data.reader.PAUSES_S", (0.0,))
+    monkeypatch.setattr(remote, "PATIENT_S", (0.0,))
     with pytest.raises(OSError, match="step-000000002/state.pt: 503 Slow Down"):
         put(tmp_path / "one", uri, 2)
     assert steps(checkpoints) == [1]

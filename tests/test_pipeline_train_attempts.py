@@ -1,5 +1,6 @@
 """When the workers start again after a failure, and when they do not."""
 
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import pytest
@@ -82,3 +83,18 @@ def test_a_run_that_ended_early_goes_on_with_more_workers_unless_it_was_stopped(
     stopped = Run(monkeypatch, [(10, None), (TOTAL, None)], requests=[STOP])
     stopped.train()
     assert stopped.step == 10
+
+
+def test_an_interrupted_run_counts_down_while_it_waits_for_its_checkpoint(monkeypatch, caplog):
+    monkeypatch.setattr(attempts, "GRACE_S", 0.5)
+    monkeypatch.setattr(attempts, "COUNTDOWN_S", 0.2)
+    caplog.set_level("INFO")
+    attempts.wait_for_checkpoint(Future())
+    lines = [line for line in caplog.messages if "press Ctrl-C again to stop at once" in line]
+    assert len(lines) == 3
+    assert "the run will resume from an earlier one" in caplog.messages[-1]
+    caplog.clear()
+    written = Future()
+    written.set_result(None)
+    attempts.wait_for_checkpoint(written)
+    assert len(caplog.messages) == 1

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline.checkpoint import remote
 from pipeline.checkpoint.checkpoints import Checkpoints
-from pipeline.checkpoint.local import CONFIG, FORMAT, META, Checkpoint, described, provenance
+from pipeline.checkpoint.local import CONFIG, FORMAT, META, Checkpoint, described
 from pipeline.settings.config import TrainConfig
 from support.files import flush, remove_folder, write_json
 
@@ -71,20 +71,24 @@ class Draft:
         self,
         files: Files,
         *,
+        provenance: Mapping[str, object],
         samples: int,
         metrics: Mapping[str, float],
         config: TrainConfig,
         classes: tuple[str, ...],
         fingerprint: str,
     ) -> Checkpoint:
-        """Make the checkpoint visible, with the files that all workers have added; returns it."""
+        """Make the checkpoint visible, with the files that all workers have added; returns it.
+
+        `provenance` is that of the driver (`local.provenance`), whose code the workers run.
+        """
         meta = {
             "format": FORMAT,
             "step": self.step,
             "samples": samples,
             "metrics": dict(metrics),
             "fingerprint": fingerprint,
-            **provenance(),
+            **provenance,
             "classes": classes,
         }
 

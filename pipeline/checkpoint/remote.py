@@ -18,6 +18,8 @@ from pipeline.data.reader import with_retries
 from shards.dataset import store
 
 LOCAL = pafs.LocalFileSystem()
+# seconds between attempts to write: training goes on for minutes without its store
+PATIENT_S = (0.5, 2.0, 8.0, 20.0, 60.0, 120.0, 240.0)
 
 
 def checkpoints(uri: str, folder: Path) -> list[Checkpoint]:
@@ -58,7 +60,7 @@ def upload(path: Path, uri: str, name: str) -> None:
     if store.is_local(system):  # file://; object stores have no folders
         store.make_folder(system, target)
     copy = partial(pafs.copy_files, str(path), f"{target}/{path.name}", LOCAL, system)
-    with_retries(copy, f"{uri}/{name}/{path.name}")
+    with_retries(copy, f"{uri}/{name}/{path.name}", PATIENT_S)
 
 
 def delete(checkpoint: Checkpoint, uri: str) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pyarrow import fs as pafs
 
-from pipeline.checkpoint import local
+from pipeline.checkpoint import local, remote
 from pipeline.checkpoint.checkpoints import Checkpoints
 from pipeline.data.reader import with_retries
 from shards.dataset import store
@@ -91,7 +91,8 @@ class RunFolder:
             system, path = store.locate(store.join(self.uri, name))
             if store.is_local(system):  # file://; object stores have no folders
                 store.make_folder(system, path.rpartition("/")[0])
-            with_retries(partial(store.write_bytes, system, path, data), self.location)
+            put = partial(store.write_bytes, system, path, data)
+            with_retries(put, self.location, remote.PATIENT_S)
         else:
             (self.path / name).parent.mkdir(parents=True, exist_ok=True)
             write_bytes(self.path / name, data)

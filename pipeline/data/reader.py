@@ -172,9 +172,12 @@ def read_range(shards: ShardSet, shard: Shard, start: int, stop: int) -> memoryv
     return data
 
 
-def with_retries(read: Callable[[], T], where: str) -> T:
-    """Call `read`, and retry after an OSError, unless the file does not exist."""
-    for pause_s in (*PAUSES_S, None):
+def with_retries(read: Callable[[], T], where: str, pauses_s: Sequence[float] = ()) -> T:
+    """Call `read`, and retry after an OSError, unless the file does not exist.
+
+    `pauses_s` are the seconds between attempts, by default PAUSES_S.
+    """
+    for pause_s in (*(pauses_s or PAUSES_S), None):
         try:
             return read()
         except OSError as error:

@@ -114,17 +114,17 @@ def run_attempt(job: Job, view: View, queue: ActorHandle, each: Mapping[str, flo
         ),
         run_config=RunConfig(name=f"start-{time.time_ns()}", storage_path=str(folder)),
     )
-    with ThreadPoolExecutor(1, "trainer") as thread:
-        result = thread.submit(trainer.fit)
-        try:
-            return result.result().return_value
-        except KeyboardInterrupt:
-            queue.ask.remote("stop")
-            wait_for_checkpoint(result)
-            raise
-        finally:
-            thread.shutdown(wait=False, cancel_futures=True)
-            shutil.rmtree(folder, ignore_errors=True)
+    thread = ThreadPoolExecutor(1, "trainer")
+    result = thread.submit(trainer.fit)
+    try:
+        return result.result().return_value
+    except KeyboardInterrupt:
+        queue.ask.remote("stop")
+        wait_for_checkpoint(result)
+        raise
+    finally:
+        thread.shutdown(wait=False)  # after a second Ctrl-C nothing is waited for
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def wait_for_checkpoint(result: Future) -> None:

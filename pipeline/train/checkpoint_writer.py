@@ -72,6 +72,7 @@ class CheckpointWriter:
         job = self._job
         checkpoint = draft.commit(
             files,
+            provenance=job.provenance,
             samples=step * job.config.global_batch,
             metrics=metrics,
             config=job.config,

@@ -1,8 +1,8 @@
 """A run before it starts: settings, data and folder, checked against each other."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.checkpoint import local
@@ -31,6 +31,8 @@ class Job:
     train: Dataset
     eval: Dataset
     probes: tuple[Probe, ...] = ()
+    provenance: Mapping[str, object] = field(default_factory=local.provenance)
+    """Versions and commit of the driver's code."""
 
     @property
     def folder(self) -> RunFolder:
