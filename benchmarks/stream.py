@@ -6,6 +6,7 @@ All read the same shards (500 x 375 images of quality 90 brought to shorter side
 crop, flip and decoder, on the same cores, in turn:
 
     bare          processes that decode, crop and flip from memory, and hand nothing over
+    reader        processes that also read the shards, and fill an array for each batch
     stream        pipeline.data.feed as a training worker uses it
     webdataset    webdataset + torch DataLoader
     pillow        the same with Pillow, as most recipes for it are written
@@ -130,6 +131,20 @@ def bare(reader: SampleReader, cores: int, total: int) -> Iterator[int]:
         yield from pool.map(Memory.views, starts, stops)
 
 
+def read(reader: SampleReader, start: int, stop: int) -> int:
+    """Read these positions into an array; the number of them."""
+    return len(reader(reader.dataset.order(0).spans(start, stop))["position"])
+
+
+def readers(reader: SampleReader, cores: int, total: int) -> Iterator[int]:
+    """Rows done by processes without a framework that read the shards."""
+    starts = range(0, total, BATCH)
+    stops = [min(start + BATCH, total) for start in starts]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(cores, spawn) as pool:
+        yield from pool.map(partial(read, reader), starts, stops)
+
+
 def stream(reader: SampleReader, total: int) -> Iterator[int]:
     """Rows as the only worker of a node receives them, in a host buffer that is used again."""
     ranges = [(first, min(first + BATCH, total)) for first in range(0, total, BATCH)]
@@ -233,6 +248,7 @@ def loaders(shards: Path, cores: int, epochs: int) -> tuple[int, dict[str, Loade
     total = dataset.samples * epochs
     return dataset.samples, {
         "bare": partial(bare, reader, cores, total),
+        "reader": partial(readers, reader, cores, total),
         "stream": partial(stream, reader, total),
         "webdataset": partial(webdataset_loader, files, cores, total, decode),
         "pillow": partial(webdataset_loader, files, cores, total, pillow_decode),

@@ -101,8 +101,9 @@ def train(job: Job, queue: ActorHandle, watchdog: Watchdog) -> None:
         sums = torch.cat([loss, flags])
         watchdog.at(step, "all-reduce")
         torch.distributed.all_reduce(sums)
-        loss, num_bad, *votes = sums.tolist()
-        loss, norm = loss / world_size, norm.item()
+        # and one wait for the device
+        norm, loss, num_bad, *votes = torch.cat([norm.view(1), sums]).tolist()
+        loss /= world_size
         control.decide(*votes)
         check_faults(state, queue, batch.faults, int(num_bad))
         if config.audit:
