@@ -134,8 +134,8 @@ class Evaluate:
         if "--help" in arguments or "-h" in arguments:
             return cls(checkpoint="", config=flags), ["CHECKPOINT"], rest
         raise ValueError(
-            "evaluate needs a CHECKPOINT: the folder of a run or of a checkpoint, or a file of "
-            "weights"
+            "evaluate needs a CHECKPOINT: the folder or URI of a run or of a checkpoint, or a file "
+            "of weights"
         )
 
     def __call__(self) -> int:
@@ -221,10 +221,12 @@ class Report:
     def __call__(self) -> int:
         """Write the report."""
         open_console(verbose=False)
-        from pipeline.checkpoint.run_folder import fetched
+        from pipeline.checkpoint.run_folder import fetched, run_of
         from pipeline.report.run_page import write_report
 
         path = write_report(fetched(self.run), price_per_hour=self.price_per_hour)
+        if "://" in self.run:
+            run_of(self.run).push(path.name)
         log.info("report      %s", path)
         return 0
 

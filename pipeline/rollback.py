@@ -1,6 +1,6 @@
 """Takes a run back to an earlier checkpoint, so that it can go on differently from there.
 
-checkpoints after the step are deleted, the newest first; the records after it become void
+records after the step -> void      checkpoints after it -> deleted, the newest first
 """
 
 import logging

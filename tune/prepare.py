@@ -28,7 +28,7 @@ def prepare_job(preset: str, base: TrainConfig, config: SearchConfig) -> SearchJ
     if "://" in run.runs_dir:
         raise ValueError(
             f"runs_dir ({run.runs_dir}) must be a folder that every node sees, because a search "
-            f"follows its trials there; only its best run may then have a prefix in a store"
+            f"follows its trials there; the run with the best settings may have a prefix"
         )
     original = find_preset(preset).flat()
     changes = {name: value for name, value in run.flat().items() if value != original[name]}

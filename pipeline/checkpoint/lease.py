@@ -124,7 +124,7 @@ def leased(run: RunFolder) -> Iterator[Lease]:
 
 
 def owner() -> dict[str, object]:
-    """This process, as no other one is called."""
+    """What identifies this process among those of all machines."""
     process = psutil.Process()
     return {
         "host": socket.gethostname(),
@@ -135,7 +135,7 @@ def owner() -> dict[str, object]:
 
 
 def boot_id() -> str:
-    """What tells this start of this machine from any other."""
+    """What identifies this start of this machine."""
     path = Path("/proc/sys/kernel/random/boot_id")
     return path.read_text().strip() if path.exists() else str(int(psutil.boot_time()))
 

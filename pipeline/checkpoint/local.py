@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.settings.config import TrainConfig
+from shards.dataset import store
 from support.files import remove_folder
 from support.redact import redacted
 
@@ -143,6 +144,11 @@ def superfluous(found: Sequence[Checkpoint], keep: int) -> list[Checkpoint]:
 
 def weights_of(location: str) -> Path:
     """Path of the initial weights; of a run, the path of its best checkpoint."""
+    if "://" in location:
+        raise ValueError(
+            f"init_from ({store.absolute(location)}) must be a path that every node sees; copy the "
+            f"weights to one"
+        )
     path = Path(location)
     if (path / "checkpoints").is_dir():
         if checkpoint := best(checkpoints(path / "checkpoints")):

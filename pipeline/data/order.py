@@ -16,7 +16,7 @@ Everything here is a pure function of (slices, seed): no Ray, no torch, no files
 the number of slices, not with the number of images.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
@@ -184,7 +184,7 @@ def pattern(counts: tuple[int, ...], seed: int, period: int) -> tuple[np.ndarray
 
 @dataclass(frozen=True, kw_only=True)
 class RankShare:
-    """Share of one worker: the same range of every global batch. Its rows are these samples."""
+    """Share of one worker: the same range of every global batch."""
 
     global_batch: int
     """Samples of a step over all workers."""
@@ -208,15 +208,6 @@ class RankShare:
     def size(self) -> int:
         """Samples of this worker in each global batch."""
         return self.high - self.low
-
-    def stretches(self, first: int, last: int) -> Iterator[tuple[int, int]]:
-        """Positions [start, stop) of rows [first, last) of this worker."""
-        while first < last:
-            step, inside = divmod(first, self.size)
-            taken = min(last - first, self.size - inside)
-            start = step * self.global_batch + self.low + inside
-            yield start, start + taken
-            first += taken
 
 
 def share_bounds(rank: int, workers: int, samples: int) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """Which positions a node reads, in tasks for Ray Data.
 
-    share -> ranges of positions, one a step -> spans -> tasks of a few hundred samples
+    share -> ranges of positions, one a step -> spans -> tasks
 
 A task is whole slices, whatever the length of a step: the rows of a block carry their positions, by
 which each worker of the node finds its own. So a slice is read twice only where the ranges of two

@@ -1,8 +1,9 @@
 """Settings of a training run.
 
 One dotted name (`optim.lr`) serves the command line, the search spaces, MLflow's parameters and the
-`config.json` of a checkpoint. A setting with `may_change` does not affect the result of a run, so a
-run can be resumed with another value. Nothing here imports PyTorch or Ray.
+`config.json` of a checkpoint. A setting with `may_change` may have another value when a run is
+resumed. Most of these do not affect the result; `skip_steps`, `lr_factors` and
+`data.max_bad_samples` do. Nothing here imports PyTorch or Ray.
 """
 
 from collections.abc import Iterator
@@ -173,8 +174,8 @@ class TrainConfig(Settings):
     precision: Literal["bf16", "fp32"] = setting("bf16", common=True)
     """Compute precision of forward and backward pass; the parameters are always float32."""
     parallel: Literal["ddp", "fsdp", "hsdp"] = setting("ddp", may_change=True, common=True)
-    """Every worker holds the whole model (ddp), or a shard of a model that does not fit: one of as
-    many shards as there are workers (fsdp), or workers on its node (hsdp)."""
+    """ddp: every worker holds the whole model. fsdp: it is split over all workers. hsdp: it is split
+    over the workers of a node, with one copy on each node."""
     compile: bool = setting(True, may_change=True, common=True)
     """Compile the model with torch.compile."""
     seed: int = setting(0, common=True)
@@ -198,7 +199,8 @@ class TrainConfig(Settings):
     """Restarts of the workers, each from the last checkpoint, without a new checkpoint between
     them; after that the run fails."""
     hang_minutes: float = setting(5.0, may_change=True)
-    """Minutes without progress of a worker after which the workers are restarted."""
+    """Minutes without progress of a worker after which the workers are restarted; 20 where it does
+    something for the first time (compilation)."""
     skip_steps: tuple[str, ...] = setting((), may_change=True)
     """Steps whose batches are passed over without an update, as FIRST:LAST, both included; to get
     past batches at which the loss diverges. Only steps after the last checkpoint can be added."""

@@ -76,17 +76,17 @@ class View:
         """The sentences about a node that sees `here`."""
         if not seen:
             yield f"runs_dir: {self.folder} is not seen by node {node}: give {WHERE}"
-        for what, expected, found in (
-            ("shard set", self.data, here.data),
-            ("init_from", self.weights, here.weights),
+        for what, expected, found, where in (
+            ("shard set", self.data, here.data, WHERE),
+            ("init_from", self.weights, here.weights, "a path that every node sees"),
         ):
             for location, value in found.items():
                 if value is None and expected[location] is not None:
-                    yield f"{what} {location} is not seen by node {node}: give {WHERE}"
+                    yield f"{what} {location} is not seen by node {node}: give {where}"
                 elif value != expected[location]:
                     yield (
                         f"{what} {location} is another on node {node} than on the driver's: "
-                        f"copy it anew, or give {WHERE}"
+                        f"copy it anew, or give {where}"
                     )
         for name, version in here.versions.items():
             if version != self.versions[name]:

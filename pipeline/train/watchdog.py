@@ -4,8 +4,8 @@
                                                               -> its stack; ends the process
     driver, after a failure: heartbeats of all ranks -> `find_stragglers` -> one sentence
 
-A worker that hangs makes all others wait in the next collective call, which gives up after half an
-hour. The watchdog ends the process in minutes, so that Ray restarts the workers from the last
+A worker that hangs makes all others wait in the next collective call, which gives up much
+later. The watchdog ends the process in minutes, so that Ray restarts the workers from the last
 checkpoint. A process that is frozen whole cannot end itself: those that wait for it end later.
 """
 
