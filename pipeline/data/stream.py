@@ -1,6 +1,6 @@
 """The samples of a node in order, decoded by Ray Data ahead of their use.
 
-    ranges of positions -> tasks (`task_samples` each, fewer at first) -> Ray Data, in order -> blocks
+    ranges of positions -> tasks (`task_samples`, fewer at first) -> Ray Data, in order -> blocks
 
 A stream has its own list of byte ranges, so the order does not depend on how Ray distributes its
 tasks. A long run is cut into segments of one dataset each, because Ray Data plans all tasks of a

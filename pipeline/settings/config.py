@@ -174,8 +174,8 @@ class TrainConfig(Settings):
     precision: Literal["bf16", "fp32"] = setting("bf16", common=True)
     """Compute precision of forward and backward pass; the parameters are always float32."""
     parallel: Literal["ddp", "fsdp", "hsdp"] = setting("ddp", may_change=True, common=True)
-    """ddp: every worker holds the whole model. fsdp: it is split over all workers. hsdp: it is split
-    over the workers of a node, with one copy on each node."""
+    """ddp: every worker holds the whole model. fsdp: it is split over all workers. hsdp: it is
+    split over the workers of a node, with one copy on each node."""
     compile: bool = setting(True, may_change=True, common=True)
     """Compile the model with torch.compile."""
     seed: int = setting(0, common=True)
