@@ -126,10 +126,10 @@ class Evaluate:
         flags = EvaluateConfig(data="")
         path, rest = first_value(arguments, flags, flags=("verbose",))
         if path:
-            from pipeline.checkpoint.run_folder import fetched
+            from pipeline.checkpoint.run_folder import fetched_model
             from pipeline.evaluation.model import EvalModel
 
-            config = EvalModel.open(fetched(path)).evaluation()
+            config = EvalModel.open(fetched_model(path)).evaluation()
             return cls(checkpoint=path, config=config), [path], rest
         if "--help" in arguments or "-h" in arguments:
             return cls(checkpoint="", config=flags), ["CHECKPOINT"], rest
@@ -146,13 +146,13 @@ class Evaluate:
                 f"{field_docs(EvaluateConfig)['data']}"
             )
         open_console(verbose=self.verbose)
-        from pipeline.checkpoint.run_folder import fetched
+        from pipeline.checkpoint.run_folder import fetched_model
         from pipeline.evaluation import evaluate
         from pipeline.evaluation.model import EvalModel
         from pipeline.train.resources import ray_session
 
         config = self.config.absolute()
-        eval_model = EvalModel.open(fetched(self.checkpoint))
+        eval_model = EvalModel.open(fetched_model(self.checkpoint))
         dataset = evaluate.open_dataset(config)
         folder = Path(config.out or evaluate.default_folder(eval_model, config, dataset))
         with ray_session(extra_cpus=config.workers, verbose=self.verbose):
@@ -221,10 +221,10 @@ class Report:
     def __call__(self) -> int:
         """Write the report."""
         open_console(verbose=False)
-        from pipeline.checkpoint.run_folder import fetched, run_of
+        from pipeline.checkpoint.run_folder import fetched_run, run_of
         from pipeline.report.run_page import write_report
 
-        path = write_report(fetched(self.run), price_per_hour=self.price_per_hour)
+        path = write_report(fetched_run(self.run), price_per_hour=self.price_per_hour)
         if "://" in self.run:
             run_of(self.run).push(path.name)
         log.info("report      %s", path)
@@ -241,10 +241,10 @@ class TrackSync:
     def __call__(self) -> int:
         """Send it; returns 1 if a part could not be sent."""
         open_console(verbose=False)
-        from pipeline.checkpoint.run_folder import fetched
+        from pipeline.checkpoint.run_folder import fetched_run
         from pipeline.tracking.mlflow_sync import sync
 
-        return sync(fetched(self.run))
+        return sync(fetched_run(self.run))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,11 +265,11 @@ class Export:
     def __call__(self) -> int:
         """Write the file."""
         open_console(verbose=False)
-        from pipeline.checkpoint.run_folder import fetched
+        from pipeline.checkpoint.run_folder import fetched_model
         from pipeline.evaluation.export import export
 
         options = {"layout": self.layout, "scheme": self.quantise, "data": self.data}
-        export(fetched(self.checkpoint), Path(self.file), **options)
+        export(fetched_model(self.checkpoint), Path(self.file), **options)
         log.info("wrote       %s", self.file)
         return 0
 

@@ -26,19 +26,20 @@ def roll_back(location: str, step: int) -> Checkpoint:
     AlreadyLocked if a driver has it.
     """
     run = RunFolder.at(location)
-    found = {checkpoint.step: checkpoint for checkpoint in run.checkpoints.all()}
-    if not found:
+    if not run.checkpoints.all():
         raise FileNotFoundError(f"{run.location} has no checkpoints; give RUNS_DIR/NAME")
-    if step not in found:
-        steps = ", ".join(f"{number:,}" for number in found)
-        raise ValueError(f"run {run.location} has no checkpoint of step {step:,}; it has: {steps}")
     run.path.mkdir(parents=True, exist_ok=True)
     message = f"a process trains the run in {run.location}; stop it first"
     with locked(run.path / LOCK, message), leased(run):
+        found = {checkpoint.step: checkpoint for checkpoint in run.checkpoints.all()}
+        if step not in found:
+            steps = ", ".join(f"{number:,}" for number in found)
+            raise ValueError(
+                f"run {run.location} has no checkpoint of step {step:,}; it has: {steps}"
+            )
         run.pull()
         # if this is cut short, the same command finishes it
-        journal.repair(run.path)
-        journal.write_record(run.path, {"kind": journal.REWIND, "step": step})
+        journal.rewind(run.path, step)
         run.push(journal.RECORDS)
         run.remove(RESULT)
         for number in sorted(found, reverse=True):

@@ -10,7 +10,7 @@ finished run only shows its result again.
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from pipeline.tracking.journal import EVENTS, RECORDS
 from pipeline.tracking.mlflow_sync import CURSOR
 from pipeline.tracking.recorder import Recorder
 from pipeline.train.attempts import train_workers
-from pipeline.train.job import CONFIG, Job, prepare
+from pipeline.train.job import CONFIG, Job, check_folder, prepare
 from pipeline.train.nodes import shared
 from pipeline.train.report_queue import run_report_queue
 from pipeline.train.resources import ray_session
@@ -79,21 +79,23 @@ def execute(
     job.dir.mkdir(parents=True, exist_ok=True)
     message = f"another process trains the run in {job.dir}; wait for it, or choose another --name"
     with locked(job.dir / LOCK, message), leased(job.folder) as lease:
+        job = replace(job, owner=lease.owner)
         job.folder.pull()
         if outcome := Outcome.read(job.dir):
             log.info("run %r is finished; a new one needs another --name", job.config.name)
             publish(job, lease)
             return outcome
+        check_folder(job)  # another driver may have had the run since the first look
         job.checkpoints.clear_unfinished()
         with (
             ray_session(extra_cpus=job.config.workers, verbose=verbose),
-            shared(job.folder.place, data=job.locations, init_from=job.config.init_from) as view,
+            shared(job.folder.place, data=job.locations, init_from=job.weights) as view,
             publishing(job, lease),
             recording(job, trial) as recorder,
         ):
             if not (job.dir / CONFIG).exists():
                 write_json(job.dir / CONFIG, job.config.flat())
-                job.folder.push(CONFIG)
+            job.folder.push(CONFIG)
             record_circumstances(recorder, job)
             reports = Reports(recorder, job.total_steps, on_record)
             own_cpus = trial.worker_cpus if trial else None
@@ -113,7 +115,13 @@ def train(job: Job, reports: Reports, lease: Lease, run_workers: Callable[..., N
     if last and last.step >= job.total_steps:
         return last
     flush, every_s = partial(publish, job, lease, JOURNAL), job.config.record.system_every_s
-    with run_report_queue(reports, flush, sample_every_s=every_s) as queue:
+
+    def record(report: dict) -> str | None:
+        if lease.lost:
+            lease.check()
+        return reports(report)
+
+    with run_report_queue(record, flush, sample_every_s=every_s) as queue:
         run_workers(queue, lambda: reports.fatal)
     last = job.checkpoints.latest()
     if not last:
@@ -210,6 +218,8 @@ def recording(job: Job, trial: Trial | None) -> Iterator[Recorder]:
         yield recorder
     except FloatingPointError:  # in a trial this is a result
         recorder.finish("FINISHED" if trial else "FAILED", tags={OUTCOME_TAG: "diverged"})
+        raise
+    except LeaseLost:  # the record is that of another driver now
         raise
     except (KeyboardInterrupt, Exception) as error:
         recorder.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")

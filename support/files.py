@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from uuid import uuid4
@@ -22,9 +23,9 @@ from support.redact import redacted
 
 
 def cache_dir() -> Path:
-    """Folder of this user for copies of what lies in stores."""
+    """Folder of this machine for copies of what lies in stores; machines may share a home."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "vit-pipeline"
+    return Path(base) / "vit-pipeline" / socket.gethostname()
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 import pytest
 from checkpoints import write
 
-from pipeline.checkpoint.run_folder import RunFolder, fetched
+from pipeline.checkpoint.run_folder import RunFolder, fetched_model, fetched_run
 
 
 @pytest.fixture
@@ -48,14 +48,24 @@ def test_a_copy_of_another_past_is_replaced(machine):
     (run.path / "metrics.jsonl").write_text("1\n2\n")
     (run.path / "mlflow.json").write_text("{}")
     (run.path / "run.lock").touch()
-    (run.path / "checkpoints").mkdir()
+    (run.path / "checkpoints/.step-000000005.tmp").mkdir(parents=True)  # of a worker
     other = machine("two")
     (other.path / "metrics.jsonl").write_text("1\n3\n")
     other.push("metrics.jsonl")
     run = machine("one")
     run.pull()
     assert (run.path / "metrics.jsonl").read_text() == "1\n3\n"
-    assert sorted(path.name for path in run.path.iterdir()) == ["metrics.jsonl", "run.lock"]
+    names = sorted(path.name for path in run.path.iterdir())
+    assert names == ["checkpoints", "metrics.jsonl", "run.lock"]
+    assert (run.path / "checkpoints/.step-000000005.tmp").exists()
+
+
+def test_a_run_that_was_deleted_in_the_store_does_not_come_back_from_a_copy(machine, tmp_path):
+    run = machine("one")
+    (run.path / "metrics.jsonl").write_text("1\n")
+    (run.path / "result.json").write_text("{}")
+    run.pull()
+    assert not list(run.path.iterdir())
 
 
 def test_what_a_killed_driver_was_writing_is_swept(machine, tmp_path):
@@ -87,12 +97,12 @@ def test_a_run_and_a_checkpoint_at_a_uri_are_copied_here(machine, tmp_path):
         write(run.checkpoints.folder, step, run.checkpoints.uri, metrics={"val/top1": top1})
     run.write("config.json", b"{}")
     other = machine("two")
-    assert fetched(run.uri) == other.path
-    names = [path.name for path in (other.path / "checkpoints").iterdir()]
-    assert names == ["step-000000001"]  # the best one
-    found = fetched(f"{run.uri}/checkpoints/step-000000002")
+    assert fetched_run(run.uri) == other.path
+    assert [path.name for path in other.path.iterdir()] == ["config.json"]
+    assert fetched_model(run.uri) == other.path / "checkpoints/step-000000001"  # the best one
+    found = fetched_model(f"{run.uri}/checkpoints/step-000000002")
     assert found == other.path / "checkpoints/step-000000002"
     assert (found / "meta.json").exists()
-    with pytest.raises(FileNotFoundError, match="is not a complete checkpoint"):
-        fetched(f"{run.uri}/checkpoints/step-000000003")
-    assert fetched(str(tmp_path)) == tmp_path
+    with pytest.raises(FileNotFoundError, match="has no complete checkpoint"):
+        fetched_model(f"{run.uri}/checkpoints/step-000000003")
+    assert fetched_model(str(tmp_path)) == fetched_run(str(tmp_path)) == tmp_path

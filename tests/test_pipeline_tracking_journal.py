@@ -76,7 +76,9 @@ def test_a_run_that_was_rewound_is_recorded_again_from_there(tmp_path):
     assert all(train(recorder, range(1, 11)))
     recorder.add({"kind": "eval", "step": 10, "val/top1": 0.5})
     recorder.add({"kind": "system", "system/cpu": 7.0})
-    recorder.rewind(4)
+    recorder.finish("KILLED")
+    journal.rewind(folder, 4)
+    recorder = open_record(folder)
     assert train(recorder, range(1, 8), factor=2.0) == [False] * 4 + [True] * 3
     recorder.finish("KILLED")
     recorder = open_record(folder)  # a restart knows it, too
@@ -100,15 +102,14 @@ def test_a_run_that_was_rewound_is_recorded_again_from_there(tmp_path):
     assert at.data.metrics["val/top1"] in (0.5, 0.6)
 
 
-def test_every_rewind_is_tagged_once_although_a_driver_was_killed_in_between(tmp_path):
+def test_every_rewind_is_tagged_once_by_the_starts_that_follow(tmp_path):
     folder = tmp_path / "run"
     recorder = open_record(folder)
     train(recorder, range(1, 11))
-    recorder.rewind(8)
     recorder.finish("KILLED")
-    journal.write_record(folder, {"kind": "rewind", "step": 4})  # killed before the tag
-    recorder = open_record(folder)
-    recorder.finish("KILLED")
+    for step in (8, 4):
+        journal.rewind(folder, step)
+        open_record(folder).finish("KILLED")
     open_record(folder).finish("KILLED")
     tags = [e["tags"]["rewound"] for e in journal.read_events(folder) if e["event"] == "tags"]
     assert len(tags) == 2 and tags[1].startswith(tags[0]) and "; to step 4 at " in tags[1]
@@ -118,7 +119,9 @@ def test_a_server_that_comes_later_gets_only_the_valid_records(tmp_path, monkeyp
     folder = tmp_path / "run"
     recorder = open_record(folder)
     train(recorder, range(1, 11))
-    recorder.rewind(4)
+    recorder.finish("KILLED")
+    journal.rewind(folder, 4)
+    recorder = open_record(folder)
     train(recorder, range(5, 9), factor=2.0)
     recorder.finish("FINISHED")
     (tmp_path / "later").mkdir()

@@ -17,28 +17,38 @@ class Run:
     """A run whose attempts end as the test says, each at a step."""
 
     def __init__(self, monkeypatch, outcomes, *, max_restarts=2, requests=()):
-        self.step, self.asked = 0, []
+        self.step, self.attempts = 0, 0
         self.outcomes, self.requests = iter(outcomes), iter(requests)
-        config = SimpleNamespace(max_restarts=max_restarts, min_workers=None, workers=2)
+        config = SimpleNamespace(
+            **{"max_restarts": max_restarts, "min_workers": None, "workers": 16},
+            **{"device": "auto", "worker_cpus": None},
+        )
         latest = lambda: SimpleNamespace(step=self.step) if self.step else None  # noqa: E731
         checkpoints = SimpleNamespace(latest=latest)
         self.job = SimpleNamespace(config=config, total_steps=TOTAL, checkpoints=checkpoints)
         for name, value in (
             ("run_attempt", self.attempt),
-            ("worker_resources", lambda *_: {"CPU": 1}),
             ("wait_until_flushed", lambda _: None),
             ("find_stragglers", lambda _: None),
             ("PAUSE_S", 0.0),
         ):
             monkeypatch.setattr(attempts, name, value)
-        monkeypatch.setattr(attempts.ray, "cluster_resources", dict)
+        # of 16 GPUs at the start 8 are lost in the second attempt, and all in the third
+        gpus = iter([16, 8, *[0] * 100])
+        monkeypatch.setattr(
+            attempts.ray, "cluster_resources", lambda: {"CPU": 64, "GPU": next(gpus)}
+        )
         monkeypatch.setattr(attempts.ray, "get", lambda answer: answer)
         self.queue = SimpleNamespace(
             requested=SimpleNamespace(remote=lambda: next(self.requests, NONE)),
-            withdraw=SimpleNamespace(remote=self.asked.append),
+            begin=SimpleNamespace(remote=self.begin),
         )
 
-    def attempt(self, *_):
+    def begin(self):
+        self.attempts += 1
+
+    def attempt(self, job, view, queue, each):
+        assert each == {"GPU": 1, "CPU": 1}  # in every attempt, whatever is missing
         self.step, outcome = next(self.outcomes)
         if isinstance(outcome, Exception):
             raise outcome
@@ -79,7 +89,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_in_its_own_words(monkeypatch):
 def test_a_run_that_ended_early_goes_on_with_more_workers_unless_it_was_stopped(monkeypatch):
     run = Run(monkeypatch, [(10, None), (TOTAL, None)])
     run.train()
-    assert run.asked == ["resize"]
+    assert run.attempts == 2
     stopped = Run(monkeypatch, [(10, None), (TOTAL, None)], requests=[STOP])
     stopped.train()
     assert stopped.step == 10

@@ -1,6 +1,7 @@
 """A node that sees another folder, other data or other code than the driver is named."""
 
 import dataclasses
+import re
 import shutil
 from pathlib import Path
 
@@ -91,8 +92,22 @@ def test_storage_that_a_node_cannot_read_is_named(view, monkeypatch):
     def refuses(location: str) -> None:
         raise PermissionError("ACCESS_DENIED")
 
+    monkeypatch.setattr("pipeline.data.reader.PAUSES_S", (0.0,))
     monkeypatch.setattr(nodes, "manifest_hash", refuses)
-    assert f"node {NODE} cannot read what the run needs (ACCESS_DENIED)" in only(view.faults(NODE))
+    words = rf"node {re.escape(NODE)} cannot read what the run needs \(.*ACCESS_DENIED\)"
+    assert re.match(words, only(view.faults(NODE)))
+    monkeypatch.setattr(nodes, "this_node", lambda: NODE)
+    with pytest.raises(PermissionError):  # of a worker: another attempt may help
+        view.check()
+
+
+def test_a_worker_compares_unless_it_is_on_the_node_of_the_driver(view, monkeypatch):
+    other = dataclasses.replace(view, code="0" * 64)
+    other.check()
+    monkeypatch.setattr(nodes, "this_node", lambda: NODE)
+    view.check()
+    with pytest.raises(ValueError, match="runs other code"):
+        other.check()
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ The files are collected in a hidden folder; with a store each worker puts its ow
 the checkpoint before `commit` has written meta.json, which names every file.
 """
 
+import contextlib
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -65,6 +66,9 @@ class Draft:
             remote.upload(path, self.checkpoints.uri, self.name)
             if not keep:
                 path.unlink()
+        if not keep and self.checkpoints.uri:
+            with contextlib.suppress(OSError):  # other workers of this node are still writing
+                self.folder.rmdir()
         return files
 
     def commit(

@@ -13,11 +13,12 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
 
+from pipeline.checkpoint.remote import PATIENT_S
 from pipeline.checkpoint.run_folder import LEASE, RunFolder
 from support.files import AlreadyLocked
 
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 RENEW_S, LIFETIME_S = 20.0, 90.0
 # a store has no exclusive creation: of two drivers that write at once, the later one has the lease
 SETTLE_S = 2.0
+# seconds between attempts to renew: one that takes as long as a lifetime could undo a take-over
+HASTY_S = (1.0, 4.0)
 
 
 class LeaseLost(RuntimeError):
@@ -38,12 +41,14 @@ class Lease:
     def __init__(self, run: RunFolder) -> None:
         self._run = run
         self.owner = owner()
+        self.lost = False
+        """Whether a renewal has found another owner."""
         self._number = 0
-        self._lock = threading.Lock()
 
     def take(self) -> None:
         """Take the lease; AlreadyLocked if another driver holds it."""
         before = self._read()
+        self._number = before["number"] if before else 0
         if before and before["owner"] != self.owner and not is_dead(before["owner"]):
             self._watch(before)
         self._write()
@@ -51,25 +56,24 @@ class Lease:
             time.sleep(SETTLE_S)
             self.check()
 
-    def check(self) -> None:
+    def check(self, pauses_s: Sequence[float] = PATIENT_S) -> None:
         """Raise LeaseLost if the lease is no longer that of this process."""
-        found = self._read()
-        if not found or found["owner"] != self.owner:
-            raise LeaseLost(
-                f"{described(found) if found else 'another process'} has taken over the run in "
-                f"{self._run.location}; this one stops, and writes nothing more"
-            )
+        check_owner(self._run, self.owner, pauses_s)
 
     def renew(self) -> None:
         """Show that this process is alive; LeaseLost if another driver has taken over."""
-        self.check()
+        self.check(HASTY_S)
         self._write()
 
     def release(self) -> None:
         """Give the lease back, if it is still that of this process."""
-        with contextlib.suppress(LeaseLost):
-            self.check()
-            self._run.write(LEASE, b"{}")
+        try:
+            self.check(HASTY_S)
+            self._run.write(LEASE, b"{}", HASTY_S)
+        except LeaseLost:
+            pass
+        except OSError as error:  # it runs out
+            log.warning("the lease of the run could not be given back: %s", error)
 
     def _watch(self, before: dict) -> None:
         """Return if the owner shows no sign of life for LIFETIME_S; AlreadyLocked if it does."""
@@ -81,21 +85,39 @@ class Lease:
         deadline = time.monotonic() + LIFETIME_S
         while time.monotonic() < deadline:
             time.sleep(min(RENEW_S / 4, LIFETIME_S / 4))
-            if (found := self._read()) and found != before:
+            if not (found := self._read()):
+                return  # given back
+            if found != before:
                 raise AlreadyLocked(
                     f"{described(found)} trains the run in {self._run.location}; wait for it, or "
                     f"choose another --name"
                 )
 
     def _read(self) -> dict | None:
-        data = self._run.read(LEASE)
-        return json.loads(data) or None if data else None
+        return read_lease(self._run)
 
     def _write(self) -> None:
-        with self._lock:
-            self._number += 1
-            lease = {"owner": self.owner, "number": self._number}
-            self._run.write(LEASE, json.dumps(lease).encode())
+        self._number += 1
+        lease = {"owner": self.owner, "number": self._number}
+        self._run.write(LEASE, json.dumps(lease).encode(), HASTY_S)
+
+
+def read_lease(run: RunFolder, pauses_s: Sequence[float] = ()) -> dict | None:
+    """The lease of a run; None if nobody has it."""
+    data = run.read(LEASE, pauses_s)
+    return json.loads(data) or None if data else None
+
+
+def check_owner(
+    run: RunFolder, expected: Mapping[str, object], pauses_s: Sequence[float] = PATIENT_S
+) -> None:
+    """Raise LeaseLost if a run has another owner than the expected one."""
+    found = read_lease(run, pauses_s)
+    if not found or found["owner"] != expected:
+        raise LeaseLost(
+            f"{described(found) if found else 'another process'} has taken over the run in "
+            f"{run.location}; this one stops"
+        )
 
 
 @contextlib.contextmanager
@@ -108,7 +130,8 @@ def leased(run: RunFolder) -> Iterator[Lease]:
         while not closing.wait(RENEW_S):
             try:
                 lease.renew()
-            except LeaseLost:  # `check` says so where it matters
+            except LeaseLost:  # whoever writes looks at this first
+                lease.lost = True
                 return
             except OSError as error:
                 log.warning("the lease of the run could not be renewed: %s", error)

@@ -164,7 +164,7 @@ def weights_of(location: str) -> Path:
 def clear_unfinished(folder: Path) -> None:
     """Remove the unfinished checkpoints of a killed process, and those it had begun to remove."""
     for path in folder.glob(".step-*"):
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)  # its worker may still be about to end
     for path in folder.glob("step-*"):
         if not (path / META).is_file():
             remove_folder(path)

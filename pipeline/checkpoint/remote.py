@@ -18,18 +18,19 @@ from pipeline.data.reader import with_retries
 from shards.dataset import store
 
 LOCAL = pafs.LocalFileSystem()
-# seconds between attempts to write: training goes on for minutes without its store
-PATIENT_S = (0.5, 2.0, 8.0, 20.0, 60.0, 120.0, 240.0)
+# seconds between attempts to write: training goes on for minutes without its store, but not for so
+# long that the watchdog ends the worker that waits
+PATIENT_S = (0.5, 2.0, 8.0, 20.0, 60.0, 120.0)
 
 
 def checkpoints(uri: str, folder: Path) -> list[Checkpoint]:
     """All complete checkpoints in the store, oldest first, with their paths in a local folder."""
     system, root = store.locate(uri)
-    names = with_retries(lambda: complete(system, root), uri)
+    where = store.absolute(uri)
     found = []
-    for name in names:
+    for name in with_retries(lambda: complete(system, root), where):
         meta, config = (
-            with_retries(partial(store.read_bytes, system, f"{root}/{name}/{file}"), uri)
+            with_retries(partial(store.read_bytes, system, f"{root}/{name}/{file}"), where)
             for file in (META, CONFIG)
         )
         found.append(Checkpoint.of(folder / name, meta, config))
@@ -45,12 +46,18 @@ def complete(system: pafs.FileSystem, root: str) -> list[str]:
 
 
 def clear(uri: str, name: str) -> None:
-    """Remove what an earlier attempt has left of a checkpoint; meta.json goes first."""
+    """Remove a checkpoint, or what an earlier attempt has left of it; meta.json goes first."""
     system, root = store.locate(uri)
-    target = f"{root}/{name}"
-    store.discard(system, f"{target}/{META}")
-    if with_retries(lambda: store.listing(system, target), uri):
-        with_retries(lambda: system.delete_dir(target), uri)
+    target, where = f"{root}/{name}", store.absolute(uri)
+    remove(system, f"{target}/{META}", where)
+    if with_retries(lambda: store.listing(system, target), where, PATIENT_S):
+        with_retries(lambda: system.delete_dir(target), where, PATIENT_S)
+
+
+def remove(system: pafs.FileSystem, path: str, where: str) -> None:
+    """Remove a file, if it exists; OSError if the store does not do it."""
+    if with_retries(lambda: store.exists(system, path), where, PATIENT_S):
+        with_retries(lambda: system.delete_file(path), where, PATIENT_S)
 
 
 def upload(path: Path, uri: str, name: str) -> None:
@@ -60,7 +67,7 @@ def upload(path: Path, uri: str, name: str) -> None:
     if store.is_local(system):  # file://; object stores have no folders
         store.make_folder(system, target)
     copy = partial(pafs.copy_files, str(path), f"{target}/{path.name}", LOCAL, system)
-    with_retries(copy, f"{uri}/{name}/{path.name}", PATIENT_S)
+    with_retries(copy, f"{store.absolute(uri)}/{name}/{path.name}", PATIENT_S)
 
 
 def delete(checkpoint: Checkpoint, uri: str) -> None:
@@ -79,7 +86,7 @@ def fetch(checkpoint: Checkpoint, uri: str) -> None:
             copy = partial(
                 pafs.copy_files, f"{root}/{name}/{file}", str(aside / file), system, LOCAL
             )
-            with_retries(copy, f"{uri}/{name}/{file}")
+            with_retries(copy, f"{store.absolute(uri)}/{name}/{file}")
         Checkpoint.open(aside).verify()
         aside.rename(checkpoint.path)
     except BaseException:

@@ -12,6 +12,7 @@ continues on another machine, and loses nothing with the disk of this one.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -78,21 +79,24 @@ class RunFolder:
         uri = store.join(self.uri, CHECKPOINTS) if self.uri else None
         return Checkpoints(folder=self.path / CHECKPOINTS, uri=uri)
 
-    def read(self, name: str) -> bytes | None:
-        """Content of a file where it counts; None if there is none."""
-        system, path = store.locate(store.join(self.place, name))
-        if not with_retries(lambda: store.exists(system, path), self.location):
-            return None
-        return with_retries(lambda: store.read_bytes(system, path), self.location)
+    def read(self, name: str, pauses_s: Sequence[float] = ()) -> bytes | None:
+        """Content of a file where it counts; None if there is none.
 
-    def write(self, name: str, data: bytes) -> None:
-        """Write a file, atomically, where it counts."""
+        `pauses_s` are the seconds between attempts, by default half a minute in all.
+        """
+        system, path = store.locate(store.join(self.place, name))
+        if not with_retries(lambda: store.exists(system, path), self.location, pauses_s):
+            return None
+        return with_retries(lambda: store.read_bytes(system, path), self.location, pauses_s)
+
+    def write(self, name: str, data: bytes, pauses_s: Sequence[float] = remote.PATIENT_S) -> None:
+        """Write a file, atomically, where it counts; by default with patience."""
         if self.uri:
             system, path = store.locate(store.join(self.uri, name))
             if store.is_local(system):  # file://; object stores have no folders
                 store.make_folder(system, path.rpartition("/")[0])
             put = partial(store.write_bytes, system, path, data)
-            with_retries(put, self.location, remote.PATIENT_S)
+            with_retries(put, self.location, pauses_s)
         else:
             (self.path / name).parent.mkdir(parents=True, exist_ok=True)
             write_bytes(self.path / name, data)
@@ -102,13 +106,14 @@ class RunFolder:
         (self.path / name).unlink(missing_ok=True)
         if self.uri:
             system, path = store.locate(store.join(self.uri, name))
-            store.discard(system, path)
+            remote.remove(system, path, self.location)
 
     def pull(self) -> None:
         """Make the copy on this node continue the files of the store.
 
         A copy whose journal goes on where that of the store ends is kept: its driver died here.
-        Any other copy is of another past of the run, and is replaced.
+        Any other copy is of another past of the run, and is replaced. Copies of checkpoints stay:
+        a worker of this machine may use them, and only by their digest.
         """
         if not self.uri:
             return
@@ -118,19 +123,18 @@ class RunFolder:
             name = str(Path(path).relative_to(root))
             if path.endswith(store.TEMPORARY):  # a killed driver was writing it
                 store.discard(system, path)
-            elif Path(name).parts[0] not in NOT_PULLED:
+            elif Path(name).parts[0] not in NOT_PULLED and not name.startswith("."):
                 files[name] = path
         contents = {
             name: with_retries(partial(store.read_bytes, system, path), self.location)
             for name, path in files.items()
         }
         journals = [name for name in contents if name.endswith(".jsonl")]
-        if not all(self._continues(name, contents[name]) for name in journals):
+        if not contents or not all(self._continues(name, contents[name]) for name in journals):
             for path in self.path.iterdir():
-                if path.is_dir():
-                    remove_folder(path)
-                elif path.name != LOCK:  # which this process holds
-                    path.unlink()
+                if path.name in (LOCK, CHECKPOINTS):
+                    continue
+                remove_folder(path) if path.is_dir() else path.unlink()
         for name, data in contents.items():
             target = self.path / name
             if not target.exists():
@@ -153,26 +157,33 @@ class RunFolder:
                     self.write(str(file.relative_to(self.path)), file.read_bytes())
 
 
-def fetched(location: str) -> Path:
-    """A run or a checkpoint on this machine; one in a store is copied here first.
-
-    Of a run at a URI the best checkpoint is copied, or the newest if none was evaluated. Raises
-    FileNotFoundError if there is no such checkpoint.
-    """
+def fetched_run(location: str) -> Path:
+    """The folder of a run; the files of one in a store are copied here first."""
     if "://" not in location:
         return Path(location).absolute()
     run = run_of(location)
-    name = RunFolder.at(location).path.name
-    wanted = name if local.NAME.fullmatch(name) else None
     run.path.mkdir(parents=True, exist_ok=True)
     run.pull()
-    found = [one for one in run.checkpoints.all() if wanted in (None, one.path.name)]
+    return run.path
+
+
+def fetched_model(location: str) -> Path:
+    """The folder of a run or of a checkpoint, or a file; what is in a store is copied here first.
+
+    Of a run at a URI it is the best checkpoint, or the newest if none was evaluated. Raises
+    FileNotFoundError if there is no complete checkpoint at the URI.
+    """
+    path = fetched_run(location)
+    if "://" not in location:
+        return path
+    run, name = run_of(location), RunFolder.at(location).path.name
+    found = run.checkpoints.all()
+    if local.NAME.fullmatch(name):
+        found = [one for one in found if one.path.name == name]
     checkpoint = local.best(found) or local.latest(found)
-    if wanted and not checkpoint:
-        raise FileNotFoundError(f"{store.absolute(location)} is not a complete checkpoint")
-    if checkpoint:
-        run.checkpoints.fetch(checkpoint)
-    return checkpoint.path if wanted else run.path
+    if not checkpoint:
+        raise FileNotFoundError(f"{store.absolute(location)} has no complete checkpoint")
+    return run.checkpoints.fetch(checkpoint).path
 
 
 def run_of(location: str) -> RunFolder:

@@ -107,6 +107,12 @@ def write_record(run_dir: Path, record: Mapping[str, object]) -> None:
     append_line(run_dir / (SAMPLES if is_sample else RECORDS), line, durable=not is_sample)
 
 
+def rewind(run_dir: Path, step: int) -> None:
+    """Make the records after a step void; no process may be recording the run."""
+    repair(run_dir)
+    write_record(run_dir, {"kind": REWIND, "step": step})
+
+
 class EventLog:
     """The events of one run; each line is read once, although every new event is compared."""
 

@@ -4,8 +4,7 @@
     journal -> MlflowSync (a thread) -> MLflow
 
 Only the driver writes, so restarted workers cannot write a record twice: a record is dropped if its
-step is in the journal already. `rewind` takes records back, so that a run may go on differently
-from an earlier checkpoint.
+step is in the journal already. After a rewind (`journal.rewind`) its steps are recorded again.
 """
 
 import datetime
@@ -60,14 +59,6 @@ class Recorder:
         self._last_steps[kind] = record["step"]
         journal.write_record(self._dir, record)
         return True
-
-    def rewind(self, step: int) -> None:
-        """Make all records after a step void; the run goes on from there."""
-        journal.write_record(self._dir, {"kind": REWIND, "step": step})
-        for kind in self._last_steps.keys() - {SYSTEM}:
-            self._last_steps[kind] = min(self._last_steps[kind], step)
-        lines = read_lines(self._dir / RECORDS)
-        self._tag_rewinds([line for line, _ in lines if line["kind"] == REWIND])
 
     def _tag_rewinds(self, rewinds: list[dict]) -> None:
         """Tag the run: MLflow cannot delete points, so it shows the void ones too."""

@@ -26,8 +26,9 @@ from pipeline.train.job import Job
 from pipeline.train.nodes import View
 from pipeline.train.report_queue import STOP, wait_until_flushed
 from pipeline.train.resources import fitting_workers, worker_resources
-from pipeline.train.watchdog import find_stragglers
+from pipeline.train.watchdog import FIRST_LIMIT_S, find_stragglers
 from pipeline.train.worker import attempt
+from shards.build.ray_map import alive
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ RESIZE_S = 30.0
 PAUSE_S = 1.0
 # failed workers that a message names
 MAX_NAMED = 8
+# how much later than the watchdog a collective call of PyTorch gives up
+COLLECTIVE_FACTOR = 2
 
 
 def train_workers(
@@ -57,8 +60,10 @@ def train_workers(
     that another attempt would not cure.
     """
     left, step = job.config.max_restarts, reached(job)
+    # once: a run must not change its devices, or fail, because a node is missing for a moment
+    each = worker_resources(job.config, ray.cluster_resources(), own_cpus)
     while True:
-        each = worker_resources(job.config, ray.cluster_resources(), own_cpus)
+        ray.get(queue.begin.remote())
         try:
             with resizing(job, each, queue):
                 divergence = run_attempt(job, view, queue, each)
@@ -81,7 +86,6 @@ def train_workers(
         if step >= job.total_steps or ray.get(queue.requested.remote()) >= STOP:
             return
         log.info("resize    more workers are possible; going on from step %s", f"{step:,}")
-        queue.withdraw.remote("resize")
 
 
 def reached(job: Job) -> int:
@@ -97,12 +101,13 @@ def run_attempt(job: Job, view: View, queue: ActorHandle, each: Mapping[str, flo
     interrupted run.
     """
     config = job.config
+    longest_limit_s = int(max(60 * config.hang_minutes, FIRST_LIMIT_S))
     folder = job.dir / "ray"  # only Ray uses it
     elastic = (config.min_workers, config.workers)
     trainer = TorchTrainer(
         partial(attempt, job, view, queue),
         # the watchdog of each worker acts first, and says more
-        torch_config=TorchConfig(timeout_s=int(120 * config.hang_minutes) + 60),
+        torch_config=TorchConfig(timeout_s=COLLECTIVE_FACTOR * longest_limit_s),
         scaling_config=ScalingConfig(
             num_workers=elastic if config.min_workers else config.workers,
             use_gpu="GPU" in each,
@@ -136,41 +141,56 @@ def wait_for_checkpoint(result: Future) -> None:
             left,
         )
         if wait([result], timeout=min(left, COUNTDOWN_S)).done:
+            if error := result.exception():
+                log.error("the last checkpoint is an earlier one: %s", brief(error))
             return
     log.warning("no checkpoint after %.0f s; the run will resume from an earlier one", GRACE_S)
 
 
 @contextlib.contextmanager
 def resizing(job: Job, each: Mapping[str, float], queue: ActorHandle) -> Iterator[None]:
-    """During the block: when an elastic run can get more workers, ask for its next checkpoint."""
-    closing = threading.Event()
+    """During the block: when an elastic run can get more workers, ask for its next checkpoint.
+
+    It can when nodes have come since the start, which has taken all that there was; what other jobs
+    leave on the nodes of that time is not looked for.
+    """
+    if not job.config.min_workers:
+        yield
+        return
+    closing, known = threading.Event(), alive()
 
     def watch() -> None:
         while not closing.wait(RESIZE_S):
             beats = ray.get(queue.beats.remote())
             now = min(beats, key=lambda beat: beat.age_s).world_size if beats else math.inf
-            if fitting_workers(each, ray.nodes(), job.config.workers) > now:
+            has_new = alive().keys() - known.keys()
+            if has_new and fitting_workers(each, ray.nodes(), job.config.workers) > now:
                 queue.ask.remote("resize")
                 return
 
     thread = threading.Thread(target=watch, name="resize", daemon=True)
-    if job.config.min_workers:
-        thread.start()
+    thread.start()
     try:
         yield
     finally:
         closing.set()
+        thread.join()
 
 
 def describe(error: TrainingFailedError, queue: ActorHandle) -> str:
     """The last line of each worker's exception, and which workers the others waited for."""
     if not isinstance(error, WorkerGroupError):
-        return str(error).strip().splitlines()[-1]
+        return brief(error)
     reasons = [
         # in Ray's tracebacks the last line is the message
-        f"worker {rank} failed: {(str(cause).strip() or type(cause).__name__).splitlines()[-1]}"
+        f"worker {rank} failed: {brief(cause)}"
         for rank, cause in sorted(error.worker_failures.items())
     ]
     more = [f"and {len(reasons) - MAX_NAMED} others"] if reasons[MAX_NAMED:] else []
     stragglers = find_stragglers(queue)
     return "; ".join([*reasons[:MAX_NAMED], *more, *([stragglers] if stragglers else [])])
+
+
+def brief(error: BaseException) -> str:
+    """The last line of an error, which in Ray's tracebacks is the message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]

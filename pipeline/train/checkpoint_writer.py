@@ -13,6 +13,7 @@ from ray.actor import ActorHandle
 
 from pipeline.checkpoint.agreement import Agreement
 from pipeline.checkpoint.draft import Draft, Files
+from pipeline.checkpoint.lease import check_owner
 from pipeline.checkpoint.sharded import Snapshot
 from pipeline.train.job import Job
 from pipeline.train.report_queue import wait_until_flushed
@@ -70,6 +71,7 @@ class CheckpointWriter:
         if self._rank:
             return
         job = self._job
+        check_owner(job.folder, job.owner)  # a driver that was believed dead may have lost the run
         checkpoint = draft.commit(
             files,
             provenance=job.provenance,
@@ -79,7 +81,10 @@ class CheckpointWriter:
             classes=job.train.classes,
             fingerprint=job.train.fingerprint,
         )
-        job.checkpoints.prune(job.config.keep_checkpoints)
+        try:
+            job.checkpoints.prune(job.config.keep_checkpoints)
+        except OSError as error:  # the next one prunes again
+            self._queue.say.remote(f"old checkpoints could not be deleted: {error}")
         size = sum(size for size, _ in checkpoint.files.values())
         self._queue.put.remote({"kind": "checkpoint", "step": step, "checkpoint_bytes": size})
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline.checkpoint import local
@@ -33,6 +33,10 @@ class Job:
     probes: tuple[Probe, ...] = ()
     provenance: Mapping[str, object] = field(default_factory=local.provenance)
     """Versions and commit of the driver's code."""
+    owner: Mapping[str, object] = field(default_factory=dict)
+    """The driver that has the lease of the run; empty before it has."""
+    weights: str | None = None
+    """Path of the initial weights; None without, or if the run has a checkpoint."""
 
     @property
     def folder(self) -> RunFolder:
@@ -112,9 +116,10 @@ def prepare(config: TrainConfig) -> Job:
     # each of these raises an error that would otherwise come up only in the workers
     job.learning_rate(0)
     make_loss(config.loss, parents=job.parents)
-    if config.init_from:
-        local.weights_of(config.init_from)
     check_folder(job)
+    if config.init_from and not job.checkpoints.latest():
+        # the best checkpoint of another run may be another one tomorrow: name it once
+        job = replace(job, weights=str(local.weights_of(config.init_from)))
     return job
 
 

@@ -13,8 +13,9 @@ import hashlib
 import importlib.metadata
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from pipeline.data.reader import with_retries
 from shards.build.nodes import WHERE, finds, marked, size
 from shards.build.ray_map import alive, listed, on_every_node, this_node
 from shards.dataset import store
@@ -41,6 +42,8 @@ class View:
     """Versions of Python and of the libraries."""
     code: str
     """Hash of the project's Python files."""
+    node: str
+    """The node of the driver."""
 
     @classmethod
     def here(cls, folder: str, marker: str, data: Iterable[str], weights: Iterable[str]) -> "View":
@@ -52,40 +55,58 @@ class View:
             weights={location: size(location) for location in weights},
             versions=versions(),
             code=code.fingerprint(),
+            node=this_node(),
         )
 
     def faults(self, node: str) -> list[str]:
         """What this process sees otherwise than the driver, in sentences that name its node."""
         try:
-            here = View.here(self.folder, self.marker, self.data, self.weights)
-            seen = finds(self.folder, self.marker)
+            return self._compared(node)
         except OSError as error:
             reason = str(error).partition("\n")[0]
             return [
                 f"node {node} cannot read what the run needs ({reason}): give it the credentials "
                 f"and the network that the driver has"
             ]
-        return list(self._differences(here, node, seen=seen))
 
     def check(self) -> None:
-        """Raise ValueError if the node of this process sees something else than the driver."""
-        if faults := self.faults(this_node()):
+        """Raise ValueError if the node of this process sees something else than the driver.
+
+        Nothing is compared on the node of the driver itself, where somebody may be at work on the
+        code. The initial weights are not compared: a run that has a checkpoint needs them no more.
+        """
+        if (node := this_node()) == self.node:
+            return
+        if faults := replace(self, weights={})._compared(node):
             raise ValueError(listed(faults))
+
+    def _compared(self, node: str) -> list[str]:
+        """The differences; OSError where storage fails for long."""
+        where = store.absolute(self.folder)
+
+        def look() -> tuple[View, bool]:
+            here = View.here(self.folder, self.marker, self.data, self.weights)
+            return here, finds(self.folder, self.marker)
+
+        here, seen = with_retries(look, where)
+        return list(self._differences(here, node, seen=seen))
 
     def _differences(self, here: "View", node: str, *, seen: bool) -> Iterator[str]:
         """The sentences about a node that sees `here`."""
         if not seen:
-            yield f"runs_dir: {self.folder} is not seen by node {node}: give {WHERE}"
+            place = store.absolute(self.folder)
+            yield f"runs_dir: {place} is not seen by node {node}: give {WHERE}"
         for what, expected, found, where in (
             ("shard set", self.data, here.data, WHERE),
             ("init_from", self.weights, here.weights, "a path that every node sees"),
         ):
             for location, value in found.items():
+                place = store.absolute(location)
                 if value is None and expected[location] is not None:
-                    yield f"{what} {location} is not seen by node {node}: give {where}"
+                    yield f"{what} {place} is not seen by node {node}: give {where}"
                 elif value != expected[location]:
                     yield (
-                        f"{what} {location} is another on node {node} than on the driver's: "
+                        f"{what} {place} is another on node {node} than on the driver's: "
                         f"copy it anew, or give {where}"
                     )
         for name, version in here.versions.items():

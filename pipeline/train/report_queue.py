@@ -105,9 +105,10 @@ class ReportQueue:
         """Ask the workers to end: after a checkpoint ("stop"), or after the next scheduled one."""
         self._requests.add(REQUESTS[request])
 
-    def withdraw(self, request: str) -> None:
-        """Take a request back, because the workers have done what was asked."""
-        self._requests.discard(REQUESTS[request])
+    def begin(self) -> None:
+        """Begin an attempt: forget the workers of the one before, and that it was to end."""
+        self._requests.discard(RESIZE)
+        self._samples, self._beats, self._gpus = {}, {}, {}
 
     def requested(self) -> int:
         """The strongest request: NONE, RESIZE or STOP."""

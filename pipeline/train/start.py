@@ -32,6 +32,9 @@ def agreed_checkpoint(job: Job, rank: int, local_rank: int) -> Checkpoint | None
         job.checkpoints.drop_copies(but=checkpoint)
         job.checkpoints.fetch(checkpoint)
 
+    # in a folder that all nodes see, one of them reads every byte to check it
+    fetches = local_rank == 0 if job.checkpoints.uri else rank == 0
+
     def compare() -> None:
         digest = Checkpoint.open(checkpoint.path).digest
         if digest != checkpoint.digest:
@@ -40,7 +43,7 @@ def agreed_checkpoint(job: Job, rank: int, local_rank: int) -> Checkpoint | None
                 f"{checkpoint.digest[:12]}"
             )
 
-    together(fetch if local_rank == 0 else None, rank)
+    together(fetch if fetches else None, rank)
     together(compare, rank)
     return checkpoint
 

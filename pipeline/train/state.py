@@ -10,6 +10,7 @@ of the three and any number of workers
 import math
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.checkpoint.local import Checkpoint, weights_of
+from pipeline.checkpoint.local import Checkpoint
 from pipeline.checkpoint.sharded import Shard, Snapshot, mapped, own_block
 from pipeline.checkpoint.stored import StoredTensor, read_state
 from pipeline.settings.config import TrainConfig
@@ -37,6 +38,7 @@ class State:
         device: torch.device,
         checkpoint: Checkpoint | None,
         local_world_size: int,
+        weights: str | None = None,
     ) -> None:
         """Restore a checkpoint, or initialise from the seed; the same on every worker.
 
@@ -46,6 +48,7 @@ class State:
             checkpoint: Checkpoint to restore, written by any number of workers.
             local_world_size: Number of workers on this node; ValueError if hsdp is set and the
                 nodes have different numbers.
+            weights: File or folder of the initial weights, if there is no checkpoint.
         """
         self.config, self._device = config, device
         self.step = checkpoint.step if checkpoint else 0
@@ -54,9 +57,9 @@ class State:
         self.model = ViT(config.model)
         if checkpoint:
             load_weights(self.model, checkpoint.path)
-        elif config.init_from:
+        elif weights:
             how = {"positions": config.init_positions, "head": config.init_head}
-            load_weights(self.model, weights_of(config.init_from), **how)
+            load_weights(self.model, Path(weights), **how)
         self.mesh = make_mesh(config.parallel, device, local_world_size)
         self.module = self._distributed(device)
         self.forward = torch.compile(self.module) if config.compile else self.module

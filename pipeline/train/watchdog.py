@@ -33,6 +33,8 @@ BEAT_S, SILENT_S = 10.0, 35.0
 LIMIT_S, FIRST_LIMIT_S = 300.0, 1200.0
 # phases in which a worker waits for all others, in the order of a step
 COLLECTIVE = ("forward and backward", "all-reduce")
+# a phase that may wait for a store that fails for minutes
+STORING = "checkpoint"
 # seconds that the last message gets to leave
 FAREWELL_S = 5.0
 # lines of a stack and ranks of a sentence that are shown
@@ -135,7 +137,8 @@ def patience(limit_s: float, phase: str, rank: int, world_size: int) -> float:
     Those who wait for others end later, so that the one they wait for speaks first; and the ranks
     do not all speak at once, because Ray ends the others a few seconds after the first.
     """
-    return limit_s * ((1.3 if phase in COLLECTIVE else 1.0) + 0.2 * rank / world_size)
+    factor = 1.3 if phase in COLLECTIVE else 2.0 if phase == STORING else 1.0
+    return limit_s * (factor + 0.2 * rank / world_size)
 
 
 def find_stragglers(queue: ActorHandle) -> str | None:

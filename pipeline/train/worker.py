@@ -81,7 +81,8 @@ def train(job: Job, queue: ActorHandle, watchdog: Watchdog) -> None:
     # decoding starts while the model is made
     feed = open_feed(config.data)
     batches = device_batches(job, feed, checkpoint.step if checkpoint else 0, device)
-    state = State(config, device, checkpoint, context.get_local_world_size())
+    nodes_workers = context.get_local_world_size()
+    state = State(config, device, checkpoint, nodes_workers, weights=job.weights)
     loss_of = make_loss(config.loss, parents=job.parents, device=device)
     meter = Meter(config, total, world_size)
     writer = CheckpointWriter(job, queue, rank)
@@ -111,7 +112,11 @@ def train(job: Job, queue: ActorHandle, watchdog: Watchdog) -> None:
         if skips:
             state.skip()
         else:
-            check_finite(job, step, loss, norm)
+            try:
+                check_finite(job, step, loss, norm)
+            except FloatingPointError:
+                writer.close()  # the run goes on from the checkpoint that is being written
+                raise
             state.update()
         writer.check()
 
@@ -140,6 +145,7 @@ def train(job: Job, queue: ActorHandle, watchdog: Watchdog) -> None:
             if control.resizes:
                 break
         watchdog.at(step + 1, "data")
+    watchdog.at(state.step, "checkpoint")
     writer.close()
 
 
