@@ -116,7 +116,8 @@ class RecordConfig(Settings):
     """Name in MLflow's model registry under which the models are registered. The best version of
     all runs gets the alias "best"; MLflow resolves "latest" to the newest version."""
     system_every_s: float = 10.0
-    """Seconds between two samples of GPU, CPU, memory and network; 0 turns sampling off."""
+    """Seconds between two samples of GPU, CPU, memory and network of a node, longer with more than
+    64 workers; 0 turns sampling off."""
     price_per_hour: float | None = None
     """Price of one worker per hour, in any currency, to report the cost of the run."""
 

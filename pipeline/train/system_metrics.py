@@ -26,6 +26,8 @@ from pipeline.checkpoint.local import provenance
 from pipeline.train.report_queue import Lossy
 
 MEGABYTE = 1e6
+# workers up to which each node is sampled as often as it is set
+MANY_WORKERS = 64
 
 
 def cluster_facts() -> dict[str, str]:
@@ -62,9 +64,11 @@ def processor() -> str:
 def sampling(queue: ActorHandle, every_s: float) -> Iterator[None]:
     """In a Ray Train worker: sample its node every `every_s` seconds; 0 turns sampling off.
 
-    The first worker of a node samples; the others only tell the queue which GPU they use.
+    The first worker of a node samples; the others only tell the queue which GPU they use. With more
+    than MANY_WORKERS the interval grows with their number, so that the record does not grow faster.
     """
     context, closing = ray.train.get_context(), threading.Event()
+    every_s *= max(1.0, context.get_world_size() / MANY_WORKERS)
     node, has_gpus = ray.get_runtime_context().get_node_id(), torch.cuda.is_available()
     if every_s and has_gpus:
         queue.use_gpu.remote(context.get_world_rank(), node, gpu_uuid())
