@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.checkpoint.checkpoints import Checkpoints
+from pipeline.checkpoint.lease import LeaseLost, leased
+from pipeline.checkpoint.run_folder import RunFolder
 from pipeline.train import checkpoint_writer
 from pipeline.train.checkpoint_writer import CheckpointWriter
 
@@ -64,6 +66,18 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, queue):
     gate.set()
     with pytest.raises(OSError, match="in the end"):
         writer.close()
+
+
+def test_a_worker_of_a_driver_that_has_lost_the_run_makes_no_checkpoint_visible(tmp_path, queue):
+    run = RunFolder.of(str(tmp_path), "run")
+    run.path.mkdir()
+    writer = writer_in(run.checkpoints.folder, queue)
+    writer._job.folder, writer._job.owner = run, {"host": "lost"}
+    with leased(run):  # by another driver
+        writer.save(state_that(lambda folder: []), {})
+        with pytest.raises(LeaseLost, match="has taken over the run"):
+            writer.close()
+    assert run.checkpoints.all() == []
 
 
 def test_only_rank_0_writes_a_replicated_model(tmp_path, queue):
