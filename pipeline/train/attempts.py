@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 GRACE_S, COUNTDOWN_S = 300.0, 10.0
 # seconds between two checks whether an elastic run can get more workers
 RESIZE_S = 30.0
+# the longest pause after resizes, which grows with each: they may have brought no workers
+MAX_RESIZE_S = 3600.0
 # a pause between attempts, so that a failure that comes at once does not come ten times at once
 PAUSE_S = 1.0
 # failed workers that a message names
@@ -59,18 +61,19 @@ def train_workers(
     Raises FloatingPointError if the loss is not finite, and RuntimeError after any other failure
     that another attempt would not cure.
     """
-    left, step = job.config.max_restarts, reached(job)
+    left, step, pause_s = job.config.max_restarts, reached(job), RESIZE_S
     # once: a run must not change its devices, or fail, because a node is missing for a moment
     each = worker_resources(job.config, ray.cluster_resources(), own_cpus)
     while True:
         ray.get(queue.begin.remote())
         try:
-            with resizing(job, each, queue):
+            with resizing(job, each, queue, pause_s):
                 divergence = run_attempt(job, view, queue, each)
         except TrainingFailedError as error:
             wait_until_flushed(queue)  # among the last reports may be that of a fatal error
             reasons, before, step = describe(error, queue), step, reached(job)
             left = job.config.max_restarts if step > before else left
+            pause_s = RESIZE_S
             if fatal() or not left:
                 raise RuntimeError(
                     f"training failed: {fatal() or reasons}. The last checkpoint is unchanged; the "
@@ -86,6 +89,7 @@ def train_workers(
         if step >= job.total_steps or ray.get(queue.requested.remote()) >= STOP:
             return
         log.info("resize    more workers are possible; going on from step %s", f"{step:,}")
+        pause_s = min(4 * pause_s, MAX_RESIZE_S)
 
 
 def reached(job: Job) -> int:
@@ -148,11 +152,13 @@ def wait_for_checkpoint(result: Future) -> None:
 
 
 @contextlib.contextmanager
-def resizing(job: Job, each: Mapping[str, float], queue: ActorHandle) -> Iterator[None]:
+def resizing(
+    job: Job, each: Mapping[str, float], queue: ActorHandle, pause_s: float
+) -> Iterator[None]:
     """During the block: when an elastic run can get more workers, ask for its next checkpoint.
 
-    It can when nodes have come since the start, which has taken all that there was; what other jobs
-    leave on the nodes of that time is not looked for.
+    It can at once when nodes have come since the start, and otherwise after `pause_s`: what nodes
+    have may belong to other jobs, and Ray learns of a node some seconds late.
     """
     if not job.config.min_workers:
         yield
@@ -160,11 +166,12 @@ def resizing(job: Job, each: Mapping[str, float], queue: ActorHandle) -> Iterato
     closing, known = threading.Event(), alive()
 
     def watch() -> None:
+        started = time.monotonic()
         while not closing.wait(RESIZE_S):
             beats = ray.get(queue.beats.remote())
             now = min(beats, key=lambda beat: beat.age_s).world_size if beats else math.inf
-            has_new = alive().keys() - known.keys()
-            if has_new and fitting_workers(each, ray.nodes(), job.config.workers) > now:
+            may = alive().keys() - known.keys() or time.monotonic() - started > pause_s
+            if may and fitting_workers(each, ray.nodes(), job.config.workers) > now:
                 queue.ask.remote("resize")
                 return
 
