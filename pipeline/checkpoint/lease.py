@@ -21,6 +21,7 @@ import psutil
 from pipeline.checkpoint.remote import PATIENT_S
 from pipeline.checkpoint.run_folder import LEASE, RunFolder
 from support.files import AlreadyLocked
+from support.threads import beside
 
 log = logging.getLogger(__name__)
 
@@ -123,10 +124,10 @@ def check_owner(
 @contextlib.contextmanager
 def leased(run: RunFolder) -> Iterator[Lease]:
     """Hold the lease of a run during the block; AlreadyLocked if another driver holds it."""
-    lease, closing = Lease(run), threading.Event()
+    lease = Lease(run)
     lease.take()
 
-    def renew() -> None:
+    def renew(closing: threading.Event) -> None:
         while not closing.wait(RENEW_S):
             try:
                 lease.renew()
@@ -136,13 +137,10 @@ def leased(run: RunFolder) -> Iterator[Lease]:
             except OSError as error:
                 log.warning("the lease of the run could not be renewed: %s", error)
 
-    thread = threading.Thread(target=renew, name="lease", daemon=True)
-    thread.start()
     try:
-        yield lease
+        with beside(renew, "lease"):
+            yield lease
     finally:
-        closing.set()
-        thread.join()
         lease.release()
 
 

@@ -29,6 +29,7 @@ from pipeline.train.resources import fitting_workers, worker_resources
 from pipeline.train.watchdog import FIRST_LIMIT_S, find_stragglers
 from pipeline.train.worker import attempt
 from shards.build.ray_map import alive
+from support.threads import beside
 
 log = logging.getLogger(__name__)
 
@@ -163,9 +164,9 @@ def resizing(
     if not job.config.min_workers:
         yield
         return
-    closing, known = threading.Event(), alive()
+    known = alive()
 
-    def watch() -> None:
+    def watch(closing: threading.Event) -> None:
         started = time.monotonic()
         while not closing.wait(RESIZE_S):
             beats = ray.get(queue.beats.remote())
@@ -175,13 +176,8 @@ def resizing(
                 queue.ask.remote("resize")
                 return
 
-    thread = threading.Thread(target=watch, name="resize", daemon=True)
-    thread.start()
-    try:
+    with beside(watch, "resize"):
         yield
-    finally:
-        closing.set()
-        thread.join()
 
 
 def describe(error: TrainingFailedError, queue: ActorHandle) -> str:

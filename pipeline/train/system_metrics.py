@@ -24,6 +24,7 @@ from ray.actor import ActorHandle
 
 from pipeline.checkpoint.local import provenance
 from pipeline.train.report_queue import Lossy
+from support.threads import beside
 
 MEGABYTE = 1e6
 # workers up to which each node is sampled as often as it is set
@@ -67,7 +68,7 @@ def sampling(queue: ActorHandle, every_s: float) -> Iterator[None]:
     The first worker of a node samples; the others only tell the queue which GPU they use. With more
     than MANY_WORKERS the interval grows with their number, so that the record does not grow faster.
     """
-    context, closing = ray.train.get_context(), threading.Event()
+    context = ray.train.get_context()
     every_s *= max(1.0, context.get_world_size() / MANY_WORKERS)
     node, has_gpus = ray.get_runtime_context().get_node_id(), torch.cuda.is_available()
     if every_s and has_gpus:
@@ -76,24 +77,17 @@ def sampling(queue: ActorHandle, every_s: float) -> Iterator[None]:
         yield
         return
 
-    def sample() -> None:
+    def sample(closing: threading.Event) -> None:
         host, send = host_samples(context.get_node_rank()), Lossy(queue.sample)
         next(host)  # rates start from here
         if has_gpus:
             pynvml.nvmlInit()
         while not closing.wait(every_s):
             uuids = ray.get(queue.gpus.remote(node)) if has_gpus else {}
-            # the workers of an earlier attempt may have been more
-            uuids = {rank: u for rank, u in uuids.items() if rank < context.get_world_size()}
             send(node, {**next(host), **gpu_sample(uuids)})
 
-    thread = threading.Thread(target=sample, name="sampler", daemon=True)
-    thread.start()
-    try:
+    with beside(sample, "sampler"):
         yield
-    finally:
-        closing.set()
-        thread.join()
 
 
 def host_samples(node_rank: int) -> Iterator[dict[str, float]]:
