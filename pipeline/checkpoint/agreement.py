@@ -7,6 +7,7 @@ agreement.results(action)            on all workers, in their background threads
 from collections.abc import Callable
 
 import torch.distributed
+from torch.distributed import ProcessGroup
 
 
 class Agreement:
@@ -25,15 +26,16 @@ class Agreement:
         try:
             result = action() if action else None
         except BaseException as error:
-            self._exchange((f"{type(error).__name__}: {error}", None))
+            gathered((f"{type(error).__name__}: {error}", None), self._group)
             raise
-        answers = self._exchange(("", result))
+        answers = gathered(("", result), self._group)
         if failures := [f"rank {rank}: {text}" for rank, (text, _) in enumerate(answers) if text]:
             raise OSError("; ".join(failures))
         return [result for _, result in answers]
 
-    def _exchange(self, answer: tuple[str, object]) -> list[tuple[str, object]]:
-        """The answers of all workers."""
-        answers = [answer] * torch.distributed.get_world_size(self._group)
-        torch.distributed.all_gather_object(answers, answer, group=self._group)
-        return answers
+
+def gathered(item: object, group: ProcessGroup | None = None) -> list:
+    """The item of every worker, by rank; all workers of the group call it, by default all."""
+    items = [None] * torch.distributed.get_world_size(group)
+    torch.distributed.all_gather_object(items, item, group=group)
+    return items

@@ -138,14 +138,18 @@ class NodeFeed:
 
 
 def start(budget: NodeBudget, workers: int) -> ActorHandle:
-    """Start the feed of a node; it lives until this process ends or drops the handle."""
+    """Start the feed of a node; it lives until this process ends or drops the handle.
+
+    Raises ValueError if the budget leaves it nothing, because its tasks would wait forever.
+    """
+    cpus = int(budget.resources(ray.nodes()).cpu)
     actor = ray.remote(Feed).options(
         num_cpus=0,
         max_concurrency=1 + CALLS * workers,
         scheduling_strategy=NodeAffinitySchedulingStrategy(budget.node, soft=False),
     )
     handle = actor.remote(budget, workers)
-    for _ in range(int(budget.resources(ray.nodes()).cpu)):
+    for _ in range(cpus):
         warm_up.options(label_selector=budget.selector).remote()
     return handle
 

@@ -12,6 +12,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from pipeline.checkpoint.agreement import gathered
 from pipeline.data import feed as node_feed
 from pipeline.data.budget import NodeBudget
 from pipeline.data.feed import NodeFeed
@@ -53,17 +54,9 @@ def open_feed(data: DataConfig) -> NodeFeed:
             decode_on=data.decode_on,
             feeds=len({other for other, _ in nodes}),
         )
-        budget.resources(ray.nodes())  # ValueError, rather than tasks that wait forever
         actor = node_feed.start(budget, len(ranks))
     actor = gathered(actor)[ranks[0]]
     return NodeFeed(actor=actor, ranks=ranks, rank=rank, world_size=world)
-
-
-def gathered(item: object) -> list:
-    """The item of every worker, by rank."""
-    items = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(items, item)
-    return items
 
 
 def ranks_of(node: str, nodes: Sequence[str]) -> range:

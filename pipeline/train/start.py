@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch.distributed
 
+from pipeline.checkpoint.agreement import gathered
 from pipeline.checkpoint.local import Checkpoint
 from pipeline.train.job import Job
 
@@ -59,8 +60,6 @@ def together(action: Callable[[], None] | None, rank: int) -> None:
             action()
     except (OSError, ValueError, RuntimeError) as error:
         problem = f"rank {rank} on node {socket.gethostname()}: {error}"
-    problems = [""] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(problems, problem)
-    if found := [text for text in problems if text]:
+    if found := [text for text in gathered(problem) if text]:
         more = f" (and {len(found) - 3} others)" if found[3:] else ""
         raise RuntimeError(f"{'; '.join(found[:3])}{more}")
