@@ -116,8 +116,8 @@ def prepare(config: TrainConfig) -> Job:
     # each of these raises an error that would otherwise come up only in the workers
     job.learning_rate(0)
     make_loss(config.loss, parents=job.parents)
-    check_folder(job)
-    if config.init_from and not job.checkpoints.latest():
+    checkpoint = check_folder(job)
+    if config.init_from and not checkpoint:
         # the best checkpoint of another run may be another one tomorrow: name it once
         job = replace(job, weights=str(local.weights_of(config.init_from)))
     return job
@@ -133,8 +133,8 @@ def with_classes(config: TrainConfig, num_classes: int) -> TrainConfig:
     return config.replace({"model.num_classes": num_classes})
 
 
-def check_folder(job: Job) -> None:
-    """Raise ValueError if the folder holds a run with other settings or other data."""
+def check_folder(job: Job) -> Checkpoint | None:
+    """The newest checkpoint; ValueError if the folder holds a run with other settings or data."""
     config_json, checkpoint = job.folder.read(CONFIG), job.checkpoints.latest()
     changes = []
     if config_json:
@@ -152,6 +152,7 @@ def check_folder(job: Job) -> None:
         )
     if checkpoint:
         check_interventions(job, checkpoint)
+    return checkpoint
 
 
 def check_interventions(job: Job, checkpoint: Checkpoint) -> None:
