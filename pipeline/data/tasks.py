@@ -40,11 +40,6 @@ class StepRanges:
             low, high = start + self.share.low, start + self.share.high
             yield (low, high) if self.end is None else (min(low, self.end), min(high, self.end))
 
-    @property
-    def samples(self) -> int:
-        """Number of positions in all ranges."""
-        return sum(stop - start for start, stop in self)
-
 
 def task_sizes(task_samples: int, cpus: int) -> Iterator[int]:
     """Samples of each task of a stream that `cpus` cores read: small at first, endless."""
