@@ -46,10 +46,9 @@ def dispatch(
     """Run the command that the arguments (default: sys.argv) name; return its exit status."""
     sys.excepthook = excepthook
     arguments = sys.argv[1:] if arguments is None else arguments
-    names = [name for name in commands if arguments[: name.count(" ") + 1] == name.split()]
-    if not names:
+    name = named(commands, arguments)
+    if not name:
         return overview(prog, commands, arguments)
-    (name,) = names
     command = None
     try:
         command = parse(f"{prog} {name}", commands[name], arguments[name.count(" ") + 1 :])
@@ -67,6 +66,21 @@ def dispatch(
         return 2 if isinstance(error, ValueError | FileNotFoundError) else 1
 
 
+def named(commands: Mapping[str, type[Command]], arguments: Sequence[str]) -> str | None:
+    """The command that the arguments begin with; None if they begin with none."""
+    for name in commands:
+        if list(arguments[: name.count(" ") + 1]) == name.split():
+            return name
+    return None
+
+
+def unknown(commands: Mapping[str, type[Command]], arguments: Sequence[str]) -> str:
+    """What is wrong with arguments that begin with no command."""
+    words = [word for word in arguments[:2] if not word.startswith("-")]
+    first = " ".join(words[:1]) or arguments[0]
+    return f"unknown command {redact(first)!r}; {suggestion(' '.join(words), commands)}"
+
+
 def overview(prog: str, commands: Mapping[str, type[Command]], arguments: Sequence[str]) -> int:
     """Write the help page, the version, or an error that suggests the nearest command."""
     first = arguments[0] if arguments else "--help"
@@ -77,17 +91,14 @@ def overview(prog: str, commands: Mapping[str, type[Command]], arguments: Sequen
         width = max(map(len, commands))
         sys.stdout.write(f"usage: {prog} COMMAND ...\n\n")
         for name, command in commands.items():
-            summary = " ".join(inspect.getdoc(command).partition(". ")[0].split())
+            first = inspect.getdoc(command).partition("\n\n")[0]
+            summary = " ".join(first.partition(". ")[0].split())
             sys.stdout.write(f"  {name:<{width}}  {summary}\n")
         sys.stdout.write(
             f"\n{prog} COMMAND --help shows a command's arguments; --version shows the version.\n"
         )
         return 0 if arguments else 2
-    words = [word for word in arguments[:2] if not word.startswith("-")]
-    sys.stderr.write(
-        f"error: unknown command {redact(' '.join(words[:1]) or first)!r}; "
-        f"{suggestion(' '.join(words), commands)}\n"
-    )
+    sys.stderr.write(f"error: {unknown(commands, arguments)}\n")
     return 2
 
 

@@ -34,7 +34,12 @@ FOLDERS = {
         *("support", "shards", "vit", "pipeline/settings", "pipeline/data"),
         *("pipeline/checkpoint", "pipeline/evaluation"),
     },
+    "pipeline/launch": {
+        *("support", "shards", "vit", "pipeline/settings", "pipeline/data"),
+        "pipeline/checkpoint",
+    },
     "pipeline": {"support", "shards", "vit"},
+    "pipeline/commands": {"support", "shards", "vit", "pipeline", "pipeline/launch"},
     "tune": {"support", "shards", "vit", "pipeline"},
 }
 # files that alone may import a system
@@ -42,7 +47,7 @@ ONLY_IN = {
     "torch": ("vit/", "pipeline/"),
     "ray": ("pipeline/", "tune/", "shards/build/ray_map.py"),
     "mlflow": ("pipeline/tracking/mlflow_client.py",),
-    "tyro": ("/__main__.py", "support/command.py"),
+    "tyro": ("/__main__.py", "pipeline/commands/", "support/command.py"),
     "jinja2": ("support/page.py",),
     "matplotlib": ("support/chart.py",),
     "timm": (),
@@ -54,6 +59,8 @@ TORCH_FREE = (
     *("vit/draws.py", "pipeline/settings/config.py", "pipeline/settings/presets.py"),
     *("pipeline/data/order.py", "pipeline/data/reader.py", "pipeline/evaluation/metrics.py"),
     *("pipeline/evaluation/config.py", "pipeline/__main__.py", "tune/__main__.py"),
+    *("pipeline/commands/train.py", "pipeline/commands/evaluate.py", "pipeline/commands/runs.py"),
+    *("pipeline/commands/launch.py", "pipeline/commands/jobs.py"),
     *("tune/config.py", "tune/space.py", "support/console.py", "support/command.py"),
 )
 

@@ -1,0 +1,1 @@
+"""The commands of `python -m pipeline`, as dataclasses for `support.command`."""

@@ -1,0 +1,99 @@
+"""The command that evaluates a checkpoint: `python -m pipeline evaluate CHECKPOINT`."""
+
+import contextlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import tyro
+
+from pipeline.evaluation.config import EvaluateConfig
+from support.command import first_value
+from support.console import Progress, open_console
+from support.settings import field_docs
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.model import EvalModel
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Evaluate a model with one crop and with many; the same command resumes."""
+
+    checkpoint: tyro.conf.Fixed[str]
+    config: EvaluateConfig
+    verbose: bool = False
+    """Show the output of Ray and of the other libraries."""
+
+    @classmethod
+    def prepare(cls, arguments: Sequence[str]) -> tuple[Self, Sequence[str], Sequence[str]]:
+        """Take the defaults from the checkpoint."""
+        flags = EvaluateConfig(data="")
+        path, rest = first_value(arguments, flags, flags=("verbose",))
+        if path:
+            from pipeline.checkpoint.run_folder import fetched_model
+            from pipeline.evaluation.model import EvalModel
+
+            config = EvalModel.open(fetched_model(path)).evaluation()
+            return cls(checkpoint=path, config=config), [path], rest
+        if "--help" in arguments or "-h" in arguments:
+            return cls(checkpoint="", config=flags), ["CHECKPOINT"], rest
+        raise ValueError(
+            "evaluate needs a CHECKPOINT: the folder or URI of a run or of a checkpoint, or a file "
+            "of weights"
+        )
+
+    def __call__(self) -> int:
+        """Evaluate, and add the result to the record of the run of the checkpoint."""
+        if not self.config.data:
+            raise ValueError(
+                f"{self.checkpoint} does not name the data to evaluate on; give --data: "
+                f"{field_docs(EvaluateConfig)['data']}"
+            )
+        open_console(verbose=self.verbose)
+        from pipeline.checkpoint.run_folder import fetched_model
+        from pipeline.evaluation import evaluate
+        from pipeline.evaluation.model import EvalModel
+        from pipeline.train.resources import ray_session
+
+        config = self.config.absolute()
+        eval_model = EvalModel.open(fetched_model(self.checkpoint))
+        dataset = evaluate.open_dataset(config)
+        folder = Path(config.out or evaluate.default_folder(eval_model, config, dataset))
+        with ray_session(extra_cpus=config.workers, verbose=self.verbose):
+            progress = Progress("evaluate")
+            result = evaluate.evaluate_model(eval_model, config, dataset, folder, progress)
+        log.info("\n%s\n\nresult      %s", evaluate.result_table(result), folder)
+        if eval_model.run_dir:
+            attach_and_send(eval_model, folder, self.checkpoint)
+        return 0
+
+
+def attach_and_send(eval_model: "EvalModel", folder: Path, location: str) -> None:
+    """Add an evaluation to the record of the run at a location, and send it to MLflow."""
+    from pipeline import run, run_events
+    from pipeline.checkpoint.lease import leased
+    from pipeline.checkpoint.local import Checkpoint
+    from pipeline.checkpoint.run_folder import run_of
+    from pipeline.tracking import mlflow_sync
+    from pipeline.tracking.journal import EVENTS
+    from support.files import AlreadyLocked
+
+    if not (eval_model.run_dir / EVENTS).exists():
+        return
+    home = run_of(location) if "://" in location else None
+    try:
+        with leased(home) if home else contextlib.nullcontext():
+            if home:  # the run may have gone on meanwhile
+                home.push("evaluations")
+                home.pull()
+            run_events.attach(eval_model.run_dir, Checkpoint.open(eval_model.path), folder)
+            mlflow_sync.sync(eval_model.run_dir)
+            if home:
+                home.push(*run.FILES)
+    except AlreadyLocked as error:  # the driver that trains the run sends its record itself
+        log.info("the record of the run is that of another process now: %s", error)

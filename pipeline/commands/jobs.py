@@ -1,0 +1,128 @@
+"""The commands for jobs on a cluster: `python -m pipeline job status|logs|stop CLUSTER [ID]`."""
+
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from support.console import duration, open_console, table
+from support.redact import redact
+
+if TYPE_CHECKING:
+    from pipeline.launch.cluster_file import ClusterFile
+    from pipeline.launch.head import Head
+    from pipeline.launch.jobs import Jobs
+
+log = logging.getLogger(__name__)
+
+# jobs that a table shows
+MAX_JOBS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OnCluster:
+    """A command about a cluster that runs."""
+
+    cluster: tyro.conf.Positional[str | None] = None
+    """Cluster file, such as cluster.yaml; it must be omitted with --address."""
+    address: str | None = None
+    """Dashboard of the cluster, such as http://10.0.0.1:8265, in place of its file."""
+
+    @contextlib.contextmanager
+    def jobs(self) -> Iterator["Jobs"]:
+        """The jobs of the cluster, for the block."""
+        open_console(verbose=False)
+        if not self.cluster and not self.address:
+            raise ValueError("give the CLUSTER file, or --address http://HOST:8265")
+        with reached(opened(self.cluster, self.address), self.address) as head:
+            from pipeline.launch.head import DASHBOARD
+            from pipeline.launch.jobs import Jobs
+
+            yield Jobs.connect(head.address(DASHBOARD))
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobStatus(_OnCluster):
+    """Show the nodes of a cluster, what the autoscaler does, and the jobs."""
+
+    def __call__(self) -> int:
+        """Show them."""
+        with self.jobs() as jobs:
+            text, found = jobs.autoscaler(), jobs.listed()
+        rows = [["job", "status", "started", "took", "command"]]
+        for job in found[:MAX_JOBS]:
+            started = (job.start_time or 0) / 1000
+            took = (job.end_time / 1000 if job.end_time else time.time()) - started
+            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(started))
+            words = job.metadata.get("command", job.entrypoint)
+            rows.append([job.submission_id, job.status.value, when, duration(took), redact(words)])
+        sys.stdout.write(f"{redact(text).strip()}\n\n{table(rows)}\n")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobLogs(_OnCluster):
+    """Write the output of a job so far; `launch --attach ID` follows it."""
+
+    job: tyro.conf.Positional[str]
+    """Id of the job."""
+
+    def __call__(self) -> int:
+        """Write it."""
+        with self.jobs() as jobs:
+            jobs.details(self.job)
+            sys.stdout.write(redact(jobs.logs(self.job)))
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobStop(_OnCluster):
+    """Stop a job; training writes a checkpoint first, and the same command goes on from it."""
+
+    job: tyro.conf.Positional[str]
+    """Id of the job."""
+
+    def __call__(self) -> int:
+        """Ask it to stop, and wait until it has."""
+        from pipeline.launch.launch import wait_until_ended
+
+        with self.jobs() as jobs:
+            jobs.details(self.job)
+            if jobs.stop(self.job):
+                log.info("the job writes its last checkpoint; Ctrl-C here does not disturb it")
+            log.info("job         %s: %s", self.job, wait_until_ended(jobs, self.job).value)
+        return 0
+
+
+def place(cluster: str | None, address: str | None) -> str:
+    """How a command line names a cluster."""
+    return f"--address {redact(address)}" if address else str(cluster)
+
+
+def opened(location: str | None, address: str | None) -> "ClusterFile | None":
+    """The cluster file at a path, checked; None if there is an address in its place."""
+    has_token = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    if not address or has_token or Path("~/.ray/auth_token").expanduser().exists():
+        # before Ray is imported: clusters that this machine starts have its token
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if address:
+        return None
+    from pipeline.launch.cluster_file import ClusterFile
+
+    return ClusterFile.open(location)
+
+
+@contextlib.contextmanager
+def reached(cluster: "ClusterFile | None", address: str | None) -> Iterator["Head"]:
+    """The head of a cluster for the block, through ssh or at the address of its dashboard."""
+    from pipeline.launch.head import Head
+
+    with Head.through_ssh(cluster) if cluster else Head.at(address) as head:
+        yield head

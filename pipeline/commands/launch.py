@@ -1,0 +1,196 @@
+"""The commands for clusters: `python -m pipeline launch CLUSTER -- COMMAND ...`, `job ...`."""
+
+import importlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import tyro
+
+from pipeline.commands.jobs import opened, place, reached
+from pipeline.settings.config import TrainConfig
+from support import command
+from support.console import open_console
+
+if TYPE_CHECKING:
+    from pipeline.launch.cluster_file import ClusterFile
+    from pipeline.launch.head import Head
+    from pipeline.launch.submission import Submission
+
+log = logging.getLogger(__name__)
+
+EXAMPLE = "python -m pipeline launch cluster.yaml -- train in21k-s16-30ep --runs-dir s3://..."
+# fields of commands that name places which the cluster must see
+PLACES = ("sources", "out", "location")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """Run a command on a cluster: start it, submit the command as a job, follow its output.
+
+    The command comes after --: train, evaluate, ..., `shards build` or `tune search`. Ctrl-C leaves
+    the job running. The same command again follows a job that runs, or goes on with its run.
+    """
+
+    cluster: tyro.conf.Positional[str | None] = None
+    """Cluster file, such as cluster.yaml; it may be omitted with --address."""
+    command: tyro.conf.Fixed[tuple[str, ...]] = ()
+    address: str | None = None
+    """Dashboard of a cluster that runs, such as http://10.0.0.1:8265: nothing is started."""
+    attach: str | None = None
+    """Follow the job of this id, which was launched before; no command."""
+    down: bool = False
+    """Take the cluster down when the job has ended, however it has ended."""
+    dry_run: bool = False
+    """Show what would be done and what it would cost, and start nothing."""
+    env: tuple[str, ...] = ()
+    """Environment variables of the job as NAME=VALUE; no secrets, because Ray shows them."""
+
+    @classmethod
+    def prepare(cls, arguments: Sequence[str]) -> tuple[Self, Sequence[str], Sequence[str]]:
+        """Take the command from after the dashes."""
+        arguments = list(arguments)
+        place = arguments.index("--") if "--" in arguments else len(arguments)
+        return cls(command=tuple(arguments[place + 1 :])), [], arguments[:place]
+
+    def __call__(self) -> int:
+        """Launch; returns the exit status of the command."""
+        open_console(verbose=False)
+        self._check()
+        cluster = opened(self.cluster, self.address)
+        if self.attach:
+            with reached(cluster, self.address) as head:
+                return self._follow(cluster, head, self.attach, attached=True)
+        from pipeline.launch.submission import Submission
+
+        parsed = parse(self.command)
+        check_places(parsed)
+        config = getattr(parsed, "config", None)
+        config = config if isinstance(config, TrainConfig) else None
+        subject = config.name if config else "-".join(self.command[1:2]) or "job"
+        submission = Submission.of(self.command, subject, self.env)
+        self._describe(cluster, submission, config)
+        if self.dry_run:
+            return 0
+        from pipeline.launch import launch
+
+        if cluster:
+            log.info("[1/3] start or update the cluster %s", cluster.name)
+            launch.bring_up(cluster)
+        with reached(cluster, self.address) as head:
+            log.info("[2/3] submit the job")
+            name = launch.submit(head, submission, runs_dir(parsed, self.command))
+            log.info("[3/3] follow the job %s", name)
+            return self._follow(cluster, head, name, attached=False)
+
+    def _check(self) -> None:
+        """Raise ValueError for options that do not fit."""
+        if not self.cluster and not self.address:
+            raise ValueError(f"launch needs a CLUSTER file, or --address: {EXAMPLE}")
+        if self.attach and self.command:
+            raise ValueError("--attach follows a job that runs already: give no command with it")
+        if not self.attach and not self.command:
+            raise ValueError(f"launch needs a command after --: {EXAMPLE}")
+        if self.down and self.address:
+            raise ValueError("--down needs the CLUSTER file of a cluster that was launched with it")
+
+    def _describe(
+        self, cluster: "ClusterFile | None", submission: "Submission", config: TrainConfig | None
+    ) -> None:
+        """Say what will run, where, and what it will cost."""
+        log.info("command     %s", submission.text)
+        if cluster:
+            from pipeline.launch.cost import estimate
+
+            log.info("cluster     %s of %s", cluster.name, cluster.path)
+            log.info("\n%s\n", estimate(cluster, config))
+        else:
+            log.info("cluster     at %s", self.address)
+
+    def _follow(
+        self, cluster: "ClusterFile | None", head: "Head", name: str, *, attached: bool
+    ) -> int:
+        from pipeline.launch import launch, mlflow_job
+        from pipeline.launch.head import DASHBOARD
+        from pipeline.launch.jobs import Jobs
+
+        where = place(self.cluster, self.address)
+        log.info("dashboard   %s", head.address(DASHBOARD))
+        log.info("stop it     python -m pipeline job stop %s %s", where, name)
+        try:
+            status = launch.follow(head, name, earlier=launch.EARLIER if attached else None)
+        except KeyboardInterrupt:
+            log.info(
+                "\nthe job goes on; to follow it again:\n"
+                "python -m pipeline launch %s --attach %s%s",
+                *(where, name, " --down" if self.down else ""),
+            )
+            return 130
+        if self.down:
+            mlflow_job.stop(Jobs.connect(head.address(DASHBOARD)))
+            log.info("down        the cluster %s", cluster.name)
+            launch.take_down(cluster)
+        elif cluster:
+            log.info("cluster     it stays up; to take it down: ray down %s", self.cluster)
+        return status
+
+
+def parse(words: Sequence[str]) -> command.Command | None:
+    """The command as the cluster will read it; ValueError or SystemExit if it is not valid.
+
+    None for one whose defaults come from a checkpoint, which only the cluster may be able to read.
+    """
+    package = words[0] if words[0] in ("shards", "tune") else "pipeline"
+    # by name, as `python -m` does it: nothing here depends on these packages
+    commands = importlib.import_module(f"{package}.__main__").COMMANDS
+    arguments = words[package in words[:1] :]
+    name = command.named(commands, arguments)
+    if name is None:
+        raise ValueError(command.unknown(commands, arguments))
+    if name == "evaluate":
+        return None
+    rest = arguments[name.count(" ") + 1 :]
+    return command.parse(f"python -m {package} {name}", commands[name], rest)
+
+
+def check_places(parsed: command.Command | None) -> None:
+    """Raise ValueError if a command names a place that is relative to a folder of this machine."""
+    if parsed is None:
+        return
+    for value in vars(parsed).values():
+        if isinstance(value, TrainConfig):
+            there = value.absolute().flat()
+            for name, here in value.flat().items():
+                if here != there[name]:
+                    raise ValueError(refusal(name, here))
+    for name in PLACES:
+        value = getattr(parsed, name, ())
+        for path in [value] if isinstance(value, str) else value:
+            if "://" not in path and not Path(path).is_absolute():
+                raise ValueError(refusal(name, path))
+
+
+def refusal(name: str, path: object) -> str:
+    """What is wrong with a relative path."""
+    return (
+        f"{name} ({path}) is relative to this machine, and the job runs on the cluster: "
+        f"give an s3:// or gs:// URI, or the absolute path of a disk that every node mounts"
+    )
+
+
+def runs_dir(parsed: command.Command | None, words: Sequence[str]) -> str | None:
+    """Where the runs of a command are, beside which MLflow keeps its data; None if it has none."""
+    for name in ("config", "base"):
+        config = getattr(parsed, name, None)
+        if isinstance(config, TrainConfig):
+            return config.runs_dir
+    location = next((word for word in words[1:] if "://" in word), None)
+    if parsed or not location:
+        return None
+    from pipeline.checkpoint.run_folder import run_of
+
+    # an evaluation of a run, or of a checkpoint of it
+    place, mark, options = run_of(location).place.partition("?")
+    return place.rpartition("/")[0] + mark + options

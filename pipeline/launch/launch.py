@@ -1,0 +1,156 @@
+"""From a cluster file and a command to a job that is followed to its end.
+
+    up -> tunnel to the head -> MLflow server -> job -> its output, until it ends -> down
+
+Everything can be done again: a cluster that is up is only updated, an MLflow server that runs is
+used, and the job of a command that runs already is followed.
+"""
+
+import logging
+import subprocess
+import sys
+import time
+
+from ray.job_submission import JobDetails, JobStatus
+
+from pipeline.launch import mlflow_job, ray_cli
+from pipeline.launch.cluster_file import ClusterFile
+from pipeline.launch.head import DASHBOARD, MLFLOW, Head
+from pipeline.launch.jobs import Jobs
+from pipeline.launch.submission import TRACKING, Submission
+from support.console import duration
+from support.redact import redact
+
+log = logging.getLogger(__name__)
+
+# seconds for which a broken connection is tried again, and the longest pause between attempts
+LOST_S, MAX_PAUSE_S = 900.0, 30.0
+# characters of earlier output that a job which is followed again shows
+EARLIER = 4000
+
+
+def bring_up(cluster: ClusterFile) -> None:
+    """Start a cluster, or bring one that runs up to date with its file."""
+    ensure_token()
+    ray_cli.run("up", str(cluster.path), "--yes", "--no-config-cache")
+
+
+def take_down(cluster: ClusterFile) -> None:
+    """End a cluster with all its machines; on machines of the user's own, end Ray."""
+    ray_cli.run("down", str(cluster.path), "--yes")
+
+
+def ensure_token() -> None:
+    """Make the token that all machines of a cluster share, unless this machine has one."""
+    command = [*ray_cli.COMMAND, "get-auth-token", "--generate"]
+    made = subprocess.run(
+        command, capture_output=True, text=True, env=ray_cli.environment(), check=False
+    )  # its output is the token
+    if made.returncode:
+        raise RuntimeError(
+            f"no token for the cluster: {ray_cli.explained(made.stderr.splitlines())}"
+        )
+
+
+def submit(head: Head, submission: Submission, runs_dir: str | None) -> str:
+    """Submit a job with an MLflow server at hand; returns its id, or that of the same, running one.
+
+    Args:
+        head: The cluster.
+        submission: The job.
+        runs_dir: Where the runs are and MLflow's data will be; None starts no server.
+    """
+    jobs = Jobs.connect(head.address(DASHBOARD))
+    for job in jobs.listed():
+        if job.metadata.get("command") == submission.text and not job.status.is_terminal():
+            log.info("job         the same command runs already; following it")
+            return job.submission_id
+    env = dict(submission.env)
+    if TRACKING not in env:
+        server = mlflow_job.running(jobs)
+        if not server and runs_dir:
+            server = mlflow_job.start(jobs, runs_dir)
+        if server:
+            env[TRACKING] = mlflow_job.ADDRESS
+            if head.has_tunnels:
+                log.info("MLflow      %s", head.address(MLFLOW))
+    with submission.code() as folder:
+        jobs.submit(
+            submission.entrypoint, submission.name, code=folder, env=env, command=submission.text
+        )
+    return submission.name
+
+
+def follow(head: Head, name: str, *, earlier: int | None = None) -> int:
+    """Show the output of a job until it ends; returns its exit status.
+
+    A connection that breaks is opened again. Raises ConnectionError if that fails for LOST_S; the
+    job is not concerned.
+
+    Args:
+        head: The cluster.
+        name: Id of the job.
+        earlier: Characters of the output so far that are shown; None shows all.
+    """
+    jobs = Jobs.connect(head.address(DASHBOARD))
+    shown = Shown(0 if earlier is None else max(0, len(jobs.logs(name)) - earlier))
+    lost_since, pause = None, 1.0
+    while True:
+        try:
+            jobs = jobs or Jobs.connect(head.address(DASHBOARD))
+            before = shown.count
+            jobs.follow(name, shown.count, shown)
+            details = jobs.details(name)
+            if details.status.is_terminal():
+                return ended(details, shown.count)
+            lost_since, pause = (None, 1.0) if shown.count > before else (lost_since, pause)
+        except ConnectionError as error:
+            now = time.monotonic()
+            if lost_since is None or shown.count > before:
+                lost_since, pause = now, 1.0
+                log.warning("connection  lost: %s; trying again", error)
+            if now - lost_since > LOST_S:
+                raise ConnectionError(
+                    f"no connection to the cluster for {duration(LOST_S)} ({error}). The job may "
+                    f"still run; if the head is gone, the same command starts another one, and "
+                    f"the run goes on"
+                ) from error
+            jobs = None
+        time.sleep(pause)
+        pause = min(2 * pause, MAX_PAUSE_S)
+
+
+class Shown:
+    """Writes the output of a job and counts its characters."""
+
+    def __init__(self, count: int) -> None:
+        """Start after so many characters."""
+        self.count = count
+
+    def __call__(self, text: str) -> None:
+        """Write a piece of the output, without secrets."""
+        self.count += len(text)
+        sys.stdout.write(redact(text))
+        sys.stdout.flush()
+
+
+def ended(details: JobDetails, num_shown: int) -> int:
+    """Say how a job has ended; returns the exit status of its command."""
+    name = details.submission_id
+    if details.status == JobStatus.SUCCEEDED:
+        log.info("job         %s has succeeded", name)
+        return 0
+    if details.status == JobStatus.STOPPED:
+        log.info("job         %s was stopped; the same command goes on with the run", name)
+        return 130
+    # a job that has not even started says why in its message alone
+    reason = "its output says why" if num_shown else redact(details.message or "no reason given")
+    log.error("error: job %s has failed: %s", name, reason)
+    return details.driver_exit_code if details.driver_exit_code in (1, 2, 130) else 1
+
+
+def wait_until_ended(jobs: Jobs, name: str) -> JobStatus:
+    """Wait until a job has ended; returns how."""
+    while not (status := jobs.details(name).status).is_terminal():
+        time.sleep(1.0)
+    return status

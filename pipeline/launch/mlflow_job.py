@@ -1,0 +1,64 @@
+"""The MLflow server of a cluster, as a job on its head: found, or started."""
+
+import logging
+import shlex
+import time
+from pathlib import Path
+
+from pipeline.launch.head import MLFLOW
+from pipeline.launch.jobs import Jobs
+from pipeline.launch.mlflow_server import READY
+from shards.dataset import store
+from support.code import copied
+from support.redact import redact
+
+log = logging.getLogger(__name__)
+
+# what the job is known by, and the address at which jobs of the head find the server
+COMMAND, ADDRESS = "mlflow server", f"http://127.0.0.1:{MLFLOW}"
+FOLDER = "mlflow"
+# seconds in which the server must be ready: its predecessor's lease may have to expire first
+START_S, POLL_S = 300.0, 1.0
+
+
+def running(jobs: Jobs) -> str | None:
+    """Id of the job that is the cluster's MLflow server; None if there is none."""
+    for job in jobs.listed():
+        if job.metadata.get("command") == COMMAND and not job.status.is_terminal():
+            return job.submission_id
+    return None
+
+
+def start(jobs: Jobs, runs_dir: str) -> str:
+    """Start the server with its data beside the runs, and wait for it; returns the id of its job.
+
+    Raises RuntimeError with the last line of its output if it does not become ready.
+    """
+    name = f"mlflow-{time.strftime('%m%d-%H%M%S')}"
+    place = store.join(runs_dir, FOLDER)
+    entrypoint = f"exec python -m pipeline track serve {shlex.quote(place)} --port {MLFLOW}"
+    with copied() as folder:
+        jobs.submit(entrypoint, name, code=Path(folder), env={}, command=COMMAND)
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        output, ended = jobs.logs(name), jobs.details(name).status.is_terminal()
+        if READY in output and not ended:
+            return name
+        if ended:
+            break
+        time.sleep(POLL_S)
+    last = (output.strip().splitlines() or [jobs.details(name).message or "no output"])[-1]
+    raise RuntimeError(
+        f"the MLflow server of the cluster does not start: {redact(last)}; see its output with "
+        f"python -m pipeline job logs ... {name}"
+    )
+
+
+def stop(jobs: Jobs) -> None:
+    """Stop the server, if it runs, and wait for the last copy of its database."""
+    if not (name := running(jobs)):
+        return
+    jobs.stop(name)
+    deadline = time.monotonic() + START_S
+    while not jobs.details(name).status.is_terminal() and time.monotonic() < deadline:
+        time.sleep(POLL_S)
