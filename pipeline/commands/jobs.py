@@ -91,9 +91,9 @@ class JobStop(_OnCluster):
 
     def __call__(self) -> int:
         """Ask it to stop, and wait until it has."""
-        from pipeline.launch.launch import wait_until_ended
-
         with self.jobs() as jobs:
+            from pipeline.launch.launch import wait_until_ended
+
             jobs.details(self.job)
             if jobs.stop(self.job):
                 log.info("the job writes its last checkpoint; Ctrl-C here does not disturb it")

@@ -42,7 +42,7 @@ class Launch:
     attach: str | None = None
     """Follow the job of this id, which was launched before; no command."""
     down: bool = False
-    """Take the cluster down when the job has ended, however it has ended."""
+    """Take the cluster down when the job has ended, however it has ended; without a job, now."""
     dry_run: bool = False
     """Show what would be done and what it would cost, and start nothing."""
     env: tuple[str, ...] = ()
@@ -60,11 +60,15 @@ class Launch:
         open_console(verbose=False)
         self._check()
         cluster = opened(self.cluster, self.address)
-        if self.attach:
-            with reached(cluster, self.address) as head:
-                return self._follow(cluster, head, self.attach, attached=True)
+        from pipeline.launch import launch
         from pipeline.launch.submission import Submission
 
+        if not self.command:
+            with reached(cluster, self.address) as head:
+                if self.attach:
+                    return self._follow(cluster, head, self.attach, earlier=launch.EARLIER)
+                launch.take_down(cluster, head)
+                return 0
         parsed = parse(self.command)
         check_places(parsed)
         config = getattr(parsed, "config", None)
@@ -74,16 +78,12 @@ class Launch:
         self._describe(cluster, submission, config)
         if self.dry_run:
             return 0
-        from pipeline.launch import launch
-
         if cluster:
-            log.info("[1/3] start or update the cluster %s", cluster.name)
+            log.info("up          the cluster is started, or brought up to date")
             launch.bring_up(cluster)
         with reached(cluster, self.address) as head:
-            log.info("[2/3] submit the job")
             name = launch.submit(head, submission, runs_dir(parsed, self.command))
-            log.info("[3/3] follow the job %s", name)
-            return self._follow(cluster, head, name, attached=False)
+            return self._follow(cluster, head, name)
 
     def _check(self) -> None:
         """Raise ValueError for options that do not fit."""
@@ -91,7 +91,7 @@ class Launch:
             raise ValueError(f"launch needs a CLUSTER file, or --address: {EXAMPLE}")
         if self.attach and self.command:
             raise ValueError("--attach follows a job that runs already: give no command with it")
-        if not self.attach and not self.command:
+        if not self.attach and not self.command and not self.down:
             raise ValueError(f"launch needs a command after --: {EXAMPLE}")
         if self.down and self.address:
             raise ValueError("--down needs the CLUSTER file of a cluster that was launched with it")
@@ -110,30 +110,28 @@ class Launch:
             log.info("cluster     at %s", self.address)
 
     def _follow(
-        self, cluster: "ClusterFile | None", head: "Head", name: str, *, attached: bool
+        self, cluster: "ClusterFile | None", head: "Head", name: str, earlier: int | None = None
     ) -> int:
-        from pipeline.launch import launch, mlflow_job
+        """Follow a job to its end, and end the cluster with it if that was asked for."""
+        from pipeline.launch import launch
         from pipeline.launch.head import DASHBOARD
-        from pipeline.launch.jobs import Jobs
 
         where = place(self.cluster, self.address)
+        log.info("job         %s", name)
         log.info("dashboard   %s", head.address(DASHBOARD))
-        log.info("stop it     python -m pipeline job stop %s %s", where, name)
         try:
-            status = launch.follow(head, name, earlier=launch.EARLIER if attached else None)
+            status = launch.follow(head, name, earlier=earlier)
         except KeyboardInterrupt:
             log.info(
-                "\nthe job goes on; to follow it again:\n"
-                "python -m pipeline launch %s --attach %s%s",
-                *(where, name, " --down" if self.down else ""),
+                "\nThe job goes on. To follow it again, or to stop it:\n"
+                "python -m pipeline launch %s --attach %s%s\npython -m pipeline job stop %s %s",
+                *(where, name, " --down" if self.down else "", where, name),
             )
             return 130
         if self.down:
-            mlflow_job.stop(Jobs.connect(head.address(DASHBOARD)))
-            log.info("down        the cluster %s", cluster.name)
-            launch.take_down(cluster)
+            launch.take_down(cluster, head)
         elif cluster:
-            log.info("cluster     it stays up; to take it down: ray down %s", self.cluster)
+            log.info("the cluster stays up; python -m pipeline launch %s --down ends it", where)
         return status
 
 

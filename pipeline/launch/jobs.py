@@ -25,6 +25,8 @@ from support.command import DISTRIBUTION
 from support.redact import redact
 
 log = logging.getLogger(__name__)
+# its messages about uploads and connections do not concern the job
+logging.getLogger("ray").setLevel(logging.WARNING)
 
 # what a connection that breaks raises
 LOST = (ConnectionError, requests.ConnectionError, requests.Timeout, aiohttp.ClientError)
@@ -116,9 +118,9 @@ class Jobs:
         """The nodes of the cluster and what the autoscaler does, in its own words."""
         with explained(self._address):
             # there is no public call for this
-            answer = self._client._do_request("GET", "/api/cluster_status")  # noqa: SLF001
+            answer = self._client._do_request("GET", "/api/cluster_status?format=1")  # noqa: SLF001
             data = answer.json().get("data") or {}
-        return data.get("clusterStatus") or data.get("autoscalingStatus") or ""
+        return data.get("clusterStatus") or ""
 
 
 @contextlib.contextmanager
@@ -154,7 +156,7 @@ def check_versions(cluster: Mapping[str, str], address: str) -> None:
             f"the cluster at {address} has Python {there}, and this project needs {supported}: "
             f"install another one on its nodes"
         )
-    if there.split(".")[:2] != platform.python_version_tuple()[:2]:
+    if there.split(".")[:2] != platform.python_version().split(".")[:2]:
         log.info(
             "python      the cluster has %s, this machine has %s; the job runs with the cluster's",
             *(there, platform.python_version()),

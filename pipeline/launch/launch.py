@@ -13,8 +13,8 @@ import time
 
 from ray.job_submission import JobDetails, JobStatus
 
-from pipeline.launch import mlflow_job, ray_cli
-from pipeline.launch.cluster_file import ClusterFile
+from pipeline.launch import mlflow_job, own_machines, ray_cli
+from pipeline.launch.cluster_file import LOCAL, ClusterFile
 from pipeline.launch.head import DASHBOARD, MLFLOW, Head
 from pipeline.launch.jobs import Jobs
 from pipeline.launch.submission import TRACKING, Submission
@@ -30,13 +30,45 @@ EARLIER = 4000
 
 
 def bring_up(cluster: ClusterFile) -> None:
-    """Start a cluster, or bring one that runs up to date with its file."""
+    """Start a cluster; one that runs is brought up to date with its file, and its jobs go on."""
     ensure_token()
-    ray_cli.run("up", str(cluster.path), "--yes", "--no-config-cache")
+    # Ray's own `up` would restart a head that runs, and end its jobs
+    restart = ("--no-restart",) if is_up(cluster) else ()
+    ray_cli.run("up", str(cluster.path), "--yes", "--no-config-cache", *restart)
 
 
-def take_down(cluster: ClusterFile) -> None:
-    """End a cluster with all its machines; on machines of the user's own, end Ray."""
+def is_up(cluster: ClusterFile) -> bool:
+    """Whether the head of a cluster answers."""
+    with Head.through_ssh(cluster) as head:
+        try:
+            Jobs.connect(head.address(DASHBOARD))
+        except ConnectionError:
+            return False
+        return True
+
+
+def take_down(cluster: ClusterFile, head: Head) -> None:
+    """End a cluster with all its machines; on machines of one's own, end Ray.
+
+    Raises RuntimeError if jobs still run there. MLflow's server ends first, with its last copy.
+    """
+    try:
+        jobs = Jobs.connect(head.address(DASHBOARD))
+        server = mlflow_job.running(jobs)
+        running = [job.submission_id for job in jobs.listed() if not job.status.is_terminal()]
+        if others := [name for name in running if name != server]:
+            raise RuntimeError(
+                f"jobs run on {cluster.name}, which stays up: {', '.join(others)}; stop them with "
+                f"python -m pipeline job stop {cluster.path} ID, or wait for them"
+            )
+        if server:
+            jobs.stop(server)
+            wait_until_ended(jobs, server)
+    except ConnectionError as error:
+        log.warning("%s; the machines are taken down all the same", error)
+    log.info("down        the cluster %s", cluster.name)
+    if cluster.provider == LOCAL:
+        own_machines.stop_ray(cluster)
     ray_cli.run("down", str(cluster.path), "--yes")
 
 

@@ -52,13 +52,3 @@ def start(jobs: Jobs, runs_dir: str) -> str:
         f"the MLflow server of the cluster does not start: {redact(last)}; see its output with "
         f"python -m pipeline job logs ... {name}"
     )
-
-
-def stop(jobs: Jobs) -> None:
-    """Stop the server, if it runs, and wait for the last copy of its database."""
-    if not (name := running(jobs)):
-        return
-    jobs.stop(name)
-    deadline = time.monotonic() + START_S
-    while not jobs.details(name).status.is_terminal() and time.monotonic() < deadline:
-        time.sleep(POLL_S)
