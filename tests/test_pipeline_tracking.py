@@ -162,6 +162,32 @@ def test_a_lost_embedded_file_is_made_anew_from_the_journal(tmp_path):
     assert points(f"sqlite:///{second.parent}/mlflow.db", second) == expected(8)
 
 
+@pytest.mark.parametrize("lost", ["the last records", "the run"])
+def test_a_server_that_is_a_backup_gets_what_it_has_lost(lost, tmp_path, monkeypatch):
+    database, backup = tmp_path / "server.db", tmp_path / "backup.db"
+    store = f"sqlite:///{database}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    record(tmp_path / "other").finish("FINISHED")
+    if lost == "the run":
+        shutil.copy(database, backup)
+    recorder = record(tmp_path / "run")
+    train(recorder, 0, 20)
+    if lost == "the last records":
+        recorder.finish("KILLED")
+        shutil.copy(database, backup)
+        recorder = record(tmp_path / "run")
+    train(recorder, 20, 50)
+    recorder.write_event("tags", tags={"colour": "red"})
+    recorder.finish("FINISHED")
+    shutil.copy(backup, database)  # the machine is lost, and another one starts with its copy
+    # in another process, because this one has the database open
+    command = [sys.executable, "-m", "pipeline", "track", "sync", str(tmp_path / "run")]
+    assert subprocess.run(command, check=False, timeout=120).returncode == 0
+    run = run_at(store, tmp_path / "run")
+    assert points(store, tmp_path / "run") == expected(50)
+    assert run.info.status == "FINISHED" and run.data.tags["colour"] == "red"
+
+
 def test_a_record_is_sent_by_one_process_at_a_time(tmp_path):
     recorder = record(tmp_path / "run")
     time.sleep(0.3)

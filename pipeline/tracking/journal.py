@@ -21,6 +21,8 @@ from support.files import append_line, cut_unfinished_line, read_lines
 from support.redact import redacted
 
 RECORDS, SAMPLES, EVENTS = "metrics.jsonl", "system.jsonl", "events.jsonl"
+# what a record says besides its numbers
+PLACE = ("kind", "step", "time")
 # kinds of records
 SYSTEM, REWIND = "system", "rewind"
 # samples that `read_samples` reads at most

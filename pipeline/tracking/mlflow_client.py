@@ -1,4 +1,4 @@
-"""Sends records and events of a run to an MLflow server; no other module imports mlflow.
+"""Sends records and events of a run to an MLflow server; only `mlflow_model` imports mlflow, too.
 
     mlflow_sync -> TrackingServer -> an SQLite file, a tracking server, or one behind a token
 
@@ -19,18 +19,15 @@ os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
-import mlflow.pytorch  # noqa: E402
-import numpy as np  # noqa: E402
 import requests  # noqa: E402
-import torch  # noqa: E402
 from mlflow import entities  # noqa: E402
 from mlflow.entities import Metric, Param, RunTag  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
-from mlflow.models import Model, ModelSignature  # noqa: E402
+from mlflow.models import Model  # noqa: E402
 from mlflow.tracking import MlflowClient  # noqa: E402
-from mlflow.types import Schema, TensorSpec  # noqa: E402
 
-from pipeline.evaluation.model import EvalModel  # noqa: E402
+from pipeline.tracking import journal  # noqa: E402
+from pipeline.tracking.mlflow_model import Refused, save_model  # noqa: E402
 from support.redact import redact  # noqa: E402
 
 log = logging.getLogger(__name__)
@@ -50,10 +47,6 @@ CALL_LIMITS = {"metrics": 1000, "params": 100, "tags": 100}
 MAX_PARAM, MAX_TAG, MAX_DIGEST = 6000, 5000, 36
 # the registry's alias for the best model; MLflow itself reads `latest` as the newest
 BEST = "best"
-
-
-class Refused(Exception):
-    """The server rejects this, now and later."""
 
 
 def external_uri() -> str:
@@ -119,7 +112,7 @@ class TrackingServer:
             Metric(name, value, milliseconds(record), record["step"])
             for record in records
             for name, value in record.items()
-            if name not in ("kind", "step", "time") and isinstance(value, int | float)
+            if name not in journal.PLACE and isinstance(value, int | float)
         ]
         metrics = metrics if sure else self._missing(run_id, metrics)
         for first in range(0, len(metrics), CALL_LIMITS["metrics"]):
@@ -143,14 +136,25 @@ class TrackingServer:
     def _is_deleted(self, run_id: str) -> bool:
         return self._client.get_run(run_id).info.lifecycle_stage == "deleted"
 
+    def knows(self, run_id: str) -> bool:
+        """Whether the server has a run of this id."""
+        try:
+            self._client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+        return True
+
+    def points(self, run_id: str, name: str) -> set[tuple[int, int]]:
+        """Step and time in ms of the points of a metric that the server has."""
+        history = self._client.get_metric_history(run_id, name)
+        return {(point.step, point.timestamp) for point in history}
+
     def _missing(self, run_id: str, metrics: Sequence[Metric]) -> list[Metric]:
         """The points that the server does not have."""
-        stored = {
-            (name, point.step, point.timestamp)
-            for name in {metric.key for metric in metrics}
-            for point in self._client.get_metric_history(run_id, name)
-        }
-        return [m for m in metrics if (m.key, m.step, m.timestamp) not in stored]
+        stored = {name: self.points(run_id, name) for name in {m.key for m in metrics}}
+        return [m for m in metrics if (m.step, m.timestamp) not in stored[m.key]]
 
     def apply(self, at: Mapping, event: Mapping) -> dict[str, object]:
         """Send an event; returns the changes of the cursor. Refused if it is rejected for good.
@@ -199,10 +203,10 @@ class TrackingServer:
         path, client = Path(event["checkpoint"]), self._client
         if path.name in at["models"]:
             return {}
-        if not path.is_dir():
-            raise Refused(f"checkpoint {path} no longer exists")
         query = f"source_run_id = '{at['run_id']}' AND name = '{path.name}'"
         models = client.search_logged_models([at["experiment_id"]], query)
+        if not path.is_dir() and not models:
+            raise Refused(f"checkpoint {path} no longer exists")
         model = (models or [None])[0] or client.create_logged_model(
             at["experiment_id"],
             name=path.name,
@@ -261,37 +265,6 @@ def logged_model_id(at: Mapping, event: Mapping) -> str:
     if Path(checkpoint).name not in at["models"]:
         raise Refused(f"{checkpoint} is not a model of this run")
     return at["models"][Path(checkpoint).name]
-
-
-def save_model(checkpoint: Path, folder: Path, flavor: Model) -> None:
-    """Write a checkpoint as a folder for `mlflow.pytorch.load_model`; Refused if it cannot be.
-
-    The model is written as its computation graph for any batch size (torch.export, .pt2): tensors
-    and JSON. MLflow's other format is a pickle, which runs code when it is loaded and needs this
-    package; MLflow refuses to load pickles by default.
-    """
-    eval_model = EvalModel.open(checkpoint)
-    side, classes = eval_model.model.image_size, eval_model.model.num_classes
-    kind = np.dtype(np.float32)
-    signature = ModelSignature(
-        inputs=Schema([TensorSpec(kind, (-1, 3, side, side), "images")]),
-        outputs=Schema([TensorSpec(kind, (-1, classes), "logits")]),
-    )
-    prepared = {"mean": list(eval_model.images.mean), "std": list(eval_model.images.std)}
-    flavor.metadata = {"normalise": prepared, "step": eval_model.step}
-    try:
-        mlflow.pytorch.save_model(
-            eval_model.load(eval_model.model),
-            str(folder),
-            mlflow_model=flavor,
-            signature=signature,
-            # two images: torch.export would fix a batch size of one
-            input_example=torch.zeros(2, 3, side, side),
-            serialization_format="pt2",
-            pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
-        )
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise Refused(f"{checkpoint} cannot be written as a graph: {error}") from error
 
 
 def milliseconds(line: Mapping) -> int:

@@ -19,7 +19,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.tracking import journal
-from pipeline.tracking.mlflow_client import DATABASE, FAILURES, Refused, TrackingServer
+from pipeline.tracking.mlflow_client import (
+    DATABASE,
+    FAILURES,
+    Refused,
+    TrackingServer,
+    milliseconds,
+)
 from support.files import AlreadyLocked, locked, read_lines, write_json
 from support.redact import redact
 
@@ -67,10 +73,14 @@ class Sender:
             self._cursor["sampled"] = 0  # that file stays on the machine where it was written
         # whether the server is sure to lack the records after the cursor
         self._sure = False
+        self._compared = self._server.embedded
         self._advance({})
 
     def send(self) -> None:
         """Send everything that is on disk now; raises one of `mlflow_client.FAILURES`."""
+        if not self._compared:
+            self._rewind()
+            self._compared = True
         if not self._cursor["run_id"]:
             run = self._server.open_run(self._start, self._cursors["token"], self._parent_id())
             self._sure = run.pop("new")
@@ -79,6 +89,22 @@ class Sender:
         for event, end in read_lines(self._dir / journal.EVENTS, self._cursor["told"]):
             self._send_event(event, end)
         self._send_numbers("sampled", journal.read_samples(self._dir, self._cursor["sampled"]))
+
+    def _rewind(self) -> None:
+        """Take the cursor back if the server has lost what it had: it may be of a backup."""
+        records = journal.read_records(self._dir)
+        sent = [(record, end) for record, end in records if end <= self._cursor["sent"]]
+        if not self._cursor["run_id"] or not sent:
+            return
+        name = next(key for key in sent[-1][0] if key not in journal.PLACE)
+        points = self._server.points(self._cursor["run_id"], name)
+        if points is None:
+            log.warning("MLflow at %s has lost this run; it is sent again", self.address)
+            return self._advance(dict(EMPTY))
+        kept = [end for record, end in sent if (record["step"], milliseconds(record)) in points]
+        if kept[-1:] != [sent[-1][1]]:
+            log.warning("MLflow at %s has lost the newest records; sending again", self.address)
+            self._advance({"sent": max(kept, default=0), "told": 0, "models": {}})
 
     def left(self) -> tuple[int, int]:
         """Records and events that have not been sent."""
