@@ -1,10 +1,12 @@
 """The record reaches MLflow whatever happens to its server: all of it, once, in order, unseen."""
 
+import contextlib
 import json
 import logging
 import os
 import resource
 import shutil
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -162,6 +164,14 @@ def test_a_lost_embedded_file_is_made_anew_from_the_journal(tmp_path):
     assert points(f"sqlite:///{second.parent}/mlflow.db", second) == expected(8)
 
 
+def copy_database(source, target):
+    with (
+        contextlib.closing(sqlite3.connect(source)) as old,
+        contextlib.closing(sqlite3.connect(target)) as new,
+    ):
+        old.backup(new)
+
+
 @pytest.mark.parametrize("lost", ["the last records", "the run"])
 def test_a_server_that_is_a_backup_gets_what_it_has_lost(lost, tmp_path, monkeypatch):
     database, backup = tmp_path / "server.db", tmp_path / "backup.db"
@@ -169,17 +179,17 @@ def test_a_server_that_is_a_backup_gets_what_it_has_lost(lost, tmp_path, monkeyp
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     record(tmp_path / "other").finish("FINISHED")
     if lost == "the run":
-        shutil.copy(database, backup)
+        copy_database(database, backup)
     recorder = record(tmp_path / "run")
     train(recorder, 0, 20)
     if lost == "the last records":
         recorder.finish("KILLED")
-        shutil.copy(database, backup)
+        copy_database(database, backup)
         recorder = record(tmp_path / "run")
     train(recorder, 20, 50)
     recorder.write_event("tags", tags={"colour": "red"})
     recorder.finish("FINISHED")
-    shutil.copy(backup, database)  # the machine is lost, and another one starts with its copy
+    copy_database(backup, database)  # the machine is lost, and another one starts with its copy
     # in another process, because this one has the database open
     command = [sys.executable, "-m", "pipeline", "track", "sync", str(tmp_path / "run")]
     assert subprocess.run(command, check=False, timeout=120).returncode == 0

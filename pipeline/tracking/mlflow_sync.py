@@ -96,11 +96,11 @@ class Sender:
         sent = [(record, end) for record, end in records if end <= self._cursor["sent"]]
         if not self._cursor["run_id"] or not sent:
             return
-        name = next(key for key in sent[-1][0] if key not in journal.PLACE)
-        points = self._server.points(self._cursor["run_id"], name)
-        if points is None:
+        if not self._server.knows(self._cursor["run_id"]):
             log.warning("MLflow at %s has lost this run; it is sent again", self.address)
             return self._advance(dict(EMPTY))
+        name = next(key for key in sent[-1][0] if key not in journal.PLACE)
+        points = self._server.points(self._cursor["run_id"], name)
         kept = [end for record, end in sent if (record["step"], milliseconds(record)) in points]
         if kept[-1:] != [sent[-1][1]]:
             log.warning("MLflow at %s has lost the newest records; sending again", self.address)
