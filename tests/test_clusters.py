@@ -12,7 +12,7 @@ import yaml
 from packaging.requirements import Requirement
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from pipeline.__main__ import Train
+from pipeline.commands.train import Train
 from pipeline.settings.budget import PEAK_FLOPS
 from support.command import parse
 
@@ -148,9 +148,8 @@ def test_commands_in_the_files_are_accepted(path):
     for command in commands:
         words = shlex.split(command.removeprefix("python -m pipeline "))
         assert words[0] == "train"
-        config = parse("train", Train, words[1:]).config
         # on a cluster that has no GPU nodes yet, auto would train on CPUs
-        assert config.device == "gpu" and "://" in config.runs_dir
+        assert parse("train", Train, words[1:]).config.device == "gpu"
 
 
 # AWS
