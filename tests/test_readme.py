@@ -27,7 +27,18 @@ def commands(text: str) -> list[str]:
     ]
 
 
-COMMANDS = [command for page in PAGES for command in commands(page.read_text())]
+def launched(command: str) -> list[str]:
+    """A launch as two commands, itself and the one that it runs; others as they are."""
+    launch, mark, words = command.partition(" -- ")
+    if not mark or " launch " not in launch:
+        return [command]
+    program = "" if words.startswith(("shards ", "tune ")) else "pipeline "
+    return [launch, f"python -m {program}{words}"]
+
+
+COMMANDS = [
+    part for page in PAGES for command in commands(page.read_text()) for part in launched(command)
+]
 
 
 def test_set_up_takes_two_commands():
