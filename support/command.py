@@ -21,7 +21,7 @@ from typing import Annotated, Any, Protocol, get_type_hints
 import tyro
 
 from support.redact import excepthook, redact
-from support.settings import Settings, field_docs, field_kind, suggestion
+from support.settings import Settings, field_docs, field_kind, nearest, suggestion
 
 DISTRIBUTION = "vit-pretraining"
 HELP_ALL = "--help-all"
@@ -78,7 +78,8 @@ def unknown(commands: Mapping[str, type[Command]], arguments: Sequence[str]) -> 
     """What is wrong with arguments that begin with no command."""
     words = [word for word in arguments[:2] if not word.startswith("-")]
     first = " ".join(words[:1]) or arguments[0]
-    return f"unknown command {redact(first)!r}; {suggestion(' '.join(words), commands)}"
+    two = nearest(" ".join(words), commands)
+    return f"unknown command {redact(first)!r}; {suggestion(two or first, commands)}"
 
 
 def overview(prog: str, commands: Mapping[str, type[Command]], arguments: Sequence[str]) -> int:

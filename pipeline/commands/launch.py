@@ -61,7 +61,8 @@ class Launch:
         self._check()
         cluster = opened(self.cluster, self.address)
         from pipeline.launch import launch
-        from pipeline.launch.submission import Submission
+        from pipeline.launch.mlflow_job import data_folder
+        from pipeline.launch.submission import TRACKING, Submission
 
         if not self.command:
             with reached(cluster, self.address) as head:
@@ -76,13 +77,19 @@ class Launch:
         subject = config.name if config else "-".join(self.command[1:2]) or "job"
         submission = Submission.of(self.command, subject, self.env)
         self._describe(cluster, submission, config)
+        runs = runs_dir(parsed, self.command)
         if self.dry_run:
+            if cluster:
+                log.info("it would    start the cluster, or bring it up to date")
+            if runs and TRACKING not in submission.env:
+                log.info("            start MLflow there, with its data in %s", data_folder(runs))
+            log.info("            submit %s", submission.entrypoint)
             return 0
         if cluster:
             log.info("up          the cluster is started, or brought up to date")
             launch.bring_up(cluster)
         with reached(cluster, self.address) as head:
-            name = launch.submit(head, submission, runs_dir(parsed, self.command))
+            name = launch.submit(head, submission, runs)
             return self._follow(cluster, head, name)
 
     def _check(self) -> None:

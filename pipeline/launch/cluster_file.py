@@ -8,6 +8,8 @@ Beyond Ray's schema, `metadata` holds `gpu` (a kind that `train --plan-gpu` know
 
 import contextlib
 import copy
+import io
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,9 @@ import yaml
 from ray.autoscaler._private import util
 
 from pipeline.settings.budget import PEAK_FLOPS
+
+# its messages are about defaults that it fills in
+logging.getLogger("ray.autoscaler").setLevel(logging.WARNING)
 
 LOCAL = "local"  # Ray's word for machines that are there: nothing is rented or given back
 
@@ -114,6 +119,16 @@ class ClusterFile:
     def _metadata(self) -> Mapping[str, Any]:
         return self.config.get("metadata") or {}
 
+    def check_mounts(self) -> None:
+        """Raise FileNotFoundError if a file that goes to the machines is not here."""
+        for target, source in self.config["file_mounts"].items():
+            if not Path(source).expanduser().exists():
+                raise FileNotFoundError(
+                    f"cluster file {self.path}: file_mounts: {source} (for {target}) does not "
+                    f"exist here; its paths are relative to the folder in which the command is "
+                    f"started: start it in the project's folder"
+                )
+
     def _check_metadata(self) -> None:
         """Raise ValueError if the facts for the estimate are not what they must be."""
         if self.gpu is not None and self.gpu not in PEAK_FLOPS:
@@ -135,7 +150,8 @@ def prepared(content: object, location: str) -> dict[str, Any]:
         # before Ray's defaults are there, one check of this call cannot pass
         with contextlib.suppress(RuntimeError):
             util.validate_config(content)
-        config = util.prepare_config(copy.deepcopy(content))
+        with contextlib.redirect_stdout(io.StringIO()):  # Ray's advice about Docker
+            config = util.prepare_config(copy.deepcopy(content))
         util.validate_config(config)
     except jsonschema.ValidationError as error:
         place = ".".join(map(str, error.absolute_path)) or "the file"

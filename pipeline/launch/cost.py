@@ -40,11 +40,15 @@ def run_estimate(cluster: ClusterFile, types: list[NodeType], config: TrainConfi
             f"{gpu_type.gpus} GPUs, and {cluster.path} allows {gpu_type.most}: raise max_workers "
             f"there, or use fewer workers"
         )
-    budget = Budget(config, gpu=cluster.gpu, mfu=MFU)
+    try:
+        budget = Budget(config, gpu=cluster.gpu, mfu=MFU)
+    except OSError as error:
+        return f"the run     not estimated: {config.data.dir} cannot be read from here ({error})"
     hour = total((kind, nodes if kind is gpu_type else kind.least) for kind in types)
     cost = None if hour is None else hour * budget.seconds / 3600
     return (
-        f"the run     {nodes} x {gpu_type.machine} for {duration(budget.seconds)} at {MFU:.0%} of "
+        f"the run     {budget.steps:,} steps, data {budget.origin}\n"
+        f"            {nodes} x {gpu_type.machine} for {duration(budget.seconds)} at {MFU:.0%} of "
         f"the peak of {cluster.gpu}: {dollars(hour)} an hour, {dollars(cost)} in all"
     )
 

@@ -32,6 +32,7 @@ EARLIER = 4000
 def bring_up(cluster: ClusterFile) -> None:
     """Start a cluster; one that runs is brought up to date with its file, and its jobs go on."""
     ensure_token()
+    cluster.check_mounts()
     # Ray's own `up` would restart a head that runs, and end its jobs
     restart = ("--no-restart",) if is_up(cluster) else ()
     ray_cli.run("up", str(cluster.path), "--yes", "--no-config-cache", *restart)

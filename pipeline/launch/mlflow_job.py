@@ -29,14 +29,19 @@ def running(jobs: Jobs) -> str | None:
     return None
 
 
+def data_folder(runs_dir: str) -> str:
+    """Where the server's data is: beside the runs."""
+    return store.join(runs_dir, FOLDER)
+
+
 def start(jobs: Jobs, runs_dir: str) -> str:
     """Start the server with its data beside the runs, and wait for it; returns the id of its job.
 
     Raises RuntimeError with the last line of its output if it does not become ready.
     """
     name = f"mlflow-{time.strftime('%m%d-%H%M%S')}"
-    place = store.join(runs_dir, FOLDER)
-    entrypoint = f"exec python -m pipeline track serve {shlex.quote(place)} --port {MLFLOW}"
+    place = shlex.quote(data_folder(runs_dir))
+    entrypoint = f"exec python -m pipeline track serve {place} --port {MLFLOW}"
     with copied() as folder:
         jobs.submit(entrypoint, name, code=Path(folder), env={}, command=COMMAND)
     deadline = time.monotonic() + START_S

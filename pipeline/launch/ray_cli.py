@@ -33,6 +33,9 @@ CAUSES = {
     r"NoCredentials|Unable to locate credentials|InvalidClientTokenId|AuthFailure|ExpiredToken|"
     r"SignatureDoesNotMatch|DefaultCredentialsError": "the cloud does not accept the credentials "
     "of this machine: log in again",
+    r"ServiceLinkedRoleCreationNotPermitted|Invalid IAM Instance Profile|No usable subnets": (
+        "the account is not set up: see the table of messages in docs/cluster.md"
+    ),
     r"UnauthorizedOperation|AccessDenied|PERMISSION_DENIED": "the account may not do this: it "
     "needs the rights that docs/cluster.md lists",
     r"No route to host|Connection timed out|Could not resolve hostname|Network is unreachable": (

@@ -4,6 +4,7 @@ import math
 from pathlib import PurePath
 
 from pipeline.settings.config import DIGITS, TrainConfig
+from shards.dataset import store
 from shards.dataset.format import open_set
 from support.console import duration
 from vit.registry import OPTIMIZERS
@@ -78,10 +79,12 @@ def data_size(config: TrainConfig) -> tuple[int, int, str]:
     location, name = config.data.dir, PurePath(config.data.dir).name
     try:
         manifest = open_set(location).manifest
-    except FileNotFoundError:
+    except OSError as error:  # it does not exist, or this machine may not read it
         if name not in PUBLISHED:
             raise
-        return *PUBLISHED[name], f"as published; {location} does not exist"
+        missing = isinstance(error, FileNotFoundError)
+        reason = "does not exist" if missing else "cannot be read from here"
+        return *PUBLISHED[name], f"as published; {store.absolute(location)} {reason}"
     samples = sum(shard.samples for shard in manifest.splits.get(config.data.train_split, ()))
     if not samples:
         raise ValueError(f"{location} has no split {config.data.train_split!r} with images")
