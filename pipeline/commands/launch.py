@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,9 @@ class Launch:
     def __call__(self) -> int:
         """Launch; returns the exit status of the command."""
         open_console(verbose=False)
+        # the end of a terminal, or of this process, is that of the display and not of the job
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.default_int_handler)
         self._check()
         cluster = opened(self.cluster, self.address)
         from pipeline.launch import launch

@@ -45,6 +45,8 @@ CAUSES = {
     r"No module named|requires .* to be installed|Missing .*boto3": "a library of the provider is "
     "missing: pip install 'vit-pretraining[aws]' or 'vit-pretraining[gcp]'",
 }
+# without these, output that is not a terminal has every line that is meant for debugging
+PLAIN = ("--log-style", "pretty", "--log-color", "false")
 # a machine that boots refuses ssh for a while; after so many refused keys the key is wrong
 MAX_REFUSED_KEYS = 8
 KEY = next(iter(CAUSES))
@@ -83,7 +85,7 @@ def run(*arguments: str) -> None:
     """Run a command of Ray and log its lines; RuntimeError says in a sentence why it failed."""
     name = f"ray {arguments[0]}"
     lines, refused = [], 0
-    process = start(*arguments)
+    process = start(*arguments, *PLAIN)
     try:
         for line in process.stdout:
             line = re.sub(r"\x1b\[[0-9;]*m", "", line.rstrip())
