@@ -143,7 +143,7 @@ def test_a_launch_is_left_found_again_and_stopped_after_a_checkpoint(cluster, tm
     )
     log = tmp_path / "launch.log"
     launch = cluster.launched(log, *command)
-    wait_for("step    20/", log, launch)
+    wait_for(" loss ", log, launch)
     launch.send_signal(signal.SIGINT)
     assert launch.wait(30) == 130
     text = log.read_text()
@@ -154,7 +154,7 @@ def test_a_launch_is_left_found_again_and_stopped_after_a_checkpoint(cluster, tm
     again = cluster.launched(tmp_path / "again.log", *command)  # the same command follows it
     wait_for("the same command runs already", tmp_path / "again.log", again)
     attached = cluster.launched(tmp_path / "attach.log", "--attach", job)
-    wait_for("step ", tmp_path / "attach.log", attached)
+    wait_for(" loss ", tmp_path / "attach.log", attached)
     stopped = cluster.pipeline("job", "stop", "--address", cluster.address, job)
     assert stopped.returncode == 0 and f"{job}: STOPPED" in stopped.stdout
     assert again.wait(60) == attached.wait(60) == 130

@@ -65,7 +65,8 @@ def served(database: "Database", folder: RunFolder, port: int) -> int:
             *("--backend-store-uri", f"sqlite:///{database.path}"),
             *("--artifacts-destination", artifacts(folder)),
         ],
-        env=os.environ | endpoint(folder.place),
+        # MLflow's own jobs judge the answers of language models: a dozen processes for nothing here
+        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | endpoint(folder.place),
         start_new_session=True,
     )
     try:
