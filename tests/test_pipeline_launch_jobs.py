@@ -28,6 +28,7 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.home = folder, folder / "home"
+        self.launches: list[subprocess.Popen] = []
         self.runs = folder / "runs"
         self.home.mkdir()
         self.address = f"http://127.0.0.1:{(port := free_port())}"
@@ -41,6 +42,7 @@ class Cluster:
         }
         self.run("ray", "get-auth-token", "--generate")
         command = f"ray start --head --port {free_port()} --dashboard-port {port} --block"
+        command += f" --dashboard-agent-listen-port {free_port()}"  # the usual one may be in use
         command += f" --num-cpus 4 --object-store-memory 300000000 --temp-dir /tmp/l{port}"
         self.session = Path(f"/tmp/l{port}")
         with (folder / "head.log").open("w") as log:
@@ -73,7 +75,7 @@ class Cluster:
     def launched(self, log: Path, *arguments: str) -> subprocess.Popen:
         """A launch in the background, as from a terminal: Ctrl-C reaches it."""
         with log.open("w") as output:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-m", "pipeline", "launch", "--address", self.address, *arguments],
                 stdout=output,
                 stderr=output,
@@ -81,8 +83,12 @@ class Cluster:
                 env=self.env,
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
             )
+        self.launches.append(process)
+        return process
 
     def close(self) -> None:
+        for process in self.launches:
+            process.kill()
         os.killpg(self.process.pid, signal.SIGTERM)
         self.process.wait(60)
 

@@ -58,9 +58,23 @@ class Machine:
         return self.process.wait(60)
 
 
-def test_another_machine_serves_the_runs_and_artifacts_of_the_first(tmp_path):
+@pytest.fixture
+def machine(tmp_path):
+    """Makes machines by name, each with its disk; they end with the test."""
+    machines = []
+
+    def made(place: str, name: str) -> Machine:
+        machines.append(Machine(place, tmp_path / name))
+        return machines[-1]
+
+    yield made
+    for each in machines:
+        each.stop()
+
+
+def test_another_machine_serves_the_runs_and_artifacts_of_the_first(machine, tmp_path):
     place = (tmp_path / "store" / "mlflow").as_uri()
-    first = Machine(place, tmp_path / "first")
+    first = machine(place, "first")
     first.wait_until_ready()
     client = mlflow.MlflowClient(first.uri)
     run = client.create_run("0").info.run_id
@@ -68,14 +82,14 @@ def test_another_machine_serves_the_runs_and_artifacts_of_the_first(tmp_path):
     client.log_text(run, "a report", "report.html")
     assert first.stop() == 0
 
-    second = Machine(place, tmp_path / "second")
+    second = machine(place, "second")
     second.wait_until_ready()
     client = mlflow.MlflowClient(second.uri)
     assert [m.value for m in client.get_metric_history(run, "val/top1")] == [0.5]
     url = f"{second.uri}/get-artifact?path=report.html&run_uuid={run}"
     assert urllib.request.urlopen(url, timeout=30).read() == b"a report"
 
-    third = Machine(place, tmp_path / "third")  # while the second one serves
+    third = machine(place, "third")  # while the second one serves
     assert third.process.wait(120) == 2
     assert "another MLflow server serves" in third.log.read_text()
     assert second.stop() == 0

@@ -8,8 +8,10 @@ Every failure becomes an error that says in a sentence what is wrong and what to
 
 import asyncio
 import contextlib
+import functools
 import logging
 import platform
+import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import metadata
 from pathlib import Path
@@ -26,10 +28,12 @@ from support.redact import redact
 
 log = logging.getLogger(__name__)
 # its messages about uploads and connections do not concern the job
-logging.getLogger("ray").setLevel(logging.WARNING)
+logging.getLogger("ray.dashboard").setLevel(logging.WARNING)
 
 # what a connection that breaks raises
 LOST = (ConnectionError, requests.ConnectionError, requests.Timeout, aiohttp.ClientError)
+# what a head answers while it starts, and the seconds for which it is asked again
+YOUNG, YOUNG_S = "No available agent", 120.0
 # seconds that a job may take to write its last checkpoint after it was asked to stop
 STOP_S = 330
 
@@ -60,16 +64,26 @@ class Jobs:
         self, entrypoint: str, name: str, *, code: Path, env: Mapping[str, str], command: str
     ) -> None:
         """Submit a shell command as a job; the folder `code` becomes its working directory."""
+        submit = functools.partial(
+            self._client.submit_job,
+            entrypoint=entrypoint,
+            submission_id=name,
+            runtime_env={
+                "working_dir": str(code),
+                "env_vars": {**env, "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)},
+            },
+            metadata={"command": command},
+        )
+        deadline = time.monotonic() + YOUNG_S
         with explained(self._address):
-            self._client.submit_job(
-                entrypoint=entrypoint,
-                submission_id=name,
-                runtime_env={
-                    "working_dir": str(code),
-                    "env_vars": {**env, "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)},
-                },
-                metadata={"command": command},
-            )
+            while True:
+                try:
+                    submit()
+                    return
+                except RuntimeError as error:
+                    if YOUNG not in str(error) or time.monotonic() > deadline:
+                        raise
+                    time.sleep(1.0)
 
     def listed(self) -> list[JobDetails]:
         """The jobs that were submitted, the newest first."""

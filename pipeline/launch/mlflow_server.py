@@ -7,6 +7,7 @@ is put there every minute in which it has changed, and at the end. A server on a
 starts with the copy; what was sent after it is sent again from the record of each run.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -19,7 +20,8 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from contextlib import closing as closed_after
+
+import psutil
 
 from pipeline.checkpoint.lease import Lease, LeaseLost, leased
 from pipeline.checkpoint.run_folder import RunFolder
@@ -35,6 +37,8 @@ READY = "MLflow is ready"
 COPY_S, MAX_SHARE = 60.0, 0.05
 # seconds in which the server must answer, and between two questions whether it does
 START_S, POLL_S = 120.0, 0.5
+# seconds that it gets to end
+END_S = 20.0
 
 
 def serve(place: str, port: int) -> int:
@@ -67,8 +71,7 @@ def served(database: "Database", folder: RunFolder, port: int) -> int:
         ],
         # MLflow's own jobs judge the answers of language models: a dozen processes for nothing here
         env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | endpoint(folder.place),
-        start_new_session=True,
-    )
+    )  # in the same process group, with which Ray ends a job whose cluster has ended
     try:
         with beside(database.keep_copied, "copies"):
             wait_until_ready(server, port)
@@ -106,8 +109,8 @@ class Database:
             return
         snapshot = self.path.with_suffix(".copy")
         with (
-            closed_after(sqlite3.connect(self.path)) as source,
-            closed_after(sqlite3.connect(snapshot)) as target,
+            contextlib.closing(sqlite3.connect(self.path)) as source,
+            contextlib.closing(sqlite3.connect(snapshot)) as target,
         ):
             source.backup(target)
         content = snapshot.read_bytes()
@@ -174,9 +177,11 @@ def wait_until_ready(server: subprocess.Popen, port: int) -> None:
 def end(server: subprocess.Popen) -> None:
     """End the server and its processes."""
     if server.poll() is None:
-        os.killpg(server.pid, signal.SIGTERM)
-        try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
+        parent = psutil.Process(server.pid)
+        processes = [parent, *parent.children(recursive=True)]
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
+        for process in psutil.wait_procs(processes, timeout=END_S)[1]:
+            process.kill()
+        server.wait()
