@@ -11,6 +11,7 @@ exactly.
 import json
 import math
 import socket
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -29,6 +30,7 @@ from pipeline.train.control import Control
 from pipeline.train.job import Job
 from pipeline.train.meter import Meter
 from pipeline.train.nodes import View
+from pipeline.train.preemption import watching_node
 from pipeline.train.report_queue import StopSignal
 from pipeline.train.start import agreed_checkpoint
 from pipeline.train.state import State
@@ -56,8 +58,9 @@ def attempt(job: Job, view: View, queue: ActorHandle) -> str | None:
         with (
             sampling(queue, job.config.record.system_every_s),
             watching(queue, 60 * job.config.hang_minutes) as watchdog,
+            watching_node(queue) as leaves,
         ):
-            train(job, queue, watchdog)
+            train(job, queue, watchdog, leaves)
     except FloatingPointError as error:
         return str(error)
     except FATAL as error:
@@ -67,10 +70,10 @@ def attempt(job: Job, view: View, queue: ActorHandle) -> str | None:
         raise
 
 
-def train(job: Job, queue: ActorHandle, watchdog: Watchdog) -> None:
+def train(job: Job, queue: ActorHandle, watchdog: Watchdog, leaves: Callable[[], bool]) -> None:
     """Train from the newest checkpoint, or from the start, to the last step or a request to end.
 
-    Rank 0 puts the records into the queue.
+    Rank 0 puts the records into the queue. `leaves` says whether the node goes away.
     """
     config, total = job.config, job.total_steps
     context = ray.train.get_context()
@@ -86,7 +89,9 @@ def train(job: Job, queue: ActorHandle, watchdog: Watchdog) -> None:
     loss_of = make_loss(config.loss, parents=job.parents, device=device)
     meter = Meter(config, total, world_size)
     writer = CheckpointWriter(job, queue, rank)
-    control = Control(StopSignal(queue) if rank == 0 else None, config.checkpoint_minutes)
+    signal = StopSignal(queue) if rank == 0 else None
+    elastic = bool(config.min_workers)
+    control = Control(signal, leaves, config.checkpoint_minutes, elastic=elastic)
 
     for batch in meter.timed(batches):
         step = state.step + 1
