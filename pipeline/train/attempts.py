@@ -1,6 +1,6 @@
 """Runs the workers until the last step: again after a failure, and with more of them when it can.
 
-    attempt: Ray Train starts the workers -> they train from the newest checkpoint -> end or failure
+    wait until enough workers fit -> attempt: Ray Train starts them -> they train -> end or failure
     failure -> another attempt, unless it would fail in the same way or nothing was gained for long
 
 Every attempt is new to Ray; what it starts from is the checkpoint alone.
@@ -19,13 +19,22 @@ from functools import partial
 import ray
 import ray.train
 from ray.actor import ActorHandle
-from ray.train import RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
+from ray.train import (
+    ControllerError,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    WorkerGroupError,
+)
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
+from pipeline.train.autoscaler import requested
+from pipeline.train.capacity import Capacity
 from pipeline.train.job import Job
 from pipeline.train.nodes import View
 from pipeline.train.report_queue import STOP, wait_until_flushed
-from pipeline.train.resources import fitting_workers, worker_resources
 from pipeline.train.watchdog import FIRST_LIMIT_S, find_stragglers
 from pipeline.train.worker import attempt
 from shards.build.ray_map import alive
@@ -63,14 +72,25 @@ def train_workers(
     that another attempt would not cure.
     """
     left, step, pause_s = job.config.max_restarts, reached(job), RESIZE_S
-    # once: a run must not change its devices, or fail, because a node is missing for a moment
-    each = worker_resources(job.config, ray.cluster_resources(), own_cpus)
+    capacity = Capacity(job.config, own_cpus)
+
+    def stopped() -> bool:
+        return ray.get(queue.requested.remote()) >= STOP
+
     while True:
         ray.get(queue.begin.remote())
+        if not (workers := capacity.wait(stopped)):
+            return
         try:
-            with resizing(job, each, queue, pause_s):
-                divergence = run_attempt(job, view, queue, each)
+            with (
+                resizing(job, capacity, queue, pause_s),
+                requested(capacity.each, capacity.missing(workers)),
+            ):
+                divergence = run_attempt(job, view, queue, capacity.each, workers)
         except TrainingFailedError as error:
+            if timed_out(error):
+                log.warning("%s; they are tried again", brief(error))
+                continue
             wait_until_flushed(queue)  # among the last reports may be that of a fatal error
             reasons, before, step = describe(error, queue), step, reached(job)
             left = job.config.max_restarts if step > before else left
@@ -87,9 +107,9 @@ def train_workers(
         if divergence:
             raise FloatingPointError(divergence)
         step = reached(job)
-        if step >= job.total_steps or ray.get(queue.requested.remote()) >= STOP:
+        if step >= job.total_steps or stopped():
             return
-        log.info("resize    more workers are possible; going on from step %s", f"{step:,}")
+        log.info("resize    going on from step %s with the workers that fit", f"{step:,}")
         pause_s = min(4 * pause_s, MAX_RESIZE_S)
 
 
@@ -99,8 +119,12 @@ def reached(job: Job) -> int:
     return checkpoint.step if checkpoint else 0
 
 
-def run_attempt(job: Job, view: View, queue: ActorHandle, each: Mapping[str, float]) -> str | None:
-    """Run the workers once; returns the error of a loss that is not finite.
+def run_attempt(
+    job: Job, view: View, queue: ActorHandle, each: Mapping[str, float], workers: int
+) -> str | None:
+    """Run so many workers once, or an elastic run with fewer if others use their resources.
+
+    Returns the error of a loss that is not finite.
 
     Raises TrainingFailedError if a worker fails, and KeyboardInterrupt after the checkpoint of an
     interrupted run.
@@ -108,13 +132,13 @@ def run_attempt(job: Job, view: View, queue: ActorHandle, each: Mapping[str, flo
     config = job.config
     longest_limit_s = int(max(60 * config.hang_minutes, FIRST_LIMIT_S))
     folder = job.dir / "ray"  # only Ray uses it
-    elastic = (config.min_workers, config.workers)
     trainer = TorchTrainer(
         partial(attempt, job, view, queue),
         # the watchdog of each worker acts first, and says more
         torch_config=TorchConfig(timeout_s=COLLECTIVE_FACTOR * longest_limit_s),
         scaling_config=ScalingConfig(
-            num_workers=elastic if config.min_workers else config.workers,
+            # not the most that it may have: Ray counts on nodes that go away
+            num_workers=(config.min_workers, workers) if config.min_workers else workers,
             use_gpu="GPU" in each,
             resources_per_worker=dict(each),
             # packed workers without GPUs would leave a node no CPU to read and decode
@@ -122,7 +146,12 @@ def run_attempt(job: Job, view: View, queue: ActorHandle, each: Mapping[str, flo
             # Ray's own resize would lose the work since the last checkpoint; see `resizing`
             elastic_resize_monitor_interval_s=1e9,
         ),
-        run_config=RunConfig(name=f"start-{time.time_ns()}", storage_path=str(folder)),
+        run_config=RunConfig(
+            name=f"start-{time.time_ns()}",
+            storage_path=str(folder),
+            # Ray repeats nothing by itself: the next attempt counts the nodes again
+            failure_config=FailureConfig(controller_failure_limit=0, max_preemption_failures=0),
+        ),
     )
     thread = ThreadPoolExecutor(1, "trainer")
     result = thread.submit(trainer.fit)
@@ -135,6 +164,12 @@ def run_attempt(job: Job, view: View, queue: ActorHandle, each: Mapping[str, flo
     finally:
         thread.shutdown(wait=False)  # after a second Ctrl-C nothing is waited for
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def timed_out(error: TrainingFailedError) -> bool:
+    """Whether workers did not start in time: others have their resources, or a node is gone."""
+    cause = error.controller_failure if isinstance(error, ControllerError) else None
+    return isinstance(cause, WorkerGroupStartupTimeoutError)
 
 
 def wait_for_checkpoint(result: Future) -> None:
@@ -153,9 +188,7 @@ def wait_for_checkpoint(result: Future) -> None:
 
 
 @contextlib.contextmanager
-def resizing(
-    job: Job, each: Mapping[str, float], queue: ActorHandle, pause_s: float
-) -> Iterator[None]:
+def resizing(job: Job, capacity: Capacity, queue: ActorHandle, pause_s: float) -> Iterator[None]:
     """During the block: when an elastic run can get more workers, ask for its next checkpoint.
 
     It can at once when nodes have come since the start, and otherwise after `pause_s`: what nodes
@@ -172,7 +205,7 @@ def resizing(
             beats = ray.get(queue.beats.remote())
             now = min(beats, key=lambda beat: beat.age_s).world_size if beats else math.inf
             may = alive().keys() - known.keys() or time.monotonic() - started > pause_s
-            if may and fitting_workers(each, ray.nodes(), job.config.workers) > now:
+            if may and capacity.now() > now:
                 queue.ask.remote("resize")
                 return
 

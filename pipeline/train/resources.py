@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import ray
 
@@ -65,13 +65,3 @@ def worker_resources(
             f"decode; use fewer workers or a smaller worker_cpus"
         )
     return each
-
-
-def fitting_workers(each: Mapping[str, float], nodes: Sequence[Mapping], most: int) -> int:
-    """How many workers, of those resources each, all alive nodes can hold; `most` at most."""
-    counts = (
-        min(int(node["Resources"].get(name, 0.0) // amount) for name, amount in each.items())
-        for node in nodes
-        if node["Alive"]
-    )
-    return min(most, sum(counts))

@@ -1,0 +1,118 @@
+"""The autoscaler of a cluster: what it can start, what it is asked for, and what it says.
+
+    cluster file on the head -> `node_types` -> what the cluster can become
+    nodes that are missing -> `requested` -> Ray's coordinator of all requests -> nodes, in minutes
+    `ray status` -> `report` -> a line for the console
+
+Ray tells a driver nothing about the cluster file, but the processes of its head name it. Where they
+do not (Kubernetes), and where there is no autoscaler, the cluster is what it is now.
+"""
+
+import contextlib
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import ray
+import yaml
+from ray._private.ray_constants import DEBUG_AUTOSCALING_ERROR, DEBUG_AUTOSCALING_STATUS
+from ray.autoscaler._private.commands import debug_status
+from ray.data._internal.cluster_autoscaler.base_autoscaling_coordinator import (
+    ResourceRequestPriority,
+)
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+    get_or_create_autoscaling_coordinator,
+)
+
+from support.threads import beside
+
+# a resource that Ray gives the head alone
+HEAD = "node:__internal_head__"
+# seconds between two requests, and those after which Ray forgets one
+REQUEST_S, FORGET_S = 20.0, 180.0
+# characters of an autoscaler's message that are shown
+MAX_MESSAGE = 300
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeType:
+    """A kind of nodes of which the autoscaler can start some."""
+
+    resources: Mapping[str, float]
+    """Resources of a node; empty if only the node itself knows them, as with machines one owns."""
+    most: int
+    """Nodes of this type that there may be."""
+
+
+def node_types() -> list[NodeType]:
+    """What the autoscaler can start; empty if there is none, or none that can be seen."""
+    return [
+        NodeType(
+            resources=node.get("resources") or {},
+            most=node.get("max_workers", config["max_workers"]),
+        )
+        for config in ray.get(_cluster_files.remote(ray.get_runtime_context().gcs_address))
+        for node in config["available_node_types"].values()
+    ]
+
+
+@ray.remote(num_cpus=0, resources={HEAD: 0.001})
+def _cluster_files(gcs_address: str) -> list[dict]:
+    """On the head: the cluster files that the autoscalers of this cluster were started with."""
+    option, files = "--autoscaling-config=", []
+    for process in psutil.process_iter(["cmdline"]):
+        arguments = process.info["cmdline"] or []
+        if f"--gcs-address={gcs_address}" in arguments:
+            files += [one.removeprefix(option) for one in arguments if one.startswith(option)]
+    return [yaml.safe_load(Path(file).expanduser().read_text()) for file in files]
+
+
+@contextlib.contextmanager
+def requested(each: Mapping[str, float], workers: int) -> Iterator[None]:
+    """During the block: ask for nodes that hold workers of these resources, besides all others.
+
+    Ray Train asks for the workers that it starts itself.
+    """
+    if workers < 1:
+        yield
+        return
+    coordinator, name = get_or_create_autoscaling_coordinator(), f"pipeline-{uuid.uuid4().hex}"
+
+    def ask(closing: threading.Event) -> None:
+        while True:
+            coordinator.request_resources.remote(
+                requester_id=name,
+                resources=[dict(each)] * workers,
+                expire_after_s=FORGET_S,
+                # what is there is for those that run
+                priority=ResourceRequestPriority.LOW,
+            )
+            if closing.wait(REQUEST_S):
+                break
+        coordinator.cancel_request.remote(name)
+
+    with beside(ask, "autoscaler"):
+        yield
+
+
+def report() -> str:
+    """What the autoscaler is starting, and what it could not start lately, as `ray status` says."""
+    address = ray.get_runtime_context().gcs_address
+    gcs = ray._raylet.GcsClient(address=address)
+    keys = (DEBUG_AUTOSCALING_STATUS, DEBUG_AUTOSCALING_ERROR)
+    status, error = (gcs.internal_kv_get(key.encode()) for key in keys)
+    return brief(debug_status(status, error, address=address))
+
+
+def brief(status: str) -> str:
+    """The parts of `ray status` about nodes that are to come."""
+    rest, found = status.partition("\nPending:\n")[2], []
+    for title, end in (("starting", "\nRecent failures:\n"), ("failed", "\n\n")):
+        part, _, rest = rest.partition(end)
+        lines = [line.strip()[:MAX_MESSAGE] for line in part.splitlines()]
+        if lines := [line for line in lines if not line.startswith("(no ")]:
+            found.append(f"{title}: {'; '.join(lines)}")
+    return ". ".join(found) or "no node is starting"
