@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -20,16 +21,20 @@ STEPS, BATCH = 100_000, 50
 # its own process: Ray's cluster utility starts several nodes on this machine
 SCRIPT = """
 import json, sys, threading, time
+from support.console import open_console
+open_console(verbose=False)  # before Ray sets a console of its own
 from pathlib import Path
 from ray.cluster_utils import Cluster
+from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
 import ray
+from fake_metadata import FakeMetadata
 from pipeline import run
 from pipeline.train import attempts
 from pipeline.settings.config import DataConfig, TrainConfig
 from vit.config import ImageConfig, OptimConfig, ViTConfig
 
 runs, digits, steps, batch = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-groups = json.loads(sys.argv[5])
+groups, how = json.loads(sys.argv[5]), sys.argv[6]
 attempts.RESIZE_S = 2.0
 config = TrainConfig(
     name="elastic",
@@ -47,7 +52,7 @@ config = TrainConfig(
     worker_cpus=2,
     precision="fp32",
     compile=False,
-    log_every=10,
+    log_every=1,
     eval_every=10_000,
     checkpoint_every=10,
     crops="center",
@@ -56,9 +61,10 @@ config = TrainConfig(
 )
 # one worker of two CPUs on each node, and one CPU that reads
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False})
-second = cluster.add_node(num_cpus=3)
+cloud = FakeMetadata("aws").__enter__()
+second = cluster.add_node(num_cpus=3, env_vars=cloud.environment)
 ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-seen = []
+seen, last = [], {}
 
 
 def follow(record):
@@ -66,6 +72,7 @@ def follow(record):
         return False
     if not seen or seen[-1] != record["workers"]:
         seen.append(record["workers"])
+    last.setdefault(len(seen), []).append(record["step"])
     return "enough" if seen == groups else False
 
 
@@ -78,22 +85,27 @@ def wait_for(expected):
 training = threading.Thread(target=run.fit, args=(config,), kwargs={"on_record": follow})
 training.start()
 wait_for([2])
-cluster.remove_node(second, allow_graceful=False)
+if how == "lost":
+    cluster.remove_node(second, allow_graceful=False)
+elif how == "notice":
+    cloud.announce()
+else:
+    gcs = ray._raylet.GcsClient(address=cluster.address)
+    deadline_ms = int(1000 * (time.time() + 120))
+    gcs.drain_node(second.node_id, DRAIN_NODE_REASON_PREEMPTION, "a test", deadline_ms)
 wait_for([2, 1])
 if groups != [2, 1]:
     cluster.add_node(num_cpus=3)
 training.join()
-print(json.dumps(seen))
+print(json.dumps({"groups": seen, "lost_after": last[1][-1]}))
 ray.shutdown()
 cluster.shutdown()
 """
 
 
-@pytest.mark.parametrize("groups", [[2, 1], [2, 1, 2]])
-def test_workers_go_and_come_with_their_nodes_and_the_sequence_stays_exact(
-    digits, tmp_path, groups
-):
-    arguments = [str(tmp_path), str(digits), str(STEPS), str(BATCH), json.dumps(groups)]
+def run(digits, folder, groups: list[int], how: str) -> tuple[str, dict]:
+    """Train while a node goes in this way; the console, and what the records say."""
+    arguments = [str(folder), str(digits), str(STEPS), str(BATCH), json.dumps(groups), how]
     result = subprocess.run(
         [sys.executable, "-c", SCRIPT, *arguments],
         capture_output=True,
@@ -101,14 +113,45 @@ def test_workers_go_and_come_with_their_nodes_and_the_sequence_stays_exact(
         timeout=900,
         check=False,
         # Ray may count on the lost node once more, and waits this long for it
-        env={**os.environ, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30"},
+        env={
+            **os.environ,
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        },
     )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
-    assert json.loads(result.stdout.splitlines()[-1]) == groups
-    paths = sorted((tmp_path / "elastic" / "samples").iterdir())
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert found["groups"] == groups
+    return result.stdout, found
+
+
+def check_sequence(digits, folder) -> None:
+    """All batches are those of the order, each once."""
+    paths = sorted((folder / "elastic" / "samples").iterdir())
     consumed = [key for path in paths for key in json.loads(path.read_text())]
     dataset = Dataset.open([str(digits)], "train", slice_samples=7)
     reader = SampleReader(dataset=dataset, view=View(images=ImageConfig(), size=16))
     assert len(consumed) > 20 * BATCH
     spans = dataset.order(seed=0).spans(0, len(consumed))
     assert consumed == [record.key for _, _, record in reader.samples(spans)]
+
+
+@pytest.mark.parametrize("groups", [[2, 1], [2, 1, 2]])
+def test_workers_go_and_come_with_their_nodes_and_the_sequence_stays_exact(
+    digits, tmp_path, groups
+):
+    run(digits, tmp_path, groups, "lost")
+    check_sequence(digits, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"), [("notice", "AWS gives notice of terminate"), ("drain", "Ray drains it")]
+)
+def test_a_run_that_is_warned_goes_on_without_the_node_and_loses_no_step(
+    digits, tmp_path, how, reason
+):
+    console, found = run(digits, tmp_path, [2, 1, 2], how)
+    assert re.search(rf"node .* goes away \({reason}.*\): a checkpoint is written", console)
+    assert f"going on from step {found['lost_after']:,} with" in console
+    assert "start again" not in console  # nothing has failed
+    check_sequence(digits, tmp_path)

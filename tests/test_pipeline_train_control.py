@@ -1,7 +1,6 @@
 """What the workers of a run decide together, from the sum of their votes."""
 
 import pytest
-import ray.train
 
 from pipeline.train import control
 from pipeline.train.control import Control
@@ -10,10 +9,9 @@ from pipeline.train.report_queue import NONE, RESIZE, STOP
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that tests set, and nodes that are not preempted."""
+    """A clock that tests set."""
     now = [0.0]
     monkeypatch.setattr(control.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(ray.train, "get_preemption_info", lambda: None)
     return now
 
 
@@ -24,8 +22,15 @@ def together(workers: list[Control]) -> None:
         worker.decide(*sums)
 
 
-def group(request: int, minutes: float = 1.0) -> list[Control]:
-    return [Control(lambda: request, minutes), Control(None, minutes), Control(None, minutes)]
+def stays() -> bool:
+    return False
+
+
+def group(request: int, minutes: float = 1.0, leaves=stays, *, elastic=False) -> list[Control]:
+    """Three workers, of whose nodes that of the second may go away."""
+    signals, nodes = (lambda: request, None, None), (stays, leaves, stays)
+    pairs = zip(signals, nodes, strict=True)
+    return [Control(signal, leaves, minutes, elastic=elastic) for signal, leaves in pairs]
 
 
 @pytest.mark.parametrize(
@@ -50,12 +55,19 @@ def test_a_checkpoint_is_due_after_its_interval_by_the_clock_of_rank_0(clock):
     assert not any(worker.due for worker in workers)
 
 
-def test_one_node_that_goes_away_makes_all_save_once(clock, monkeypatch):
-    workers = group(NONE)
-    seen = iter([None, None, "soon"])
-    monkeypatch.setattr(ray.train, "get_preemption_info", lambda: next(seen))
-    together(workers)
-    assert all(worker.due for worker in workers)
-    monkeypatch.setattr(ray.train, "get_preemption_info", lambda: "soon")
+def test_one_node_that_goes_away_makes_all_save_once(clock):
+    left = []
+    workers = group(NONE, leaves=lambda: bool(left))
     together(workers)
     assert not any(worker.due for worker in workers)
+    left.append("soon")
+    together(workers)
+    assert all(worker.due for worker in workers)
+    together(workers)
+    assert not any(worker.due or worker.resizes for worker in workers)
+
+
+def test_an_elastic_run_ends_with_that_checkpoint_so_that_it_goes_on_without_the_node(clock):
+    workers = group(NONE, leaves=lambda: True, elastic=True)
+    together(workers)
+    assert all(worker.due and worker.resizes and not worker.stops for worker in workers)

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.settings.presets import find_preset
-from pipeline.train.resources import fitting_workers, worker_resources
+from pipeline.train.resources import worker_resources
 
 DEMO = find_preset("demo")
 
@@ -35,13 +35,3 @@ def test_half_of_the_cores_read_where_there_are_no_gpus(cluster, settings, each)
 def test_a_cluster_that_could_never_start_is_refused(cluster, settings, message):
     with pytest.raises(ValueError, match=message):
         worker_resources(DEMO.replace(settings), cluster)
-
-
-def test_an_elastic_run_counts_the_workers_that_the_nodes_alive_can_hold():
-    node = {"Alive": True, "Resources": {"GPU": 8.0, "CPU": 96.0}}
-    head = {"Alive": True, "Resources": {"CPU": 4.0}}
-    gone = {**node, "Alive": False}
-    each = {"GPU": 1, "CPU": 4}
-    assert fitting_workers(each, [node, node, head, gone], 64) == 16
-    assert fitting_workers(each, [node, node, head, gone], 12) == 12
-    assert fitting_workers({"GPU": 1, "CPU": 40}, [node], 64) == 2
