@@ -1,10 +1,12 @@
 """When the workers start again after a failure, and when they do not."""
 
+import contextlib
 from concurrent.futures import Future
 from types import SimpleNamespace
 
 import pytest
-from ray.train import WorkerGroupError
+from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from pipeline.train import attempts
 from pipeline.train.attempts import train_workers
@@ -17,7 +19,7 @@ class Run:
     """A run whose attempts end as the test says, each at a step."""
 
     def __init__(self, monkeypatch, outcomes, *, max_restarts=2, requests=()):
-        self.step, self.attempts = 0, 0
+        self.step, self.attempts, self.each = 0, 0, {"GPU": 1, "CPU": 1}
         self.outcomes, self.requests = iter(outcomes), iter(requests)
         config = SimpleNamespace(
             **{"max_restarts": max_restarts, "min_workers": None, "workers": 16},
@@ -28,16 +30,13 @@ class Run:
         self.job = SimpleNamespace(config=config, total_steps=TOTAL, checkpoints=checkpoints)
         for name, value in (
             ("run_attempt", self.attempt),
+            ("Capacity", lambda *_: self),
+            ("requested", lambda *_: contextlib.nullcontext()),
             ("wait_until_flushed", lambda _: None),
             ("find_stragglers", lambda _: None),
             ("PAUSE_S", 0.0),
         ):
             monkeypatch.setattr(attempts, name, value)
-        # of 16 GPUs at the start 8 are lost in the second attempt, and all in the third
-        gpus = iter([16, 8, *[0] * 100])
-        monkeypatch.setattr(
-            attempts.ray, "cluster_resources", lambda: {"CPU": 64, "GPU": next(gpus)}
-        )
         monkeypatch.setattr(attempts.ray, "get", lambda answer: answer)
         self.queue = SimpleNamespace(
             requested=SimpleNamespace(remote=lambda: next(self.requests, NONE)),
@@ -47,8 +46,14 @@ class Run:
     def begin(self):
         self.attempts += 1
 
-    def attempt(self, job, view, queue, each):
-        assert each == {"GPU": 1, "CPU": 1}  # in every attempt, whatever is missing
+    def wait(self, stopped):
+        return 0 if stopped() else 16
+
+    def missing(self, workers):
+        return 0
+
+    def attempt(self, job, view, queue, each, workers):
+        assert (each, workers) == (self.each, 16)
         self.step, outcome = next(self.outcomes)
         if isinstance(outcome, Exception):
             raise outcome
@@ -74,6 +79,21 @@ def test_failures_without_progress_end_the_run(monkeypatch):
     assert len(list(run.outcomes)) == 9 - 3
 
 
+def test_workers_that_could_not_be_placed_are_no_failure(monkeypatch):
+    unplaced = ControllerError(WorkerGroupStartupTimeoutError(16))
+    run = Run(monkeypatch, [*[(10, unplaced)] * 9, (TOTAL, None)])
+    run.train()
+    assert run.attempts == 10
+    with pytest.raises(RuntimeError, match="training failed: other"):
+        Run(monkeypatch, [(0, ControllerError(OSError("other")))] * 9).train()
+
+
+def test_a_run_that_is_stopped_while_it_waits_for_nodes_ends(monkeypatch):
+    run = Run(monkeypatch, [], requests=[STOP])
+    run.train()
+    assert run.step == 0
+
+
 def test_an_error_that_a_restart_cannot_help_is_not_tried_again(monkeypatch):
     run = Run(monkeypatch, [(10, failure()), (TOTAL, None)])
     with pytest.raises(RuntimeError, match="ValueError on node h2: bad sample"):
@@ -90,7 +110,7 @@ def test_a_run_that_ended_early_goes_on_with_more_workers_unless_it_was_stopped(
     run = Run(monkeypatch, [(10, None), (TOTAL, None)])
     run.train()
     assert run.attempts == 2
-    stopped = Run(monkeypatch, [(10, None), (TOTAL, None)], requests=[STOP])
+    stopped = Run(monkeypatch, [(10, None), (TOTAL, None)], requests=[NONE, STOP])
     stopped.train()
     assert stopped.step == 10
 
