@@ -1,16 +1,18 @@
 """A Ray cluster on this machine whose autoscaler starts and ends real raylets, by node types.
 
-with FakeCluster(folder, {"head": {...}, "gpu": {...}}) as cluster:
+with FakeCluster({"head": {...}, "gpu": {...}}) as cluster:
     cluster.environment          # for a process that joins it
 
 The node types are those of a cluster file; what only a cloud understands is left out. The cluster
-has its own folder and ends by the ids of its own processes.
+has a folder of its own, and ends by the ids of its own processes.
 """
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,9 +20,11 @@ from typing import Self
 
 import psutil
 import yaml
+from ray.autoscaler._private.fake_multi_node.node_provider import FakeMultiNodeProvider
+from ray.autoscaler.node_launch_exception import NodeLaunchException
 
 HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
-PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
+PROVIDER = f"{FakeMultiNodeProvider.__module__}.{FakeMultiNodeProvider.__name__}"
 # what a cluster file must have, and a machine that is here already needs not
 NOTHING = {
     **dict.fromkeys(("file_mounts", "auth"), {}),
@@ -31,6 +35,16 @@ NOTHING = {
 # the only name of the head's type that the provider knows
 HEAD_TYPE = "ray.head.default"
 MARK = "FAKE_CLUSTER"
+STORE_BYTES = 100_000_000
+
+
+class SoldOut(FakeMultiNodeProvider):
+    """A cloud that has no machine left."""
+
+    def create_node_with_resources_and_labels(self, *_: object) -> None:
+        """Refuse, as AWS does."""
+        words = "There is no Spot capacity available that matches your request."
+        raise NodeLaunchException("InsufficientInstanceCapacity", words, None)
 
 
 def free_port() -> int:
@@ -45,29 +59,34 @@ class FakeCluster:
 
     def __init__(
         self,
-        folder: Path,
         node_types: Mapping[str, Mapping],
         *,
         idle_minutes: float = 0.1,
-        autoscaler_v2: bool = True,
+        provider: str = PROVIDER,
+        v2: bool = True,
     ) -> None:
-        """Take the node types; the one named head is running from the start."""
-        self._folder, self._types = folder, node_types
-        self._idle_minutes, self._v2 = idle_minutes, autoscaler_v2
+        """Take the node types; the one named head is running from the start.
+
+        Ray's first autoscaler, which is the default elsewhere, tells nodes by their addresses; here
+        they all have the same, so that it does not see when one is idle.
+        """
+        self._types = node_types
+        self._idle_minutes, self._provider, self._v2 = idle_minutes, provider, v2
         self.address = f"127.0.0.1:{free_port()}"
         self.environment = {
             **os.environ,
             **{"RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "disabled"},
-            **{"RAY_USAGE_STATS_ENABLED": "0", "RAY_memory_monitor_refresh_ms": "0"},
+            **{"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": os.pathsep.join(sys.path)},
         }
 
     def config(self) -> dict:
         """The cluster file."""
-        kept = ("resources", "labels", "min_workers", "max_workers")
+        kept = ("labels", "min_workers", "max_workers")
         types = {
             HEAD_TYPE if name == "head" else name: {
                 "node_config": {},
                 **{key: node[key] for key in kept if key in node},
+                "resources": {**node.get("resources", {}), "object_store_memory": STORE_BYTES},
             }
             for name, node in self._types.items()
         }
@@ -77,7 +96,7 @@ class FakeCluster:
             "idle_timeout_minutes": self._idle_minutes,
             "provider": {
                 "type": "external",
-                "module": PROVIDER,
+                "module": self._provider,
                 "launch_multiple": True,
                 "gcs_address": self.address,
                 "head_node_id": HEAD_ID,
@@ -89,7 +108,7 @@ class FakeCluster:
 
     def __enter__(self) -> Self:
         """Start the head; returns when it answers."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short, for Ray's sockets
         file = self._folder / "cluster.yaml"
         file.write_text(yaml.safe_dump(self.config()))
         head = {**self._types["head"].get("resources", {})}
@@ -97,7 +116,7 @@ class FakeCluster:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
         command += [f"--port={port}", "--node-ip-address=127.0.0.1", f"--num-cpus={head['CPU']}"]
         command += [f"--temp-dir={self._folder}", f"--autoscaling-config={file}"]
-        command += ["--include-dashboard=false", "--object-store-memory=100000000"]
+        command += ["--include-dashboard=false", f"--object-store-memory={STORE_BYTES}"]
         if labels := self._types["head"].get("labels"):
             command += ["--labels", ",".join(f"{key}={value}" for key, value in labels.items())]
         environment = self.environment | {
@@ -135,6 +154,7 @@ class FakeCluster:
             process.kill()
         psutil.wait_procs(processes, timeout=10)
         self._head.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _owns(self, process: psutil.Process) -> bool:
         try:

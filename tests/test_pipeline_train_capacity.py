@@ -154,7 +154,7 @@ def test_nodes_of_unknown_resources_are_awaited_before_the_devices_are_chosen(mo
             "failed: gpu: InsufficientInstanceCapacity (latest_attempt: 14:56:12)",
         ),
         (
-            "Pending:\n (no pending nodes)\nRecent failures:\n (no failures)\n\nResources",
+            "Pending:\n (no pending nodes)\nRecent failures:\n (no failures)\n\nResources\n",
             "no node is starting",
         ),
         ("No cluster status.", "no node is starting"),

@@ -104,13 +104,13 @@ def report() -> str:
     gcs = ray._raylet.GcsClient(address=address)
     keys = (DEBUG_AUTOSCALING_STATUS, DEBUG_AUTOSCALING_ERROR)
     status, error = (gcs.internal_kv_get(key.encode()) for key in keys)
-    return brief(debug_status(status, error, address=address))
+    return brief(debug_status(status, error, verbose=True, address=address))
 
 
 def brief(status: str) -> str:
     """The parts of `ray status` about nodes that are to come."""
     rest, found = status.partition("\nPending:\n")[2], []
-    for title, end in (("starting", "\nRecent failures:\n"), ("failed", "\n\n")):
+    for title, end in (("starting", "\nRecent failures:\n"), ("failed", "\n\nResources\n")):
         part, _, rest = rest.partition(end)
         lines = [line.strip()[:MAX_MESSAGE] for line in part.splitlines()]
         if lines := [line for line in lines if not line.startswith("(no ")]:
