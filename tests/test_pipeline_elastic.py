@@ -85,6 +85,8 @@ def wait_for(expected):
 training = threading.Thread(target=run.fit, args=(config,), kwargs={"on_record": follow})
 training.start()
 wait_for([2])
+while len(last[1]) < 25 and training.is_alive():
+    time.sleep(0.1)
 if how == "lost":
     cluster.remove_node(second, allow_graceful=False)
 elif how == "notice":
@@ -116,6 +118,7 @@ def run(digits, folder, groups: list[int], how: str) -> tuple[str, dict]:
         env={
             **os.environ,
             "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1",  # as it is by default
             "PYTHONPATH": os.pathsep.join(sys.path),
         },
     )

@@ -6,8 +6,8 @@ import pytest
 
 from pipeline.settings.presets import find_preset
 from pipeline.train import autoscaler, capacity
-from pipeline.train.autoscaler import NodeType, brief
-from pipeline.train.capacity import Capacity, fitting_workers, possible_resources
+from pipeline.train.autoscaler import NodeType, brief, possible_resources
+from pipeline.train.capacity import Capacity, fitting_workers
 
 DEMO = find_preset("demo")
 GPU = {"GPU": 8.0, "CPU": 96.0}
@@ -124,7 +124,8 @@ def test_a_run_says_every_minute_what_it_waits_for(monkeypatch, caplog):
     run = Capacity(DEMO.replace({"workers": 8, "device": "gpu"}))
     assert run.wait(never) == 8
     first = caplog.messages[0]
-    assert "8 workers need 1 GPU, 1 CPU each, and 0 of them fit on the 2 nodes, 1 of which" in first
+    assert "8 workers need 1 GPU, 1 CPU each, and 0 of them fit on the nodes that are" in first
+    assert "(2, 1 of which go away). Autoscaler" in first
     assert "Autoscaler: starting: gpu, 2 launching" in first
     lines = [line for line in caplog.messages if "for nodes" in line]
     assert 3 <= len(lines) <= 5

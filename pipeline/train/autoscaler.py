@@ -11,7 +11,8 @@ do not (Kubernetes), and where there is no autoscaler, the cluster is what it is
 import contextlib
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,12 +37,14 @@ REQUEST_S, FORGET_S = 20.0, 180.0
 # characters of an autoscaler's message that are shown
 MAX_MESSAGE = 300
 
+Resources = Mapping[str, float]
+
 
 @dataclass(frozen=True, kw_only=True)
 class NodeType:
     """A kind of nodes of which the autoscaler can start some."""
 
-    resources: Mapping[str, float]
+    resources: Resources
     """Resources of a node; empty if only the node itself knows them, as with machines one owns."""
     most: int
     """Nodes of this type that there may be."""
@@ -49,18 +52,32 @@ class NodeType:
 
 def node_types() -> list[NodeType]:
     """What the autoscaler can start; empty if there is none, or none that can be seen."""
+    context = ray.get_runtime_context()
+    heads = [node["NodeID"] for node in ray.nodes() if HEAD in node["Resources"] and node["Alive"]]
+    if context.get_node_id() in heads:
+        files = cluster_files(context.gcs_address)
+    else:
+        files = ray.get(_cluster_files.remote(context.gcs_address))
     return [
         NodeType(
             resources=node.get("resources") or {},
-            most=node.get("max_workers", config["max_workers"]),
+            most=node.get("max_workers", file["max_workers"]),
         )
-        for config in ray.get(_cluster_files.remote(ray.get_runtime_context().gcs_address))
-        for node in config["available_node_types"].values()
+        for file in files
+        for node in file["available_node_types"].values()
     ]
 
 
-@ray.remote(num_cpus=0, resources={HEAD: 0.001})
-def _cluster_files(gcs_address: str) -> list[dict]:
+def possible_resources(types: Sequence[NodeType]) -> Resources:
+    """Resources by name of the cluster, now or once the autoscaler has started all it can."""
+    now, later = Counter(ray.cluster_resources()), Counter()
+    for one in types:
+        for name, amount in one.resources.items():
+            later[name] += amount * one.most
+    return now | later
+
+
+def cluster_files(gcs_address: str) -> list[dict]:
     """On the head: the cluster files that the autoscalers of this cluster were started with."""
     option, files = "--autoscaling-config=", []
     for process in psutil.process_iter(["cmdline"]):
@@ -70,8 +87,11 @@ def _cluster_files(gcs_address: str) -> list[dict]:
     return [yaml.safe_load(Path(file).expanduser().read_text()) for file in files]
 
 
+_cluster_files = ray.remote(num_cpus=0, resources={HEAD: 0.001})(cluster_files)
+
+
 @contextlib.contextmanager
-def requested(each: Mapping[str, float], workers: int) -> Iterator[None]:
+def requested(each: Resources, workers: int) -> Iterator[None]:
     """During the block: ask for nodes that hold workers of these resources, besides all others.
 
     Ray Train asks for the workers that it starts itself.

@@ -7,15 +7,14 @@ before each attempt: workers that fit now -> enough: their number
 
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain, repeat
 
 import ray
 
 from pipeline.settings.config import TrainConfig
 from pipeline.train import autoscaler
-from pipeline.train.autoscaler import NodeType
+from pipeline.train.autoscaler import NodeType, Resources, possible_resources
 from pipeline.train.preemption import draining
 from pipeline.train.resources import worker_resources
 from shards.build.ray_map import alive
@@ -26,8 +25,6 @@ log = logging.getLogger(__name__)
 LOOK_S, SAY_S = 1.0, 60.0
 # how long a start waits for nodes whose resources only they themselves know
 UNKNOWN_S = 300.0
-
-Resources = Mapping[str, float]
 
 
 def fitting_workers(each: Resources, nodes: Sequence[Resources], most: int) -> int:
@@ -93,21 +90,12 @@ class Capacity:
     def _lack(self, now: int) -> str:
         """What a run waits for."""
         each = ", ".join(f"{amount:g} {name}" for name, amount in self.each.items())
-        nodes, leaving = len(alive()), len(draining())
-        gone = f", {leaving} of which go away" if leaving else ""
+        leaving = len(draining())
+        nodes = f"{len(alive())}, {leaving} of which go away" if leaving else len(alive())
         return (
-            f"for nodes: {self._least} workers need {each} each, and {now} of them fit on the "
-            f"{nodes} nodes{gone}. Autoscaler: {autoscaler.report()}"
+            f"for nodes: {self._least} workers need {each} each, and {now} of them fit on the nodes "
+            f"that are there ({nodes}). Autoscaler: {autoscaler.report()}"
         )
-
-
-def possible_resources(types: Sequence[NodeType]) -> Resources:
-    """Resources by name of the cluster, now or once the autoscaler has started all it can."""
-    now, later = Counter(ray.cluster_resources()), Counter()
-    for one in types:
-        for name, amount in one.resources.items():
-            later[name] += amount * one.most
-    return now | later
 
 
 def await_unknown(config: TrainConfig, types: Sequence[NodeType], own_cpus: int | None) -> None:

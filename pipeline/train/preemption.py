@@ -54,7 +54,7 @@ class Watch:
             if self._server and time.monotonic() >= due_s:
                 due_s = time.monotonic() + self._server.every_s
                 self._look()
-            if not self.leaves() and self._node in draining():
+            if not self.leaves() and self._drained():
                 self._announce("Ray drains it")
             pause_s = min(DRAINS_EVERY_S, self._server.every_s if self._server else DRAINS_EVERY_S)
             if closing.wait(pause_s):
@@ -70,6 +70,14 @@ class Watch:
         if self.notice:
             left_s = max(0.0, self.notice.deadline_s - time.time())
             self._announce(f"{self.notice.text}, in {left_s:.0f} s")
+
+    def _drained(self) -> bool:
+        """Ask Ray."""
+        try:
+            return self._node in draining()
+        except RayError as error:
+            log.debug("Ray is asked again later: %r", error)
+            return False
 
     def _announce(self, reason: str) -> None:
         self._leaves.set()  # first: what follows takes time
