@@ -93,8 +93,8 @@ class Capacity:
         leaving = len(draining())
         nodes = f"{len(alive())}, {leaving} of which go away" if leaving else len(alive())
         return (
-            f"for nodes: {self._least} workers need {each} each, and {now} of them fit on the nodes "
-            f"that are there ({nodes}). Autoscaler: {autoscaler.report()}"
+            f"for nodes: {self._least} workers need {each} each, and {now} of them fit on the "
+            f"nodes that are there ({nodes}). Autoscaler: {autoscaler.report()}"
         )
 
 
