@@ -17,6 +17,7 @@ from pathlib import Path
 from pipeline.checkpoint.lease import Lease, LeaseLost, leased
 from pipeline.checkpoint.local import Checkpoint
 from pipeline.checkpoint.run_folder import LOCK
+from pipeline.cluster.session import ray_session
 from pipeline.evaluation.config import CENTER
 from pipeline.evaluation.evaluate import default_folder, evaluate_model
 from pipeline.evaluation.model import EvalModel
@@ -32,7 +33,6 @@ from pipeline.train.attempts import train_workers
 from pipeline.train.job import CONFIG, Job, check_folder, prepare
 from pipeline.train.nodes import shared
 from pipeline.train.report_queue import run_report_queue
-from pipeline.train.resources import ray_session
 from support.console import Progress, log_stage
 from support.files import locked, write_json
 

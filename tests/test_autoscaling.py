@@ -24,7 +24,7 @@ PLACE = """
 import json, sys, time
 import ray
 from pipeline.settings.presets import find_preset
-from pipeline.train.autoscaler import node_types
+from pipeline.cluster.autoscaler import node_types
 from pipeline.train.capacity import Capacity
 
 ray.init(log_to_driver=False, logging_level="ERROR")
@@ -46,7 +46,7 @@ print(json.dumps(facts))
 REPORT = """
 import time
 import ray
-from pipeline.train.autoscaler import report, requested
+from pipeline.cluster.autoscaler import report, requested
 
 ray.init(log_to_driver=False, logging_level="ERROR")
 with requested({"CPU": 1}, 1):

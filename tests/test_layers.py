@@ -16,10 +16,11 @@ FOLDERS = {
     "shards": {"support"},
     "vit": {"support"},
     "pipeline/settings": {"support", "shards", "vit"},
+    "pipeline/cluster": {"support", "shards"},
     "pipeline/data": {"support", "shards", "vit", "pipeline/settings"},
     "pipeline/checkpoint": {"support", "shards", "vit", "pipeline/settings", "pipeline/data"},
     "pipeline/evaluation": {
-        *("support", "shards", "vit"),
+        *("support", "shards", "vit", "pipeline/cluster"),
         *("pipeline/settings", "pipeline/data", "pipeline/checkpoint"),
     },
     "pipeline/tracking": {
@@ -31,7 +32,7 @@ FOLDERS = {
         *("pipeline/checkpoint", "pipeline/evaluation", "pipeline/tracking"),
     },
     "pipeline/train": {
-        *("support", "shards", "vit", "pipeline/settings", "pipeline/data"),
+        *("support", "shards", "vit", "pipeline/settings", "pipeline/cluster", "pipeline/data"),
         *("pipeline/checkpoint", "pipeline/evaluation"),
     },
     "pipeline/launch": {

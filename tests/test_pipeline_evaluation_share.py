@@ -48,15 +48,10 @@ def test_each_span_starts_a_new_batch():
     assert share.batches == [(0, 4), (4, 8), (8, 10), (20, 24)]
 
 
-def node(alive: bool = True, **resources: float) -> dict:
-    return {"Alive": alive, "Resources": resources}
-
-
 def test_tasks_leave_half_of_the_cpus_of_every_node_that_they_may_run_on():
-    assert task_cpus([node(CPU=96, GPU=8)] * 2, 16) == 1
+    assert task_cpus([{"CPU": 96, "GPU": 8}] * 2, 16) == 1
     # eight tasks on the node with the fewest CPUs for each GPU; the others have no GPU
-    assert task_cpus([node(CPU=96, GPU=8), node(CPU=8, GPU=8), node(CPU=2)], 16) == 0.5
-    # all tasks may run on one node; a head without CPUs takes none, and the dead none either
-    nodes = [node(CPU=4), node(CPU=16), node(CPU=0), node(alive=False, CPU=1)]
-    assert task_cpus(nodes, 4) == 0.5
-    assert task_cpus([node(CPU=16)], 2) == 1
+    assert task_cpus([{"CPU": 96, "GPU": 8}, {"CPU": 8, "GPU": 8}, {"CPU": 2}], 16) == 0.5
+    # all tasks may run on one node; a head without CPUs takes none
+    assert task_cpus([{"CPU": 4}, {"CPU": 16}, {"CPU": 0}], 4) == 0.5
+    assert task_cpus([{"CPU": 16}], 2) == 1

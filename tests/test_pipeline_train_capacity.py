@@ -4,9 +4,10 @@ import contextlib
 
 import pytest
 
+from pipeline.cluster import autoscaler
+from pipeline.cluster.autoscaler import NodeType, brief, possible_resources
 from pipeline.settings.presets import find_preset
-from pipeline.train import autoscaler, capacity
-from pipeline.train.autoscaler import NodeType, brief, possible_resources
+from pipeline.train import capacity
 from pipeline.train.capacity import Capacity, fitting_workers
 
 DEMO = find_preset("demo")

@@ -20,8 +20,8 @@ from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from pipeline import run
+from pipeline.cluster.session import ray_session
 from pipeline.tracking.recorder import Recorder
-from pipeline.train.resources import ray_session
 from support.files import AlreadyLocked, locked, write_json
 from tune.config import objectives
 from tune.job import SEARCH, SearchJob

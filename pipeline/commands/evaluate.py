@@ -56,9 +56,9 @@ class Evaluate:
             )
         open_console(verbose=self.verbose)
         from pipeline.checkpoint.run_folder import fetched_model
+        from pipeline.cluster.session import ray_session
         from pipeline.evaluation import evaluate
         from pipeline.evaluation.model import EvalModel
-        from pipeline.train.resources import ray_session
 
         config = self.config.absolute()
         eval_model = EvalModel.open(fetched_model(self.checkpoint))

@@ -22,6 +22,7 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.cluster.autoscaler import possible_nodes
 from pipeline.data.dataset import Dataset
 from pipeline.data.feed import NodeFeed
 from pipeline.data.reader import SampleReader, View
@@ -249,15 +250,14 @@ def predict(
     yield from evaluator.predictions(model.to(device), feed, share)
 
 
-def task_cpus(nodes: Sequence[Mapping], tasks: int) -> float:
+def task_cpus(nodes: Sequence[Mapping[str, float]], tasks: int) -> float:
     """CPUs of each task of `predict`, so that half of every node's stay free to read and decode.
 
     A task on a node without free CPUs would wait forever for its crops. Each GPU takes a task;
-    without GPUs all tasks may run on one node.
+    without GPUs all tasks may run on one node. `nodes` are the resources of each.
     """
-    alive = [node["Resources"] for node in nodes if node["Alive"]]
-    gpus = any(node.get("GPU") for node in alive)
-    hosts = [node for node in alive if node.get("CPU") and (node.get("GPU") or not gpus)]
+    gpus = any(node.get("GPU") for node in nodes)
+    hosts = [node for node in nodes if node.get("CPU") and (node.get("GPU") or not gpus)]
     return min(1, *(node["CPU"] / (2 * (node["GPU"] if gpus else tasks)) for node in hosts))
 
 
@@ -268,12 +268,14 @@ def predict_all(
 
     `progress` is called with the number of images done and their total.
     """
-    gpus = int(ray.cluster_resources().get("GPU", 0))
+    # nodes with GPUs may still have to come: then the tasks that wait for them bring them
+    nodes, gpus = possible_nodes(), int(ray.cluster_resources().get("GPU", 0))
     shares = store.shares(gpus or evaluator.settings.workers)
     done = store.images - sum(stop - start for share in shares for start, stop in share)
     if shares:
-        cpus = task_cpus(ray.nodes(), len(shares))
-        task = predict.options(num_gpus=1 if gpus else 0, num_cpus=cpus)
+        takes_gpu = any(node.get("GPU") for node in nodes)
+        cpus = task_cpus(nodes, len(shares))
+        task = predict.options(num_gpus=int(takes_gpu), num_cpus=cpus)
         evaluator_ref, weights = ray.put(evaluator), ray.put(model.state_dict())
         running = [task.remote(evaluator_ref, weights, share) for share in shares]
         while running:

@@ -30,7 +30,7 @@ from ray.train import (
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
-from pipeline.train.autoscaler import requested
+from pipeline.cluster.autoscaler import requested
 from pipeline.train.capacity import Capacity
 from pipeline.train.job import Job
 from pipeline.train.nodes import View

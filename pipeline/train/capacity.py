@@ -12,17 +12,15 @@ from itertools import chain, repeat
 
 import ray
 
+from pipeline.cluster import autoscaler
+from pipeline.cluster.autoscaler import LOOK_S, SAY_S, NodeType, Resources, possible_resources
 from pipeline.settings.config import TrainConfig
-from pipeline.train import autoscaler
-from pipeline.train.autoscaler import NodeType, Resources, possible_resources
 from pipeline.train.preemption import draining
 from pipeline.train.resources import worker_resources
 from shards.build.ray_map import alive
 
 log = logging.getLogger(__name__)
 
-# seconds between two looks at the nodes, and between two lines that say what a run waits for
-LOOK_S, SAY_S = 1.0, 60.0
 # how long a start waits for nodes whose resources only they themselves know
 UNKNOWN_S = 300.0
 

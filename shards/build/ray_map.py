@@ -70,10 +70,11 @@ def ray_map(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[An
     task = ray.remote(num_cpus=1, max_retries=RETRIES, retry_exceptions=[OSError])(_call)
     shared = ray.put(function)
     remaining = iter(items)
-    window = max(2, TASKS_PER_CPU * int(ray.cluster_resources().get("CPU", 1)))
     running: list[ray.ObjectRef] = []
     try:
         while True:
+            # looked up again and again: an autoscaler brings nodes for the tasks that wait
+            window = max(2, TASKS_PER_CPU * int(ray.cluster_resources().get("CPU", 1)))
             for item in itertools.islice(remaining, window - len(running)):
                 running.append(task.remote(shared, item))
             if not running:

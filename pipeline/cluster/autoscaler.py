@@ -9,7 +9,9 @@ do not (Kubernetes), and where there is no autoscaler, the cluster is what it is
 """
 
 import contextlib
+import logging
 import threading
+import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +32,10 @@ from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator impor
 
 from support.threads import beside
 
+log = logging.getLogger(__name__)
+
+# seconds between two looks at the nodes, and between two lines that say what is waited for
+LOOK_S, SAY_S = 1.0, 60.0
 # a resource that Ray gives the head alone
 HEAD = "node:__internal_head__"
 # seconds between two requests, and those after which Ray forgets one
@@ -88,6 +94,26 @@ def cluster_files(gcs_address: str) -> list[dict]:
 
 
 _cluster_files = ray.remote(num_cpus=0, resources={HEAD: 0.001})(cluster_files)
+
+
+def possible_nodes() -> list[Resources]:
+    """Resources of the nodes that are alive, and of one of each type that can be started.
+
+    Waits until there is one with CPUs, if only the nodes themselves know what they have. Raises
+    RuntimeError if there is none, and no autoscaler that could start one.
+    """
+    types, due_s = node_types(), time.monotonic()
+    while True:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes += [one.resources for one in types if one.most]
+        if any(node.get("CPU") for node in nodes):
+            return nodes
+        if not types:
+            raise RuntimeError("no node of the cluster has CPUs; add nodes, or start an autoscaler")
+        if time.monotonic() >= due_s:
+            log.info("waiting   for nodes with CPUs. Autoscaler: %s", report())
+            due_s += SAY_S
+        time.sleep(LOOK_S)
 
 
 @contextlib.contextmanager

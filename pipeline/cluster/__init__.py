@@ -1,0 +1,1 @@
+"""The Ray cluster that a command runs on: its session, and what it can become."""
