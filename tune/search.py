@@ -20,6 +20,7 @@ from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from pipeline import run
+from pipeline.cluster.autoscaler import HEAD
 from pipeline.cluster.session import ray_session
 from pipeline.tracking.recorder import Recorder
 from support.files import AlreadyLocked, locked, write_json
@@ -114,8 +115,9 @@ def run_trials(
     objective = setup.search.objective[0]
     actor = ray.tune.with_parameters(TrialActor, setup=setup)
     tuner = ray.tune.Tuner(
-        # the workers belong to Ray Train; this process only observes them and takes no core
-        ray.tune.with_resources(actor, {"memory": TRIAL_BYTES}),
+        # the workers belong to Ray Train; this process only observes them and takes no core. It is
+        # on the head, which is no spot machine, and alone reaches a cluster's MLflow server
+        ray.tune.with_resources(actor, {"memory": TRIAL_BYTES, HEAD: 0.001}),
         tune_config=TuneConfig(
             metric=objective,
             mode="max" if objectives()[objective] else "min",

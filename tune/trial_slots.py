@@ -7,7 +7,7 @@ cluster before the first one starts, and their workers leave cores to read and d
 
 from dataclasses import dataclass
 
-import ray
+from pipeline.cluster.autoscaler import node_types, possible_nodes, possible_resources
 
 # without GPUs, more trials are no faster, and the sampler knows fewer results when it chooses
 MAX_CPU_TRIALS = 8
@@ -49,7 +49,8 @@ class TrialSlots:
 
     @classmethod
     def here(cls, *, workers: int, wanted: int | None) -> "TrialSlots":
-        """The slots of the cluster that Ray is connected to."""
-        resources = ray.cluster_resources()
+        """The slots of the cluster that Ray is connected to, with nodes that can still come."""
+        possible_nodes()  # machines that come by themselves have told what they have
+        resources = possible_resources(node_types())
         cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
         return cls.of(cpus=cpus, gpus=gpus, workers=workers, wanted=wanted)
