@@ -20,9 +20,9 @@ ROOT = Path(__file__).parent.parent
 class Machine:
     """A machine with a disk of its own, on which `track serve` runs."""
 
-    def __init__(self, place: str, disk: Path) -> None:
-        disk.mkdir()
-        self.port, self.log = free_port(), disk / "log"
+    def __init__(self, place: str, disk: Path, port: int | None = None) -> None:
+        disk.mkdir(exist_ok=True)
+        self.port, self.log = port or free_port(), disk / "log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [
@@ -63,8 +63,8 @@ def machine(tmp_path):
     """Makes machines by name, each with its disk; they end with the test."""
     machines = []
 
-    def made(place: str, name: str) -> Machine:
-        machines.append(Machine(place, tmp_path / name))
+    def made(place: str, name: str, port: int | None = None) -> Machine:
+        machines.append(Machine(place, tmp_path / name, port))
         return machines[-1]
 
     yield made
@@ -93,3 +93,14 @@ def test_another_machine_serves_the_runs_and_artifacts_of_the_first(machine, tmp
     assert third.process.wait(120) == 2
     assert "another MLflow server serves" in third.log.read_text()
     assert second.stop() == 0
+
+
+def test_a_server_that_was_killed_leaves_nothing_that_hinders_the_next(machine, tmp_path):
+    place = (tmp_path / "store" / "mlflow").as_uri()
+    first = machine(place, "first")
+    first.wait_until_ready()
+    first.process.kill()  # MLflow itself goes on, on its port
+    assert urllib.request.urlopen(f"{first.uri}/health", timeout=30).status == 200
+    second = machine(place, "first", port=first.port)
+    second.wait_until_ready()
+    assert mlflow.MlflowClient(second.uri).search_experiments()

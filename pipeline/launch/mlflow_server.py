@@ -20,6 +20,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Sequence
 
 import psutil
 
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 
 DATABASE, MARK = "mlflow.db", "mlflow.db.sha256"
 READY = "MLflow is ready"
+# an environment variable by which the processes of a server on a database are known
+SERVED = "VIT_PIPELINE_MLFLOW_DATABASE"
 # seconds between two copies, which may take no larger share of the time than this
 COPY_S, MAX_SHARE = 60.0, 0.05
 # seconds in which the server must answer, and between two questions whether it does
@@ -61,6 +64,7 @@ def serve(place: str, port: int) -> int:
 
 def served(database: "Database", folder: RunFolder, port: int) -> int:
     """Run MLflow's own server on a database; returns its exit status."""
+    end_all(leftovers(database))
     database.fetch()
     server = subprocess.Popen(
         [
@@ -70,15 +74,20 @@ def served(database: "Database", folder: RunFolder, port: int) -> int:
             *("--artifacts-destination", artifacts(folder)),
         ],
         # MLflow's own jobs judge the answers of language models: a dozen processes for nothing here
-        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | endpoint(folder.place),
-    )  # in the same process group, with which Ray ends a job whose cluster has ended
+        env={
+            **os.environ,
+            **endpoint(folder.place),
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            SERVED: str(database.path),
+        },
+    )
     try:
         with beside(database.keep_copied, "copies"):
             wait_until_ready(server, port)
             log.info("%s at http://127.0.0.1:%d, its data in %s", READY, port, folder.location)
             return server.wait()
     finally:
-        end(server)
+        end_all(leftovers(database))
         database.copy()
 
 
@@ -174,14 +183,24 @@ def wait_until_ready(server: subprocess.Popen, port: int) -> None:
     raise RuntimeError(f"the MLflow server does not answer after {START_S:.0f} s")
 
 
-def end(server: subprocess.Popen) -> None:
-    """End the server and its processes."""
-    if server.poll() is None:
-        parent = psutil.Process(server.pid)
-        processes = [parent, *parent.children(recursive=True)]
-        for process in processes:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.terminate()
-        for process in psutil.wait_procs(processes, timeout=END_S)[1]:
-            process.kill()
-        server.wait()
+def leftovers(database: Database) -> list[psutil.Process]:
+    """Processes of servers on this database that nobody waits for any more.
+
+    Whoever kills this process, such as a cluster that ends, leaves them behind.
+    """
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # it has ended, or is somebody else's
+            if process.environ().get(SERVED) == str(database.path):
+                found.append(process)
+    return found
+
+
+def end_all(processes: Sequence[psutil.Process]) -> None:
+    """End processes, and wait until they have ended."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    for process in psutil.wait_procs(processes, timeout=END_S)[1]:
+        process.kill()
+    psutil.wait_procs(processes, timeout=END_S)
