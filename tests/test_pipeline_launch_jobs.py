@@ -171,6 +171,36 @@ def test_a_launch_is_left_found_again_and_stopped_after_a_checkpoint(cluster, tm
     assert "stopping after a checkpoint" in logs
 
 
+@pytest.fixture(scope="module")
+def shards(cluster):
+    """A shard set that a job has built."""
+    archive = cluster.folder / "digits.tar"
+    write = "import sys, pathlib; from pipeline.data.digits import write_archive as w; "
+    cluster.run(sys.executable, "-c", f"{write} w(pathlib.Path(sys.argv[1]))", str(archive))
+    command = ("shards", "build", str(archive), "--out", str(cluster.folder / "digits"))
+    built = cluster.pipeline("launch", "--address", cluster.address, "--", *command)
+    assert built.returncode == 0, built.stdout + built.stderr
+    return cluster.folder / "digits"
+
+
+def test_shards_are_built_and_a_run_is_evaluated_as_jobs(cluster, shards):
+    command = ("evaluate", str(cluster.runs / "left"), "--data", str(shards), "--crops", "ten")
+    done = cluster.pipeline("launch", "--address", cluster.address, "--", *command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ten        10" in done.stdout
+    assert list((cluster.runs / "left" / "evaluations").iterdir())
+
+
+def test_a_search_runs_as_a_job(cluster, shards):
+    base = {"runs-dir": cluster.runs, "data.dir": shards, "model.depth": 1, "model.width": 32}
+    base |= {"model.heads": 2, "epochs": 8}
+    options = [word for key, value in base.items() for word in (f"--base.{key}", str(value))]
+    command = ("tune", "search", "demo", "--trials", "2", "--seeds", "1", "--evals", "2", *options)
+    done = cluster.pipeline("launch", "--address", cluster.address, "--", *command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (cluster.runs / "demo-warmup-lr" / "best.json").exists()
+
+
 def test_the_record_is_with_the_mlflow_server_of_the_cluster(cluster):
     status = cluster.pipeline("job", "status", "--address", cluster.address).stdout
     assert "mlflow server" in status

@@ -4,9 +4,9 @@ import math
 from pathlib import PurePath
 
 from pipeline.settings.config import DIGITS, TrainConfig
-from shards.dataset import store
 from shards.dataset.format import open_set
 from support.console import duration
+from support.redact import redact
 from vit.registry import OPTIMIZERS
 
 # dense bf16 FLOP/s by a word in the device's name; from NVIDIA's data sheets, without sparsity
@@ -84,7 +84,7 @@ def data_size(config: TrainConfig) -> tuple[int, int, str]:
             raise
         missing = isinstance(error, FileNotFoundError)
         reason = "does not exist" if missing else "cannot be read from here"
-        return *PUBLISHED[name], f"as published; {store.absolute(location)} {reason}"
+        return *PUBLISHED[name], f"as published; {redact(location)} {reason}"
     samples = sum(shard.samples for shard in manifest.splits.get(config.data.train_split, ()))
     if not samples:
         raise ValueError(f"{location} has no split {config.data.train_split!r} with images")
