@@ -89,6 +89,10 @@ class Cluster:
     def close(self) -> None:
         for process in self.launches:
             process.kill()
+        status = self.pipeline("job", "status", "--address", self.address).stdout
+        for line in status.splitlines():  # also MLflow's server, which would outlive the head
+            if " RUNNING " in line:
+                self.pipeline("job", "stop", "--address", self.address, line.split()[0])
         os.killpg(self.process.pid, signal.SIGTERM)
         self.process.wait(60)
 
