@@ -77,6 +77,12 @@ def said(result: subprocess.CompletedProcess) -> str:
             ["--address", NOBODY, "--env", "MY_API_KEY=abc", "--", "train", "demo", *RUNS],
             "MY_API_KEY holds a secret",
         ),
+        (["--address", NOBODY, "cluster.yaml", "--", "train", "demo"], "not both"),
+        (
+            ["--address", NOBODY, "--env", "MLFLOW_TRACKING_URI=http://localhost:5000", "--"]
+            + ["train", "demo", *RUNS],
+            "MLFLOW_TRACKING_URI (http://localhost:5000) is on this machine",
+        ),
         (["--address", NOBODY, "--env", "PLAIN", "--", "train", "demo", *RUNS], "NAME=VALUE"),
         (
             ["cluster.yaml", "--", "train", "demo", *RUNS, "--device", "gpu", "--workers", "64"],

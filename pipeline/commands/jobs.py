@@ -39,8 +39,8 @@ class _OnCluster:
     def jobs(self) -> Iterator["Jobs"]:
         """The jobs of the cluster, for the block."""
         open_console(verbose=False)
-        if not self.cluster and not self.address:
-            raise ValueError("give the CLUSTER file, or --address http://HOST:8265")
+        if bool(self.cluster) == bool(self.address):
+            raise ValueError("give either the CLUSTER file or --address http://HOST:8265")
         with reached(opened(self.cluster, self.address), self.address) as head:
             from pipeline.launch.head import DASHBOARD
             from pipeline.launch.jobs import Jobs

@@ -89,22 +89,33 @@ class Launch:
                 log.info("            start MLflow there, with its data in %s", data_folder(runs))
             log.info("            submit %s", submission.entrypoint)
             return 0
-        if cluster:
-            log.info("up          the cluster is started, or brought up to date")
-            launch.bring_up(cluster)
-        with reached(cluster, self.address) as head:
-            name = launch.submit(head, submission, runs)
-            return self._follow(cluster, head, name)
+        try:
+            if cluster:
+                log.info("up          the cluster is started, or brought up to date")
+                launch.bring_up(cluster)
+            with reached(cluster, self.address) as head:
+                name = launch.submit(head, submission, runs)
+                return self._follow(cluster, head, name)
+        except (Exception, KeyboardInterrupt):
+            if cluster:
+                log.warning(
+                    "machines that run stay, and cost; to end them: "
+                    "python -m pipeline launch %s --down",
+                    self.cluster,
+                )
+            raise
 
     def _check(self) -> None:
         """Raise ValueError for options that do not fit."""
         if not self.cluster and not self.address:
             raise ValueError(f"launch needs a CLUSTER file, or --address: {EXAMPLE}")
+        if self.cluster and self.address:
+            raise ValueError("give the CLUSTER file or --address, not both")
         if self.attach and self.command:
             raise ValueError("--attach follows a job that runs already: give no command with it")
         if not self.attach and not self.command and not self.down:
             raise ValueError(f"launch needs a command after --: {EXAMPLE}")
-        if self.down and self.address:
+        if self.down and not self.cluster:
             raise ValueError("--down needs the CLUSTER file of a cluster that was launched with it")
 
     def _describe(

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from support import code
 from support.redact import NAMED, redact
@@ -24,6 +25,8 @@ PROGRAMS = ("shards", "tune")
 # a JSON file that a command names goes with it up to this size
 MAX_FILE_BYTES = 1 << 20
 TRACKING = "MLFLOW_TRACKING_URI"
+# where a tracking server of this machine alone is
+LOCAL_SCHEMES, LOCAL_HOSTS = ("sqlite", "file"), ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +87,12 @@ def variables(settings: Sequence[str]) -> dict[str, str]:
         if not mark or not re.fullmatch(r"[A-Za-z_]\w*", name):
             raise ValueError(f"env ({redact(setting)}) must be NAME=VALUE")
         env[name] = value
+    server = urlsplit(env.get(TRACKING, ""))
+    if server.scheme in LOCAL_SCHEMES or server.hostname in LOCAL_HOSTS:
+        raise ValueError(
+            f"{TRACKING} ({redact(env[TRACKING])}) is on this machine, where the cluster does not "
+            f"find it: unset it, and the cluster gets a server of its own"
+        )
     for name, value in env.items():
         if NAMED.search(name) or redact(value) != value:
             raise ValueError(
