@@ -59,10 +59,12 @@ config = TrainConfig(
     audit=True,
     max_restarts=20,
 )
-# one worker of two CPUs on each node, and one CPU that reads
+# one worker of two CPUs on each node, and one CPU that reads; Ray Train tells nodes by addresses
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False})
 cloud = FakeMetadata("aws").__enter__()
-second = cluster.add_node(num_cpus=3, env_vars=cloud.environment)
+second = cluster.add_node(
+    num_cpus=3, node_ip_address="127.0.0.2", env_vars=cloud.environment
+)
 ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
 seen, last = [], {}
 
@@ -97,7 +99,7 @@ else:
     gcs.drain_node(second.node_id, DRAIN_NODE_REASON_PREEMPTION, "a test", deadline_ms)
 wait_for([2, 1])
 if groups != [2, 1]:
-    cluster.add_node(num_cpus=3)
+    cluster.add_node(num_cpus=3, node_ip_address="127.0.0.3")
 training.join()
 print(json.dumps({"groups": seen, "lost_after": last[1][-1]}))
 ray.shutdown()
