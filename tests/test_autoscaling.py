@@ -90,6 +90,7 @@ def test_gpu_nodes_come_when_a_run_waits_for_them_and_go_when_they_are_idle():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("v2", "words"), [(False, "InsufficientInstanceCapacity"), (True, "cpu: LaunchFailed")]
 )
