@@ -50,6 +50,13 @@ class NodeBudget:
         key, _, value = self.decode_on.partition("=")
         return {key: value}
 
+    @property
+    def fallback(self) -> list[dict] | None:
+        """Where the tasks run that the node no longer takes, because it goes away: elsewhere."""
+        if self.decode_on is not None:
+            return None
+        return [{"label_selector": {NODE_ID: f"!{self.node}"}}]
+
     def resources(self, nodes: Sequence[Mapping]) -> ExecutionResources:
         """What the pipelines may use, given `ray.nodes()`; ValueError if that is nothing."""
         ((key, value),) = self.selector.items()

@@ -21,6 +21,7 @@ import numpy as np
 import ray
 import ray.data
 from ray.data import ExecutionResources
+from ray.data._internal.datasource.range_datasource import RangeDatasource
 from ray.data.block import BlockAccessor
 
 from pipeline.data.budget import NodeBudget
@@ -91,10 +92,13 @@ class Stream:
             except (OSError, ValueError) as error:  # for `columns`: Ray would hide the message
                 return {ERROR: np.array([f"{type(error).__name__}: {error}"])}
 
-        # with one block per row, Ray Data fuses reading and decoding into one task
-        dataset = ray.data.range(len(spans), override_num_blocks=len(spans)).map_batches(
-            read, batch_size=None, zero_copy_batch=True
-        )
+        # with one block per row and equal arguments, Ray Data fuses reading and decoding into one
+        # task; `ray.data.range` takes no arguments for its tasks
+        numbers = RangeDatasource(n=len(spans), block_format="arrow", column_name="id")
+        fallback = {"fallback_strategy": budget.fallback}
+        dataset = ray.data.read_datasource(
+            numbers, override_num_blocks=len(spans), **fallback
+        ).map_batches(read, batch_size=None, zero_copy_batch=True, **fallback)
         options = dataset.context.execution_options
         options.preserve_order = True
         options.label_selector = budget.selector

@@ -75,7 +75,7 @@ def ray_map(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[An
         while True:
             # looked up again and again: an autoscaler brings nodes for the tasks that wait
             window = max(2, TASKS_PER_CPU * int(ray.cluster_resources().get("CPU", 1)))
-            for item in itertools.islice(remaining, window - len(running)):
+            for item in itertools.islice(remaining, max(0, window - len(running))):
                 running.append(task.remote(shared, item))
             if not running:
                 return
