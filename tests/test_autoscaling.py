@@ -10,7 +10,7 @@ import pytest
 import yaml
 from fake_cluster import FakeCluster, SoldOut
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 CLUSTER_FILE = Path(__file__).parent.parent / "cluster.yaml"
 TIMEOUT_S = 600
@@ -90,7 +90,6 @@ def test_gpu_nodes_come_when_a_run_waits_for_them_and_go_when_they_are_idle():
     ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("v2", "words"), [(False, "InsufficientInstanceCapacity"), (True, "cpu: LaunchFailed")]
 )
@@ -100,7 +99,6 @@ def test_no_capacity_is_told_as_far_as_ray_keeps_the_reason(v2, words):
         assert words in python(cluster, "-c", REPORT)
 
 
-@pytest.mark.slow
 def test_a_run_on_a_head_alone_waits_for_its_nodes_and_trains_on_them(tmp_path):
     runs = tmp_path / "runs"
     command = ["-m", "pipeline", "train", "demo", "--runs-dir", str(runs), "--epochs", "1"]
@@ -113,7 +111,6 @@ def test_a_run_on_a_head_alone_waits_for_its_nodes_and_trains_on_them(tmp_path):
     assert {row["workers"] for row in map(json.loads, records) if row["kind"] == "train"} == {2}
 
 
-@pytest.mark.slow
 def test_a_build_on_a_head_alone_gets_nodes(tmp_path, digits):
     archive = digits.parent / "digits.tar"
     out = tmp_path / "shards"
