@@ -77,7 +77,7 @@ def named(commands: Mapping[str, type[Command]], arguments: Sequence[str]) -> st
 def unknown(commands: Mapping[str, type[Command]], arguments: Sequence[str]) -> str:
     """What is wrong with arguments that begin with no command."""
     words = [word for word in arguments[:2] if not word.startswith("-")]
-    first = " ".join(words[:1]) or arguments[0]
+    first = " ".join([*words, *arguments, ""][:1])
     two = nearest(" ".join(words), commands)
     return f"unknown command {redact(first)!r}; {suggestion(two or first, commands)}"
 

@@ -7,6 +7,8 @@ set -eu
 project=$1 bucket=$2
 gcloud services enable compute.googleapis.com iam.googleapis.com \
     cloudresourcemanager.googleapis.com --project "$project"
-gcloud iam service-accounts create vit-worker --project "$project"
+account=vit-worker@$project.iam.gserviceaccount.com
+gcloud iam service-accounts describe "$account" --project "$project" > /dev/null 2>&1 ||
+    gcloud iam service-accounts create vit-worker --project "$project"
 gcloud storage buckets add-iam-policy-binding "gs://$bucket" --role roles/storage.objectUser \
-    --member "serviceAccount:vit-worker@$project.iam.gserviceaccount.com"
+    --member "serviceAccount:$account"

@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 # seconds between two looks at the nodes, and between two lines that say what is waited for
 LOOK_S, SAY_S = 1.0, 60.0
+# how long nodes are waited for that an autoscaler may bring which cannot be seen
+UNSEEN_S = 900.0
 # a resource that Ray gives the head alone
 HEAD = "node:__internal_head__"
 # seconds between two requests, and those after which Ray forgets one
@@ -99,16 +101,17 @@ _cluster_files = ray.remote(num_cpus=0, resources={HEAD: 0.001})(cluster_files)
 def possible_nodes() -> list[Resources]:
     """Resources of the nodes that are alive, and of one of each type that can be started.
 
-    Waits until there is one with CPUs, if only the nodes themselves know what they have. Raises
-    RuntimeError if there is none, and no autoscaler that could start one.
+    Waits until there is one with CPUs: what some nodes have, only they themselves know. Raises
+    RuntimeError if none comes, and no autoscaler can be seen that could start one.
     """
     types, due_s = node_types(), time.monotonic()
+    deadline = due_s + UNSEEN_S
     while True:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         nodes += [one.resources for one in types if one.most]
         if any(node.get("CPU") for node in nodes):
             return nodes
-        if not types:
+        if not types and time.monotonic() > deadline:
             raise RuntimeError("no node of the cluster has CPUs; add nodes, or start an autoscaler")
         if time.monotonic() >= due_s:
             log.info("waiting   for nodes with CPUs. Autoscaler: %s", report())

@@ -73,6 +73,18 @@ class Evaluate:
         return 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvaluateElsewhere(Evaluate):
+    """An evaluation on another machine, which alone may be able to read the checkpoint."""
+
+    @classmethod
+    def prepare(cls, arguments: Sequence[str]) -> tuple[Self, Sequence[str], Sequence[str]]:
+        """Leave the defaults that come from the checkpoint to the other machine."""
+        flags = EvaluateConfig(data="")
+        path, rest = first_value(arguments, flags, flags=("verbose",))
+        return cls(checkpoint=path or "", config=flags), [path or ""], rest
+
+
 def attach_and_send(eval_model: "EvalModel", folder: Path, location: str) -> None:
     """Add an evaluation to the record of the run at a location, and send it to MLflow."""
     from pipeline import run, run_events

@@ -1,16 +1,19 @@
 """The commands for clusters: `python -m pipeline launch CLUSTER -- COMMAND ...`, `job ...`."""
 
+import contextlib
 import importlib
 import logging
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import tyro
 
+from pipeline.commands.evaluate import Evaluate, EvaluateElsewhere
 from pipeline.commands.jobs import opened, place, reached
+from pipeline.launch.submission import PROGRAMS
 from pipeline.settings.config import TrainConfig
 from support import command
 from support.console import open_console
@@ -24,7 +27,13 @@ log = logging.getLogger(__name__)
 
 EXAMPLE = "python -m pipeline launch cluster.yaml -- train in21k-s16-30ep --runs-dir s3://..."
 # fields of commands that name places which the cluster must see
-PLACES = ("sources", "out", "location")
+PLACES = ("sources", "out", "location", "checkpoint", "run", "file", "search")
+# commands that make sense on a cluster
+ALLOWED = {
+    "pipeline": ("train", "evaluate", "rollback", "report", "export", "track sync"),
+    "shards": ("build", "index", "verify"),
+    "tune": ("search", "report"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +52,8 @@ class Launch:
     attach: str | None = None
     """Follow the job of this id, which was launched before; no command."""
     down: bool = False
-    """Take the cluster down when the job has ended, however it has ended; without a job, now."""
+    """Take the cluster down when the job has ended, however it has ended; without a job, now. This
+    command does it: after Ctrl-C use it again with --attach."""
     dry_run: bool = False
     """Show what would be done and what it would cost, and start nothing."""
     env: tuple[str, ...] = ()
@@ -68,12 +78,13 @@ class Launch:
         from pipeline.launch.mlflow_job import data_folder
         from pipeline.launch.submission import TRACKING, Submission
 
+        if self.attach:
+            with staying(cluster), reached(cluster, self.address) as head:
+                return self._follow(cluster, head, self.attach, earlier=launch.EARLIER)
         if not self.command:
-            with reached(cluster, self.address) as head:
-                if self.attach:
-                    return self._follow(cluster, head, self.attach, earlier=launch.EARLIER)
+            with reached(cluster, None) as head:
                 launch.take_down(cluster, head)
-                return 0
+            return 0
         parsed = parse(self.command)
         check_places(parsed)
         config = getattr(parsed, "config", None)
@@ -81,7 +92,7 @@ class Launch:
         subject = config.name if config else "-".join(self.command[1:2]) or "job"
         submission = Submission.of(self.command, subject, self.env)
         self._describe(cluster, submission, config)
-        runs = runs_dir(parsed, self.command)
+        runs = runs_dir(parsed)
         if self.dry_run:
             if cluster:
                 log.info("it would    start the cluster, or bring it up to date")
@@ -89,21 +100,13 @@ class Launch:
                 log.info("            start MLflow there, with its data in %s", data_folder(runs))
             log.info("            submit %s", submission.entrypoint)
             return 0
-        try:
+        with staying(cluster):
             if cluster:
                 log.info("up          the cluster is started, or brought up to date")
                 launch.bring_up(cluster)
             with reached(cluster, self.address) as head:
                 name = launch.submit(head, submission, runs)
                 return self._follow(cluster, head, name)
-        except (Exception, KeyboardInterrupt):
-            if cluster:
-                log.warning(
-                    "machines that run stay, and cost; to end them: "
-                    "python -m pipeline launch %s --down",
-                    self.cluster,
-                )
-            raise
 
     def _check(self) -> None:
         """Raise ValueError for options that do not fit."""
@@ -157,30 +160,43 @@ class Launch:
         return status
 
 
-def parse(words: Sequence[str]) -> command.Command | None:
-    """The command as the cluster will read it; ValueError or SystemExit if it is not valid.
+@contextlib.contextmanager
+def staying(cluster: "ClusterFile | None") -> Iterator[None]:
+    """Say, if the block fails, that the machines of a cluster stay."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt):
+        if cluster:
+            log.warning(
+                "machines that run stay, and cost; to end them: "
+                "python -m pipeline launch %s --down",
+                cluster.path,
+            )
+        raise
 
-    None for one whose defaults come from a checkpoint, which only the cluster may be able to read.
-    """
-    package = words[0] if words[0] in ("shards", "tune") else "pipeline"
+
+def parse(words: Sequence[str]) -> command.Command:
+    """The command as the cluster will read it; ValueError or SystemExit if it is not valid."""
+    package = words[0] if words[0] in PROGRAMS else "pipeline"
     # by name, as `python -m` does it: nothing here depends on these packages
     commands = importlib.import_module(f"{package}.__main__").COMMANDS
+    commands = {name: commands[name] for name in ALLOWED[package]}
     arguments = words[package in words[:1] :]
     name = command.named(commands, arguments)
     if name is None:
         raise ValueError(command.unknown(commands, arguments))
-    if name == "evaluate":
-        return None
+    kind = EvaluateElsewhere if commands[name] is Evaluate else commands[name]
     rest = arguments[name.count(" ") + 1 :]
-    return command.parse(f"python -m {package} {name}", commands[name], rest)
+    parsed = command.parse(f"python -m {package} {name}", kind, rest)
+    if getattr(parsed, "plan", False) or getattr(parsed, "dry_run", False):
+        raise ValueError("--plan and --dry-run need no cluster: give the command without launch")
+    return parsed
 
 
-def check_places(parsed: command.Command | None) -> None:
+def check_places(parsed: command.Command) -> None:
     """Raise ValueError if a command names a place that is relative to a folder of this machine."""
-    if parsed is None:
-        return
     for value in vars(parsed).values():
-        if isinstance(value, TrainConfig):
+        if hasattr(value, "absolute"):
             there = value.absolute().flat()
             for name, here in value.flat().items():
                 if here != there[name]:
@@ -200,14 +216,14 @@ def refusal(name: str, path: object) -> str:
     )
 
 
-def runs_dir(parsed: command.Command | None, words: Sequence[str]) -> str | None:
+def runs_dir(parsed: command.Command) -> str | None:
     """Where the runs of a command are, beside which MLflow keeps its data; None if it has none."""
     for name in ("config", "base"):
         config = getattr(parsed, name, None)
         if isinstance(config, TrainConfig):
             return config.runs_dir
-    location = next((word for word in words[1:] if "://" in word), None)
-    if parsed or not location:
+    location = getattr(parsed, "checkpoint", "")
+    if "://" not in location:
         return None
     from pipeline.checkpoint.run_folder import run_of
 

@@ -258,7 +258,9 @@ def task_cpus(nodes: Sequence[Mapping[str, float]], tasks: int) -> float:
     """
     gpus = any(node.get("GPU") for node in nodes)
     hosts = [node for node in nodes if node.get("CPU") and (node.get("GPU") or not gpus)]
-    return min(1, *(node["CPU"] / (2 * (node["GPU"] if gpus else tasks)) for node in hosts))
+    if not hosts:
+        raise ValueError("no node of the cluster has GPUs and CPUs: its tasks need both")
+    return min([1, *(node["CPU"] / (2 * (node["GPU"] if gpus else tasks)) for node in hosts)])
 
 
 def predict_all(

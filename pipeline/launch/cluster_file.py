@@ -105,12 +105,12 @@ class ClusterFile:
         ]
 
     def _node_type(self, name: str, fields: Mapping, *, is_head: bool) -> NodeType:
-        node = fields["node_config"]
+        node, workers = fields["node_config"], self.config["max_workers"]
         return NodeType(
             name=name,
             machine=node.get("InstanceType") or node.get("machineType") or "machine",
             least=1 if is_head else fields.get("min_workers", 0),
-            most=1 if is_head else fields.get("max_workers", self.config["max_workers"]),
+            most=1 if is_head else min(fields.get("max_workers", workers), workers),
             gpus=int(fields.get("resources", {}).get("GPU", 0)),
             price=self._metadata.get("price_per_hour", {}).get(name),
         )

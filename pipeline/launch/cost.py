@@ -33,13 +33,15 @@ def run_estimate(cluster: ClusterFile, types: list[NodeType], config: TrainConfi
     gpu_type = next((kind for kind in types if kind.gpus), None)
     if not gpu_type or not cluster.gpu or config.device == "cpu":
         return "the run     not estimated: give metadata.gpu and a node type with GPUs"
-    nodes = math.ceil(config.workers / gpu_type.gpus)
-    if nodes > gpu_type.most:
+    workers = config.min_workers or config.workers
+    if (nodes := math.ceil(workers / gpu_type.gpus)) > gpu_type.most:
         raise ValueError(
-            f"workers ({config.workers}) need {nodes} nodes of type {gpu_type.name} with "
+            f"workers ({workers}) need {nodes} nodes of type {gpu_type.name} with "
             f"{gpu_type.gpus} GPUs, and {cluster.path} allows {gpu_type.most}: raise max_workers "
             f"there, or use fewer workers"
         )
+    nodes = min(math.ceil(config.workers / gpu_type.gpus), gpu_type.most)
+    config = config.replace({"workers": min(config.workers, nodes * gpu_type.gpus)})
     try:
         budget = Budget(config, gpu=cluster.gpu, mfu=MFU)
     except OSError as error:

@@ -84,10 +84,14 @@ class Head:
                 output=output,
             )
             deadline = time.monotonic() + TUNNEL_S
-            while process.poll() is None and time.monotonic() < deadline:
-                if answers(local):
-                    return process
-                time.sleep(0.2)
+            try:
+                while process.poll() is None and time.monotonic() < deadline:
+                    if answers(local):
+                        return process
+                    time.sleep(0.2)
+            except BaseException:  # such as Ctrl-C, which does not reach the process
+                ray_cli.end(process)
+                raise
             ray_cli.end(process)
             output.seek(0)
             raise ConnectionError(

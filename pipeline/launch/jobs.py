@@ -21,7 +21,7 @@ import ray
 import requests
 from packaging.specifiers import SpecifierSet
 from ray.exceptions import AuthenticationError
-from ray.job_submission import JobDetails, JobSubmissionClient
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from support.command import DISTRIBUTION
 from support.redact import redact
@@ -31,7 +31,11 @@ log = logging.getLogger(__name__)
 logging.getLogger("ray.dashboard").setLevel(logging.WARNING)
 
 # what a connection that breaks raises
-LOST = (ConnectionError, requests.ConnectionError, requests.Timeout, aiohttp.ClientError)
+LOST = (ConnectionError, requests.RequestException, aiohttp.ClientError)
+# how Ray says that the server failed, which is as temporary
+SERVER_FAILED = "status code 5"
+# seconds between two questions whether the dashboard answers, and those that it may take
+PROBE_S, TIMEOUT_S = 60.0, 30.0
 # what a head answers while it starts, and the seconds for which it is asked again
 YOUNG, YOUNG_S = "No available agent", 120.0
 # seconds that a job may take to write its last checkpoint after it was asked to stop
@@ -55,7 +59,7 @@ class Jobs:
         with explained(address):
             client = JobSubmissionClient(address)
             # there is no public call for this
-            answer = client._do_request("GET", "/api/v0/cluster_metadata")  # noqa: SLF001
+            answer = client._do_request("GET", "/api/v0/cluster_metadata", timeout=TIMEOUT_S)
             answer.raise_for_status()
             check_versions(answer.json()["data"], address)
         return cls(client, address)
@@ -93,12 +97,14 @@ class Jobs:
 
     def details(self, name: str) -> JobDetails:
         """What the cluster knows of a job; ValueError if it has none of that id."""
-        jobs = self.listed()
-        for job in jobs:
-            if job.submission_id == name:
-                return job
-        known = ", ".join(job.submission_id for job in jobs[:10]) or "none"
-        raise ValueError(f"the cluster has no job {name!r}; its jobs: {known}")
+        try:
+            with explained(self._address):
+                return self._client.get_job_info(name)
+        except RuntimeError as error:
+            if "does not exist" not in str(error):
+                raise
+            known = ", ".join(job.submission_id for job in self.listed()[:10]) or "none"
+            raise ValueError(f"the cluster has no job {name!r}; its jobs: {known}") from error
 
     def logs(self, name: str) -> str:
         """The output of a job so far."""
@@ -108,20 +114,42 @@ class Jobs:
     def follow(self, name: str, seen: int, write: Callable[[str], None]) -> None:
         """Write the output of a job as it comes, without its first `seen` characters.
 
-        Returns when the job has ended. Raises one of LOST if the connection breaks.
+        Returns when the job has ended. Raises ConnectionError if the connection breaks, also if
+        nobody says so, as when this machine has slept.
         """
 
-        async def follow() -> None:
+        async def copy() -> None:
             left = seen
             async for text in self._client.tail_job_logs(name):
                 write(text[left:])
                 left = max(0, left - len(text))
+
+        async def follow() -> None:
+            tail = asyncio.create_task(copy())
+            try:
+                while not (await asyncio.wait({tail}, timeout=PROBE_S))[0]:
+                    if (await asyncio.to_thread(self.status, name)).is_terminal():
+                        # what is left of the output comes at once, or not at all
+                        await asyncio.wait({tail}, timeout=TIMEOUT_S)
+                        break
+                if tail.done():
+                    tail.result()
+            finally:
+                tail.cancel()
 
         with explained(self._address):
             try:
                 asyncio.run(follow())
             except RuntimeError as error:  # Ray's words for a connection that was cut
                 raise ConnectionError(str(error)) from error
+
+    def status(self, name: str) -> JobStatus:
+        """Whether a job runs or how it has ended; ConnectionError if no answer comes in time."""
+        with explained(self._address):
+            # the public call waits for an answer without a limit
+            answer = self._client._do_request("GET", f"/api/jobs/{name}", timeout=TIMEOUT_S)
+            answer.raise_for_status()
+            return JobStatus(answer.json()["status"])
 
     def stop(self, name: str) -> bool:
         """Ask a job to stop, which writes a checkpoint first; whether it was running."""
@@ -132,7 +160,8 @@ class Jobs:
         """The nodes of the cluster and what the autoscaler does, in its own words."""
         with explained(self._address):
             # there is no public call for this
-            answer = self._client._do_request("GET", "/api/cluster_status?format=1")  # noqa: SLF001
+            path = "/api/cluster_status?format=1"
+            answer = self._client._do_request("GET", path, timeout=TIMEOUT_S)
             data = answer.json().get("data") or {}
         return data.get("clusterStatus") or ""
 
@@ -154,6 +183,8 @@ def explained(address: str) -> Iterator[None]:
             f"runs, and that its head has ray[default]"
         ) from error
     except RuntimeError as error:
+        if SERVER_FAILED in str(error) and YOUNG not in str(error):
+            raise ConnectionError(f"the dashboard at {address} fails: {brief(error)}") from error
         raise RuntimeError(f"the cluster at {address} refuses: {brief(error)}") from error
 
 

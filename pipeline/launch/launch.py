@@ -7,6 +7,7 @@ used, and the job of a command that runs already is followed.
 """
 
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -25,17 +26,32 @@ log = logging.getLogger(__name__)
 
 # seconds for which a broken connection is tried again, and the longest pause between attempts
 LOST_S, MAX_PAUSE_S = 900.0, 30.0
+# what the head answers if Ray does not run there
+NO_RAY = "no-ray-here"
+# variables in which Ray looks for a token before it looks at the file
+TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 # characters of earlier output that a job which is followed again shows
 EARLIER = 4000
 
 
 def bring_up(cluster: ClusterFile) -> None:
-    """Start a cluster; one that runs is brought up to date with its file, and its jobs go on."""
+    """Start a cluster; one that runs is brought up to date with its file, and its jobs go on.
+
+    Nodes of a type whose `node_config` has changed are replaced by the autoscaler.
+    """
     ensure_token()
     cluster.check_mounts()
-    # Ray's own `up` would restart a head that runs, and end its jobs
-    restart = ("--no-restart",) if is_up(cluster) else ()
-    ray_cli.run("up", str(cluster.path), "--yes", "--no-config-cache", *restart)
+    up = ("up", str(cluster.path), "--yes", "--no-config-cache")
+    # without this, Ray would restart a head that runs, and end its jobs
+    ray_cli.run(*up, "--no-restart")
+    if is_up(cluster):
+        return
+    if runs_ray(cluster):
+        raise ConnectionError(
+            f"the head of {cluster.name} runs Ray, but its dashboard does not answer: try again, "
+            f"or look at it with ray attach {cluster.path}"
+        )
+    ray_cli.run(*up)  # a head that was there already, without Ray
 
 
 def is_up(cluster: ClusterFile) -> bool:
@@ -48,6 +64,12 @@ def is_up(cluster: ClusterFile) -> bool:
         return True
 
 
+def runs_ray(cluster: ClusterFile) -> bool:
+    """Whether Ray runs on the head; RuntimeError if ssh fails."""
+    lines = ray_cli.run("exec", str(cluster.path), f"pgrep -x gcs_server || echo {NO_RAY}")
+    return not any(line.strip() == NO_RAY for line in lines)
+
+
 def take_down(cluster: ClusterFile, head: Head) -> None:
     """End a cluster with all its machines; on machines of one's own, end Ray.
 
@@ -57,16 +79,17 @@ def take_down(cluster: ClusterFile, head: Head) -> None:
         jobs = Jobs.connect(head.address(DASHBOARD))
         server = mlflow_job.running(jobs)
         running = [job.submission_id for job in jobs.listed() if not job.status.is_terminal()]
-        if others := [name for name in running if name != server]:
-            raise RuntimeError(
-                f"jobs run on {cluster.name}, which stays up: {', '.join(others)}; stop them with "
-                f"python -m pipeline job stop {cluster.path} ID, or wait for them"
-            )
-        if server:
-            jobs.stop(server)
-            wait_until_ended(jobs, server)
-    except ConnectionError as error:
+    except (OSError, ValueError) as error:
         log.warning("%s; the machines are taken down all the same", error)
+        server, running = None, []
+    if others := [name for name in running if name != server]:
+        raise RuntimeError(
+            f"jobs run on {cluster.name}, which stays up: {', '.join(others)}; stop them with "
+            f"python -m pipeline job stop {cluster.path} ID, or wait for them"
+        )
+    if server:
+        jobs.stop(server)
+        wait_until_ended(jobs, server)
     log.info("down        the cluster %s", cluster.name)
     if cluster.provider == LOCAL:
         own_machines.stop_ray(cluster)
@@ -74,7 +97,15 @@ def take_down(cluster: ClusterFile, head: Head) -> None:
 
 
 def ensure_token() -> None:
-    """Make the token that all machines of a cluster share, unless this machine has one."""
+    """Make the token that all machines of a cluster share, unless this machine has one.
+
+    Raises ValueError if the environment has another one than the file, which goes to the machines.
+    """
+    if given := [name for name in TOKENS if os.environ.get(name)]:
+        raise ValueError(
+            f"{' and '.join(given)} would give this machine another token than its cluster, which "
+            f"gets the file ~/.ray/auth_token: unset it"
+        )
     command = [*ray_cli.COMMAND, "get-auth-token", "--generate"]
     made = subprocess.run(
         command, capture_output=True, text=True, env=ray_cli.environment(), check=False
@@ -100,10 +131,7 @@ def submit(head: Head, submission: Submission, runs_dir: str | None) -> str:
             return job.submission_id
     env = dict(submission.env)
     if TRACKING not in env:
-        server = mlflow_job.running(jobs)
-        if not server and runs_dir:
-            server = mlflow_job.start(jobs, runs_dir)
-        if server:
+        if mlflow_job.ensure(jobs, runs_dir):
             env[TRACKING] = mlflow_job.ADDRESS
             if head.has_tunnels:
                 log.info("MLflow      %s", head.address(MLFLOW))

@@ -34,26 +34,39 @@ def data_folder(runs_dir: str) -> str:
     return store.join(runs_dir, FOLDER)
 
 
-def start(jobs: Jobs, runs_dir: str) -> str:
-    """Start the server with its data beside the runs, and wait for it; returns the id of its job.
+def ensure(jobs: Jobs, runs_dir: str | None) -> bool:
+    """See to it that the cluster has a server, with its data beside the runs; whether it has one.
 
-    Raises RuntimeError with the last line of its output if it does not become ready.
+    None is started without a `runs_dir`. Raises RuntimeError with the last line of its output if it
+    does not become ready.
     """
+    name = running(jobs)
+    if not name and not runs_dir:
+        return False
+    name = name or start(jobs, runs_dir)
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        output, details = jobs.logs(name), jobs.details(name)
+        if not details.status.is_terminal():
+            if READY in output:
+                return True
+            time.sleep(POLL_S)
+        elif (other := running(jobs)) and other != name:  # somebody else's launch was faster
+            name = other
+        else:
+            break
+    last = (output.strip().splitlines() or [details.message or "no output"])[-1]
+    raise RuntimeError(
+        f"the MLflow server of the cluster does not start: {redact(last)}; see its output with "
+        f"python -m pipeline job logs ... {name}"
+    )
+
+
+def start(jobs: Jobs, runs_dir: str) -> str:
+    """Start a server; returns the id of its job."""
     name = f"mlflow-{time.strftime('%m%d-%H%M%S')}"
     place = shlex.quote(data_folder(runs_dir))
     entrypoint = f"exec python -m pipeline track serve {place} --port {MLFLOW}"
     with copied() as folder:
         jobs.submit(entrypoint, name, code=Path(folder), env={}, command=COMMAND)
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        output, ended = jobs.logs(name), jobs.details(name).status.is_terminal()
-        if READY in output and not ended:
-            return name
-        if ended:
-            break
-        time.sleep(POLL_S)
-    last = (output.strip().splitlines() or [jobs.details(name).message or "no output"])[-1]
-    raise RuntimeError(
-        f"the MLflow server of the cluster does not start: {redact(last)}; see its output with "
-        f"python -m pipeline job logs ... {name}"
-    )
+    return name

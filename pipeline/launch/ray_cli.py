@@ -81,8 +81,8 @@ def start(*arguments: str, output: IO | int = subprocess.PIPE) -> subprocess.Pop
     )
 
 
-def run(*arguments: str) -> None:
-    """Run a command of Ray and log its lines; RuntimeError says in a sentence why it failed."""
+def run(*arguments: str) -> list[str]:
+    """Run a command of Ray, log its lines and return them; RuntimeError says why it failed."""
     name = f"ray {arguments[0]}"
     lines, refused = [], 0
     process = start(*arguments, *PLAIN)
@@ -96,7 +96,7 @@ def run(*arguments: str) -> None:
                 break
         else:
             if not process.wait():
-                return
+                return lines
     finally:
         end(process)
     raise RuntimeError(f"{name} failed: {explained(lines)}")
@@ -114,8 +114,10 @@ def end(process: subprocess.Popen) -> None:
 
 def explained(lines: Sequence[str]) -> str:
     """The cause in a sentence and the line that shows it; the last line if none is known."""
-    for pattern, advice in CAUSES.items():
-        for line in reversed(lines):
+    # machines that boot refuse connections before one succeeds
+    first = max((n for n, line in enumerate(lines) if "Success." in line), default=-1) + 1
+    for line in reversed(lines[first:]):
+        for pattern, advice in CAUSES.items():
             if re.search(pattern, line):
                 return f"{advice} ({redact(line.strip())})"
     return next((redact(line.strip()) for line in reversed(lines) if line.strip()), "no output")

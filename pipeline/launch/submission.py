@@ -42,7 +42,18 @@ class Submission:
 
     @classmethod
     def of(cls, words: Sequence[str], subject: str, env: Sequence[str]) -> "Submission":
-        """A job about a subject, such as the name of a run, with `NAME=VALUE` variables."""
+        """A job about a subject, such as the name of a run, with `NAME=VALUE` variables.
+
+        Raises ValueError if the command or a variable holds a secret, which Ray would show.
+        """
+        if redact(shlex.join(words)) != shlex.join(words):
+            raise ValueError(
+                f"the command holds a secret, and Ray shows it to all who see the dashboard: "
+                f"{redact(shlex.join(words))}. Give the nodes rights of their own"
+            )
+        names = [Path(word).name for word in words if travels(word)]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"two files of the command have the same name: {twice[0]}")
         label = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{words[0]}-{subject}")
         name = f"{label}-{time.strftime('%m%d-%H%M%S')}"
         return cls(words=tuple(words), name=name, env=variables(env))

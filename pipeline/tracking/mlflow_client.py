@@ -111,8 +111,7 @@ class TrackingServer:
         metrics = [
             Metric(name, value, milliseconds(record), record["step"])
             for record in records
-            for name, value in record.items()
-            if name not in journal.PLACE and isinstance(value, int | float)
+            for name, value in numbers(record).items()
         ]
         metrics = metrics if sure else self._missing(run_id, metrics)
         for first in range(0, len(metrics), CALL_LIMITS["metrics"]):
@@ -265,6 +264,15 @@ def logged_model_id(at: Mapping, event: Mapping) -> str:
     if Path(checkpoint).name not in at["models"]:
         raise Refused(f"{checkpoint} is not a model of this run")
     return at["models"][Path(checkpoint).name]
+
+
+def numbers(record: Mapping) -> dict[str, float]:
+    """The numbers of a record, which MLflow gets, by name."""
+    return {
+        name: value
+        for name, value in record.items()
+        if name not in journal.PLACE and isinstance(value, int | float)
+    }
 
 
 def milliseconds(line: Mapping) -> int:

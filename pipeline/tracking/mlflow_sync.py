@@ -25,6 +25,7 @@ from pipeline.tracking.mlflow_client import (
     Refused,
     TrackingServer,
     milliseconds,
+    numbers,
 )
 from support.files import AlreadyLocked, locked, read_lines, write_json
 from support.redact import redact
@@ -93,13 +94,17 @@ class Sender:
     def _rewind(self) -> None:
         """Take the cursor back if the server has lost what it had: it may be of a backup."""
         records = journal.read_records(self._dir)
-        sent = [(record, end) for record, end in records if end <= self._cursor["sent"]]
+        sent = [
+            (record, end)
+            for record, end in records
+            if end <= self._cursor["sent"] and numbers(record)
+        ]
         if not self._cursor["run_id"] or not sent:
             return
         if not self._server.knows(self._cursor["run_id"]):
             log.warning("MLflow at %s has lost this run; it is sent again", self.address)
             return self._advance(dict(EMPTY))
-        name = next(key for key in sent[-1][0] if key not in journal.PLACE)
+        name = next(iter(numbers(sent[-1][0])))
         points = self._server.points(self._cursor["run_id"], name)
         kept = [end for record, end in sent if (record["step"], milliseconds(record)) in points]
         if kept[-1:] != [sent[-1][1]]:
