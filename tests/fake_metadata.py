@@ -19,8 +19,8 @@ NOBODY = "127.0.0.1:9"
 class FakeMetadata:
     """The server of one machine, with IMDSv2's tokens, or with Google's header."""
 
-    def __init__(self, cloud: str) -> None:
-        """Answer like `cloud`: aws or gcp."""
+    def __init__(self, cloud: str, address: tuple[str, int] = ("127.0.0.1", 0)) -> None:
+        """Answer like `cloud` (aws or gcp) at an address; port 0 takes a free one."""
         self.cloud = cloud
         self.asked: Counter[str] = Counter()
         """How often each path was asked for, with the right token or header."""
@@ -28,7 +28,7 @@ class FakeMetadata:
         """Answers about the machine, status and text, that are given first."""
         self._token = 0
         self._notice: dict | None = None
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server = ThreadingHTTPServer(address, self._handler())
 
     @property
     def environment(self) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """An object store in memory that speaks as much of S3 as pyarrow needs; it checks no signature.
 
-    python tests/s3_server.py 127.0.0.1 5000
+    python tests/s3_server.py 127.0.0.1 5000 0.05    # each answer comes after 0.05 s
 
 Objects appear and disappear as in S3: a PUT replaces the whole object at once, and a part of a
 multipart upload is seen only once the upload is completed.
@@ -12,6 +12,7 @@ import itertools
 import re
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, quote, unquote, urlsplit
@@ -61,6 +62,7 @@ class Handler(BaseHTTPRequestHandler):
     # an answer leaves in one packet
     wbufsize, disable_nagle_algorithm = -1, True
     objects: Objects
+    latency_s: float
 
     def handle_expect_100(self) -> bool:
         proceeds = super().handle_expect_100()
@@ -68,12 +70,13 @@ class Handler(BaseHTTPRequestHandler):
         return proceeds
 
     def parse(self) -> None:
-        """Split the address into bucket, key and query; read the body."""
+        """Split the address into bucket, key and query; read the body; be as slow as a network."""
         parts = urlsplit(self.path)
         self.place = unquote(parts.path).lstrip("/")
         self.bucket, _, self.key = self.place.partition("/")
         self.query = {k: v[0] for k, v in parse_qs(parts.query, keep_blank_values=True).items()}
         self.body = self.read_body()
+        time.sleep(self.latency_s)
 
     def read_body(self) -> bytes:
         if "chunked" in self.headers.get("Transfer-Encoding", ""):
@@ -222,9 +225,9 @@ def unchunked(data: bytes) -> bytes:
         start = end + 2 + size + 2
 
 
-def make_server(host: str, port: int) -> ThreadingHTTPServer:
+def make_server(host: str, port: int, latency_s: float = 0.0) -> ThreadingHTTPServer:
     """A server that is to be run by serve_forever; port 0 takes a free one."""
-    kind = type("Bound", (Handler,), {"objects": Objects()})
+    kind = type("Bound", (Handler,), {"objects": Objects(), "latency_s": latency_s})
     server = ThreadingHTTPServer((host, port), kind)
     server.daemon_threads = True
     return server
@@ -253,4 +256,4 @@ def serving(bucket: str) -> Iterator[dict[str, str]]:
 
 
 if __name__ == "__main__":
-    make_server(sys.argv[1], int(sys.argv[2])).serve_forever()
+    make_server(sys.argv[1], int(sys.argv[2]), *map(float, sys.argv[3:])).serve_forever()

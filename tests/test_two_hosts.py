@@ -10,7 +10,8 @@ import time
 from collections.abc import Sequence
 
 import pytest
-from two_hosts import BUCKET, Hosts, missing
+from hosts import BUCKET, Hosts
+from namespaces import missing
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -60,7 +61,7 @@ def hosts(tmp_path_factory):
     """Two hosts of one Ray, and the digits in their store."""
     if reason := missing():
         pytest.skip(reason)
-    with Hosts(tmp_path_factory.mktemp("hosts")) as hosts:
+    with Hosts(tmp_path_factory.mktemp("hosts"), "h1", "h2") as hosts:
         hosts.h1.done("python", "-c", ARCHIVE)
         hosts.h1.done(*build("digits.tar", DATA), "--workers", "0")
         hosts.start_ray()

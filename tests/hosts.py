@@ -1,6 +1,6 @@
 """Hosts on one machine: networks, processes and disks of their own, and an S3 server beside them.
 
-with Hosts() as hosts:
+with Hosts(folder, "h1", "h2") as hosts:
     hosts.start_ray()
     hosts.h1.run("python", "-m", "pipeline", ...)
     hosts.h2.kill()                          # the node is lost; its disk stays
@@ -12,12 +12,8 @@ process that made them, however it ends, and leave nothing behind.
 """
 
 import contextlib
-import ctypes
 import itertools
-import os
 import re
-import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -28,20 +24,20 @@ from pathlib import Path
 from typing import Self
 
 import s3_server
+from namespaces import STAY, Namespaces, enter_network
 
 from support import code
 
 CODE, WORK = "/srv/code", "/srv/work"
-BUCKET, STORE_ADDRESS, STORE_PORT = "bkt", "10.77.0.100", 5000
+NETWORK = "10.77.0."
+BUCKET, STORE_ADDRESS, STORE_PORT = "bkt", f"{NETWORK}100", 5000
 RAY_PORT, CPUS = 6379, 3
 # folders of which each host has its own, and the checkout, which an editable install would find;
 # what Python needs of them is still seen
-PRIVATE = ("/tmp", "/root", "/home", "/srv", "/dev/shm", str(Path(__file__).parent.parent))
-PROGRAMS = ("unshare", "nsenter", "setpriv", "ip", "mount")
-CLONE_NEWNET = 0x40000000
+PRIVATE = ("/tmp", "/run", "/root", "/home", "/srv", "/dev/shm", str(Path(__file__).parent.parent))
 
 # $1 name, $2 addresses of all hosts, the rest: folders that Python needs
-HOST = r"""
+HOST = rf"""
 set -e
 hostname "$1"
 mount -t tmpfs tmpfs /mnt
@@ -59,9 +55,7 @@ cp -r $SOURCES "/mnt$CODE"
 for folder in $PRIVATE; do mount --rbind "/mnt$folder" "$folder"; done
 ip link set lo up
 cd /
-echo ready
-exec 1>&-
-while :; do sleep 3600 & wait $!; done
+{STAY}
 """
 SWITCH = f"""
 set -e
@@ -69,70 +63,8 @@ ip link set lo up
 ip link add switch type bridge
 ip addr add {STORE_ADDRESS}/24 dev switch
 ip link set switch up
-echo ready
-exec 1>&-
-while :; do sleep 3600 & wait $!; done
+{STAY}
 """
-
-
-def missing() -> str | None:
-    """Why there can be no hosts here; None if there can."""
-    if os.geteuid():
-        return "hosts need root, to make namespaces"
-    if absent := [name for name in PROGRAMS if not shutil.which(name)]:
-        return f"hosts need {', '.join(absent)}"
-    try:
-        Namespaces(["bash", "-c", SWITCH], {}, "--net").close()
-    except OSError as error:
-        return f"hosts need namespaces and a bridge: {error}"
-    return None
-
-
-class Namespaces:
-    """A process in namespaces of its own; all in them end with it, and it ends with its parent."""
-
-    def __init__(self, command: list[str], env: dict[str, str], *kinds: str) -> None:
-        unshare = ["unshare", *kinds, "--pid", "--fork", "--kill-child", "--mount-proc"]
-        self._parent = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", *unshare, "--propagation", "private", *command],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | env,
-        )
-        if self._parent.stdout.readline() != "ready\n":
-            self._parent.wait()
-            raise OSError(self._parent.stderr.read().strip())
-        children = Path(f"/proc/{self._parent.pid}/task/{self._parent.pid}/children").read_text()
-        self.pid = int(children)
-
-    def enter(self, *kinds: str) -> list[str]:
-        """The start of a command line that runs the rest of it inside."""
-        return ["nsenter", "-t", str(self.pid), *kinds]
-
-    def processes(self) -> dict[int, str]:
-        """Command lines of the processes inside by their ids, without the first process."""
-        inside, found = (Path(f"/proc/{self.pid}/ns/pid")).readlink(), {}
-        for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):  # it has ended
-                if (folder / "ns/pid").readlink() == inside and int(folder.name) != self.pid:
-                    found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
-        return found
-
-    def kill(self) -> None:
-        """SIGKILL all processes inside but the first."""
-        deadline = time.monotonic() + 30
-        while live := [pid for pid, line in self.processes().items() if "sleep 3600" not in line]:
-            for pid in live:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            assert time.monotonic() < deadline, live
-            time.sleep(0.05)
-
-    def close(self) -> None:
-        """End all processes inside, and the namespaces with them."""
-        self._parent.kill()
-        self._parent.communicate()
 
 
 class Host:
@@ -150,10 +82,20 @@ class Host:
             "WORK": WORK,
             "SOURCES": " ".join(map(str, code.folders())),
         }
-        names = "".join(rf"{address} {name}\n" for name, address in ADDRESSES.items())
+        names = "".join(rf"{address} {name}\n" for name, address in self._hosts.addresses.items())
         command = ["bash", "-c", HOST, "host", self.name, names, *sorted(needed)]
         self.inside = Namespaces(command, settings, "--mount", "--uts", "--ipc", "--net")
         self._hosts.connect(self)
+
+    def path(self, place: str) -> Path:
+        """A file of the host, as it is seen from here."""
+        return Path(f"/proc/{self.inside.pid}/root{place}")
+
+    def log(self, title: str) -> Path:
+        """A new empty file here, for the output of a command."""
+        log = self._hosts.folder / f"{self.name}-{title}-{next(self._hosts.numbers)}.log"
+        log.touch()
+        return log
 
     def start(self, *command: str, log: Path, **env: str) -> subprocess.Popen:
         """Start a command in WORK; its output goes to the end of the file `log`."""
@@ -165,25 +107,26 @@ class Host:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=ENVIRONMENT | {"PYTHONPATH": CODE} | env,
+                env=self._hosts.environment | {"PYTHONPATH": CODE} | env,
             )
 
     def run(self, *command: str, timeout: float = 300, **env: str) -> tuple[int, str]:
         """Run a command in WORK; returns its exit status and its output."""
-        log = self._hosts.folder / f"{self.name}-{next(self._hosts.numbers)}.log"
+        log = self.log("run")
         status = self.start(*command, log=log, **env).wait(timeout)
         return status, log.read_text()
 
-    def done(self, *command: str, **env: str) -> None:
-        """Run a command that must succeed."""
+    def done(self, *command: str, **env: str) -> str:
+        """Run a command that must succeed; returns its output."""
         status, output = self.run(*command, **env)
         assert status == 0, output
+        return output
 
     def start_ray(self) -> None:
         """Start Ray's head if this is the first host, or join it."""
-        is_head = self.name == "h1"
+        is_head = self is self._hosts.all[0]
         head = ["--head", "--port", str(RAY_PORT), "--include-dashboard=false"]
-        address = ["--address", f"{ADDRESSES['h1']}:{RAY_PORT}"]
+        address = ["--address", f"{self._hosts.all[0].address}:{RAY_PORT}"]
         options = ["--num-cpus", str(CPUS), "--object-store-memory", "200000000"]
         options += ["--node-ip-address", self.address, "--disable-usage-stats"]
         # without the code: the nodes get it from the driver
@@ -192,6 +135,11 @@ class Host:
     def pids(self, title: str) -> list[int]:
         """Ids of the processes whose command line contains `title`."""
         return [pid for pid, line in self.inside.processes().items() if title in line]
+
+    def set_link(self, state: str) -> None:
+        """Set the cable to the switch "up" or "down"."""
+        command = [*self.inside.enter("-n"), "ip", "link", "set", "eth0", state]
+        subprocess.run(command, check=True)
 
     def kill(self) -> None:
         """SIGKILL all processes, as in a loss of the node; the disk stays."""
@@ -206,11 +154,11 @@ class Host:
 class Store:
     """An S3 server with one bucket, which outlives the hosts."""
 
-    def __init__(self, switch: Namespaces, folder: Path) -> None:
-        enter = switch.enter("-n", "-p")
+    def __init__(self, switch: Namespaces, folder: Path, latency_s: float) -> None:
+        place = (STORE_ADDRESS, str(STORE_PORT), str(latency_s))
         with (folder / "s3.log").open("w") as log:
             subprocess.Popen(
-                [*enter, sys.executable, s3_server.__file__, STORE_ADDRESS, str(STORE_PORT)],
+                [*switch.enter("-n", "-p"), sys.executable, s3_server.__file__, *place],
                 stdout=log,
                 stderr=log,
             )
@@ -253,20 +201,34 @@ class Store:
 
 
 class Hosts:
-    """The hosts h1 and h2 on one network with the store, and nothing else."""
+    """Hosts on one network with the store, and nothing else; each is an attribute by its name."""
 
-    def __init__(self, folder: Path) -> None:
-        """Bring all up; the output of commands goes to `folder`."""
+    def __init__(
+        self,
+        folder: Path,
+        *names: str,
+        environment: dict[str, str] | None = None,
+        latency_s: float = 0.0,
+    ) -> None:
+        """Bring all up; the output of commands goes to `folder`.
+
+        `environment` is that of all commands; by default one with which they find the store and the
+        Ray whose head is on the first host. `latency_s` is how long the store takes to answer.
+        """
         self.folder, self.numbers = folder, itertools.count(1)
-        self._ends = contextlib.ExitStack()
+        self.addresses = {name: f"{NETWORK}{n}" for n, name in enumerate(names, 1)}
+        first = f"{self.addresses[names[0]]}:{RAY_PORT}"
+        self.environment = environment or ENVIRONMENT | RAY | {"RAY_ADDRESS": first}
+        self.all: list[Host] = []
         with contextlib.ExitStack() as stack:
             self._switch = Namespaces(["bash", "-c", SWITCH], {}, "--net")
             stack.callback(self._switch.close)
-            self.store = Store(self._switch, folder)
-            self.h1 = Host("h1", ADDRESSES["h1"], self)
-            stack.callback(lambda: self.h1.inside.close())
-            self.h2 = Host("h2", ADDRESSES["h2"], self)
-            stack.callback(lambda: self.h2.inside.close())
+            self.store = Store(self._switch, folder, latency_s)
+            for name, address in self.addresses.items():
+                host = Host(name, address, self)
+                stack.callback(lambda host=host: host.inside.close())
+                self.all.append(host)
+                setattr(self, name, host)
             self._ends = stack.pop_all()
 
     def connect(self, host: Host) -> None:
@@ -285,9 +247,9 @@ class Hosts:
             subprocess.run(command, check=True, capture_output=True)
 
     def start_ray(self) -> None:
-        """Start Ray on both hosts."""
-        self.h1.start_ray()
-        self.h2.start_ray()
+        """Start Ray on all hosts."""
+        for host in self.all:
+            host.start_ray()
 
     def __enter__(self) -> Self:
         return self
@@ -296,27 +258,19 @@ class Hosts:
         self._ends.close()
 
 
-def enter_network(pid: int) -> None:
-    """Put the calling thread into the network of a process."""
-    with Path(f"/proc/{pid}/ns/net").open() as network:
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.setns(network.fileno(), CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), "cannot enter the network of the store")
-
-
-ADDRESSES = {"h1": "10.77.0.1", "h2": "10.77.0.2"}
 ENVIRONMENT = {
     "PATH": f"{sys.prefix}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/root",
     "LANG": "C.UTF-8",
     "OMP_NUM_THREADS": "1",
     "PYTHONUNBUFFERED": "1",
-    "RAY_ADDRESS": f"{ADDRESSES['h1']}:{RAY_PORT}",
+    **s3_server.variables(STORE_ADDRESS, STORE_PORT),
+}
+RAY = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_USAGE_STATS_ENABLED": "0",
     # it would count the memory of all that runs on this machine, and kill for it
     "RAY_memory_monitor_refresh_ms": "0",
-    **s3_server.variables(STORE_ADDRESS, STORE_PORT),
 }
