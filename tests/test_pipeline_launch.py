@@ -183,7 +183,7 @@ def test_a_command_with_a_secret_is_refused_without_showing_it(pipeline):
 
 def test_a_lost_key_is_not_blamed_on_a_machine_that_had_booted():
     lines = ["ssh: connect to host 1.2.3.4 port 22: Connection refused", "Success."]
-    assert explained([*lines, "ERROR: No matching distribution"]) == "ERROR: No matching distribution"
+    assert explained([*lines, "ERROR: No matching wheel"]) == "ERROR: No matching wheel"
 
 
 def test_a_json_file_of_a_command_travels_with_it(tmp_path):
