@@ -1,6 +1,7 @@
 """Jobs on a cluster that asks for a token: followed, left, found again, stopped, and silent."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -95,6 +96,7 @@ class Cluster:
                 self.pipeline("job", "stop", "--address", self.address, line.split()[0])
         os.killpg(self.process.pid, signal.SIGTERM)
         self.process.wait(60)
+        shutil.rmtree(self.session, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
