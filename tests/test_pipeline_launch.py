@@ -107,6 +107,23 @@ def test_bad_input_is_refused_before_anything_is_started(arguments, message, pip
     assert status == 2 and message in said.replace("│", "")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["stop"], 2, "give the CLUSTER file and the id of the JOB"),
+        (["stop", "some-job"], 2, "give the CLUSTER file and the id of the JOB"),
+        (["logs", "cluster.yaml", "some-job", "--address", NOBODY], 2, "give the CLUSTER file"),
+        (["status"], 2, "give either the CLUSTER file or --address"),
+        (["status", "cluster.yaml", "--address", NOBODY], 2, "give either the CLUSTER file or"),
+        (["stop", "--address", NOBODY, "some-job"], 1, "nothing answers as Ray's dashboard"),
+        (["logs", "some-job", "--address", NOBODY], 1, "nothing answers as Ray's dashboard"),
+    ],
+)
+def test_jobs_are_named_with_their_cluster(arguments, status, message, pipeline):
+    found, said = pipeline("job", *arguments)
+    assert found == status and message in said
+
+
 def test_an_address_where_nobody_answers_is_one_clear_message(pipeline):
     status, said = pipeline("launch", "--address", NOBODY, "--", "train", "demo", *RUNS)
     assert status == 1 and f"nothing answers as Ray's dashboard at {NOBODY}" in said

@@ -27,34 +27,17 @@ MAX_JOBS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class _OnCluster:
-    """A command about a cluster that runs."""
+class JobStatus:
+    """Show the nodes of a cluster, what the autoscaler does, and the jobs."""
 
     cluster: tyro.conf.Positional[str | None] = None
     """Cluster file, such as cluster.yaml; it must be omitted with --address."""
     address: str | None = None
     """Dashboard of the cluster, such as http://10.0.0.1:8265, in place of its file."""
 
-    @contextlib.contextmanager
-    def jobs(self) -> Iterator["Jobs"]:
-        """The jobs of the cluster, for the block."""
-        open_console(verbose=False)
-        if bool(self.cluster) == bool(self.address):
-            raise ValueError("give either the CLUSTER file or --address http://HOST:8265")
-        with reached(opened(self.cluster, self.address), self.address) as head:
-            from pipeline.launch.head import DASHBOARD
-            from pipeline.launch.jobs import Jobs
-
-            yield Jobs.connect(head.address(DASHBOARD))
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobStatus(_OnCluster):
-    """Show the nodes of a cluster, what the autoscaler does, and the jobs."""
-
     def __call__(self) -> int:
         """Show them."""
-        with self.jobs() as jobs:
+        with connected(self.cluster, self.address) as jobs:
             text, found = jobs.autoscaler(), jobs.listed()
         rows = [["job", "status", "started", "took", "command"]]
         for job in found[:MAX_JOBS]:
@@ -68,11 +51,31 @@ class JobStatus(_OnCluster):
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobLogs(_OnCluster):
-    """Write the output of a job so far; `launch --attach ID` follows it."""
+class _OnJob:
+    """A command about a job of a cluster."""
 
-    job: tyro.conf.Positional[str]
-    """Id of the job."""
+    names: tyro.conf.Positional[tuple[str, ...]]
+    """Cluster file and id of the job; with --address the id alone."""
+    address: str | None = None
+    """Dashboard of the cluster, such as http://10.0.0.1:8265, in place of its file."""
+
+    @property
+    def job(self) -> str:
+        """Id of the job."""
+        return self.names[-1]
+
+    @contextlib.contextmanager
+    def jobs(self) -> Iterator["Jobs"]:
+        """The jobs of the cluster, for the block; ValueError if the names are not those needed."""
+        if len(self.names) != (1 if self.address else 2):
+            raise ValueError("give the CLUSTER file and the id of the JOB, or --address and the id")
+        with connected(None if self.address else self.names[0], self.address) as jobs:
+            yield jobs
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobLogs(_OnJob):
+    """Write the output of a job so far; `launch --attach ID` follows it."""
 
     def __call__(self) -> int:
         """Write it."""
@@ -83,11 +86,8 @@ class JobLogs(_OnCluster):
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobStop(_OnCluster):
+class JobStop(_OnJob):
     """Stop a job; training writes a checkpoint first, and the same command goes on from it."""
-
-    job: tyro.conf.Positional[str]
-    """Id of the job."""
 
     def __call__(self) -> int:
         """Ask it to stop, and wait until it has."""
@@ -99,6 +99,19 @@ class JobStop(_OnCluster):
                 log.info("the job writes its last checkpoint; Ctrl-C here does not disturb it")
             log.info("job         %s: %s", self.job, wait_until_ended(jobs, self.job).value)
         return 0
+
+
+@contextlib.contextmanager
+def connected(cluster: str | None, address: str | None) -> Iterator["Jobs"]:
+    """The jobs of a cluster, for the block: that of a file, or at an address."""
+    open_console(verbose=False)
+    if bool(cluster) == bool(address):
+        raise ValueError("give either the CLUSTER file or --address http://HOST:8265")
+    with reached(opened(cluster, address), address) as head:
+        from pipeline.launch.head import DASHBOARD
+        from pipeline.launch.jobs import Jobs
+
+        yield Jobs.connect(head.address(DASHBOARD))
 
 
 def place(cluster: str | None, address: str | None) -> str:
