@@ -1,5 +1,6 @@
 """Jobs on a cluster that asks for a token: followed, left, found again, stopped, and silent."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -220,6 +221,7 @@ def test_token_and_keys_are_in_no_log_page_or_record(cluster):
     assert len(files) > 50
     for path in files:
         if path.is_file() and not path.is_symlink():
-            content = path.read_bytes()
-            assert cluster.token.encode() not in content, path
-            assert SECRET.encode() not in content, path
+            with contextlib.suppress(FileNotFoundError):  # Ray deletes files meanwhile
+                content = path.read_bytes()
+                assert cluster.token.encode() not in content, path
+                assert SECRET.encode() not in content, path

@@ -294,6 +294,18 @@ def test_a_run_that_had_finished_before_the_driver_died_is_a_result(tmp_path, ra
     assert found.best.mean("val/top1") == 0.5
 
 
+def test_ray_tune_sends_no_keys_to_its_actors(monkeypatch):
+    """It sends those of AWS by itself, and Ray shows the environment of actors."""
+    from ray.tune.execution.class_cache import _ActorClassCache
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.setenv(name, "wJalrXUtnFEMI")
+    monkeypatch.setenv("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    actor = _ActorClassCache().get(type("Trainable", (), {}))
+    sent = actor._default_options["runtime_env"]["env_vars"]
+    assert sent["RAY_CHDIR_TO_TRIAL_DIR"] == "0" and "wJalrXUtnFEMI" not in sent.values()
+
+
 def test_the_baseline_has_the_presets_own_values_of_any_type():
     dimensions = ("optim.name=choice(adamw,sgd)", "global_batch=choice(64,128)")
     config = SearchConfig(set=(*dimensions, "epochs=choice(20,40)"), horizon=0.5)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import ray.tune
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig
+from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
@@ -24,6 +25,7 @@ from pipeline.cluster.autoscaler import HEAD
 from pipeline.cluster.session import ray_session
 from pipeline.tracking.recorder import Recorder
 from support.files import AlreadyLocked, locked, write_json
+from support.redact import NAMED
 from tune.config import objectives
 from tune.job import SEARCH, SearchJob
 from tune.page import BEST, PAGE, write_result
@@ -36,6 +38,10 @@ from tune.trial_log import FAILED, STOPPED, TRIALS, Key, TrialLog
 from tune.trial_slots import TrialSlots
 
 log = logging.getLogger(__name__)
+
+# Ray Tune would send the keys of AWS in the environment of its actors, which logs and the dashboard
+# show; the nodes have keys of their own
+ENV_VARS_TO_PROPAGATE.difference_update(set(filter(NAMED.search, ENV_VARS_TO_PROPAGATE)))
 
 LOCK = "search.lock"
 # memory of the process that drives a trial, mostly its imports
