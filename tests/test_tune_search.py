@@ -1,6 +1,7 @@
 """A search from its command to its answer: on Ray, with runs that cost nothing."""
 
 import dataclasses
+import importlib
 import json
 import math
 import re
@@ -298,6 +299,7 @@ def test_ray_tune_sends_no_keys_to_its_actors(monkeypatch):
     """It sends those of AWS by itself, and Ray shows the environment of actors."""
     from ray.tune.execution.class_cache import _ActorClassCache
 
+    importlib.import_module("tune.search")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
         monkeypatch.setenv(name, "wJalrXUtnFEMI")
     monkeypatch.setenv("RAY_CHDIR_TO_TRIAL_DIR", "0")
