@@ -18,6 +18,7 @@ import ray
 from ray.data import ExecutionResources
 from ray.data._internal.cluster_autoscaler import ClusterAutoscaler
 from ray.data._internal.execution import streaming_executor
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 # the label that Ray gives each node
 NODE_ID = "ray.io/node-id"
@@ -43,23 +44,27 @@ class NodeBudget:
     """Nodes that are fed, which share the nodes that decode."""
 
     @property
-    def selector(self) -> dict[str, str]:
-        """Ray's label selector for the tasks."""
+    def label(self) -> tuple[str, str]:
+        """The label of the nodes that decode, and its value."""
         if self.decode_on is None:
-            return {NODE_ID: self.node}
+            return NODE_ID, self.node
         key, _, value = self.decode_on.partition("=")
-        return {key: value}
+        return key, value
 
     @property
-    def fallback(self) -> list[dict] | None:
-        """Where the tasks run that the node no longer takes, because it goes away: elsewhere."""
-        if self.decode_on is not None:
-            return None
-        return [{"label_selector": {NODE_ID: f"!{self.node}"}}]
+    def placement(self) -> dict[str, object]:
+        """Ray's options for the tasks.
+
+        A node's own tasks wait for a CPU of it even if another node has one free, but run elsewhere
+        as soon as Ray drains it because it goes away.
+        """
+        if self.decode_on is None:
+            return {"scheduling_strategy": NodeAffinitySchedulingStrategy(self.node, soft=True)}
+        return {"label_selector": dict([self.label])}
 
     def resources(self, nodes: Sequence[Mapping]) -> ExecutionResources:
         """What the pipelines may use, given `ray.nodes()`; ValueError if that is nothing."""
-        ((key, value),) = self.selector.items()
+        key, value = self.label
         chosen = [node for node in nodes if node["Alive"] and node["Labels"].get(key) == value]
         if not chosen:
             raise ValueError(

@@ -150,7 +150,7 @@ def start(budget: NodeBudget, workers: int) -> ActorHandle:
     )
     handle = actor.remote(budget, workers)
     for _ in range(cpus):
-        warm_up.options(label_selector=budget.selector).remote()
+        warm_up.options(**budget.placement).remote()
     return handle
 
 

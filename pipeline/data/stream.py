@@ -95,13 +95,11 @@ class Stream:
         # with one block per row and equal arguments, Ray Data fuses reading and decoding into one
         # task; `ray.data.range` takes no arguments for its tasks
         numbers = RangeDatasource(n=len(spans), block_format="arrow", column_name="id")
-        fallback = {"fallback_strategy": budget.fallback}
         dataset = ray.data.read_datasource(
-            numbers, override_num_blocks=len(spans), **fallback
-        ).map_batches(read, batch_size=None, zero_copy_batch=True, **fallback)
+            numbers, override_num_blocks=len(spans), ray_remote_args=budget.placement
+        ).map_batches(read, batch_size=None, zero_copy_batch=True, **budget.placement)
         options = dataset.context.execution_options
         options.preserve_order = True
-        options.label_selector = budget.selector
         options.resource_limits = ExecutionResources(
             object_store_memory=int(self.buffer_gib * 2**30)
         )
