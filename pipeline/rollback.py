@@ -5,12 +5,12 @@ records after the step -> void      checkpoints after it -> deleted, the newest 
 
 import logging
 
-from pipeline.checkpoint.lease import leased
 from pipeline.checkpoint.local import Checkpoint
 from pipeline.checkpoint.run_folder import LOCK, RunFolder
 from pipeline.outcome import RESULT
 from pipeline.tracking import journal
 from support.files import locked
+from support.lease import leased
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from pipeline.checkpoint.lease import Lease, LeaseLost, leased
 from pipeline.checkpoint.local import Checkpoint
 from pipeline.checkpoint.run_folder import LOCK
 from pipeline.cluster.session import ray_session
@@ -35,6 +34,7 @@ from pipeline.train.nodes import shared
 from pipeline.train.report_queue import run_report_queue
 from support.console import Progress, log_stage
 from support.files import locked, write_json
+from support.lease import Lease, LeaseLost, leased
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from support.files import AlreadyLocked, locked
 def run(request, tmp_path, monkeypatch):
     """A finished run with checkpoints of steps 1, 2 and 3."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("pipeline.checkpoint.lease.SETTLE_S", 0.0)
+    monkeypatch.setattr("support.lease.SETTLE_S", 0.0)
     runs_dir = tmp_path / "runs"
     run = RunFolder.of(str(runs_dir) if request.param == "folder" else runs_dir.as_uri(), "run")
     run.path.mkdir(parents=True)

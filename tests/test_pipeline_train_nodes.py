@@ -92,7 +92,7 @@ def test_storage_that_a_node_cannot_read_is_named(view, monkeypatch):
     def refuses(location: str) -> None:
         raise PermissionError("ACCESS_DENIED")
 
-    monkeypatch.setattr("pipeline.data.reader.PAUSES_S", (0.0,))
+    monkeypatch.setattr("shards.dataset.store.PAUSES_S", (0.0,))
     monkeypatch.setattr(nodes, "manifest_hash", refuses)
     words = rf"node {re.escape(NODE)} cannot read what the run needs \(.*ACCESS_DENIED\)"
     assert re.match(words, only(view.faults(NODE)))

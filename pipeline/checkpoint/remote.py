@@ -14,13 +14,11 @@ from uuid import uuid4
 from pyarrow import fs as pafs
 
 from pipeline.checkpoint.local import CONFIG, META, NAME, Checkpoint
-from pipeline.data.reader import with_retries
 from shards.dataset import store
+from shards.dataset.store import with_retries
+from support.lease import PATIENT_S
 
 LOCAL = pafs.LocalFileSystem()
-# seconds between attempts to write: training goes on for minutes without its store, but not for so
-# long that the watchdog ends the worker that waits
-PATIENT_S = (0.5, 2.0, 8.0, 20.0, 60.0, 120.0)
 
 
 def checkpoints(uri: str, folder: Path) -> list[Checkpoint]:

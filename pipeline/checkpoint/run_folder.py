@@ -21,12 +21,13 @@ from pyarrow import fs as pafs
 
 from pipeline.checkpoint import local, remote
 from pipeline.checkpoint.checkpoints import Checkpoints
-from pipeline.data.reader import with_retries
 from shards.dataset import store
+from shards.dataset.store import with_retries
 from support.files import cache_dir, remove_folder, write_bytes
+from support.lease import LEASE, PATIENT_S
 
 CHECKPOINTS = "checkpoints"
-LOCK, LEASE = "run.lock", "lease.json"
+LOCK = "run.lock"
 # not copied to a new driver: large, or of one process alone
 NOT_PULLED = (CHECKPOINTS, "samples", LEASE)
 
@@ -89,7 +90,7 @@ class RunFolder:
             return None
         return with_retries(lambda: store.read_bytes(system, path), self.location, pauses_s)
 
-    def write(self, name: str, data: bytes, pauses_s: Sequence[float] = remote.PATIENT_S) -> None:
+    def write(self, name: str, data: bytes, pauses_s: Sequence[float] = PATIENT_S) -> None:
         """Write a file, atomically, where it counts; by default with patience."""
         if self.uri:
             system, path = store.locate(store.join(self.uri, name))

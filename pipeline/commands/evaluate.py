@@ -88,12 +88,12 @@ class EvaluateElsewhere(Evaluate):
 def attach_and_send(eval_model: "EvalModel", folder: Path, location: str) -> None:
     """Add an evaluation to the record of the run at a location, and send it to MLflow."""
     from pipeline import run, run_events
-    from pipeline.checkpoint.lease import leased
     from pipeline.checkpoint.local import Checkpoint
     from pipeline.checkpoint.run_folder import run_of
     from pipeline.tracking import mlflow_sync
     from pipeline.tracking.journal import EVENTS
     from support.files import AlreadyLocked
+    from support.lease import leased
 
     if not (eval_model.run_dir / EVENTS).exists():
         return

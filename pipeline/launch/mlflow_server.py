@@ -24,10 +24,10 @@ from collections.abc import Sequence
 
 import psutil
 
-from pipeline.checkpoint.lease import Lease, LeaseLost, leased
 from pipeline.checkpoint.run_folder import RunFolder
 from shards.dataset import store
 from support.files import AlreadyLocked, write_bytes
+from support.lease import Lease, LeaseLost, leased
 from support.threads import beside
 
 log = logging.getLogger(__name__)

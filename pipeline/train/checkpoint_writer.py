@@ -13,11 +13,11 @@ from ray.actor import ActorHandle
 
 from pipeline.checkpoint.agreement import Agreement
 from pipeline.checkpoint.draft import Draft, Files
-from pipeline.checkpoint.lease import check_owner
 from pipeline.checkpoint.sharded import Snapshot
 from pipeline.train.job import Job
 from pipeline.train.report_queue import wait_until_flushed
 from pipeline.train.state import State
+from support.lease import check_owner
 
 
 class CheckpointWriter:

@@ -15,11 +15,11 @@ import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.data.reader import with_retries
 from shards.build.nodes import WHERE, finds, marked, size
 from shards.build.ray_map import alive, listed, on_every_node, this_node
 from shards.dataset import store
 from shards.dataset.format import MANIFEST
+from shards.dataset.store import with_retries
 from support import code
 
 # what decides the figures of a run, or what nodes say to each other

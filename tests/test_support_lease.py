@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from pipeline.checkpoint import lease
-from pipeline.checkpoint.lease import Lease, LeaseLost, leased, owner
 from pipeline.checkpoint.run_folder import RunFolder
+from support import lease
 from support.files import AlreadyLocked
+from support.lease import Lease, LeaseLost, leased, owner
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def test_a_driver_that_shows_signs_of_life_keeps_its_run(run, monkeypatch):
     other = holder(run)
     other.take()
     monkeypatch.setattr(lease.time, "sleep", lambda _: other.renew())
-    with pytest.raises(AlreadyLocked, match=r"process \d+ on elsewhere trains the run"):
+    with pytest.raises(AlreadyLocked, match=r"process \d+ on elsewhere is at work"):
         Lease(run).take()
     other.check()
 
@@ -48,7 +48,7 @@ def test_the_run_of_a_driver_without_signs_of_life_is_taken_over_and_it_notices(
     other.take()
     with leased(run) as mine:
         mine.check()
-        with pytest.raises(LeaseLost, match="has taken over the run"):
+        with pytest.raises(LeaseLost, match="has taken over"):
             other.renew()
 
 

@@ -1,4 +1,4 @@
-"""The lease on a run: one driver at a time, on whichever machine.
+"""The lease on a run or a shard set: one driver at a time, on whichever machine.
 
     lease.json   owner (host, process), and a number that the owner raises every RENEW_S seconds
 
@@ -15,32 +15,50 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 
-from pipeline.checkpoint.remote import PATIENT_S
-from pipeline.checkpoint.run_folder import LEASE, RunFolder
 from support.files import AlreadyLocked
 from support.threads import beside
 
 log = logging.getLogger(__name__)
 
+LEASE = "lease.json"
 RENEW_S, LIFETIME_S = 20.0, 90.0
 # a store has no exclusive creation: of two drivers that write at once, the later one has the lease
 SETTLE_S = 2.0
 # seconds between attempts to renew: one that takes as long as a lifetime could undo a take-over
 HASTY_S = (1.0, 4.0)
+# seconds between attempts to write: training goes on for minutes without its store, but not for so
+# long that the watchdog ends the worker that waits
+PATIENT_S = (0.5, 2.0, 8.0, 20.0, 60.0, 120.0)
+
+
+class Place(Protocol):
+    """Where the lease lies: a folder, or a prefix in a store."""
+
+    uri: str | None
+    """None for a folder."""
+    location: str
+    """As people know it, without secrets."""
+
+    def read(self, name: str, pauses_s: Sequence[float] = ()) -> bytes | None:
+        """Content of a file; None if there is none."""
+
+    def write(self, name: str, data: bytes, pauses_s: Sequence[float] = ()) -> None:
+        """Write a file, atomically."""
 
 
 class LeaseLost(RuntimeError):
-    """Another driver has taken over the run."""
+    """Another driver has taken over."""
 
 
 class Lease:
-    """The lease of this process on a run."""
+    """The lease of this process on a place."""
 
-    def __init__(self, run: RunFolder) -> None:
-        self._run = run
+    def __init__(self, place: Place) -> None:
+        self._place = place
         self.owner = owner()
         self.lost = False
         """Whether a renewal has found another owner."""
@@ -53,13 +71,13 @@ class Lease:
         if before and before["owner"] != self.owner and not is_dead(before["owner"]):
             self._watch(before)
         self._write()
-        if self._run.uri:
+        if self._place.uri:
             time.sleep(SETTLE_S)
             self.check()
 
     def check(self, pauses_s: Sequence[float] = PATIENT_S) -> None:
         """Raise LeaseLost if the lease is no longer that of this process."""
-        check_owner(self._run, self.owner, pauses_s)
+        check_owner(self._place, self.owner, pauses_s)
 
     def renew(self) -> None:
         """Show that this process is alive; LeaseLost if another driver has taken over."""
@@ -70,16 +88,16 @@ class Lease:
         """Give the lease back, if it is still that of this process."""
         try:
             self.check(HASTY_S)
-            self._run.write(LEASE, b"{}", HASTY_S)
+            self._place.write(LEASE, b"{}", HASTY_S)
         except LeaseLost:
             pass
         except OSError as error:  # it runs out
-            log.warning("the lease of the run could not be given back: %s", error)
+            log.warning("the lease could not be given back: %s", error)
 
     def _watch(self, before: dict) -> None:
         """Return if the owner shows no sign of life for LIFETIME_S; AlreadyLocked if it does."""
         log.info(
-            "lease     %s has the run; waiting %.0f s to see whether it is alive",
+            "lease     %s has it; waiting %.0f s to see whether it is alive",
             described(before),
             LIFETIME_S,
         )
@@ -90,41 +108,41 @@ class Lease:
                 return  # given back
             if found != before:
                 raise AlreadyLocked(
-                    f"{described(found)} trains the run in {self._run.location}; wait for it, or "
-                    f"choose another --name"
+                    f"{described(found)} is at work in {self._place.location}; wait for it, or "
+                    f"choose another place"
                 )
 
     def _read(self) -> dict | None:
-        return read_lease(self._run)
+        return read_lease(self._place)
 
     def _write(self) -> None:
         self._number += 1
         lease = {"owner": self.owner, "number": self._number}
-        self._run.write(LEASE, json.dumps(lease).encode(), HASTY_S)
+        self._place.write(LEASE, json.dumps(lease).encode(), HASTY_S)
 
 
-def read_lease(run: RunFolder, pauses_s: Sequence[float] = ()) -> dict | None:
-    """The lease of a run; None if nobody has it."""
-    data = run.read(LEASE, pauses_s)
+def read_lease(place: Place, pauses_s: Sequence[float] = ()) -> dict | None:
+    """The lease on a place; None if nobody has it."""
+    data = place.read(LEASE, pauses_s)
     return json.loads(data) or None if data else None
 
 
 def check_owner(
-    run: RunFolder, expected: Mapping[str, object], pauses_s: Sequence[float] = PATIENT_S
+    place: Place, expected: Mapping[str, object], pauses_s: Sequence[float] = PATIENT_S
 ) -> None:
-    """Raise LeaseLost if a run has another owner than the expected one."""
-    found = read_lease(run, pauses_s)
+    """Raise LeaseLost if a place has another owner than the expected one."""
+    found = read_lease(place, pauses_s)
     if not found or found["owner"] != expected:
         raise LeaseLost(
-            f"{described(found) if found else 'another process'} has taken over the run in "
-            f"{run.location}; this one stops"
+            f"{described(found) if found else 'another process'} has taken over "
+            f"{place.location}; this one stops"
         )
 
 
 @contextlib.contextmanager
-def leased(run: RunFolder) -> Iterator[Lease]:
-    """Hold the lease of a run during the block; AlreadyLocked if another driver holds it."""
-    lease = Lease(run)
+def leased(place: Place) -> Iterator[Lease]:
+    """Hold the lease on a place during the block; AlreadyLocked if another driver holds it."""
+    lease = Lease(place)
     lease.take()
 
     def renew(closing: threading.Event) -> None:
@@ -135,7 +153,7 @@ def leased(run: RunFolder) -> Iterator[Lease]:
                 lease.lost = True
                 return
             except OSError as error:
-                log.warning("the lease of the run could not be renewed: %s", error)
+                log.warning("the lease could not be renewed: %s", error)
 
     try:
         with beside(renew, "lease"):
