@@ -37,7 +37,7 @@ def config_of(size: str, batch: int, steps: int, runs: Path, digits: Path) -> Tr
     return TrainConfig(
         name="loop",
         runs_dir=str(runs),
-        data=DataConfig(dir=str(digits), slice_samples=8),
+        data=DataConfig(dir=str(digits), slice_samples=8, allow_upsampling=True),
         model=ViTConfig.named(size, num_classes=CLASSES),
         optim=OptimConfig(warmup=0.1),
         epochs=steps * batch / 1437,

@@ -11,6 +11,7 @@ from pyarrow.fs import LocalFileSystem
 from pipeline.data import reader
 from pipeline.data.dataset import Dataset
 from pipeline.data.reader import SampleReader, View
+from shards.dataset import store
 from vit.config import ImageConfig
 from vit.crops import crop_views
 from vit.images import decode
@@ -26,7 +27,7 @@ def dataset(digits):
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     """Attempts follow each other at once."""
-    monkeypatch.setattr(reader, "PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(store, "PAUSES_S", (0.0, 0.0))
 
 
 @pytest.fixture

@@ -128,7 +128,15 @@ def test_a_file_that_is_not_a_preset_is_refused_with_its_form(content, tmp_path)
 
 def test_what_may_change_on_resume_is_said_by_each_setting():
     free = {name for name, metadata, _ in TrainConfig().items() if metadata.get("may_change")}
-    for name in ("workers", "data.dir", "probe.shots", "record.models", "crops", "compile"):
+    for name in (
+        "workers",
+        "data.dir",
+        "data.allow_upsampling",
+        "probe.shots",
+        "record.models",
+        "crops",
+        "compile",
+    ):
         assert name in free
     for name in ("seed", "epochs", "optim.lr", "model.width", "data.slice_samples", "precision"):
         assert name not in free

@@ -183,6 +183,10 @@ class ImageConfig(Settings):
             std=(min(self.std) > 0, "must be above 0"),
         )
 
+    def eval_side(self, size: int) -> int:
+        """Side to which the evaluation resizes an image, for a view of `size` pixels."""
+        return int(size / self.crop_pct + 1e-6)
+
 
 @dataclass(frozen=True, kw_only=True)
 class MixConfig(Settings):

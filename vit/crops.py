@@ -46,7 +46,7 @@ def three(pixels: np.ndarray, config: ImageConfig, size: int, seed: int, count: 
 
 def five(pixels: np.ndarray, config: ImageConfig, size: int, seed: int, count: int) -> np.ndarray:
     """Four corners and the centre of the resized image."""
-    image = resize(pixels, config, int(size / config.crop_pct + 1e-6))
+    image = resize(pixels, config, config.eval_side(size))
     return np.stack([crop(image, size, y, x) for y, x in CORNERS_AND_CENTRE])
 
 

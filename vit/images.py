@@ -70,7 +70,7 @@ def train_view(pixels: np.ndarray, config: ImageConfig, size: int, seed: int) ->
 
 def eval_view(pixels: np.ndarray, config: ImageConfig, size: int) -> np.ndarray:
     """Evaluation view (size, size, 3): the centre of the resized image."""
-    return crop(resize(pixels, config, int(size / config.crop_pct + 1e-6)), size, 0.5, 0.5)
+    return crop(resize(pixels, config, config.eval_side(size)), size, 0.5, 0.5)
 
 
 def random_crop(pixels: np.ndarray, config: ImageConfig, size: int, draws: Draws) -> np.ndarray:

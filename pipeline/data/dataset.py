@@ -19,7 +19,8 @@ import pyarrow as pa
 from pipeline.data.order import Mixture, Order, Slices
 from pipeline.settings.config import DataConfig
 from shards.dataset.classes import mapping
-from shards.dataset.format import Sample, Shard, ShardSet, open_set
+from shards.dataset.format import Shard, ShardSet, open_set
+from shards.dataset.sample import Sample
 
 # each index costs a few round trips; the threads only wait for storage
 INDEX_THREADS = 16

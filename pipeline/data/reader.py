@@ -10,11 +10,9 @@ Shapes: n samples, C views of each, S the model's image size, M labels per sampl
 
 import hashlib
 import math
-import random
-import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -25,7 +23,9 @@ import numpy as np
 
 from pipeline.data.dataset import Dataset
 from pipeline.data.order import ReadSpans
-from shards.dataset.format import Sample, Shard, ShardSet, open_set, parse_samples
+from shards.dataset.format import Shard, ShardSet, open_set
+from shards.dataset.sample import Sample, parse_samples
+from shards.dataset.store import with_retries
 from support.splitmix import scramble
 from vit.config import ImageConfig
 from vit.crops import crop_views
@@ -34,8 +34,6 @@ from vit.registry import num_views
 
 T = TypeVar("T")
 
-# seconds between attempts to read: half a minute in total, about as long as stores throttle
-PAUSES_S = (0.1, 0.5, 2.0, 8.0, 20.0)
 # byte ranges that one task reads concurrently, ahead of the one that it decodes
 READ_THREADS = 4
 # memory of the last block that nobody refers to any more, for `recycled`
@@ -170,21 +168,6 @@ def read_range(shards: ShardSet, shard: Shard, start: int, stop: int) -> memoryv
     if len(data) != stop - start:
         raise OSError(f"read {len(data)} bytes of {stop - start}; is the shard cut off?")
     return data
-
-
-def with_retries(read: Callable[[], T], where: str, pauses_s: Sequence[float] = ()) -> T:
-    """Call `read`, and retry after an OSError, unless the file does not exist.
-
-    `pauses_s` are the seconds between attempts, by default PAUSES_S.
-    """
-    for pause_s in (*(pauses_s or PAUSES_S), None):
-        try:
-            return read()
-        except OSError as error:
-            if pause_s is None or isinstance(error, FileNotFoundError):
-                raise type(error)(f"{where}: {error}") from error
-            # thousands of tasks that failed together must not retry together
-            time.sleep(pause_s * random.uniform(0.5, 1.5))
 
 
 def check_hashes(shards: ShardSet, shard: Shard, records: list[Sample], where: str) -> None:

@@ -4,6 +4,7 @@ import math
 from pathlib import PurePath
 
 from pipeline.settings.config import DIGITS, TrainConfig
+from pipeline.settings.upsampling import compared
 from shards.dataset.format import open_set
 from support.console import duration
 from support.redact import redact
@@ -61,6 +62,7 @@ class Budget:
         num_cores = math.ceil(images_per_s / IMAGES_PER_CORE)
         rows = {
             "data": f"{self.samples:,} images, {self.num_classes:,} classes ({self.origin})",
+            "pixels": compared(config),
             "steps": f"{self.steps:,} of {config.global_batch:,} images, {config.epochs:g} epochs",
             "images": f"{self.images:,}",
             "FLOPs": f"{self.flops:.3g} for forward and backward passes",

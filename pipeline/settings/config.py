@@ -54,6 +54,9 @@ class DataConfig(Settings):
     """Decoded batches to keep on the device ahead of the training step."""
     max_bad_samples: int = setting(0, may_change=True)
     """Unreadable images that the run tolerates; each is logged and skipped."""
+    allow_upsampling: bool = setting(False, may_change=True)
+    """Train although nearly all images in the shards are smaller than model.image_size, and are
+    enlarged."""
     verify: bool = setting(False, may_change=True)
     """Check the SHA-256 of every image against the index."""
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.settings.config import DataConfig, TrainConfig
+from pipeline.settings.upsampling import needs
 from support.settings import suggestion
 from vit.config import ImageConfig, LossConfig, MixConfig, OptimConfig, ViTConfig
 
@@ -49,6 +50,7 @@ class Preset:
             "released": self.checkpoint or "no known checkpoint has these settings",
             "expected": self.expected,
             "measured": self.measured,
+            "images": needs(self.config),
             "cost": cost,
         }
         return "\n".join([self.summary, *(f"  {name:<10}{text}" for name, text in rows.items())])

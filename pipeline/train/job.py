@@ -15,6 +15,7 @@ from pipeline.data.order import Mixture, Order
 from pipeline.evaluation.probe import Probe
 from pipeline.settings.config import DIGITS, TrainConfig
 from pipeline.settings.interventions import Interventions
+from pipeline.settings.upsampling import check_sides
 from shards.dataset import wordnet
 from vit.loss import make_loss
 from vit.optim import learning_rate
@@ -113,6 +114,10 @@ def prepare(config: TrainConfig) -> Job:
         eval=open_eval(data, location),
         probes=Probe.open_all(config.probe),
     )
+    for subset in job.train.subsets:
+        check_sides(job.config, subset.shards, data.train_split)
+    for subset in job.eval.subsets:
+        check_sides(job.config, subset.shards, data.eval_split)
     # each of these raises an error that would otherwise come up only in the workers
     job.learning_rate(0)
     make_loss(config.loss, parents=job.parents)

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from shards.build import report
 from shards.dataset import format, wordnet
 from shards.dataset.format import ShardSet
+from shards.dataset.sides import ShorterSides
 
 EDGES = {
     "short_side": (0, 32, 64, 128, 192, 224, 256, 320, 384, 512, 768, 1024, 2048),
@@ -32,8 +33,12 @@ class Split:
     shard_bytes: int
     image_bytes: int
     multi_label: int
+    unreadable: int
+    """Images of unknown size, in shards of other tools."""
     classes: int
     """Classes that have an image."""
+    sides: str
+    """Shorter sides of the images, and the sizes that suit training, in words."""
 
     @property
     def overhead(self) -> float:
@@ -78,7 +83,9 @@ class Description:
                 f"shards, {split.shard_bytes / 1e9:,.2f} GB, "
                 f"{split.image_bytes / max(split.images, 1) / 1e3:,.1f} KB per image, "
                 f"{split.overhead:.1%} overhead, {split.multi_label:,} multi-label"
+                + (f", {split.unreadable:,} unreadable" if split.unreadable else "")
             )
+            yield f"{name}: {split.sides}"
         for title, bars in (
             ("shorter side, pixels", self.short_side),
             ("width / height", self.aspect),
@@ -133,12 +140,15 @@ def _split(
     shard_set: ShardSet, name: str, histograms: Mapping[str, np.ndarray], counts: Counter[int]
 ) -> Split:
     """Describe a split, and add its images to the histograms and the counts by class."""
-    images = image_bytes = multi_label = 0
+    images = image_bytes = multi_label = unreadable = 0
     split_counts = Counter[int]()
     shards = shard_set.manifest.splits[name]
     for shard in shards:
         table = shard_set.read_index(shard)
         width, height, size = (table[c].to_numpy() for c in ("width", "height", "size"))
+        known = width > 0  # `index` gives an image that it cannot read no size
+        unreadable += int((~known).sum())
+        width, height = width[known], height[known]
         for key, values in (
             ("short_side", np.minimum(width, height)),
             ("aspect", width / height),
@@ -150,13 +160,16 @@ def _split(
         multi_label += int((pc.list_value_length(table["classes"]).to_numpy() > 1).sum())
         split_counts.update(pc.list_flatten(table["classes"]).to_pylist())
     counts.update(split_counts)
+    sides = ShorterSides.sample(shard_set, name)
     return Split(
         images=images,
         shards=len(shards),
         shard_bytes=sum(shard.bytes for shard in shards),
         image_bytes=image_bytes,
         multi_label=multi_label,
+        unreadable=unreadable,
         classes=len(split_counts),
+        sides=f"{sides}; {sides.suited}",
     )
 
 
