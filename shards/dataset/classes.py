@@ -3,9 +3,12 @@
     class_list("fall11") -> ("n00004475", ...)      class_list("classes.txt") -> ids from the file
     mapping(source, target) -> for each class of source its number in target, or -1
 
-The built-in lists come from timm's data/_info (Apache-2.0). All are sorted by id;
-data/class-lists.tsv.xz stores which lists hold an id as bits. No list of winter21 (19,167 classes)
-has been published. A build takes it from the archive and saves it as classes.txt.
+The built-in lists come from timm's data/_info (Apache-2.0), except winter21, which comes from
+birder's public_datasets_metadata/imagenet-21k-classes.txt (Apache-2.0). ImageNet's own account of
+that release gives the same list: fall11 without its 2,832 synsets of people, of which the 158 stay
+that are safe and have an imageability of at least 4 (Yang et al., doi.org/10.1145/3351095.3375709;
+image-net.org/data/synsets_safety.csv and imageability_scores.csv). All are sorted by id;
+data/class-lists.tsv.xz stores which lists hold an id as bits.
 """
 
 import functools
@@ -18,13 +21,13 @@ from shards.dataset import store
 BUILT_IN = {
     "fall11": "ImageNet-21k as released in fall 2011",
     "goog": "the 21,843 classes of Google's checkpoints: fall11, n03931044 and n09859684",
+    "winter21": "ImageNet-21k as released in winter 2021: fall11 without 2,674 synsets of people",
     "miil-fall11": "the processed set made of fall11",
     "miil-winter21": "the processed set made of winter21, imagenet21k_resized.tar.gz",
     "12k": "timm's ImageNet-12k",
     "1k": "ILSVRC2012, ImageNet-1k",
 }
 """Names in the order of their bits."""
-WINTER21_CLASSES = 19_167
 
 
 @functools.cache
@@ -66,12 +69,11 @@ def described(wnids: Collection[str]) -> str:
     wnids = set(wnids)
     count = f"{len(wnids):,} classes"
     supersets = [name for name, classes in _built_in().items() if wnids.issubset(classes)]
-    for name in supersets:
-        if len(wnids) == len(_built_in()[name]):
-            return f"{name}: {count}"
-    if len(wnids) == WINTER21_CLASSES and "fall11" in supersets:
-        return f"winter21 (by its number of classes): {count}"
-    return f"{count}, all of them in {supersets[-1]}" if supersets else count
+    if not supersets:
+        return count
+    smallest = min(supersets, key=lambda name: len(_built_in()[name]))
+    is_whole = len(wnids) == len(_built_in()[smallest])
+    return f"{smallest}: {count}" if is_whole else f"{count}, all of them in {smallest}"
 
 
 def mapping(source: Sequence[str], target: Sequence[str]) -> list[int]:
