@@ -2,6 +2,9 @@
 
 import gzip
 import io
+import json
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -11,7 +14,15 @@ from archives import synthetic_image as drawn
 from PIL import Image, ImageOps
 
 from shards.build.config import TranscodeConfig
-from shards.build.transcode import Unusable, perceptual_hash, target_size, transcode, unpacked
+from shards.build.transcode import (
+    Unusable,
+    codecs,
+    opened,
+    perceptual_hash,
+    target_size,
+    transcode,
+    unpacked,
+)
 
 CONFIG = TranscodeConfig(resize_short=32)
 
@@ -138,19 +149,101 @@ def test_damage_is_reported(data, reason):
         transcode(data, CONFIG)
 
 
+@pytest.mark.parametrize("options", [{}, {"mode": "L"}, {"mode": "CMYK"}, {"subsampling": 0}])
+@pytest.mark.parametrize("lost", [1, 2])
+def test_a_jpeg_that_lacks_only_its_end_marker_is_whole(options, lost):
+    data = jpeg(9, 200, 150, **options)
+    assert transcode(data[:-lost], CONFIG) == transcode(data, CONFIG)
+
+
+@pytest.mark.parametrize("options", [{}, {"mode": "L"}, {"mode": "CMYK"}, {"subsampling": 0}])
+@pytest.mark.parametrize("lost", [3, 4, 9, 100])
+def test_a_jpeg_that_lacks_image_data_is_damaged(options, lost):
+    data = jpeg(9, 200, 150, **options)[:-lost]
+    for end in (b"", b"\xff", b"\xff\xd9"):
+        with pytest.raises(Unusable, match="damaged JPEG"):
+            transcode(data + end, CONFIG)
+
+
+def test_a_jpeg_cut_between_two_scans_is_damaged():
+    data = jpeg(9, 200, 150, progressive=True)
+    last = data.rindex(b"\xff\xda")
+    for cut in (last, data.rindex(b"\xff\xc4", 0, last)):
+        with pytest.raises(Unusable, match="damaged JPEG"):
+            transcode(data[:cut], CONFIG)
+
+
+def test_kept_bytes_get_their_end_marker():
+    data = jpeg(7)
+    assert transcode(data[:-2], TranscodeConfig(keep_bytes=True)).jpeg == data
+    assert transcode(data + b"\0\n", TranscodeConfig(keep_bytes=True)).jpeg is None
+
+
+def png(width: int, height: int, depth: int, colour: int, data: bytes) -> bytes:
+    head = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([depth, colour, 0, 0, 0])
+    made = b"\x89PNG\r\n\x1a\n"
+    for chunk in (b"IHDR" + head, b"IDAT" + zlib.compress(data), b"IEND"):
+        made += (len(chunk) - 4).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+    return made
+
+
 def test_bombs_are_refused_before_they_are_decoded():
-    size = (60000).to_bytes(4, "big") * 2
-    chunks = (b"IHDR" + size + b"\x08\x02\0\0\0", b"IDAT" + zlib.compress(bytes(999)), b"IEND")
-    png = b"\x89PNG\r\n\x1a\n"
-    for chunk in chunks:
-        length = (len(chunk) - 4).to_bytes(4, "big")
-        png += length + chunk + zlib.crc32(chunk).to_bytes(4, "big")
     with pytest.raises(Unusable, match="bomb"):
-        transcode(png, CONFIG)
+        transcode(png(60000, 60000, 8, 2, bytes(999)), CONFIG)
+    with pytest.raises(Unusable, match="bomb: 9460x9460 pixels, max_pixels is 89478485"):
+        transcode(png(9460, 9460, 8, 2, bytes(999)), CONFIG)
     with pytest.raises(Unusable, match="bomb: 96x64 pixels, max_pixels is 6000"):
         transcode(jpeg(9), TranscodeConfig(max_pixels=6000))
     with pytest.raises(Unusable, match="unpacks to more"):
         unpacked(gzip.compress(bytes((1 << 28) + 1), 1))
+
+
+PEAK = """
+import sys
+from shards.build.config import TranscodeConfig
+from shards.build.transcode import transcode
+status = lambda: int(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0])
+data = open(sys.argv[1], "rb").read()
+before = status()
+transcode(data, TranscodeConfig())
+print((status() - before) * 1024)
+"""
+
+
+@pytest.mark.parametrize(
+    ("depth", "colour", "size"), [(8, 6, 4), (16, 6, 8), (8, 4, 2), (16, 0, 2)]
+)
+def test_a_large_image_takes_less_than_13_bytes_of_memory_a_pixel(tmp_path, depth, colour, size):
+    side = 3000
+    (tmp_path / "a.png").write_bytes(
+        png(side, side, depth, colour, bytes((1 + side * size) * side))
+    )
+    command = [sys.executable, "-c", PEAK, str(tmp_path / "a.png")]
+    peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert 4 * side * side < peak < 13 * side * side
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "L", "1", "P"])
+def test_images_larger_than_a_tile_are_converted_as_a_whole(mode):
+    image = drawn(5, 1100, 1030)
+    image.putalpha(image.convert("L").transpose(Image.Transpose.ROTATE_180))
+    image = image.convert("RGB").quantize(200) if mode == "P" else image.convert(mode)
+    wanted = image.convert("RGBA")
+    wanted = Image.alpha_composite(Image.new("RGBA", image.size, "white"), wanted).convert("RGB")
+    assert np.array_equal(np.asarray(opened(encoded(image, "PNG"))), np.asarray(wanted))
+
+
+def test_a_side_that_no_jpeg_can_have_is_refused():
+    with pytest.raises(Unusable, match="70000x1 pixels, a JPEG has 65500 at most"):
+        transcode(encoded(Image.new("L", (70000, 1)), "PNG"), CONFIG)
+    assert transcode(encoded(Image.new("L", (70000, 2)), "PNG"), TranscodeConfig(max_long=512)).jpeg
+
+
+def test_the_codecs_that_decide_the_bytes_are_known_by_their_versions():
+    found = codecs()
+    assert json.loads(json.dumps(found)) == found
+    assert {"Pillow", "libjpeg-turbo of Pillow", "simplejpeg", "NumPy"} <= set(found)
+    assert all(version[0].isdigit() for version in found.values())
 
 
 def test_small_images_are_refused_where_asked():
