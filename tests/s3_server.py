@@ -30,6 +30,8 @@ class Objects:
         self.buckets: set[str] = set()
         self.objects: dict[str, bytes] = {}
         """By "bucket/key"."""
+        self.reads: list[tuple[str, int]] = []
+        """Every GET of an object: its "bucket/key", and the bytes of the answer."""
         self.uploads: dict[str, dict[int, bytes]] = {}
         self.lock = threading.RLock()
         self._numbers = itertools.count(1)
@@ -125,8 +127,10 @@ class Handler(BaseHTTPRequestHandler):
         if wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
             first, last = int(wanted[1]), min(int(wanted[2] or len(data)), len(data) - 1)
             facts["Content_Range"] = f"bytes {first}-{last}/{len(data)}"
-            return self.answer(206, data[first : last + 1], **facts)
-        return self.answer(200, data, **facts)
+            data = data[first : last + 1]
+        if self.command == "GET":
+            self.objects.reads.append((self.place, len(data)))
+        return self.answer(206 if wanted else 200, data, **facts)
 
     def list_objects(self) -> None:
         query = self.query
@@ -245,9 +249,10 @@ def variables(host: str, port: int) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def serving(bucket: str) -> Iterator[dict[str, str]]:
+def serving(bucket: str, objects: Objects | None = None) -> Iterator[dict[str, str]]:
     """Serve an empty bucket in a thread of this process; yields the variables for its users."""
     server = make_server("127.0.0.1", 0)
+    server.RequestHandlerClass.objects = objects or Objects()
     server.RequestHandlerClass.objects.buckets.add(bucket)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield variables(*server.server_address)

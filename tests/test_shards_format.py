@@ -1,5 +1,6 @@
 """What a shard set is on disk: manifest, index, and samples of a byte range."""
 
+import dataclasses
 import io
 import pickle
 import tarfile
@@ -9,7 +10,8 @@ from archives import jpeg, small_archive, tar_bytes
 
 from shards.build.pack import BuildConfig, build
 from shards.build.writer import sample_bytes
-from shards.dataset.format import Manifest, Shard, open_set, parse_samples
+from shards.dataset.format import Manifest, Shard, open_set
+from shards.dataset.sample import parse_samples
 from shards.dataset.store import absolute, read_bytes
 
 
@@ -92,6 +94,9 @@ def test_several_classes_are_read_from_json_and_the_first_stands_in_cls():
         ("cls", [("a.json", b'{"classes": [4, 5]}'), ("a.cls", b"4")], (4, 5)),
         ("json:label", [("a.json", b'{"label": 3}')], (3,)),
         ("json:label", [("a.json", b'{"label": [3, 9]}')], (3, 9)),
+        ("json:label", [("a.json", b'{"label": "3"}')], (3,)),
+        ("json:label", [("a.json", b'{"label": ["3", 9.0]}')], (3, 9)),
+        ("cls", [("._a.cls", b"\0\5"), ("a.cls", b"7"), (".DS_Store", b"x")], (7,)),
     ],
 )
 @pytest.mark.parametrize("extension", ["jpg", "jpeg", "JPEG", "png", "webp"])
@@ -112,11 +117,31 @@ def test_labels_and_extensions_of_other_writers_are_read(label, members, classes
         ([("a.cls", b"1"), ("a.cls", b"1"), ("a.jpg", b"x")], "a second"),
         ([("a.cls", b"1"), ("b.jpg", b"x")], "has no image"),
         ([("a.json", b"{"), ("a.jpg", b"x")], "has no label"),
+        ([("a.cls", b"99999999"), ("a.jpg", b"x")], "count from 0 to 9999999"),
     ],
 )
 def test_malformed_samples_raise_with_place_and_key(members, reason):
     with pytest.raises(ValueError, match=rf"here: byte \d+.*{reason}"):
         list(parse_samples(tar_bytes(members), "here"))
+
+
+@pytest.mark.parametrize(
+    "value", ["2.5", "true", '"cat"', "null", "[]", "{}", '"2.5"', "Infinity", "NaN", "deep"]
+)
+def test_what_is_no_class_number_is_no_label(value):
+    value = value.replace("deep", "[" * 5000)
+    members = [("a.jpg", b"x"), ("a.json", f'{{"label": {value}}}'.encode())]
+    with pytest.raises(ValueError, match="has no label|labels count"):
+        list(parse_samples(tar_bytes(members), "here", "json:label"))
+
+
+def test_a_missing_index_says_which_command_makes_it(made, tmp_path):
+    shard = Shard("none.tar", 1, 1, "")
+    with pytest.raises(FileNotFoundError, match="shards verify --repair"):
+        made.read_index(shard)
+    indexed = dataclasses.replace(made.manifest, settings={"indexed": True})
+    with pytest.raises(FileNotFoundError, match="shards index"):
+        dataclasses.replace(made, manifest=indexed).read_index(shard)
 
 
 def test_a_range_cut_at_any_byte_raises_or_ends_between_members():

@@ -115,6 +115,14 @@ def test_data_after_the_end_marker_is_an_error_unless_damage_is_reported():
     assert walked(data, lambda *_: None)[-1].name == "late.jpg"
 
 
+@pytest.mark.parametrize("members", [MEMBERS, [], [("in.tar", tar_bytes(MEMBERS))]])
+def test_an_end_marker_is_found_behind_the_last_member_alone(members):
+    raw = tar_bytes(members)
+    last = max((member.stop for member in walked(raw)), default=0)
+    assert tar.ends(reader(raw), last, len(raw))
+    assert not tar.ends(reader(raw), last, last)  # even if an inner tar ends there with its own
+
+
 def test_after_damage_the_walk_continues_at_the_next_header():
     data = bytearray(tar_bytes(MEMBERS))
     second = walked(bytes(data))[2].start

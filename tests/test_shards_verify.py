@@ -6,6 +6,7 @@ import shutil
 import tarfile
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from archives import WNIDS, class_images, contents, jpeg, nested, small_archive, tar_bytes
@@ -13,8 +14,9 @@ from archives import WNIDS, class_images, contents, jpeg, nested, small_archive,
 from shards.__main__ import main
 from shards.build.config import BuildConfig
 from shards.build.pack import build
+from shards.build.repair import repair as repair_files
 from shards.check.index import index
-from shards.check.verify import repair, verify
+from shards.check.verify import verify
 from shards.dataset.format import open_set
 
 CONFIG = BuildConfig(resize_short=32, shard_samples=8, val_per_class=2)
@@ -65,6 +67,10 @@ def first(folder):
     return folder / shard.name, open_set(folder).read_index(shard).to_pylist()
 
 
+def repair(location, result):
+    return repair_files(location, {fault.shard for fault in result.faults})
+
+
 @pytest.mark.parametrize("repaired", [False, True])
 @pytest.mark.parametrize(
     ("damage", "says"),
@@ -83,7 +89,7 @@ def first(folder):
         (lambda path, rows: rewrite(path, lambda m: [*m[2:4], *m[:2], *m[4:]]), "the index has"),
         (lambda path, rows: rewrite(path, lambda m: m[:-1]), "no image, only"),
         (lambda path, rows: rewrite(path, lambda m: [(m[0][0], b"99"), *m[1:]]), "label 99"),
-        (lambda path, rows: rewrite(path, lambda m: [m[0], *m]), "twice in one sample"),
+        (lambda path, rows: rewrite(path, lambda m: [m[0], *m]), "in one sample"),
         (lambda path, rows: rewrite(path, lambda m: [m[0], (m[1][0], jpeg(1)[:900]), *m[2:]]),
          "does not decode"),
         (lambda path, rows: rewrite(path, lambda m: [m[0], (m[1][0], jpeg(1)), *m[2:]]),
@@ -115,8 +121,9 @@ def test_shards_that_do_not_belong_and_counts_that_differ_are_faults(copy):
     )
     found = verify(str(copy))
     assert {fault.shard for fault in found.faults} == {"train-00009.tar", "_info.json"}
-    list(repair(str(copy), found))
-    assert not faults(copy)
+    assert list(repair(str(copy), found)) == ["_info.json"]
+    (stray,) = verify(str(copy)).faults  # it may be somebody's own
+    assert stray.shard == "train-00009.tar" and "move it away" in stray.reason
 
 
 def test_a_key_that_occurs_in_two_shards_is_a_fault(tmp_path):
@@ -138,6 +145,98 @@ def test_repair_of_a_compressed_source_and_of_kept_bytes(tmp_path):
     flip(tmp_path / "set" / "train-00000.tar", 4000)
     list(repair(str(tmp_path / "set"), verify(str(tmp_path / "set"))))
     assert contents(tmp_path / "set") == before
+
+
+def index_of(path: Path) -> Path:
+    return path.with_suffix(".parquet")
+
+
+def emptied(path: Path, column: str) -> None:
+    """Write the index anew with a null in a column."""
+    table = pq.read_table(path)
+    values = [None, *table[column].to_pylist()[1:]]
+    place = table.schema.get_field_index(column)
+    pq.write_table(table.set_column(place, column, pa.array(values, table[column].type)), path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "index cannot be read"),
+        (lambda path: path.write_bytes(path.read_bytes().replace(b"sha256", b"sha255")), "lacks"),
+        (lambda path: (path.unlink(), path.symlink_to(path)), "index cannot be read"),
+        (lambda path: emptied(path, "key"), "lacks values of ['key']"),
+        (lambda path: emptied(path, "classes"), "lacks values of ['classes']"),
+        (lambda path: pq.write_table(pa.table({"key": [1, 2]}), path), "index cannot be read"),
+    ],
+)
+def test_an_index_that_cannot_be_read_is_a_fault_of_its_shard(copy, damage, says):
+    damage(index_of(copy / "train-00000.tar"))
+    (found,) = verify(str(copy), quick=True).faults
+    assert found.shard == "train-00000.tar" and says in found.reason
+
+
+def test_a_shard_that_cannot_be_read_is_a_fault_and_the_others_are_checked(copy):
+    path, _ = first(copy)
+    path.unlink()
+    path.mkdir()
+    flip(copy / "train-00001.tar", 4000)
+    found = {fault.shard: fault.reason for fault in verify(str(copy), quick=True).faults}
+    assert "cannot be read" in found["train-00000.tar"] and "train-00001.tar" in found
+
+
+def test_after_a_wrong_key_the_rest_of_the_tar_is_still_checked_and_no_end_is_missed(copy):
+    path, rows = first(copy)
+    rewrite(path, lambda m: [*m[2:4], *m[:2], *m[4:]])
+    found = faults(copy)
+    assert len([text for text in found if "the index has" in text]) == 1
+    assert not any("cut short" in text for text in found)
+    flip(path, rows[4]["start"] + 5)
+    assert any("not a tar header" in text for text in faults(copy))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            lambda m: m["splits"]["val"].append(m["splits"]["train"][0]),
+            "'train-00000.tar' is listed twice",
+        ),
+        (lambda m: m["splits"]["train"][0].update(samples="6"), "must have a name, numbers"),
+        (lambda m: m["splits"]["train"][0].update(bytes=-1), "must have a name, numbers"),
+        (lambda m: m["splits"]["train"][0].pop("sha256"), "TypeError"),
+        (lambda m: m.update(classes=[1, 2]), "must be texts"),
+        (lambda m: m["classes"].append(m["classes"][0]), "a class is listed twice"),
+        (lambda m: m.update(label="jpg"), "label rule 'jpg' is unknown"),
+        (lambda m: m.update(settings=None), "TypeError"),
+        (lambda m: m.update(splits=[]), "AttributeError"),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_refused_with_what_to_do(copy, change, says):
+    manifest = json.loads((copy / "manifest.json").read_text())
+    change(manifest)
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    (fault,) = verify(str(copy)).faults
+    assert fault.shard == "manifest.json" and says in fault.reason
+    (copy / "report.json").unlink()
+    with pytest.raises(ValueError, match="restore it from a copy"):
+        verify(str(copy))
+
+
+def test_a_class_number_beyond_the_class_list_is_a_fault(copy):
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["classes"].pop()
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert any("label 2, but there are 2 classes" in text for text in faults(copy, quick=True))
+
+
+def test_a_built_set_needs_its_info_and_an_indexed_one_does_not(copy, tmp_path):
+    (copy / "_info.json").unlink()
+    assert faults(copy, quick=True) == ["_info.json: cannot be read: FileNotFoundError"]
+    (tmp_path / "a.tar").write_bytes(tar_bytes([("k.cls", b"0"), ("k.jpg", jpeg(1))]))
+    index(str(tmp_path))
+    (tmp_path / "_info.json").unlink()
+    assert not faults(tmp_path)
 
 
 def test_a_source_that_changed_cannot_repair(copy, tmp_path):

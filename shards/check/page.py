@@ -99,6 +99,8 @@ def samples(location: str) -> Iterator[tuple[str, str, str]]:
         path = shard_set.path(shard)
         with shard_set.fs.open_input_file(path) as file:
             for row in shard_set.read_index(shard).slice(0, per_shard).to_pylist():
+                if not row["width"]:  # an image that cannot be read
+                    continue
                 wnids = (shard_set.manifest.classes[number] for number in row["classes"])
                 names = "; ".join(wordnet.name(wnid).split(",")[0] for wnid in wnids)
                 data = store.read_range(file, path, row["offset"], row["size"])

@@ -2,10 +2,9 @@
 
 Each fault names its shard and, if it has one, its key. The checks cover the structure of each tar,
 counts, hashes, contiguous members, the range of labels, repeated keys, stray files and, unless
-quick, that every image decodes to the size in the index.
+quick, that every image decodes to the size in the index. Each shard is read once.
 """
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -17,20 +16,18 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from shards.build import archive, report, source, writer
-from shards.build.config import BuildConfig
+from shards.build import report
 from shards.build.key import key_hashes
-from shards.build.progress import Run, serial
+from shards.build.progress import Listen, Run, serial, shown
 from shards.build.transcode import Unusable, opened
-from shards.dataset import format, store, tar
+from shards.dataset import format, sample, store
 from shards.dataset.format import Manifest, Shard, ShardSet
+from shards.dataset.walker import Files, ShardWalker
 
 SHOWN = 100
 
 Row = dict[str, Any]
 """A row of an index (see format.INDEX)."""
-Members = dict[str, tar.Member]
-"""The members of a sample by extension."""
 
 
 @dataclass(frozen=True)
@@ -70,22 +67,36 @@ class Verified:
 class _Checked:
     """One shard."""
 
-    name: str
+    shard: Shard
     faults: tuple[Fault, ...]
     keys: np.ndarray
     """Hashes of its keys, which reveal keys that occur twice in the set."""
 
 
-def verify(location: str, *, quick: bool = False, run: Run = serial) -> Verified:
+def verify(
+    location: str, *, quick: bool = False, run: Run = serial, progress: Listen | None = None
+) -> Verified:
     """Check the shard set at location."""
-    shard_set = format.open_set(location)
+    system, root = store.locate(location)
+    saved = report.read(system, root)
+    try:
+        shard_set = format.open_set(location)
+    except (FileNotFoundError, ValueError) as error:
+        if saved is None:
+            raise
+        return Verified(0, 0, not quick, (Fault(format.MANIFEST, "", str(error)),))
     shards = shard_set.manifest.shards
     check = functools.partial(_shard, shard_set, not quick)
-    checked = {result.name: result for result in run(check, shards)}
+    results = shown("verify", run(check, shards), lambda: len(shards), progress, lambda r: r.shard)
+    checked = {result.shard.name: result for result in results}
+    belongs = ", or index the set again if it belongs" if shard_set.manifest.is_indexed else ""
+    stray = f"not in the manifest, but a reader of *.tar would read it; move it away{belongs}"
     faults = [
-        Fault(info.base_name, "", "not in the manifest, but a reader of *.tar would read it")
+        Fault(info.path.removeprefix(f"{shard_set.root}/"), "", stray)
         for info in _stray_tars(shard_set)
     ]
+    if saved is not None and shard_set.fingerprint != saved.manifest:
+        faults.append(Fault(format.MANIFEST, "", "not as the build wrote it"))
     faults += _timm_info_faults(shard_set)
     for shard in shards:
         faults += checked[shard.name].faults
@@ -94,13 +105,18 @@ def verify(location: str, *, quick: bool = False, run: Run = serial) -> Verified
 
 
 def _stray_tars(shard_set: ShardSet) -> list[pafs.FileInfo]:
-    """Tars in the folder that are not in the manifest."""
-    names = {shard.name for shard in shard_set.manifest.shards}
-    entries = store.listing(shard_set.fs, shard_set.root)
-    return [e for e in entries if e.base_name.endswith(".tar") and e.base_name not in names]
+    """Tars that are not in the manifest."""
+    system, root, manifest = shard_set.fs, shard_set.root, shard_set.manifest
+    subfolders = format.SUBFOLDERS if manifest.is_indexed else ()
+    known = {shard.name for shard in manifest.shards}
+    strays = set(format.tar_names(system, root, subfolders)) - known
+    return system.get_file_info([f"{root}/{name}" for name in sorted(strays)])
 
 
 def _timm_info_faults(shard_set: ShardSet) -> Iterator[Fault]:
+    """Faults of _info.json; that of another tool may list shards that were not downloaded."""
+    manifest = shard_set.manifest
+    expected = {shard.name: shard.samples for shard in manifest.shards}
     try:
         info = json.loads(store.read_bytes(shard_set.fs, f"{shard_set.root}/{format.TIMM_INFO}"))
         lengths = {
@@ -108,10 +124,14 @@ def _timm_info_faults(shard_set: ShardSet) -> Iterator[Fault]:
             for split in info["splits"].values()
             for name, length in zip(split["filenames"], split["shard_lengths"], strict=True)
         }
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
-        yield Fault(format.TIMM_INFO, "", f"cannot be read: {type(error).__name__}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        # training does not read it, so other tools need not have written it or all of it
+        if not manifest.is_indexed or not isinstance(error, FileNotFoundError | KeyError):
+            yield Fault(format.TIMM_INFO, "", f"cannot be read: {type(error).__name__}")
         return
-    if lengths != {shard.name: shard.samples for shard in shard_set.manifest.shards}:
+    if manifest.is_indexed:
+        lengths = expected | {name: lengths[name] for name in expected.keys() & lengths.keys()}
+    if lengths != expected:
         yield Fault(format.TIMM_INFO, "", "its counts differ from the manifest's")
 
 
@@ -130,15 +150,17 @@ def _shard(shard_set: ShardSet, decode: bool, shard: Shard) -> _Checked:
     """Check one shard; problems with its files are faults, not errors."""
     try:
         rows = shard_set.read_index(shard).to_pylist()
-    except (FileNotFoundError, pa.ArrowInvalid, KeyError) as error:
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         fault = Fault(shard.name, "", f"its index cannot be read: {error}")
-        return _Checked(shard.name, (fault,), np.zeros(0, np.uint64))
+        return _Checked(shard, (fault,), np.zeros(0, np.uint64))
     keys = key_hashes(row["key"] for row in rows)
     try:
         reasons = list(_shard_faults(shard_set, shard, rows, decode))
     except FileNotFoundError:
         reasons = [("", "missing")]
-    return _Checked(shard.name, tuple(Fault(shard.name, *reason) for reason in reasons), keys)
+    except OSError as error:
+        reasons = [("", f"cannot be read: {error}")]
+    return _Checked(shard, tuple(Fault(shard.name, *reason) for reason in reasons), keys)
 
 
 def _shard_faults(
@@ -152,68 +174,47 @@ def _shard_faults(
     def damaged(offset: int, reason: str) -> None:
         damage.append(("", f"byte {offset}: {reason}"))
 
-    with store.RangeReader(shard_set.fs, shard_set.path(shard)) as reader:
-        if reader.size != shard.bytes:
-            yield "", f"{reader.size} bytes, the manifest has {shard.bytes}"
-        elif reader.sha256() != shard.sha256:
+    left, compares = iter(rows), True
+    with ShardWalker(shard_set.fs, shard_set.path(shard), shard.name) as walker:
+        if walker.size != shard.bytes:
+            yield "", f"{walker.size} bytes, the manifest has {shard.bytes}"
+        for place, files in enumerate(walker.samples(damaged)):
+            row = next(left, None) if compares else None
+            if row and files.key == row["key"]:
+                for reason in _sample_faults(shard_set.manifest, row, files, decode):
+                    yield files.key, reason
+            elif compares:  # the first of many that follow from it; the rest of the tar is walked
+                compares, expected = False, row["key"] if row else "the end"
+                yield files.key, f"sample {place}: the index has {expected} here"
+        if compares:
+            yield from ((row["key"], "in the index but not in the tar") for row in left)
+        if walker.sha256() != shard.sha256 and walker.size == shard.bytes:
             yield "", "its SHA-256 differs from the manifest's"
-        place = last = 0
-        for key, members in _samples(reader, shard.name, damaged):
-            last = max(member.stop for member in members.values())
-            row = rows[place] if place < len(rows) else None
-            if row is None or key != row["key"]:
-                expected = row["key"] if row else "the end"
-                yield key, f"sample {place}: the index has {expected} here"
-                break
-            for reason in _sample_faults(shard_set.manifest, row, members, reader, decode):
-                yield key, reason
-            place += 1
-        else:
-            yield from ((row["key"], "in the index but not in the tar") for row in rows[place:])
-        if not archive.ends(reader, last, reader.size):
-            yield "", "no end-of-archive marker: it was cut short"
     yield from damage
 
 
-def _samples(
-    reader: store.RangeReader, name: str, damaged: tar.Damage
-) -> Iterator[tuple[str, Members]]:
-    """Key and members of each sample."""
-    for key, files in format.grouped(tar.walk(reader, 0, reader.size, name, damaged)):
-        members: Members = {}
-        for extension, member in files:
-            if extension in members:
-                damaged(member.start, f"{member.name} twice in one sample")
-            members[extension] = member
-        yield key, members
-
-
-def _sample_faults(
-    manifest: Manifest, row: Row, members: Members, read: tar.Read, decode: bool
-) -> Iterator[str]:
+def _sample_faults(manifest: Manifest, row: Row, files: Files, decode: bool) -> Iterator[str]:
     """Reasons of the faults of a sample, given its row of the index."""
-    image = next((members[e] for e in format.IMAGE_EXTENSIONS if e in members), None)
-    if image is None:
-        yield f"no image, only {sorted(members)}"
+    extension = next((e for e in sample.IMAGE_EXTENSIONS if e in files.parts), "")
+    if not extension:
+        yield f"no image, only {sorted(files.parts)}"
         return
-    texts = {e: memoryview(read(m.offset, m.size)) for e, m in members.items() if m is not image}
     try:
-        classes = list(format.labels(row["key"], texts, "label", manifest.label))
+        classes = list(sample.labels(files.key, files.parts, "label", manifest.label))
     except ValueError as error:
         yield str(error)
-        classes = row["classes"]
-    if classes != row["classes"]:
-        yield f"labels {classes}, the index has {row['classes']}"
-    if max(classes) >= len(manifest.classes):
-        yield f"label {max(classes)}, but there are {len(manifest.classes)} classes"
-    extent = min(m.start for m in members.values()), max(m.stop for m in members.values())
+    else:
+        if classes != row["classes"]:
+            yield f"labels {classes}, the index has {row['classes']}"
+        if max(classes) >= len(manifest.classes):
+            yield f"label {max(classes)}, but there are {len(manifest.classes)} classes"
+    image, data = files.members[extension], bytes(files.parts[extension])
     indexed = tuple(row[name] for name in ("start", "stop", "offset", "size"))
-    if (*extent, image.offset, image.size) != indexed:
+    if (files.start, files.stop, image.offset, image.size) != indexed:
         yield "its byte ranges differ from the index's"
-    data = read(image.offset, image.size)
     if hashlib.sha256(data).hexdigest() != row["sha256"]:
         yield "the SHA-256 of its image differs from the index's"
-    if decode:
+    if decode or not row["width"]:
         try:
             width, height = opened(data).size
         except Unusable as error:
@@ -221,49 +222,3 @@ def _sample_faults(
             return
         if (width, height) != (row["width"], row["height"]):
             yield f"{width}x{height} pixels, the index has {row['width']}x{row['height']}"
-
-
-def repair(location: str, result: Verified, run: Run = serial) -> Iterator[str]:
-    """Rebuild the shards that have faults from the sources, and yield their names.
-
-    Raises ValueError if the set was made by another tool or a rebuilt shard differs.
-    """
-    shard_set = format.open_set(location)
-    saved = report.read(shard_set.fs, shard_set.root)
-    if saved is None:
-        raise ValueError(f"{location} was not built here, so its shards cannot be rebuilt")
-    names = {fault.shard for fault in result.faults}
-    faulty = {
-        writer.Place(split, number): shard
-        for split, shards in shard_set.manifest.splits.items()
-        for number, shard in enumerate(shards)
-        if shard.name in names
-    }
-    job = _job(shard_set, saved)
-    for shard in faulty.values():
-        store.discard(shard_set.fs, f"{shard_set.root}/{shard.index_name}")
-    for shard in run(functools.partial(writer.write_shard, job), list(faulty)):
-        if shard not in faulty.values():
-            raise ValueError(
-                f"the rebuilt {shard.name} differs from the manifest: the sources or the image "
-                "library changed; build the set anew in another folder"
-            )
-        yield shard.name
-    for info in _stray_tars(shard_set):
-        if writer.SHARD_FILE.fullmatch(info.base_name):
-            store.discard(shard_set.fs, info.path)
-    format.write_info(shard_set.fs, shard_set.root, shard_set.manifest)
-    shard_set.fs.delete_dir(f"{shard_set.root}/work")
-
-
-def _job(shard_set: ShardSet, saved: report.Saved) -> writer.ShardJob:
-    """The build's job for writing shards; unpacks compressed archives again."""
-    manifest, work = shard_set.manifest, f"{shard_set.root}/work"
-    names = {field.name for field in dataclasses.fields(BuildConfig)}
-    fields = {name: value for name, value in manifest.settings.items() if name in names}
-    config = BuildConfig(**{**fields, "exclude": tuple(fields["exclude"])})
-    store.make_folder(shard_set.fs, work)
-    classes = manifest.classes if config.classes else None
-    context = source.Context(config.source_kind, classes, shard_set.fs, work)
-    systems = tuple(s.fs for s in source.recognise(list(saved.locations), context))
-    return writer.ShardJob(shard_set.fs, shard_set.root, saved.build, config.transcode, systems)

@@ -9,10 +9,10 @@ DIR is a folder or an s3:// or gs:// prefix. Any WebDataset reader can read the 
 """
 
 import hashlib
-import itertools
 import json
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from shards.dataset import store, tar
+from shards.dataset import sample, store
 
 MANIFEST = "manifest.json"
 TIMM_INFO = "_info.json"
+SUBFOLDERS = ("train", "val", "validation")
+"""Folders of other tools' sets with the shards of a split."""
+INFO_NAME = "shards"  # in those that are written here
 VERSION = 1
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+"""A larger number is no class but, for example, a hash; the list of classes would fill memory."""
+INDEXED = {"indexed": True}
+"""Settings of a manifest that `index` wrote."""
 
 INDEX = pa.schema(
     [
@@ -76,6 +81,11 @@ class Manifest:
     source: tuple[Mapping[str, Any], ...] = ()
 
     @property
+    def is_indexed(self) -> bool:
+        """Whether other tools wrote the shards, which `index` has described."""
+        return self.settings == INDEXED
+
+    @property
     def shards(self) -> list[Shard]:
         """The shards of all splits."""
         return [shard for shards in self.splits.values() for shard in shards]
@@ -84,6 +94,11 @@ class Manifest:
         """The text of manifest.json; equal manifests give equal texts."""
         return json.dumps({"version": VERSION, **asdict(self)}, indent=1, sort_keys=True) + "\n"
 
+    @property
+    def sha256(self) -> str:
+        """Hash of manifest.json."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
     @classmethod
     def from_json(cls, text: str, where: str = MANIFEST) -> "Manifest":
         """Parse manifest.json; raises ValueError if it is not a manifest."""
@@ -91,7 +106,7 @@ class Manifest:
             fields = json.loads(text)
             if fields["version"] != VERSION:
                 raise ValueError(f"version {fields['version']!r}, this code reads {VERSION}")
-            return cls(
+            manifest = cls(
                 classes=tuple(fields["classes"]),
                 splits={
                     name: tuple(Shard(**shard) for shard in shards)
@@ -99,14 +114,32 @@ class Manifest:
                 },
                 label=fields["label"],
                 index_folder=fields["index_folder"],
-                settings=fields["settings"],
+                settings=dict(fields["settings"]),
                 source=tuple(fields["source"]),
             )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            if problem := next(manifest._problems(), ""):
+                raise ValueError(problem)
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"{where} is not a manifest of a shard set ({type(error).__name__}: {error}); "
-                "write a new one with `python -m shards index DIR`"
+                "restore it from a copy, or build the set anew in another folder; for shards of "
+                "other tools write a new one with `python -m shards index DIR`"
             ) from error
+        return manifest
+
+    def _problems(self) -> Iterator[str]:
+        """What contradicts itself in a manifest that was changed or damaged."""
+        names = Counter(shard.name for shard in self.shards)
+        yield from (f"shard {name!r} is listed twice" for name, count in names.items() if count > 1)
+        for shard in self.shards:
+            texts, numbers = (shard.name, shard.sha256), (shard.samples, shard.bytes)
+            if [*map(type, texts + numbers)] != [str, str, int, int] or min(numbers) < 0:
+                yield f"shard {shard} must have a name, numbers of samples and bytes, and a hash"
+        if {*map(type, (*self.classes, *self.splits, self.label, self.index_folder))} != {str}:
+            yield "classes, splits, label and index_folder must be texts"
+        if len(set(self.classes)) < len(self.classes):
+            yield "a class is listed twice"
+        sample.check_label(self.label)
 
     def timm_info(self) -> str:
         """The text of _info.json, from which timm's reader takes its splits."""
@@ -120,7 +153,7 @@ class Manifest:
             }
             for split, shards in self.splits.items()
         }
-        return json.dumps({"name": "shards", "splits": splits}, indent=1, sort_keys=True) + "\n"
+        return json.dumps({"name": INFO_NAME, "splits": splits}, indent=1, sort_keys=True) + "\n"
 
 
 @dataclass(frozen=True)
@@ -138,16 +171,21 @@ class ShardSet:
         """Path of the tar inside fs."""
         return f"{self.root}/{shard.name}"
 
-    def read_index(self, shard: Shard) -> pa.Table:
+    def read_index(self, shard: Shard, columns: Sequence[str] = INDEX.names) -> pa.Table:
         """The samples of a shard, in order (see INDEX)."""
         path = f"{self.root}/{self.manifest.index_folder}{shard.index_name}"
         try:
-            return pq.read_table(path, filesystem=self.fs, schema=INDEX)
+            table = pq.read_table(path, columns=columns, filesystem=self.fs, schema=INDEX)
         except FileNotFoundError as error:
+            command = "index" if self.manifest.is_indexed else "verify --repair"
             raise FileNotFoundError(
                 f"{path}, the index of {shard.name}, is missing; create it with "
-                f"`python -m shards index {self.location}`"
+                f"`python -m shards {command} {self.location}`"
             ) from error
+        required = {field.name for field in INDEX if not field.nullable} & {*table.column_names}
+        if empty := sorted(name for name in required if table[name].null_count):
+            raise ValueError(f"{path}, the index of {shard.name}, lacks values of {empty}")
+        return table
 
 
 def open_set(location: str | Path) -> ShardSet:
@@ -161,8 +199,31 @@ def open_set(location: str | Path) -> ShardSet:
             f"`python -m shards build SOURCE... --out {location}`, or index existing shards "
             f"with `python -m shards index {location}`"
         ) from error
-    manifest = Manifest.from_json(text.decode("utf-8", "replace"), f"{root}/{MANIFEST}")
+    manifest = _parsed(text, root)
     return ShardSet(system, root, str(location), manifest, hashlib.sha256(text).hexdigest())
+
+
+def open_manifest(system: pafs.FileSystem, root: str) -> Manifest:
+    """The manifest in a folder; FileNotFoundError without one, ValueError if it is none."""
+    return _parsed(store.read_bytes(system, f"{root}/{MANIFEST}"), root)
+
+
+def _parsed(text: bytes, root: str) -> Manifest:
+    return Manifest.from_json(text.decode("utf-8", "replace"), f"{root}/{MANIFEST}")
+
+
+def tar_names(
+    system: pafs.FileSystem, root: str, subfolders: Sequence[str] = SUBFOLDERS
+) -> list[str]:
+    """Names of the tars in a folder and in some of its subfolders, relative to it, sorted."""
+    return sorted(
+        prefix + info.base_name
+        for prefix in ("", *(f"{name}/" for name in subfolders))
+        for info in store.listing(system, f"{root}/{prefix}".rstrip("/"))
+        if info.type == pafs.FileType.File
+        and info.base_name.endswith(".tar")
+        and not info.base_name.startswith(".")
+    )
 
 
 def write_info(system: pafs.FileSystem, root: str, manifest: Manifest) -> None:
@@ -173,87 +234,3 @@ def write_info(system: pafs.FileSystem, root: str, manifest: Manifest) -> None:
 def write_manifest(system: pafs.FileSystem, root: str, manifest: Manifest) -> None:
     """Write manifest.json, which marks the set as complete."""
     store.write_bytes(system, f"{root}/{MANIFEST}", manifest.to_json().encode())
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One sample of a shard: key, view of the image bytes, and class numbers."""
-
-    key: str
-    image: memoryview
-    extension: str
-    classes: tuple[int, ...]
-
-
-def sample_members(key: str, image: bytes, classes: tuple[int, ...]) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of a sample's members, in the order of writing."""
-    yield f"{key}.cls", str(classes[0]).encode()
-    yield f"{key}.jpg", image
-    if len(classes) > 1:  # other readers use only .cls, which holds one class
-        yield f"{key}.json", json.dumps({"classes": list(classes)}).encode()
-
-
-def grouped(members: Iterable[tar.Member]) -> Iterator[tuple[str, list[tuple[str, tar.Member]]]]:
-    """Runs of consecutive files with the same key: the key, and each file with its extension."""
-    files = ((*split_name(member.name), member) for member in members if member.kind == "file")
-    for key, run in itertools.groupby(files, key=lambda file: file[0]):
-        yield key, [(extension, member) for _, extension, member in run]
-
-
-def parse_samples(data: bytes | memoryview, where: str, label: str = "cls") -> Iterator[Sample]:
-    """Samples in a byte range that starts and ends between samples; raises ValueError otherwise."""
-    view = memoryview(data)
-    members = tar.walk(lambda offset, size: view[offset : offset + size], 0, len(view), where)
-    for key, files in grouped(members):
-        parts: dict[str, memoryview] = {}
-        for extension, member in files:
-            if extension in parts:
-                raise ValueError(
-                    f"{where}: byte {member.start}: a second {member.name!r} in one sample"
-                )
-            parts[extension] = view[member.offset : member.offset + member.size]
-        yield record(key, parts, f"{where}: byte {files[0][1].start}", label)
-
-
-def split_name(name: str) -> tuple[str, str]:
-    """Key and lower-case extension of a member: WebDataset splits at the base name's first dot."""
-    folder, slash, base = name.rpartition("/")
-    stem, _, extension = base.partition(".")
-    return folder + slash + stem, extension.lower()
-
-
-def record(key: str, parts: Mapping[str, memoryview], where: str, label: str) -> Sample:
-    """A sample from the contents of its members by extension."""
-    for extension in IMAGE_EXTENSIONS:
-        if extension in parts:
-            return Sample(key, parts[extension], extension, labels(key, parts, where, label))
-    raise ValueError(
-        f"{where}: sample {key!r} has no image, only {sorted(parts)}; image extensions: "
-        f"{', '.join(IMAGE_EXTENSIONS)}"
-    )
-
-
-def labels(
-    key: str, parts: Mapping[str, memoryview], where: str, label: str = "cls"
-) -> tuple[int, ...]:
-    """Class numbers of a sample under the manifest's label rule."""
-    kind, _, name = label.partition(":")
-    try:
-        if kind == "cls":
-            extra = bytes(parts["json"]) if "json" in parts else b""
-            # Only our json has "classes"; the search avoids parsing that of other tools.
-            numbers = json.loads(extra).get("classes") if b'"classes"' in extra else None
-            if numbers is None:
-                numbers = [bytes(parts["cls"])]
-        else:
-            value = json.loads(bytes(parts["json"]))[name]
-            numbers = value if isinstance(value, list) else [value]
-        classes = tuple(int(number) for number in numbers)
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{where}: sample {key!r} has no label as {label!r} among {sorted(parts)} "
-            f"({type(error).__name__}: {error})"
-        ) from error
-    if not classes or min(classes) < 0:
-        raise ValueError(f"{where}: sample {key!r} has labels {classes}; labels count from 0")
-    return classes

@@ -6,12 +6,15 @@ reader = RangeReader(fs, path)             # reader(offset, size) -> bytes, read
 """
 
 import contextlib
-import hashlib
 import json
+import random
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import pyarrow as pa
@@ -19,6 +22,10 @@ from pyarrow import fs as pafs
 
 from support.files import sync
 
+T = TypeVar("T")
+
+# seconds between attempts: half a minute in total, about as long as stores throttle
+PAUSES_S = (0.1, 0.5, 2.0, 8.0, 20.0)
 LOCAL_BLOCK = 1 << 20
 REMOTE_BLOCK = 8 << 20  # a request to an object store takes tens of milliseconds at any size
 TEMPORARY = ".part"
@@ -63,6 +70,11 @@ def is_local(system: pafs.FileSystem) -> bool:
 def exists(system: pafs.FileSystem, path: str) -> bool:
     """Whether there is a file at path."""
     return size_of(system, path) is not None
+
+
+def has_folder(system: pafs.FileSystem, path: str) -> bool:
+    """Whether there is a folder, or a prefix with files, at path."""
+    return system.get_file_info(path).type == pafs.FileType.Directory
 
 
 def size_of(system: pafs.FileSystem, path: str) -> int | None:
@@ -140,15 +152,39 @@ def make_folder(system: pafs.FileSystem, folder: str) -> None:
         ) from error
 
 
+def with_retries(read: Callable[[], T], where: str, pauses_s: Sequence[float] = ()) -> T:
+    """Call `read`, and retry after an OSError, unless the file does not exist.
+
+    `pauses_s` are the seconds between attempts, by default PAUSES_S.
+    """
+    for pause_s in (*(pauses_s or PAUSES_S), None):
+        try:
+            return read()
+        except OSError as error:
+            if pause_s is None or isinstance(error, FileNotFoundError):
+                raise type(error)(f"{where}: {error}") from error
+            # thousands of tasks that failed together must not retry together
+            time.sleep(pause_s * random.uniform(0.5, 1.5))
+
+
+@contextlib.contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Turn errors of the storage in the block into a StorageError about `what` is read."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, StorageError | FileNotFoundError):
+            raise
+        raise StorageError(
+            f"cannot read {what}: {error}; once it can be read, run the same command again: "
+            "finished parts are kept"
+        ) from error
+
+
 def read_range(file: pa.NativeFile, path: str, offset: int, size: int) -> bytes:
     """Bytes [offset, offset + size) of an open file; raises StorageError if it has fewer."""
-    try:
+    with reading(f"{size} bytes at byte {offset} of {path}"):
         data = file.read_at(size, offset)
-    except OSError as error:
-        raise StorageError(
-            f"cannot read {size} bytes at byte {offset} of {path}: {error}; once it can be read, "
-            "run the same command again: finished parts are kept"
-        ) from error
     if len(data) < size:
         raise StorageError(
             f"{path} gave {len(data)} of {size} bytes at byte {offset}: it was truncated after it "
@@ -157,11 +193,22 @@ def read_range(file: pa.NativeFile, path: str, offset: int, size: int) -> bytes:
     return data
 
 
+def range_of(
+    system: pafs.FileSystem, file: pa.NativeFile, path: str
+) -> Callable[[int, int], bytes]:
+    """read(offset, size) as `read_range`, which tries again where an object store fails."""
+    read = partial(read_range, file, path)
+    if is_local(system):
+        return read
+    return lambda offset, size: with_retries(partial(read, offset, size), path)
+
+
 class RangeReader(contextlib.AbstractContextManager):
     """Random reads of one file, `reader(offset, size)`, short only at the end of the file.
 
     It reads ahead in blocks. Walking the headers of a tar in an object store then takes one request
-    per block, not one per member.
+    per block, not one per member. Where the blocks of an object store are read one after the other,
+    the next one is fetched while one is used.
     """
 
     def __init__(self, system: pafs.FileSystem, path: str, block: int | None = None) -> None:
@@ -170,22 +217,39 @@ class RangeReader(contextlib.AbstractContextManager):
         self._file = system.open_input_file(path)
         self.size = self._file.size()
         self._start, self._data = 0, b""
+        self._range = range_of(system, self._file, path)
+        self._thread = None if is_local(system) or block else ThreadPoolExecutor(1)
+        self._next: tuple[int, Future[bytes]] | None = None
 
     def __call__(self, offset: int, size: int) -> bytes:
         """Bytes [offset, offset + size) of the file."""
-        place = offset - self._start
-        if place < 0 or place + size > len(self._data):
-            length = min(max(size, self.block), self.size - offset)
-            self._data = read_range(self._file, self.path, offset, length) if length > 0 else b""
-            self._start, place = offset, 0
+        place, end = offset - self._start, self._start + len(self._data)
+        if place < 0 or offset > end:
+            self._start, self._data, place, end = offset, b"", 0, offset
+        if offset + size > end and end < self.size:
+            pieces = [self._data[place:]]
+            while end < min(offset + size, self.size):
+                pieces.append(self._piece(end, offset + size - end))
+                end += len(pieces[-1])
+            self._start, self._data, place = offset, b"".join(pieces), 0
         return self._data[place : place + size]
 
-    def sha256(self) -> str:
-        """Hash of the whole file."""
-        hashed = hashlib.sha256()
-        for offset in range(0, self.size, self.block):
-            hashed.update(self(offset, min(self.block, self.size - offset)))
-        return hashed.hexdigest()
+    def _piece(self, offset: int, size: int) -> bytes:
+        """At least one byte from `offset` on, and where reads are small a block."""
+        ahead, self._next = self._next, None
+        if ahead and ahead[0] == offset:
+            data = ahead[1].result()
+        else:
+            data = self._read(offset, max(size, self.block))
+        following = offset + len(data)
+        if self._thread and offset and following < self.size:  # the first read may be a mere look
+            self._next = following, self._thread.submit(self._read, following, self.block)
+        return data
+
+    def _read(self, offset: int, size: int) -> bytes:
+        return self._range(offset, min(size, self.size - offset))
 
     def __exit__(self, *_: object) -> None:
+        if self._thread:
+            self._thread.shutdown(cancel_futures=True)
         self._file.close()

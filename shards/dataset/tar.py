@@ -12,6 +12,7 @@ from typing import NamedTuple
 BLOCK = 512
 END = bytes(2 * BLOCK)
 """The end-of-archive marker."""
+NO_END = "no end-of-archive marker: the archive may be cut short"
 
 Read = Callable[[int, int], bytes | memoryview]
 Damage = Callable[[int, str], None]
@@ -155,6 +156,15 @@ def walk(
             )
         yield member
         place = member.stop
+
+
+def ends(read: Read, last: int, stop: int) -> bool:
+    """Whether an end-of-archive marker follows the last member, which ends at byte `last`.
+
+    The last bytes of the file do not show this: they may be the marker of an inner tar.
+    """
+    marker = read(last, min(len(END), max(stop - last, 0)))
+    return len(marker) > 0 and not any(marker)
 
 
 def _member(read: Read, start: int, stop: int) -> Member | None:
