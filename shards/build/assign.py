@@ -9,10 +9,16 @@ reads only its own row group.
 """
 
 import dataclasses
+import functools
 import json
 import tempfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,15 +27,18 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from shards.build import catalogue
-from shards.build.bucket import Appender, heads, mixed
-from shards.build.catalogue import parquet_writer
-from shards.build.class_stats import SPLIT_SEED, ClassStats, Tally
+from shards.build.bucket import LEFT_OUT, Appender, heads, merge, mixed
+from shards.build.catalogue import parquet_table, parquet_writer
+from shards.build.class_stats import ClassStats, Tally
 from shards.build.config import BuildConfig
-from shards.build.duplicate import LEFT_OUT, Known, exclude, merge
-from shards.build.key import key_hashes, stem
+from shards.build.exclude import Excluded
+from shards.build.lookalikes import Lookalikes
+from shards.build.progress import Listen, StageProgress
 from shards.dataset import store
 
-BUCKET_ROWS = 1 << 17
+T = TypeVar("T")
+BUCKET_ROWS = 1 << 16
+READS = 16  # parts read at once: in an object store each takes some requests
 TALLY = "tally.json"
 SHARD_BYTES = 200_000_000
 TAR_OVERHEAD = 1792  # two headers, the label's block, and half a block of padding on average
@@ -37,7 +46,7 @@ _COPIED = (
     *("source", "archive", "member", "path", "offset", "size", "phash"),
     *("spool_offset", "stored_size", "stored_width", "stored_height", "stored_sha256"),
 )
-_UNUSED = ("format", "mode", "width", "height")
+_COLUMNS = [*_COPIED, "sha256", "wnids", "split", "problem"]
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -46,6 +55,17 @@ SCHEMA = pa.schema(
         *map(catalogue.SCHEMA.field, _COPIED),
     ]
 )
+NEAR = pa.schema(
+    [
+        *((name, pa.string()) for name in ("key", "archive", "member", "val_key")),
+        ("bits", pa.int32()),
+    ]
+)
+
+
+def temporary_bytes(images: int) -> int:
+    """Temporary disk that the assignment of so many images takes, from above."""
+    return 150 * images  # 114 measured; long member names take more
 
 
 def shard_sizes(samples: int, shards: int) -> list[int]:
@@ -61,157 +81,194 @@ def assign(
     config: BuildConfig,
     classes: tuple[str, ...] | None,
     identity: str,
-    known: Known | None,
+    known: Excluded | None,
+    progress: Listen | None = None,
 ) -> Tally:
     """Write the assignment of every split for the catalogue parts at these paths, in unit order.
 
     An assignment that was written under the same identity is left as it is. `classes` fixes the
     class numbers; with None they follow from the classes of the sources.
     """
-    tally = _finished(system, root, identity)
+    tally = finished(system, root, identity)
     if tally is not None:
         return tally
-    tally = Tally()
-    with tempfile.TemporaryDirectory(prefix="placement-") as name:
-        folder = Path(name)
-        buckets = _scatter(system, parts, config, folder, tally)
-        stats = ClassStats(config, classes)
-        merged = _merged(system, root, buckets, stats, known, tally)
-        tally.classes, numbers = stats.choose()
-        splits = {split: Appender(folder / f"{split}.arrow") for split in ("train", "val")}
-        for bucket in merged:
-            if bucket.count:
-                table = _assigned(bucket.table(), stats, numbers, tally)
-                for split, rows in splits.items():
-                    rows.write(table.filter(pc.equal(table["split"], split)).select(SCHEMA.names))
+    num_rows = sum(_read_ahead(functools.partial(_num_rows, system), parts))
+    num_buckets = max(1, -(-num_rows // BUCKET_ROWS))
+    with tempfile.TemporaryDirectory(prefix="placement-") as folder:
+        step = _Steps(progress, len(parts) + 3 * num_buckets + 1)
+        plan = _Assignment(system, root, config, ClassStats(config, classes), Path(folder), step)
+        buckets = plan.merged(plan.scattered(parts, num_buckets), known)
+        plan.stats.choose(plan.tally)
+        splits = plan.split(buckets)
+        plan.list_lookalikes(splits["train"], splits["val"])
         for split, rows in splits.items():
-            rows.close()
             if rows.count:
-                shards = num_shards(rows.count, rows.bytes / rows.count + TAR_OVERHEAD, config)
-                if split == "val":
-                    shards = min(rows.count, max(shards, config.val_shards))
-                tally.images[split], tally.bytes[split] = rows.count, rows.bytes
-                tally.shards[split] = shards
-                _write(system, f"{root}/plan/{split}.parquet", rows, shards, identity)
-    text = json.dumps({"plan": identity, "tally": dataclasses.asdict(tally)}, indent=1)
+                plan.write(split, rows, identity)
+    text = json.dumps({"plan": identity, "tally": dataclasses.asdict(plan.tally)}, indent=1)
     store.write_bytes(system, f"{root}/plan/{TALLY}", text.encode())
-    return tally
+    step.finish()
+    return plan.tally
 
 
-def _finished(system: pafs.FileSystem, root: str, identity: str) -> Tally | None:
+def finished(system: pafs.FileSystem, root: str, identity: str) -> Tally | None:
     """Counts of a finished assignment of this identity."""
     fields = store.read_json(system, f"{root}/plan/{TALLY}")
     if fields is None or fields["plan"] != identity:
         return None
     counts = {f.name: fields["tally"][f.name] for f in dataclasses.fields(Tally)}
-    return Tally(**{**counts, "classes": tuple(counts["classes"])})
+    return Tally(**{n: tuple(v) if isinstance(v, list) else v for n, v in counts.items()})
 
 
-def _scatter(
-    system: pafs.FileSystem, parts: Sequence[str], config: BuildConfig, folder: Path, tally: Tally
-) -> list[Appender]:
-    """Spread usable rows over buckets by the order hash."""
-    num_rows = sum(pq.read_metadata(path, filesystem=system).num_rows for path in parts)
-    num_buckets = max(1, -(-num_rows // BUCKET_ROWS))
-    buckets = [Appender(folder / f"bucket-{number}.arrow") for number in range(num_buckets)]
-    columns = [name for name in catalogue.SCHEMA.names if name not in _UNUSED]
-    for unit, path in enumerate(parts):
-        table = pq.read_table(path, columns=columns, filesystem=system)
-        table = table.filter(pc.equal(table["problem"], "")).drop_columns("problem")
-        if not config.small_classes:
-            small = pc.equal(table["split"], "small")
-            tally.small_split += pc.sum(small).as_py() or 0
-            table = table.filter(pc.invert(small))
-        if not table.num_rows:
-            continue
-        order = mixed(heads(table["sha256"]), config.seed)
-        table = table.append_column("unit", pa.array(np.full(len(order), unit, np.int32)))
-        table = table.append_column("row", pa.array(np.arange(len(order))))
-        table = table.append_column("order", pa.array(order))
-        # The bucket number grows with the hash, so the buckets in sequence are in order.
-        high = order >> np.uint64(32)
-        chosen = (high * np.uint64(num_buckets) >> np.uint64(32)).astype(np.int64)
-        for number in np.unique(chosen):
-            buckets[number].write(table.filter(pa.array(chosen == number)))
-    for bucket in buckets:
-        bucket.close()
-    return buckets
+def _read_ahead(read: Callable[[str], T], paths: Sequence[str]) -> Iterator[T]:
+    """What `read` gives for each path, in order, a few of them read at once."""
+    with ThreadPoolExecutor(READS) as pool:
+        for start in range(0, len(paths), READS):
+            yield from pool.map(read, paths[start : start + READS])
 
 
-def _merged(
-    system: pafs.FileSystem,
-    root: str,
-    buckets: Sequence[Appender],
-    stats: ClassStats,
-    known: Known | None,
-    tally: Tally,
-) -> list[Appender]:
-    """Buckets in order without copies and images of other sets; those are written to lists."""
-    merged = []
-    with (
-        parquet_writer(system, f"{root}/duplicates.parquet", LEFT_OUT) as duplicates,
-        parquet_writer(system, f"{root}/excluded.parquet", LEFT_OUT) as excluded,
-    ):
+def _num_rows(system: pafs.FileSystem, path: str) -> int:
+    with store.reading(path):
+        return pq.read_metadata(path, filesystem=system).num_rows
+
+
+@dataclass
+class _Steps:
+    """Progress of the assignment: parts of the catalogue, then buckets, three times over."""
+
+    listen: Listen | None
+    total: int
+    done: int = 0
+    images: int = 0
+    bytes: int = 0
+
+    def __call__(self, images: int = 0, size: int = 0) -> None:
+        self.done, self.images, self.bytes = self.done + 1, self.images + images, self.bytes + size
+        if self.listen is not None:
+            self.listen(StageProgress("plan", self.done, self.total, self.images, self.bytes))
+
+    def finish(self) -> None:
+        """Report the last step, also if there were fewer than expected."""
+        self.done = self.total - 1
+        self()
+
+
+@dataclass
+class _Assignment:
+    """An assignment in the making."""
+
+    system: pafs.FileSystem
+    root: str
+    config: BuildConfig
+    stats: ClassStats
+    folder: Path
+    """Of the files that are not kept."""
+    step: _Steps
+    tally: Tally = field(default_factory=Tally)
+
+    def scattered(self, parts: Sequence[str], num_buckets: int) -> list[Appender]:
+        """Spread usable rows over buckets by the order hash."""
+        buckets = [Appender(self.folder / f"bucket-{number}") for number in range(num_buckets)]
+        read = functools.partial(parquet_table, self.system, columns=_COLUMNS)
+        for unit, table in enumerate(_read_ahead(read, parts)):
+            if not self.config.small_classes:
+                small = pc.equal(table["split"], "small")
+                usable = pc.and_(small, pc.equal(table["problem"], ""))
+                self.tally.small_split += pc.sum(usable).as_py() or 0
+                table = table.filter(pc.invert(small))
+            seen = table["wnids"]
+            table = table.filter(pc.equal(table["problem"], "")).drop_columns("problem")
+            self.stats.see(seen, table["wnids"])
+            if table.num_rows:
+                units = pa.array(np.full(table.num_rows, unit, np.int32))
+                self._scatter(table.append_column("unit", units), buckets)
+            self.step(table.num_rows, pc.sum(table["stored_size"]).as_py() or 0)
         for bucket in buckets:
-            table, copies, crossing = merge(bucket.table())
-            tally.merged += copies.num_rows
-            tally.crossing += crossing
-            duplicates.write_table(copies)
-            if known is not None and table.num_rows:
-                table, left_out = exclude(table, known)
-                tally.excluded += left_out.num_rows
-                excluded.write_table(left_out)
-            stats.add(table)
-            merged.append(Appender(bucket.path.with_suffix(".merged")))
-            merged[-1].write(table)
-            merged[-1].close()
-            bucket.path.unlink(missing_ok=True)
-    return merged
+            bucket.close()
+        return buckets
 
+    def _scatter(self, table: pa.Table, buckets: Sequence[Appender]) -> None:
+        # The bucket number grows with the hash, so the buckets in sequence are in order.
+        high = mixed(heads(table["sha256"]), self.config.seed) >> np.uint64(32)
+        chosen = (high * np.uint64(len(buckets)) >> np.uint64(32)).astype(np.int64)
+        table = table.take(pa.array(np.argsort(chosen, kind="stable")))
+        ends = np.cumsum(np.bincount(chosen, minlength=len(buckets))).tolist()
+        for bucket, start, end in zip(buckets, [0, *ends[:-1]], ends, strict=True):
+            bucket.write(table.slice(start, end - start))
 
-def _assigned(
-    table: pa.Table, stats: ClassStats, numbers: dict[str, int], tally: Tally
-) -> pa.Table:
-    """A merged bucket with the classes, split and key of each row, without unclassified rows."""
-    wnids, splits = table["wnids"].to_pylist(), table["split"].to_pylist()
-    hashes = table["sha256"].to_pylist()
-    lots = mixed(heads(table["sha256"]), SPLIT_SEED)
-    keys, classes = [stem(member) for member in table["member"].to_pylist()], []
-    clashes = np.isin(key_hashes(keys), stats.clashing)
-    for row, names in enumerate(wnids):
-        classes.append([numbers[wnid] for wnid in names if wnid in numbers])
-        if not classes[-1] and any(wnid in stats.listed for wnid in names):
-            tally.rare_class += 1
-        elif not classes[-1]:
-            tally.other_class += 1
-        tally.multi_label += len(classes[-1]) > 1
-        if clashes[row]:
-            keys[row] += f"_{hashes[row].hex()[:12]}"
-        if splits[row] != "val":
-            splits[row] = _drawn_split(names, int(lots[row]), stats)
-    table = table.drop_columns("split")
-    table = table.append_column("split", pa.array(splits, pa.string()))
-    table = table.append_column("classes", pa.array(classes, pa.list_(pa.int32())))
-    table = table.append_column("key", pa.array(keys, pa.string()))
-    return table.filter(pa.array([bool(labels) for labels in classes], pa.bool_()))
+    def merged(self, buckets: Sequence[Appender], known: Excluded | None) -> list[Appender]:
+        """Buckets in order without copies and images of other sets; those are written to lists."""
+        merged, excluded = [], Counter(known.none_left_out if known else {})
+        with self._list("duplicates", LEFT_OUT) as copied, self._list("excluded", LEFT_OUT) as gone:
+            for bucket in buckets:
+                merged.append(Appender(bucket.path.with_suffix(".merged")))
+                if bucket.count:
+                    table, copies, crossing = merge(bucket.table(), self.config.seed)
+                    self.tally.merged += copies.num_rows - crossing
+                    self.tally.crossing += crossing
+                    copied.write_table(copies)
+                    if known is not None:
+                        table, left_out, counts = known.split(table)
+                        excluded.update(counts)
+                        gone.write_table(left_out)
+                    if table.num_rows:
+                        self.stats.add(table)
+                        merged[-1].write(table)
+                        merged[-1].close()
+                    bucket.path.unlink()
+                self.step()
+        self.tally.excluded = dict(excluded)
+        return merged
 
+    def _list(self, name: str, schema: pa.Schema) -> AbstractContextManager[pq.ParquetWriter]:
+        return parquet_writer(self.system, f"{self.root}/{name}.parquet", schema)
 
-def _drawn_split(wnids: list[str], lot: int, stats: ClassStats) -> str:
-    """Split of an image by its 64-bit content hash."""
-    is_val = lot < (stats.config.val_fraction or 0) * 2**64 or any(
-        lot <= stats.thresholds.get(wnid, -1) for wnid in wnids
-    )
-    return "val" if is_val else "train"
+    def split(self, merged: Sequence[Appender]) -> dict[str, Appender]:
+        """The rows of each split, in order."""
+        splits = {split: Appender(self.folder / split) for split in ("train", "val")}
+        first = 0
+        for bucket in merged:
+            if bucket.count:
+                table = self.stats.assigned(bucket.table(), first, self.tally)
+                for split, rows in splits.items():
+                    rows.write(table.filter(pc.equal(table["split"], split)).select(SCHEMA.names))
+                first += bucket.count
+                bucket.path.unlink()
+            self.step()
+        for rows in splits.values():
+            rows.close()
+        return splits
+
+    def list_lookalikes(self, train: Appender, val: Appender) -> None:
+        """List the images of train that look like one of a drawn val split."""
+        is_drawn = self.config.val_per_class or self.config.val_fraction
+        with self._list("near-duplicates", NEAR) as writer:
+            if not (is_drawn and train.count and val.count):
+                return
+            drawn = pa.concat_tables(t.select(["key", "phash"]) for t in val.pieces(BUCKET_ROWS))
+            lookalikes = Lookalikes(drawn["phash"], self.config.exclude_distance)
+            for table in train.pieces(BUCKET_ROWS):
+                places, bits = lookalikes.nearest(table["phash"])
+                rows = np.flatnonzero(places >= 0)
+                found = table.take(pa.array(rows)).select(NEAR.names[:3]).to_pydict()
+                found["val_key"] = drawn["key"].take(pa.array(places[rows])).to_pylist()
+                writer.write_table(pa.table(found | {"bits": bits[rows]}, NEAR))
+                self.tally.near += len(rows)
+                self.step()
+
+    def write(self, split: str, rows: Appender, identity: str) -> None:
+        """Write the assignment of a split, one row group per shard."""
+        shards = num_shards(rows.count, rows.bytes / rows.count + TAR_OVERHEAD, self.config)
+        if split == "val":
+            shards = min(rows.count, max(shards, self.config.val_shards))
+        self.tally.images[split], self.tally.bytes[split] = rows.count, rows.bytes
+        self.tally.shards[split] = shards
+        schema = SCHEMA.with_metadata({b"plan": identity.encode()})
+        path = f"{self.root}/plan/{split}.parquet"
+        with parquet_writer(self.system, path, schema, compression="zstd") as writer:
+            for table in rows.tables(shard_sizes(rows.count, shards)):
+                writer.write_table(table.cast(schema), row_group_size=table.num_rows)
 
 
 def num_shards(images: int, mean_bytes: float, config: BuildConfig) -> int:
     """Shards for images of this mean size in a tar."""
     return -(-images // (config.shard_samples or max(1, round(SHARD_BYTES / mean_bytes))))
-
-
-def _write(system: pafs.FileSystem, path: str, rows: Appender, shards: int, identity: str) -> None:
-    """Write the assignment of a split, one row group per shard."""
-    schema = SCHEMA.with_metadata({b"plan": identity.encode()})
-    with parquet_writer(system, path, schema, compression="zstd") as writer:
-        for table in rows.tables(shard_sizes(rows.count, shards)):
-            writer.write_table(table.cast(schema), row_group_size=table.num_rows)

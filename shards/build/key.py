@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 _NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9_-]")
-_LONGEST_KEY = 80  # with suffix and extension it fits in the 100 characters of a USTAR name
+_LONGEST_KEY = 76  # with suffixes and extension it fits in the 100 characters of a USTAR name
 
 
 def stem(member: str) -> str:
