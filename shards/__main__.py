@@ -30,6 +30,8 @@ class _Parallel:
 
         ValueError if a node of the cluster does not see the inputs or the output.
         """
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(f"workers ({self.workers}) must be at least 0; 0 is this process")
         if self.workers == 0:
             from shards.build.progress import serial
 
@@ -51,22 +53,22 @@ class Build(_Parallel):
     """Folder or URI of the shard set. The same command resumes a build that was killed."""
     config: BuildConfig = field(default_factory=BuildConfig)
     dry_run: bool = False
-    """Estimate shards, bytes and time from a sample, and write nothing."""
+    """Estimate shards, bytes, the disk that is needed and time from a sample, and write nothing."""
 
     def __call__(self) -> int:
         """Build, or estimate."""
         if not self.sources:
             raise ValueError("no source given: python -m shards build SOURCE... --out DIR")
-        if self.workers is not None and self.workers < 0:
-            raise ValueError(f"workers ({self.workers}) must be at least 0; 0 is this process")
         if self.dry_run:
             from shards.build.estimate import estimate
 
-            return _write(estimate(self.sources, self.config))
+            return _write(estimate(self.sources, self.out, self.config))
         from shards.build import pack
+        from shards.build.exclude import parse
         from shards.build.progress import BuildProgress
 
-        run = self.runner((*self.sources, *self.config.exclude), self.out)
+        excluded = (parse(text)[0] for text in self.config.exclude)
+        run = self.runner((*self.sources, *excluded), self.out)
         progress = BuildProgress()
         return _write(pack.build(self.sources, self.out, self.config, run=run, progress=progress))
 
@@ -86,10 +88,11 @@ class Index(_Parallel):
 
     def __call__(self) -> int:
         """Write the index."""
-        from shards.check import index
+        from shards.build.progress import BuildProgress
+        from shards.check.index import index
 
-        run = self.runner([self.location], self.location)
-        return _write(index.index(self.location, self.classes, self.label, run=run))
+        run, progress = self.runner([self.location], self.location), BuildProgress()
+        return _write(index(self.location, self.classes, self.label, run, progress))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,19 +104,24 @@ class Verify(_Parallel):
     quick: bool = False
     """Do not decode the images."""
     repair: bool = False
-    """Rebuild faulty shards; the sources must still be at their original locations."""
+    """Make faulty files again from the sources, which must be where they were. Nothing is put in
+    place before all of it is as it was."""
 
     def __call__(self) -> int:
         """Verify, and repair if requested; returns 1 if faults remain."""
-        from shards.check import verify
+        from shards.build.progress import BuildProgress
+        from shards.build.repair import repair
+        from shards.check.verify import verify
 
         run = self.runner([self.location])
-        result = verify.verify(self.location, quick=self.quick, run=run)
-        if result.faults and self.repair:
-            _write(result)
-            for name in verify.repair(self.location, result, run=run):
-                log.info("rebuilt %s", name)
-            result = verify.verify(self.location, quick=self.quick, run=run)
+        progress = BuildProgress()
+        result = verify(self.location, quick=self.quick, run=run, progress=progress)
+        for _ in range(2 if self.repair else 0):  # behind a damaged manifest may be more faults
+            if result.faults:
+                _write(result)
+                for name in repair(self.location, {fault.shard for fault in result.faults}, run):
+                    log.info("put back %s", name)
+                result = verify(self.location, quick=self.quick, run=run, progress=progress)
         _write(result)
         return 1 if result.faults else 0
 

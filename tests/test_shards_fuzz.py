@@ -2,11 +2,15 @@
 
 import base64
 import bz2
+import dataclasses
 import gzip
 import io
+import json
 import lzma
+import random
 import re
 import tarfile
+import warnings
 import zipfile
 import zlib
 
@@ -16,7 +20,9 @@ import pytest
 from archives import WNIDS, class_images, encoded, jpeg, nested, synthetic_image, tar_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from shards.build.catalogue import DamagedSource
 from shards.build.config import TranscodeConfig
 from shards.build.pack import BuildConfig, build
 from shards.build.transcode import Unusable, transcode, unpacked
@@ -73,7 +79,7 @@ BROKEN_IMAGES = {
     "cut before the scan": WHOLE[: marker(WHOLE, 0xDA)],
     "cut in the scan": WHOLE[: len(WHOLE) // 2],
     "cut and closed": WHOLE[: len(WHOLE) // 2] + b"\xff\xd9",
-    "last byte gone": WHOLE[:-1],
+    "last bytes gone": WHOLE[:-3],
     "zeros in the scan": patched(WHOLE, len(WHOLE) // 2, bytes(2000)),
     "no quantisation table": WHOLE.replace(b"\xff\xdb", b"\xff\xfe"),
     "no huffman table": jpeg(1, 200, 150, optimize=True).replace(b"\xff\xc4", b"\xff\xfe"),
@@ -178,7 +184,7 @@ def special(kind: bytes, name: str) -> bytes:
 BROKEN_ARCHIVES = {
     "inner empty": (two(b""), NAMES_2, "end-of-archive"),
     "inner text": (two(b"not a tar" * 100), NAMES_2, "header"),
-    "inner zeros": (two(bytes(2048)), NAMES_2, None),
+    "inner zeros": (two(bytes(2048)), NAMES_2, "the class has no file"),
     "inner gzip": (two(gzip.compress(INNER)), NAMES_2, "header"),
     "inner cut in an image": (two(INNER[:3000]), NAMES_2, "truncated"),
     "inner cut in a header": (two(INNER[: FIRST_SIZE + 100]),
@@ -205,7 +211,8 @@ BROKEN_ARCHIVES = {
     "outer with resource forks": (outer((f"._{WNIDS[0]}.tar", b"x"), (f"{WNIDS[0]}.tar", INNER)),
                                   NAMES, "not a class tar"),
     "outer with a compressed class": (
-        outer((f"{WNIDS[1]}.tar.gz", b"x"), (f"{WNIDS[0]}.tar", INNER)), NAMES, "not a class tar"
+        outer((f"{WNIDS[1]}.tar.gz", b"x"), (f"{WNIDS[0]}.tar", INNER)),
+        NAMES, "a compressed class tar",
     ),
     "outer with a link": (special(b"2", f"{WNIDS[2]}.tar"), NAMES | NAMES_2, "symbolic link"),
     "outer with a device": (special(b"3", f"{WNIDS[2]}.tar"), NAMES | NAMES_2, "character device"),
@@ -216,11 +223,27 @@ BROKEN_ARCHIVES = {
 }  # fmt: skip
 
 
+HARMLESS = (
+    *("inner twice", "outer with a text file", "outer with resource forks"),
+    *("outer with a link", "outer with a device"),
+)
+"""Where nothing can be missing that is not named."""
+
+
 @pytest.mark.parametrize("name", BROKEN_ARCHIVES)
 def test_a_broken_archive_is_reported_and_its_good_images_arrive(tmp_path, name):
     data, good, reason = BROKEN_ARCHIVES[name]
     (tmp_path / "a.tar").write_bytes(data)
-    report = build([tmp_path / "a.tar"], tmp_path / "out", CONFIG)
+    allowing = dataclasses.replace(CONFIG, allow_damaged_source=True)
+    if name in HARMLESS:
+        report = build([tmp_path / "a.tar"], tmp_path / "out", CONFIG)
+    else:
+        with pytest.raises(DamagedSource, match="--allow-damaged-source"):
+            build([tmp_path / "a.tar"], tmp_path / "out", CONFIG)
+        assert not (tmp_path / "out" / "manifest.json").exists()
+        report = build([tmp_path / "a.tar"], tmp_path / "out", allowing)
+        source = json.loads((tmp_path / "out" / "manifest.json").read_text())["source"]
+        assert source[-1]["damage"]
     assert arrived(tmp_path / "out") >= good
     if reason is not None:
         reasons = " ".join(row["problem"] for row in quarantined(tmp_path / "out"))
@@ -245,6 +268,50 @@ def test_any_damage_gives_an_image_or_a_reason(kind, changes, cut):
         assert made.jpeg
 
 
+EXIF = Image.Exif()
+EXIF[0x0112], EXIF[0x010E] = 6, "a description"
+SMALL, PALETTE = synthetic_image(3, 60, 40), synthetic_image(3, 60, 40).quantize(50)
+WITH_ALPHA = Image.merge("RGBA", [*SMALL.split(), SMALL.convert("L")])
+SOUND_IMAGES = {
+    "jpeg": jpeg(3, 60, 40, exif=EXIF.tobytes()),
+    "cmyk": jpeg(3, 60, 40, mode="CMYK"),
+    "png": encoded(WITH_ALPHA, "PNG", exif=EXIF),
+    "palette": encoded(PALETTE, "PNG", transparency=bytes(range(50))),
+    "gif": encoded(PALETTE, "GIF", save_all=True, append_images=[PALETTE.rotate(90)]),
+    "bmp": encoded(PALETTE, "BMP"),
+    "webp": encoded(WITH_ALPHA, "WEBP", exif=EXIF.tobytes()),
+}
+
+
+def mutated(data: bytes, draw: random.Random) -> bytes:
+    """With a few bytes changed, lost or added, most of them in the headers."""
+    changed = bytearray(data)
+    for _ in range(draw.choice((1, 1, 2, 5, 20))):
+        at = draw.randrange(draw.choice((len(changed), min(len(changed), 200))))
+        length = draw.choice((0, 1, 1, 1, 4, 30))
+        new = draw.choice((draw.randbytes(length), b"\xff" * length, bytes(length), b""))
+        changed[at : at + length] = new
+        changed = changed or bytearray(1)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("kind", SOUND_IMAGES)
+def test_hundreds_of_mutations_give_an_image_or_a_reason_and_no_output(kind, capfd):
+    draw, usable = random.Random(kind), 0
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for number in range(400):
+            config = TranscodeConfig(resize_short=32, keep_bytes=number % 2 == 0)
+            try:
+                transcode(mutated(SOUND_IMAGES[kind], draw), config, hashed=True)
+            except Unusable as error:
+                assert str(error)
+            else:
+                usable += 1
+    assert 0 < usable < 400
+    assert not told and capfd.readouterr() == ("", "")
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=20))
 def test_any_damage_to_an_archive_is_survived(tmp_path_factory, changes):
@@ -256,6 +323,6 @@ def test_any_damage_to_an_archive_is_survived(tmp_path_factory, changes):
     try:
         build([folder / "a.tar"], folder / "out", CONFIG)
     except ValueError as error:
-        assert "not recognised" in str(error) or "holds no class" in str(error)
+        assert "not recognised" in str(error) or isinstance(error, DamagedSource)
     else:
         assert (folder / "out" / "manifest.json").exists()

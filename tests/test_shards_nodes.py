@@ -26,7 +26,7 @@ def cluster(monkeypatch):
 
     monkeypatch.setattr(nodes, "on_every_node", on_every_node)
     monkeypatch.setattr(ray_map, "start", lambda workers: None)
-    monkeypatch.setattr(ray_map, "ray_map", lambda function, items: map(function, items))
+    monkeypatch.setattr(ray_map, "ray_map", lambda function, items, *_: map(function, items))
     return happens.append
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from archives import contents, small_archive
 
-from shards.build import archive
+from shards.build import unit
 from shards.build.config import BuildConfig
 from shards.build.pack import build
 
@@ -20,10 +20,10 @@ ROOT = Path(__file__).parent.parent
 
 DRIVER = """
 import sys
-from shards.build import archive
+from shards.build import unit
 from shards.build.config import BuildConfig
 from shards.build.pack import build, serial
-archive.PART_BYTES = 40_000
+unit.SMALLEST = 40_000
 run = serial
 if sys.argv[3] == "ray":
     import ray
@@ -40,7 +40,7 @@ sys.stdout.write("done\\n")
 
 @pytest.fixture(autouse=True)
 def small_units(monkeypatch):
-    monkeypatch.setattr(archive, "PART_BYTES", 40_000)
+    monkeypatch.setattr(unit, "SMALLEST", 40_000)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_ray_tasks_give_the_bytes_of_one_process(source, undisturbed, tmp_path, 
 def test_a_killed_worker_loses_nothing(source, undisturbed, tmp_path, ray_cluster):
     from shards.build.ray_map import ray_map
 
-    def dying(function, items):
+    def dying(function, items, careful=None):
         marker = tmp_path / getattr(function, "func", function).__name__
 
         def dies_once(item):
@@ -125,10 +125,10 @@ def test_a_killed_worker_loses_nothing(source, undisturbed, tmp_path, ray_cluste
                 os.kill(os.getpid(), signal.SIGKILL)
             return function(item)
 
-        return ray_map(dies_once, items)
+        return ray_map(dies_once, items, careful)
 
     build([source], tmp_path / "out", CONFIG, run=dying)
-    assert (tmp_path / "catalogue_unit").exists() and (tmp_path / "write_shard").exists()
+    assert (tmp_path / "catalogue_unit").exists() and (tmp_path / "write_shards").exists()
     assert contents(tmp_path / "out") == undisturbed[0]
 
 

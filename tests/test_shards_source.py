@@ -21,9 +21,9 @@ from archives import (
 from PIL import Image
 from scipy.io import savemat
 
-from shards.build.archive import find
 from shards.build.devkit import labels
 from shards.build.pack import BuildConfig, build
+from shards.build.source import find
 from shards.dataset.format import open_set
 
 KEPT = BuildConfig(keep_bytes=True, shard_samples=7, val_fraction=0.0)
@@ -239,33 +239,6 @@ def test_a_kind_can_be_given(tmp_path):
     assert report.images == {"train": 1}
 
 
-def test_a_compressed_archive_is_laid_out_once_and_resumed_after_a_stop(tmp_path, monkeypatch):
-    from shards.build import gunzip
-    from shards.dataset import store
-
-    classes = {wnid: class_images(wnid, 5) for wnid in WNIDS}
-    path = tmp_path / "winter21_whole.tar.gz"
-    path.write_bytes(gzip.compress(nested(classes), mtime=0))
-    real, calls = gunzip._copy, []
-
-    def stopping(*args):
-        calls.append(args[-1])
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return real(*args)
-
-    monkeypatch.setattr(gunzip, "_copy", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        build([path], tmp_path / "out", KEPT)
-    written = []
-    monkeypatch.setattr(gunzip, "_copy", real)
-    really = store.written
-    monkeypatch.setattr(store, "written", lambda s, p: written.append(p) or really(s, p))
-    build([path], tmp_path / "out", KEPT)
-    assert len([p for p in written if "/laid-" in p and p.endswith(".tar")]) == len(WNIDS) - 3
-    assert samples(tmp_path / "out") == expected(classes)
-
-
 def test_near_duplicates_of_an_excluded_set_are_left_out(tmp_path):
     classes = {wnid: class_images(wnid, 6) for wnid in WNIDS[:2]}
     shown = Image.open(io.BytesIO(classes[WNIDS[0]][0][1])).resize((72, 48))
@@ -275,7 +248,7 @@ def test_near_duplicates_of_an_excluded_set_are_left_out(tmp_path):
     (tmp_path / "train.tar").write_bytes(nested(classes))
     (tmp_path / "val.tar").write_bytes(nested(val))
     build([tmp_path / "val.tar"], tmp_path / "val", BuildConfig(resize_short=32, val_fraction=0))
-    config = BuildConfig(keep_bytes=True, exclude=(str(tmp_path / "val"),), val_fraction=0)
+    config = BuildConfig(keep_bytes=True, exclude=(f"{tmp_path}/val:train",), val_fraction=0)
     report = build([tmp_path / "train.tar"], tmp_path / "out", config)
     gone = {f"{WNIDS[0]}_0", f"{WNIDS[1]}_2"}
     assert set(samples(tmp_path / "out")) == set(expected(classes)) - gone
@@ -295,7 +268,7 @@ def test_excluded_sets_without_perceptual_hashes_are_read_image_by_image(tmp_pat
     for path in (tmp_path / "first").glob("*.tar"):
         shutil.copy(path, foreign)
     index(str(foreign))
-    config = BuildConfig(resize_short=32, exclude=(str(foreign),), val_fraction=0)
+    config = BuildConfig(resize_short=32, exclude=(f"{foreign}:train",), val_fraction=0)
     other = nested({WNIDS[0]: class_images(WNIDS[0], 8), WNIDS[1]: class_images(WNIDS[1], 3)})
     (tmp_path / "b.tar").write_bytes(other)
     report = build([tmp_path / "b.tar"], tmp_path / "out", config)

@@ -4,25 +4,32 @@
 
 One task reads each unit once, from its first byte to its last. It hashes, decodes, shrinks and
 encodes every image, and keeps the new bytes in the spool file of the unit until their shard is
-written. So every image is known before any is assigned to a shard, and none is decoded twice.
+written. So every image is known before any is assigned to a shard, and none is decoded twice. The
+spool is in the order of the shards: what a shard needs of it is one range of bytes.
 """
 
 import contextlib
 import hashlib
-import itertools
-from collections.abc import Iterator
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from shards.build import archive
-from shards.build.archive import Part
+from shards.build.archive import Source
+from shards.build.bucket import heads, mixed
 from shards.build.config import TranscodeConfig
 from shards.build.entry import Entry, entries
-from shards.build.transcode import Unusable, transcode, unpacked
+from shards.build.transcode import Transcoded, Unusable, codecs, transcode, unpacked
+from shards.build.unit import Unit
 from shards.dataset import store
 
 SCHEMA = pa.schema(
@@ -39,12 +46,14 @@ SCHEMA = pa.schema(
         ("split", pa.string()),
         # Why the file yields no image; empty for usable images.
         ("problem", pa.string()),
+        # Whether that means that images may be missing without a name.
+        ("damage", pa.bool_()),
         ("format", pa.string()),
         ("mode", pa.string()),
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("phash", pa.uint64()),
-        # The bytes that go into a shard: at this byte of the spool, or (-1) the original ones.
+        # The bytes that go into a shard, and their byte in the spool.
         ("spool_offset", pa.int64()),
         ("stored_size", pa.int64()),
         ("stored_width", pa.int32()),
@@ -53,19 +62,7 @@ SCHEMA = pa.schema(
     ]
 )
 QUARANTINE = pa.schema([SCHEMA.field(n) for n in ("archive", "member", "offset", "problem")])
-ROW_GROUP = 4096
-IDENTITY = b"catalogue"
-
-
-@dataclass(frozen=True)
-class Unit:
-    """The parts that one task catalogues."""
-
-    number: int
-    source: int
-    fs: pafs.FileSystem
-    parts: tuple[Part, ...]
-    faults: tuple[archive.Fault, ...] = ()
+IDENTITY, CODECS = b"catalogue", b"codecs"
 
 
 @dataclass(frozen=True)
@@ -78,6 +75,7 @@ class Job:
     identity: str
     """Hash of sources and settings; files of another identity are replaced."""
     config: TranscodeConfig
+    sources: tuple[Source, ...]
 
     def spool(self, number: int) -> str:
         """Path of the encoded images of a unit."""
@@ -88,8 +86,12 @@ class Job:
 class CatalogueJob(Job):
     """What all tasks of one catalogue share."""
 
+    seed: int
+    """Of the order of the images over the shards."""
     hashed: bool
     """Whether perceptual hashes are needed."""
+    allow_damage: bool
+    """Whether faults of a source are recorded, and do not raise DamagedSource."""
 
     def part(self, number: int) -> str:
         """Path of the rows of a unit."""
@@ -103,51 +105,101 @@ class Done:
     samples: int
     """Usable images."""
     bytes: int
+    val: int
+    """Images that the sources have in a val split."""
 
 
-def units(sources: tuple[archive.Source, ...]) -> list[Unit]:
-    """The parts of the sources in order, joined until a unit is worth a task."""
-    joined: list[Unit] = []
-    for number, source in enumerate(sources):
-        groups: list[list[Part]] = [[]]
-        for part in source.parts:
-            if sum(earlier.bytes for earlier in groups[-1]) >= archive.PART_BYTES:
-                groups.append([])
-            groups[-1].append(part)
-        for group in groups:
-            faults = source.faults if group is groups[0] else ()
-            if group or faults:
-                joined.append(Unit(len(joined), number, source.fs, tuple(group), faults))
-    return joined
+class DamagedSource(ValueError):
+    """A source is damaged: images may be missing from it without a name."""
+
+    def __init__(self, faults: str) -> None:
+        super().__init__(
+            f"{faults}. Images may be missing from this source, and class numbers would be wrong: "
+            "get it again and run the same command, or build what can be read with "
+            "--allow-damaged-source"
+        )
+        self.faults = faults
+
+    def __reduce__(self) -> tuple:
+        return DamagedSource, (self.faults,)
 
 
-def catalogue_unit(job: CatalogueJob, unit: Unit) -> Done:
-    """Write the rows and the spool of a unit, unless they exist."""
+def catalogue_unit(job: CatalogueJob, unit: Unit, *, isolated: bool = False) -> Done:
+    """Write the rows and the spool of a unit, unless they exist; raises DamagedSource.
+
+    With `isolated` another process decodes the images, and one that kills it is quarantined.
+    """
     done = finished(unit.number, job)
     if done is not None:
         return done
-    schema = SCHEMA.with_metadata({IDENTITY: job.identity.encode()})
-    counts = dict.fromkeys(("images", "bytes", "problems"), 0)
+    rows, images = [], []
+    with IsolatedDecoder() if isolated else contextlib.nullcontext(transcode) as decode:
+        for entry in entries(job.sources[unit.source], unit):
+            if entry.damage and not job.allow_damage:
+                place = entry.member or f"byte {entry.offset:,}"
+                raise DamagedSource(f"{entry.archive}: {place}: {entry.problem}")
+            row, jpeg = _row(unit.source, entry, job, decode)
+            rows.append(row)
+            images.append(jpeg)
+    table = pa.Table.from_pylist(rows, SCHEMA)
+    usable, others = _in_order(table, job.seed)
+    sizes = np.array([len(images[place]) for place in usable], np.int64)
+    with store.written(job.fs, job.spool(unit.number)) as spool:
+        for place in usable:
+            spool.write(images[place])
+    offsets = SCHEMA.get_field_index("spool_offset")
+    first = table.take(usable).set_column(offsets, "spool_offset", [np.cumsum(sizes) - sizes])
+    table = pa.concat_tables([first, table.take(others)])
+    counts = {
+        "images": len(usable),
+        "val": pc.sum(pc.equal(first["split"], "val")).as_py() or 0,
+        "bytes": pc.sum(table["size"]).as_py() or 0,
+        "damage": pc.sum(table["damage"]).as_py() or 0,
+        "spool": int(sizes.sum()),
+    }
+    metadata = {IDENTITY: job.identity, CODECS: json.dumps(codecs())}
+    schema = SCHEMA.with_metadata(metadata | {name: str(n) for name, n in counts.items()})
     # The spool is renamed before the rows are: if the rows exist, the spool is whole.
     with parquet_writer(job.fs, job.part(unit.number), schema, compression="zstd") as writer:
-        with store.written(job.fs, job.spool(unit.number)) as spool:
-            rows = _rows(unit, job, spool)
-            while group := list(itertools.islice(rows, ROW_GROUP)):
-                writer.write_table(pa.Table.from_pylist(group, schema))
-                num_problems = sum(bool(row["problem"]) for row in group)
-                counts["images"] += len(group) - num_problems
-                counts["bytes"] += sum(row["size"] for row in group)
-                counts["problems"] += num_problems
-        writer.add_key_value_metadata({name: str(count) for name, count in counts.items()})
-    return Done(counts["images"], counts["bytes"])
+        writer.write_table(table.cast(schema))
+    return Done(counts["images"], counts["bytes"], counts["val"])
 
 
 def finished(number: int, job: CatalogueJob) -> Done | None:
-    """Counts of a unit that is catalogued already."""
+    """Counts of a unit that is catalogued already; one with damage is read again."""
     metadata = parquet_metadata(job.fs, job.part(number), IDENTITY, job.identity)
-    if metadata is None or not store.exists(job.fs, job.spool(number)):
+    if metadata is None or int(metadata.metadata[b"damage"]):
         return None
-    return Done(int(metadata.metadata[b"images"]), int(metadata.metadata[b"bytes"]))
+    if store.size_of(job.fs, job.spool(number)) != int(metadata.metadata[b"spool"]):
+        return None
+    return Done(*(int(metadata.metadata[name]) for name in (b"images", b"bytes", b"val")))
+
+
+def _in_order(table: pa.Table, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of usable images in the order of the shards, and the other rows."""
+    is_usable = pc.equal(table["problem"], "").to_numpy()
+    usable = np.flatnonzero(is_usable)
+    order = mixed(heads(table["sha256"].take(usable)), seed)
+    return usable[np.argsort(order, kind="stable")], np.flatnonzero(~is_usable)
+
+
+class IsolatedDecoder(contextlib.AbstractContextManager):
+    """Decodes images in another process, which a broken one may kill."""
+
+    def __enter__(self) -> "IsolatedDecoder":
+        self._process = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        return self
+
+    def __call__(self, data: bytes, config: TranscodeConfig, hashed: bool) -> Transcoded:
+        """As `transcode`; Unusable if the process dies."""
+        try:
+            return self._process.submit(transcode, data, config, hashed).result()
+        except BrokenProcessPool:
+            self.__enter__()
+            raise Unusable("decoding it killed the process: a crash, or no memory") from None
+
+    def __exit__(self, *_: object) -> None:
+        self._process.shutdown()
 
 
 @contextlib.contextmanager
@@ -160,45 +212,39 @@ def parquet_writer(
             yield writer
 
 
+def parquet_table(system: pafs.FileSystem, path: str, columns: list[str]) -> pa.Table:
+    """Columns of a Parquet file; StorageError if it cannot be read."""
+    with store.reading(path):
+        return pq.read_table(path, columns=columns, filesystem=system)
+
+
 def parquet_metadata(
     system: pafs.FileSystem, path: str, key: bytes, identity: str
 ) -> pq.FileMetaData | None:
     """Metadata of a Parquet file; None if no readable file stores this identity under the key."""
     try:
         metadata = pq.read_metadata(path, filesystem=system)
-    except (FileNotFoundError, pa.ArrowInvalid):  # ArrowInvalid: cut short by a power failure
+    except (OSError, pa.ArrowInvalid):  # not there, or damaged by a power failure
         return None
     return metadata if (metadata.metadata or {}).get(key) == identity.encode() else None
 
 
-def _rows(unit: Unit, job: CatalogueJob, spool: pa.NativeFile) -> Iterator[dict[str, Any]]:
-    """Rows of a unit; bytes that shards will need go to the spool."""
-    spooled = 0
-    for entry in entries(unit.fs, unit.parts, unit.faults):
-        row, jpeg = _row(unit.source, entry, job)
-        if jpeg is not None:
-            row["spool_offset"] = spooled
-            spool.write(jpeg)
-            spooled += len(jpeg)
-        yield row
-
-
-def _row(source: int, entry: Entry, job: CatalogueJob) -> tuple[dict[str, Any], bytes | None]:
-    """A catalogue row, and the bytes for the spool if there are any."""
-    row: dict[str, Any] = {"source": source, "spool_offset": -1, **vars(entry)}
+def _row(
+    source: int, entry: Entry, job: CatalogueJob, decode: Callable[..., Transcoded]
+) -> tuple[dict[str, Any], bytes]:
+    """A catalogue row, and the bytes for the spool; none if the entry yields no image."""
+    row: dict[str, Any] = {"source": source, **vars(entry)}
     original = row.pop("data")
     if entry.problem:
-        return row, None
+        return row, b""
     try:
         data = unpacked(original)
         row["sha256"] = hashlib.sha256(data).digest()
-        image = transcode(data, job.config, job.hashed)
+        image = decode(data, job.config, job.hashed)
     except Unusable as error:
         row["problem"] = str(error)
-        return row, None
-    # If the original is gzip-compressed, the unpacked bytes are not in the archive.
-    jpeg = data if image.jpeg is None and data is not original else image.jpeg
+        return row, b""
+    jpeg = image.jpeg or data
     row |= {name: value for name, value in vars(image).items() if name != "jpeg"}
-    row["stored_size"] = len(data if jpeg is None else jpeg)
-    row["stored_sha256"] = row["sha256"] if jpeg is None else hashlib.sha256(jpeg).digest()
+    row |= {"stored_size": len(jpeg), "stored_sha256": hashlib.sha256(jpeg).digest()}
     return row, jpeg

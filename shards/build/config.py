@@ -28,8 +28,9 @@ class TranscodeConfig(Settings):
     metadata; the others are converted at their size. The resize settings then have no effect."""
     min_side: int = 1
     """Leave out images with a side below this many pixels (timm's sets use 32 or 48)."""
-    max_pixels: int = 178_956_970
-    """Refuse images with more pixels than this: small files that decode to gigabytes."""
+    max_pixels: int = 89_478_485
+    """Refuse images with more pixels than this: small files that decode to gigabytes. Pillow warns
+    above the same number, and no image of ImageNet is known to reach it."""
 
     def rules(self) -> Iterator[Rule]:
         """Sizes that an image can have."""
@@ -49,28 +50,34 @@ class BuildConfig(TranscodeConfig):
     """Class list that fixes the class numbers: a file with one WordNet id per line, or the name of
     a built-in list; None takes the classes of the sources, sorted."""
     min_per_class: int = setting(1, common=True)
-    """Leave out classes with fewer images than this."""
+    """Leave out classes with fewer images than this; 1 keeps every class that the sources name."""
     small_classes: bool = False
     """Also take imagenet21k_small_classes of the processed archive."""
     val_per_class: int | None = setting(None, common=True)
-    """Images of each class that go to the val split, at most half of it, drawn by content hash."""
+    """Images of each class that go to the val split, at most a quarter of it, drawn by content
+    hash. An image of several classes counts in each."""
     val_fraction: float | None = None
     """Share of images that goes to the val split, drawn by content hash. With neither this nor
     val_per_class: the sources' own val split, or 0.01 if they have none."""
     exclude: tuple[str, ...] = setting((), common=True)
-    """Shard sets whose images are left out, by content and by near-identical look."""
+    """Shard sets whose images are left out, by content and by near-identical look: SET takes the
+    val split of a set, SET:train,val these splits, and SET:all every one. A val split that the
+    sources have stays whole."""
     exclude_distance: int = 4
-    """Bits of 63 in which the perceptual hash of an excluded image may differ, 0 to 7."""
+    """Bits of 63 in which the perceptual hashes of images that look alike may differ, 0 to 7: of an
+    excluded one, and of those of train and a drawn val split, which are listed and stay."""
     shard_samples: int | None = setting(None, common=True)
     """Images per shard; None makes shards of about 200 MB."""
     val_shards: int = 1
     """Val shards, at least."""
     seed: int = 0
     """Seed of the order of images over shards."""
+    allow_damaged_source: bool = False
+    """Go on if a source is damaged or a class gives no image; the manifest records what it was."""
     source_kind: Kind = "auto"
     """What the sources are; auto recognises each one."""
     keep_work: bool = False
-    """Keep the spool and the laid-out archives next to the shards."""
+    """Keep the spool next to the shards."""
 
     def rules(self) -> Iterator[Rule]:
         """Counts and shares in range, and one way to draw the val split."""

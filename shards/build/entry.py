@@ -4,16 +4,18 @@ Nothing is unpacked to a path that an archive names. Members are read in place; 
 names such as "../x" appear only as text in the report.
 """
 
-from collections.abc import Iterator, Sequence
+import contextlib
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pyarrow import fs as pafs
 
 from shards.build import archive
-from shards.build.archive import Fault, Part
-from shards.dataset import format, store, tar
-
-LARGEST_FILE = 1 << 28
+from shards.build.archive import NO_LABELS, Fault, Part, Source
+from shards.build.unit import Unit
+from shards.dataset import sample, store, tar
+from shards.dataset.walker import LARGEST, Files, ShardWalker
 
 
 @dataclass
@@ -29,61 +31,83 @@ class Entry:
     wnids: tuple[str, ...] = ()
     split: str = ""
     problem: str = ""
+    damage: bool = False
+    """Whether images may be missing without a name, so that the whole source is in doubt."""
 
 
-def entries(
-    system: pafs.FileSystem, parts: Sequence[Part], faults: Sequence[Fault] = ()
-) -> Iterator[Entry]:
-    """Entries for the faults, then for every file and damaged place of the parts, in order."""
-    for fault in faults:
+def entries(source: Source, unit: Unit) -> Iterator[Entry]:
+    """Entries for the faults, then for every file and damaged place of a unit, in order."""
+    for fault in unit.faults:
         yield _faulty(fault)
-    for part in parts:
-        yield from _READERS[part.layout](system, part)
+    for path, parts in itertools.groupby(unit.parts, key=lambda part: part.path):
+        with contextlib.ExitStack() as stack:
+            for number, part in enumerate(parts):
+                if part.layout == "tar" and not number:
+                    reader = stack.enter_context(source.open(unit.points, path))
+                if part.layout == "tar":
+                    found = _tar_entries(reader, part)
+                elif part.layout == "samples":
+                    found = _sample_entries(source.fs, part)
+                else:
+                    found = _folder_entries(source.fs, part)
+                first = next(found, None)
+                if first is not None:
+                    yield first
+                elif part.wnid:  # so that the class is known
+                    problem = "the class has no file"
+                    place = part.archive, "", path, part.start, 0
+                    yield Entry(*place, wnids=(part.wnid,), split=part.split, problem=problem)
+                yield from found
 
 
 def _faulty(fault: Fault, path: str = "") -> Entry:
-    return Entry(fault.archive, fault.member, path, fault.offset, 0, problem=fault.reason)
+    place = fault.archive, fault.member, path, fault.offset, 0
+    return Entry(*place, problem=fault.reason, damage=fault.damage)
 
 
-def _tar_entries(system: pafs.FileSystem, part: Part) -> Iterator[Entry]:
-    with store.RangeReader(system, part.path) as reader:
-        for member in archive.members(reader, part.start, part.stop, part.archive, part.has_end):
-            if isinstance(member, Fault):
-                yield _faulty(member, part.path)
-            elif member.kind != "folder":
-                entry = Entry(part.archive, member.name, part.path, member.offset, member.size)
-                entry.wnids, entry.split = _class_of(member.name, part)
-                _fill(entry, reader, member.kind)
-                yield entry
+def _tar_entries(read: tar.Read, part: Part) -> Iterator[Entry]:
+    for member in archive.members(read, part.start, part.stop, part.archive, part.has_end):
+        if isinstance(member, Fault):
+            yield _faulty(member, part.path)
+        elif member.kind != "folder":
+            entry = Entry(part.archive, member.name, part.path, member.offset, member.size)
+            entry.wnids, entry.split = _class_of(member.name, part)
+            _fill(entry, read, member.kind)
+            yield entry
 
 
 def _class_of(name: str, part: Part) -> tuple[tuple[str, ...], str]:
-    """Classes and split of a member of a tar."""
-    wnid, split = part.wnid, part.split
-    if not wnid and part.labels:
-        wnid = part.labels.get(name.rpartition("/")[2], "")
-    elif not wnid:
-        wnid, path_split = archive.class_of_path(name)
-        split = split or path_split
-    return ((wnid,) if wnid else ()), split
+    """Classes and split of a file, by its part, by a list of labels, or by its path."""
+    base = name.rpartition("/")[2]
+    if part.wnid:
+        return (part.wnid,), part.split
+    if base in part.labels:
+        return (part.labels[base],), "val"
+    if part.layout == "folder":
+        return (), part.split
+    wnid, split = archive.class_of_path(name)
+    return ((wnid,) if wnid else ()), part.split or split
 
 
 def _fill(entry: Entry, read: tar.Read, kind: str = "file") -> None:
     """Read the bytes of an entry, or set its problem."""
     if kind != "file":
         entry.problem = f"a {kind}, not an image"
+    elif not entry.wnids and archive.VAL_NAME.fullmatch(entry.member.rpartition("/")[2]):
+        entry.problem = f"a validation image of ILSVRC2012 without a class: {NO_LABELS}"
+        entry.damage = True
     elif not entry.wnids:
         entry.problem = "no class: neither a folder nor a list of labels gives one"
-    elif entry.size > LARGEST_FILE:
-        entry.problem = f"a file of {entry.size} bytes; at most {LARGEST_FILE} are read"
+    elif entry.size > LARGEST:
+        entry.problem = f"a file of {entry.size} bytes; at most {LARGEST} are read"
     else:
         entry.data = bytes(read(entry.offset, entry.size))
 
 
 def _folder_entries(system: pafs.FileSystem, part: Part) -> Iterator[Entry]:
-    for info in store.listing(system, part.path):
+    for info in store.listing(system, part.path)[part.start : part.stop or None]:
         entry = Entry(part.archive, info.base_name, info.path, 0, info.size or 0)
-        entry.wnids, entry.split = (part.wnid,), part.split
+        entry.wnids, entry.split = _class_of(info.base_name, part)
         if info.type == pafs.FileType.File:
             with store.RangeReader(system, info.path) as reader:
                 _fill(entry, reader)
@@ -93,39 +117,54 @@ def _folder_entries(system: pafs.FileSystem, part: Part) -> Iterator[Entry]:
 
 
 def _sample_entries(system: pafs.FileSystem, part: Part) -> Iterator[Entry]:
-    """Samples of a WebDataset shard, even if the members of different samples are interleaved."""
-    samples: dict[str, dict[str, tar.Member]] = {}
-    with store.RangeReader(system, part.path) as reader:
-        for member in archive.members(reader, part.start, part.stop, part.archive):
-            if isinstance(member, Fault):
-                yield _faulty(member, part.path)
-            elif member.kind == "file":
-                key, extension = format.split_name(member.name)
-                samples.setdefault(key, {})[extension] = member
-        for key, members in samples.items():
-            yield _sample(part, key, members, reader)
+    """Samples of a WebDataset shard, even if the members of different samples are interleaved.
+
+    A sample without an image or a label waits for the rest of its members, without the bytes of
+    its image; those of neighbours come in one pass over the shard.
+    """
+    faults: list[Fault] = []
+    waiting: dict[str, Files] = {}
+
+    def damage(offset: int, reason: str) -> None:
+        faults.append(Fault(part.archive, "", offset, reason, damage=True))
+
+    with ShardWalker(system, part.path, part.archive) as walker:
+        if walker.size != part.stop:
+            damage(0, f"{walker.size} bytes, {part.stop} were expected")
+        for files in walker.samples(damage):
+            yield from (_faulty(fault, part.path) for fault in faults)
+            faults.clear()
+            earlier = waiting.pop(files.key, None)
+            if earlier and earlier.members.keys().isdisjoint(files.members):
+                files = files._replace(
+                    members=earlier.members | files.members, parts=earlier.parts | files.parts
+                )
+            elif earlier:
+                yield _sample(part, earlier, walker)
+            entry = _sample(part, files, walker)
+            if entry.problem:
+                texts = {e: data for e, data in files.parts.items() if e in ("cls", "json")}
+                waiting[files.key] = files._replace(parts=texts)
+            else:
+                yield entry
+        yield from (_faulty(fault, part.path) for fault in faults)
+        for files in waiting.values():
+            yield _sample(part, files, walker)
 
 
-def _sample(part: Part, key: str, members: dict[str, tar.Member], read: tar.Read) -> Entry:
-    images = [members[e] for e in format.IMAGE_EXTENSIONS if e in members]
-    entry = Entry(part.archive, key, part.path, 0, 0, split=part.split)
-    if not images:
-        entry.problem = f"no image among {sorted(members)}"
+def _sample(part: Part, files: Files, read: tar.Read) -> Entry:
+    extension = next((e for e in sample.IMAGE_EXTENSIONS if e in files.members), "")
+    entry = Entry(part.archive, files.key, part.path, 0, 0, split=part.split)
+    if not extension:
+        entry.problem = f"no image among {sorted(files.members)}"
         return entry
-    entry.member, entry.offset, entry.size = images[0].name, images[0].offset, images[0].size
-    texts = {
-        extension: memoryview(read(member.offset, member.size))
-        for extension, member in members.items()
-        if extension in ("cls", "json") and member.size <= LARGEST_FILE
-    }
+    image = files.members[extension]
+    entry.member, entry.offset, entry.size = image.name, image.offset, image.size
     try:
-        numbers = format.labels(key, texts, part.archive, part.label)
+        numbers = sample.labels(files.key, files.parts, part.archive, part.label)
         entry.wnids = tuple(part.classes[number] for number in numbers)
     except (ValueError, IndexError) as error:
         entry.problem = str(error)
-    else:
-        _fill(entry, read)
+        return entry
+    entry.data = bytes(files.parts.get(extension) or read(image.offset, image.size))
     return entry
-
-
-_READERS = {"tar": _tar_entries, "folder": _folder_entries, "samples": _sample_entries}

@@ -1,20 +1,21 @@
 """What a build would make, estimated from a sample of the sources: `--dry-run`. Writes nothing."""
 
+import itertools
+import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from pyarrow import fs as pafs
-
-from shards.build import archive, gunzip, source
-from shards.build.archive import RawSource, Source
-from shards.build.assign import TAR_OVERHEAD, num_shards
-from shards.build.config import BuildConfig
-from shards.build.entry import Entry, entries
+from shards.build import pack, source
+from shards.build.archive import Part, Source
+from shards.build.assign import TAR_OVERHEAD, num_shards, temporary_bytes
+from shards.build.config import BuildConfig, TranscodeConfig
+from shards.build.entry import entries
+from shards.build.gzip_reader import SPACING, WINDOW
 from shards.build.transcode import Unusable, transcode, unpacked
-from shards.dataset import store, tar
-from shards.dataset.classes import class_list
+from shards.build.unit import Unit, units
+from shards.dataset import store
 from support.console import duration
 
 PARTS, IMAGES = 12, 20
@@ -23,26 +24,36 @@ _HEADER = 768  # of a member of an archive: its header, and half a block of padd
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a build would make."""
+    """What a build would make and need."""
 
     sources: tuple[str, ...]
     images: int
     bytes: int
     shards: int
+    spool_bytes: int
+    temporary_bytes: int
+    free_bytes: int | None
+    """Room for the set; None in an object store."""
     cpu_s: float
     sample: int
     unusable: int
 
     def __str__(self) -> str:
         """The estimate as a short text."""
-        lines = (
-            *self.sources,
-            f"about {self.images:,} images in {self.shards:,} shards, {self.bytes / 1e9:,.2f} GB",
-            f"about {duration(self.cpu_s)} on one core like this",
-            f"from a sample of {self.sample} files, {self.unusable} of them unusable; "
-            "nothing was written",
+        peak = self.bytes + self.spool_bytes
+        room = "" if self.free_bytes is None else f"; {self.free_bytes / 1e9:,.2f} GB are free"
+        return "\n".join(
+            (
+                *self.sources,
+                f"about {self.images:,} images in {self.shards:,} shards, "
+                f"{self.bytes / 1e9:,.2f} GB",
+                f"at most {peak / 1e9:,.2f} GB in --out while it runs{room}",
+                f"{self.temporary_bytes / 1e9:,.2f} GB of temporary disk on this machine (TMPDIR)",
+                f"about {duration(self.cpu_s)} on one core like this",
+                f"from a sample of {self.sample} files, {self.unusable} of them unusable; "
+                "nothing was written",
+            )
         )
-        return "\n".join(lines)
 
 
 @dataclass
@@ -55,88 +66,81 @@ class _Sample:
     usable: int = 0
     stored_bytes: int = 0
     seconds: float = 0.0
-    descriptions: list[str] = field(default_factory=list)
 
 
-def estimate(sources: Sequence[str], config: BuildConfig) -> Estimate:
-    """Estimate a build from a few images of each source."""
-    classes = class_list(config.classes) if config.classes else None
-    sample = _Sample()
-    raws = [archive.find(location) for location in sources]
-    # A compressed archive is only read from its start, except a devkit, which is read whole.
-    plain = [raw.location for raw in raws if not raw.is_gzip]
-    if plain:
-        context = source.Context(config.source_kind, classes, pafs.LocalFileSystem(), "")
-        plain += [raw.location for raw in raws if raw.is_gzip and source.kind_of(raw) == "devkit"]
-        for recognised in source.recognise(plain, context):
-            wnids = {part.wnid for part in recognised.parts} - {""}
-            sample.descriptions.append(source.described(recognised, wnids))
-            _add_parts(recognised, config, sample)
-    for raw in raws:
-        if raw.location not in plain:
-            sample.descriptions.append(f"{raw.name}: gzip, seen by its first images only")
-            _add_stream(raw, config, sample)
+def estimate(locations: Sequence[str], out: str, config: BuildConfig) -> Estimate:
+    """Estimate a build from a few images of each source.
+
+    Of a compressed archive only the first images are seen, and how well these are compressed.
+    """
+    sources = pack.recognise([source.find(location) for location in locations], config)
+    pack.val_split(config, any(one.has_val for one in sources))
+    sample, descriptions, points = _Sample(), [], 0
+    for one in sources:
+        found = list(itertools.islice(units([one]), 1 if one.raw.is_gzip else None))
+        wnids = {part.wnid for unit in found for part in unit.parts} - {""}
+        text = source.described(one, wnids)
+        descriptions.append(f"{text} (its first images)" if one.raw.is_gzip else text)
+        points += WINDOW * one.bytes // SPACING if one.raw.is_gzip else 0
+        if found:
+            _add(one, found, config.transcode, sample)
     images = round(sample.files * sample.usable / max(sample.seen, 1))
-    mean = sample.stored_bytes / max(sample.usable, 1) + TAR_OVERHEAD
+    mean = sample.stored_bytes / max(sample.usable, 1)
+    system, root = store.locate(out)
     return Estimate(
-        sources=tuple(sample.descriptions),
+        sources=tuple(descriptions),
         images=images,
-        bytes=round(images * mean),
-        shards=num_shards(images, mean, config),
+        bytes=round(images * (mean + TAR_OVERHEAD)),
+        shards=num_shards(images, mean + TAR_OVERHEAD, config),
+        spool_bytes=round(images * mean) + points,
+        temporary_bytes=temporary_bytes(images),
+        free_bytes=_free(root) if store.is_local(system) else None,
         cpu_s=sample.files * sample.seconds / max(sample.seen, 1),
         sample=sample.seen,
         unusable=sample.seen - sample.usable,
     )
 
 
-def _add_parts(recognised: Source, config: BuildConfig, sample: _Sample) -> None:
+def _free(root: str) -> int:
+    """Free bytes on the disk of a folder that may not exist yet."""
+    folder = Path(root)
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _add(one: Source, found: Sequence[Unit], config: TranscodeConfig, sample: _Sample) -> None:
     """Add the first files of some parts of a source."""
-    parts, files = recognised.parts, 0.0
-    chosen = parts[:: max(1, -(-len(parts) // PARTS))]
-    for part in chosen:
-        sizes = _process(islice(entries(recognised.fs, [part]), IMAGES), config, sample)
+    parts = [(unit, part) for unit in found for part in unit.parts]
+    chosen, files = parts[:: max(1, -(-len(parts) // PARTS))], 0.0
+    for unit, part in chosen:
+        sizes = _process(one, replace(unit, parts=(part,), faults=()), config, sample)
         if part.layout == "folder":
-            files += len(store.listing(recognised.fs, part.path))
+            files += part.stop - part.start or len(store.listing(one.fs, part.path))
         elif sizes:
             overhead = _HEADER * (2 if part.layout == "samples" else 1)
             files += part.bytes / (sum(sizes) / len(sizes) + overhead)
-    read = sum(part.bytes for part in chosen)
-    sample.files += files * sum(part.bytes for part in parts) / max(read, 1)
+    total = _bytes(parts)
+    if not found[-1].last:
+        total = one.bytes * found[-1].points[-1].start / found[-1].points[-1].compressed
+    sample.files += files * total / max(_bytes(chosen), 1)
 
 
-def _add_stream(raw: RawSource, config: BuildConfig, sample: _Sample) -> None:
-    """Add the first files of a compressed archive."""
-    stream = gunzip.GzipStream(raw)
-    sizes = _process(islice(_entries(stream), PARTS * IMAGES), config, sample)
-    if sizes:
-        unpacked_size = (raw.info.size or 0) * stream.ratio
-        sample.files += unpacked_size / (sum(sizes) / len(sizes) + _HEADER)
+def _bytes(parts: Sequence[tuple[Unit, Part]]) -> int:
+    return sum(part.bytes for _, part in parts)
 
 
-def _entries(stream: gunzip.GzipStream) -> Iterator[Entry]:
-    """Files of a compressed archive and of its inner tars."""
-    for member in tar.walk(stream, 0, gunzip.UNKNOWN, "", archive.ignore_damage):
-        files: Iterable[tar.Member] = [member]
-        if archive.inner_class(member):
-            stop = member.offset + member.size
-            files = tar.walk(stream, member.offset, stop, "", archive.ignore_damage)
-        for file in files:
-            if file.kind == "file":
-                data = stream(file.offset, file.size)
-                yield Entry("", file.name, "", file.offset, file.size, data)
-
-
-def _process(files: Iterable[Entry], config: BuildConfig, sample: _Sample) -> list[int]:
+def _process(one: Source, unit: Unit, config: TranscodeConfig, sample: _Sample) -> list[int]:
     """Process files as a build would; returns the size of each."""
     sizes = []
-    for entry in files:
+    for entry in itertools.islice(entries(one, unit), IMAGES):
         start = time.perf_counter()
         sizes.append(entry.size)
         sample.seen += 1
         try:
             if not entry.problem:
                 data = unpacked(entry.data)
-                sample.stored_bytes += len(transcode(data, config.transcode).jpeg or data)
+                sample.stored_bytes += len(transcode(data, config).jpeg or data)
                 sample.usable += 1
         except Unusable:
             pass

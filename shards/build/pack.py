@@ -2,34 +2,40 @@
 
     sources -> units -> catalogue/part-*.parquet + spool -> plan/*.parquet -> train-00000.tar ...
 
-Every step is a set of tasks. Each task writes one file, whole or not at all, and does nothing if
-its file exists. To continue a killed build, run the same command again.
+Every step is a set of tasks. Each task writes its files whole or not at all, and does nothing if
+they exist. To continue a killed build, run the same command again.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import PIL
-import simplejpeg
 from pyarrow import fs as pafs
 
-from shards.build import assign, catalogue, class_stats, report, source, writer
-from shards.build.archive import Source
+from shards.build import assign, catalogue, report, source, writer
+from shards.build.archive import RawSource, Source
+from shards.build.catalogue import CatalogueJob, DamagedSource
+from shards.build.class_stats import Tally
 from shards.build.config import BuildConfig
-from shards.build.exclude import Excluded
-from shards.build.progress import Listen, Run, StageProgress, serial
-from shards.build.report import BuildReport
-from shards.dataset import store
+from shards.build.exclude import Excluded, chosen
+from shards.build.lease import written_here
+from shards.build.progress import Listen, Run, serial, shown
+from shards.build.report import BuildReport, Saved
+from shards.build.source import Context
+from shards.build.unit import Unit, UnitFiles, expected, units
+from shards.build.writer import ShardJob
+from shards.dataset import format, store
 from shards.dataset.classes import class_list
-from shards.dataset.format import MANIFEST, Manifest, Shard, open_set, write_info, write_manifest
+from shards.dataset.format import Manifest, Shard
 
-SCHEME = 1  # raised whenever the same input would give other bytes
+SCHEME = 2  # raised whenever the same input would give other bytes
 DEFAULT_VAL_FRACTION = 0.01
+CLASSES = "classes.txt"
 
 
 def build(
@@ -40,106 +46,197 @@ def build(
     run: Run = serial,
     progress: Listen | None = None,
 ) -> BuildReport:
-    """Make the shard set at `out` from the sources; files that exist are not made again."""
+    """Make the shard set at `out` from the sources; files that exist are not made again.
+
+    Raises ValueError if sources and settings do not fit, DamagedSource if a source is damaged, and
+    AlreadyLocked if another process writes the set.
+    """
     system, root = store.locate(out)
     locations = [str(location) for location in sources]
-    manifest_settings, fingerprint = settings(config), source.fingerprint(locations)
+    raws = [source.find(location) for location in locations]
+    manifest_settings = settings(config)
+    fingerprint = source.fingerprint(raws)
     identity = _hash(fingerprint, json.dumps(manifest_settings, sort_keys=True))
-    earlier_report = _finished(system, root, identity)
-    if earlier_report is not None:
-        return earlier_report
-    for folder in (root, *(f"{root}/{name}" for name in ("catalogue", "plan", "work/spool"))):
-        store.make_folder(system, folder)
-        store.sweep(system, folder)
-    work = f"{root}/work"
+    recognised = ()
+    saved = _finished(system, root, identity)
+    if saved is not None and not store.has_folder(system, f"{root}/work"):
+        return saved.report
+    if saved is None:
+        recognised = recognise(raws, config)
+        val_split(config, any(one.has_val for one in recognised))  # refuses what does not fit
+    with written_here(system, root):
+        saved = _finished(system, root, identity)
+        if saved is None:
+            files = UnitFiles(system, root, _hash(fingerprint, config.source_kind))
+            made = _Build(system, root, config, identity, files, recognised, run, progress)
+            saved = made.saved(tuple(map(store.absolute, locations)), manifest_settings)
+        _clean(system, root, keep_work=config.keep_work)
+        return saved.report
+
+
+def recognise(raws: Sequence[RawSource], config: BuildConfig) -> tuple[Source, ...]:
+    """The sources of a build."""
     classes = class_list(config.classes) if config.classes else None
-    context = source.Context(config.source_kind, classes, system, work)
-    recognised = source.recognise(locations, context)
-    resolved, val_note = _val_split(config, recognised)
-    known = Excluded(config.exclude, config.exclude_distance, run) if config.exclude else None
-
-    hashed = known is not None
-    # Only what decides the bytes of the catalogue: a build with another seed can use it again.
-    decisive = str(config.transcode), config.source_kind, str(hashed), str(_versions())
-    seen = _hash(_hash(fingerprint, str(classes)), *decisive)
-    job = catalogue.CatalogueJob(system, root, seen, config.transcode, hashed)
-    units = catalogue.units(recognised)
-    task = functools.partial(catalogue.catalogue_unit, job)
-    for _ in _results("catalogue", task, units, run, progress):
-        pass
-    parts = [job.part(unit.number) for unit in units]
-    tally = assign.assign(system, root, parts, resolved, classes, identity, known)
-    systems = tuple(one.fs for one in recognised)
-    shard_job = writer.ShardJob(system, root, identity, config.transcode, systems)
-    splits = _shards(shard_job, tally, run, progress)
-
-    result = report.collected(system, root, recognised, parts, tally, splits, (val_note,))
-    _publish(system, root, manifest_settings, recognised, tally, splits)
-    saved = report.Saved(identity, tuple(map(store.absolute, locations)), result)
-    report.write(system, root, saved)  # marks the build as complete, so it is written last
-    _clean(system, root, splits, len(units))
-    if not config.keep_work:
-        system.delete_dir(work)
-    return result
-
-
-def _versions() -> dict[str, str | int]:
-    """What decides the bytes of a shard set besides sources and settings."""
-    return {"pillow": PIL.__version__, "simplejpeg": simplejpeg.__version__, "scheme": SCHEME}
+    return source.recognise(raws, Context(config.source_kind, classes))
 
 
 def settings(config: BuildConfig) -> dict[str, Any]:
-    """All that decides the bytes of a shard set besides its sources, as stored in manifest.json.
+    """All that decides the images of a shard set besides its sources, as in manifest.json.
 
     Class lists and shard sets are identified by their content, so that it holds no local path.
     """
-    fields = dataclasses.asdict(config)
+    fields = dataclasses.asdict(config) | {"scheme": SCHEME}
     del fields["keep_work"]
     if config.classes:
         fields["classes"] = Path(config.classes).name
         fields["classes_sha256"] = _hash(*class_list(config.classes))
-    fields["exclude"] = [open_set(location).fingerprint for location in config.exclude]
-    return fields | _versions()
+    sets = map(chosen, config.exclude)
+    fields["exclude"] = [f"{one.fingerprint}:{split}" for one, splits in sets for split in splits]
+    return fields
 
 
 def _hash(*texts: str) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
-def _finished(system: pafs.FileSystem, root: str, identity: str) -> BuildReport | None:
-    """The report of this build if it is complete; raises ValueError if another set is there."""
+def _finished(system: pafs.FileSystem, root: str, identity: str) -> Saved | None:
+    """What is saved of this build if it is complete; ValueError if another set is there."""
     saved = report.read(system, root)
-    if saved is None and store.exists(system, f"{root}/{MANIFEST}"):
+    is_ours = assign.finished(system, root, identity) is not None  # killed before the report
+    if saved is None and not is_ours and store.exists(system, f"{root}/{format.MANIFEST}"):
         raise ValueError(f"{root} holds a shard set from elsewhere; give another --out")
     if saved is not None and saved.build != identity:
         raise ValueError(
             f"{root} holds a shard set of other sources or settings; give another --out, or "
             "remove it"
         )
-    return None if saved is None else saved.report
+    return saved
 
 
-def _results(
-    stage: str, task: Callable[[Any], Any], items: Sequence[Any], run: Run, listen: Listen | None
-) -> Iterator[Any]:
-    """Results of tasks; reports progress after each one."""
-    images = size = 0
-    for done, result in enumerate(run(task, items), 1):
-        images, size = images + result.samples, size + result.bytes
-        if listen is not None:
-            listen(StageProgress(stage, done, len(items), images, size))
-        yield result
+@dataclasses.dataclass
+class _Build:
+    """A build on its way."""
+
+    fs: pafs.FileSystem
+    root: str
+    config: BuildConfig
+    identity: str
+    files: UnitFiles
+    sources: tuple[Source, ...]
+    run: Run
+    progress: Listen | None
+
+    def saved(self, locations: tuple[str, ...], manifest_settings: dict[str, Any]) -> Saved:
+        """Make the set, and save the report, which marks it as complete."""
+        known = None
+        if self.config.exclude:
+            known = Excluded(self.config.exclude, self.config.exclude_distance, self.run)
+        for name in ("", "catalogue", "plan", "work/spool"):
+            store.make_folder(self.fs, f"{self.root}/{name}".rstrip("/"))
+            store.sweep(self.fs, f"{self.root}/{name}".rstrip("/"))
+        parts, has_val = self._catalogue(known)
+        drawn, val_note = val_split(self.config, has_val)
+        classes = class_list(self.config.classes) if self.config.classes else None
+        tally = assign.assign(
+            self.fs, self.root, parts, drawn, classes, self.identity, known, self.progress
+        )
+        found = report.totals(self.fs, self.root, parts)
+        damage = found.faults(self.sources, tally)
+        if damage and not self.config.allow_damaged_source:
+            raise DamagedSource("; ".join(damage[:5]))
+        splits = self._shards(tally)
+        codecs = {"codecs": [json.loads(versions) for versions in sorted(found.codecs)]}
+        manifest = Manifest(
+            classes=tally.classes,
+            splits=splits,
+            settings=manifest_settings | codecs,
+            source=described(self.sources, damage),
+        )
+        publish(self.fs, self.root, manifest)
+        notes = (val_note, *(f"damaged: {fault}" for fault in damage))
+        saved = Saved(
+            build=self.identity,
+            units=self.files.identity,
+            locations=locations,
+            settings=manifest.settings,
+            source=manifest.source,
+            manifest=manifest.sha256,
+            report=report.collected(found, self.sources, tally, splits, notes),
+        )
+        report.write(self.fs, self.root, saved)
+        return saved
+
+    def _catalogue(self, known: Excluded | None) -> tuple[list[str], bool]:
+        """Catalogue all units; returns the paths of their parts, and whether they hold val."""
+        config, has_val = self.config, any(one.has_val for one in self.sources)
+        drawn, _ = val_split(config, has_val)
+        hashed = known is not None or bool(drawn.val_per_class or drawn.val_fraction)
+        decisive = self.files.identity, str(config.transcode), str(hashed), str(config.classes)
+        job = CatalogueJob(
+            self.fs, self.root, _hash(*decisive, str(config.seed), str(SCHEME)), config.transcode,
+            self.sources, config.seed, hashed, config.allow_damaged_source,
+        )  # fmt: skip
+        parts: list[str] = []
+
+        def found() -> Iterator[Unit]:
+            for unit in units(self.sources, self.files):
+                parts.append(job.part(unit.number))
+                if not config.allow_damaged_source:
+                    check(unit)
+                yield unit
+
+        careful = functools.partial(catalogue.catalogue_unit, job, isolated=True)
+        results = self.run(functools.partial(catalogue.catalogue_unit, job), found(), careful)
+        most = expected(self.sources)
+
+        def total() -> int:
+            return max(most, len(parts))
+
+        for done in shown("catalogue", results, total, self.progress):
+            has_val |= done.val > 0
+        for info in store.listing(self.fs, f"{self.root}/catalogue"):
+            if info.path not in parts and info.base_name.endswith(".parquet"):
+                store.discard(self.fs, info.path)  # of an earlier build that was given up
+        return parts, has_val
+
+    def _shards(self, tally: Tally) -> dict[str, tuple[Shard, ...]]:
+        """Write all shards; returns them by split, in order."""
+        job = ShardJob(
+            self.fs, self.root, self.identity, self.config.transcode, self.sources, self.files
+        )
+        tasks = [
+            places
+            for split, count in tally.shards.items()
+            for places in writer.groups(split, count, tally.bytes[split])
+        ]
+        results = self.run(functools.partial(writer.write_shards, job), tasks)
+        written = shown("shards", results, lambda: len(tasks), self.progress)
+        shards = {shard.name: shard for result in written for shard in result.shards}
+        return {
+            split: tuple(shards[writer.Place(split, n).name] for n in range(count))
+            for split, count in tally.shards.items()
+        }
 
 
-def _val_split(config: BuildConfig, sources: Sequence[Source]) -> tuple[BuildConfig, str]:
-    """The settings with the default share of val filled in if it applies, and a note about val."""
-    has_val = any(part.split == "val" or part.has_val for one in sources for part in one.parts)
+def check(unit: Unit) -> None:
+    """Raise DamagedSource if damage was found on the way to a unit."""
+    for fault in unit.faults:
+        if fault.damage:
+            place = fault.member or f"byte {fault.offset:,}"
+            raise DamagedSource(f"{fault.archive}: {place}: {fault.reason}")
+
+
+def val_split(config: BuildConfig, has_val: bool) -> tuple[BuildConfig, str]:
+    """The settings with the default share of val filled in if it applies, and a note about val.
+
+    Raises ValueError if val is to be drawn and the sources have one.
+    """
     if has_val and (config.val_per_class or config.val_fraction):
         raise ValueError(
             "the sources have their own val split; leave val_per_class and val_fraction unset"
         )
     if config.val_per_class:
-        return config, f"val: {config.val_per_class} images of each class, at most half of it"
+        return config, f"val: {config.val_per_class} images of each class, at most a quarter of it"
     share = "of the images, by content hash"
     if config.val_fraction:
         return config, f"val: {config.val_fraction:.2%} {share} (as asked)"
@@ -149,50 +246,35 @@ def _val_split(config: BuildConfig, sources: Sequence[Source]) -> tuple[BuildCon
     return config, f"val: {config.val_fraction:.2%} {share} (the sources have no val split)"
 
 
-def _shards(
-    job: writer.ShardJob, tally: class_stats.Tally, run: Run, listen: Listen | None
-) -> dict[str, tuple[Shard, ...]]:
-    """Write all shards; returns them by split, in order."""
-    places = [writer.Place(s, n) for s, count in tally.shards.items() for n in range(count)]
-    task = functools.partial(writer.write_shard, job)
-    shards = {shard.name: shard for shard in _results("shards", task, places, run, listen)}
-    return {
-        split: tuple(shards[place.name] for place in places if place.split == split)
-        for split in tally.shards
-    }
+def described(sources: Sequence[Source], damage: Sequence[str]) -> tuple[dict[str, Any], ...]:
+    """The sources as in manifest.json."""
+    rows = [{"name": s.name, "kind": s.kind, "bytes": s.bytes} for s in sources]
+    return (*rows, *({"damage": fault} for fault in damage))
 
 
-def _publish(
-    system: pafs.FileSystem,
-    root: str,
-    manifest_settings: dict[str, Any],
-    sources: Sequence[Source],
-    tally: class_stats.Tally,
-    splits: dict[str, tuple[Shard, ...]],
-) -> None:
+def class_lines(manifest: Manifest) -> str:
+    """The text of classes.txt."""
+    return "".join(f"{wnid}\n" for wnid in manifest.classes)
+
+
+def publish(system: pafs.FileSystem, root: str, manifest: Manifest) -> None:
     """Write the class list and the manifest."""
-    lines = "".join(f"{wnid}\n" for wnid in tally.classes)
-    store.write_bytes(system, f"{root}/classes.txt", lines.encode())
-    manifest = Manifest(
-        classes=tally.classes,
-        splits=splits,
-        settings=manifest_settings,
-        source=tuple({"name": s.name, "kind": s.kind, "bytes": s.bytes} for s in sources),
-    )
-    write_info(system, root, manifest)
-    write_manifest(system, root, manifest)
+    store.write_bytes(system, f"{root}/{CLASSES}", class_lines(manifest).encode())
+    format.write_info(system, root, manifest)
+    format.write_manifest(system, root, manifest)
 
 
-def _clean(
-    system: pafs.FileSystem, root: str, splits: dict[str, tuple[Shard, ...]], num_units: int
-) -> None:
-    """Remove shards, catalogue parts and assignments that an earlier, unfinished build left."""
-    names = {name for shards in splits.values() for s in shards for name in (s.name, s.index_name)}
+def _clean(system: pafs.FileSystem, root: str, *, keep_work: bool) -> None:
+    """Remove the spool, and what an earlier build left that was given up. It may be killed."""
+    manifest = format.open_manifest(system, root)
+    names = {name for shard in manifest.shards for name in (shard.name, shard.index_name)}
     for info in store.listing(system, root):
         if writer.SHARD_FILE.fullmatch(info.base_name) and info.base_name not in names:
             store.discard(system, info.path)
-    for info in store.listing(system, f"{root}/catalogue")[num_units:]:
-        store.discard(system, info.path)
+    plans = {assign.TALLY, *(f"{split}.parquet" for split in manifest.splits)}
     for info in store.listing(system, f"{root}/plan"):
-        if info.base_name not in (assign.TALLY, *(f"{split}.parquet" for split in splits)):
+        if info.base_name not in plans:
             store.discard(system, info.path)
+    if not keep_work:
+        with contextlib.suppress(FileNotFoundError):
+            system.delete_dir(f"{root}/work")

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from support.console import Progress
 
@@ -21,13 +21,32 @@ class StageProgress:
 
 
 Listen = Callable[[StageProgress], None]
-Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
-"""Applies a function to items and yields the results, in any order."""
+T = TypeVar("T")
+Task = Callable[[Any], Any]
+Run = Callable[..., Iterator[Any]]
+"""run(function, items, careful=None): applies a function to items and yields the results, in any
+order. `careful` does the same for an item whose process was killed."""
 
 
-def serial(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+def serial(function: Task, items: Iterable[Any], careful: Task | None = None) -> Iterator[Any]:  # noqa: ARG001
     """Run tasks one after the other in this process."""
     return map(function, items)
+
+
+def shown(
+    stage: str,
+    results: Iterable[T],
+    total: Callable[[], int],
+    listen: Listen | None,
+    counts: Callable[[T], Any] = lambda result: result,
+) -> Iterator[T]:
+    """The results of tasks; reports the progress after each, by `samples` and `bytes` of counts."""
+    images = size = 0
+    for done, result in enumerate(results, 1):
+        images, size = images + counts(result).samples, size + counts(result).bytes
+        if listen is not None:
+            listen(StageProgress(stage, done, total(), images, size))
+        yield result
 
 
 class BuildProgress:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from support import code
@@ -61,26 +61,39 @@ def job_brings_code() -> bool:
     return not {"working_dir", "py_modules"}.isdisjoint(runtime_env)
 
 
-def ray_map(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+def ray_map(
+    function: Callable[[Any], Any],
+    items: Iterable[Any],
+    careful: Callable[[Any], Any] | None = None,
+) -> Iterator[Any]:
     """Apply function to items in Ray tasks and yield the results in the order of completion.
 
     The number of submitted tasks is bounded. A task is retried if its worker dies or its storage
-    fails; if it keeps failing, its error is raised here and the other tasks are cancelled.
+    fails; if its workers keep dying, `careful` is called instead, if given. If it keeps failing,
+    its error is raised here and the other tasks are cancelled.
     """
     task = ray.remote(num_cpus=1, max_retries=RETRIES, retry_exceptions=[OSError])(_call)
-    shared = ray.put(function)
+    functions = {False: ray.put(function), True: ray.put(careful)}
     remaining = iter(items)
-    running: list[ray.ObjectRef] = []
+    running: dict[ray.ObjectRef, tuple[Any, bool]] = {}
     try:
         while True:
             # looked up again and again: an autoscaler brings nodes for the tasks that wait
             window = max(2, TASKS_PER_CPU * int(ray.cluster_resources().get("CPU", 1)))
             for item in itertools.islice(remaining, max(0, window - len(running))):
-                running.append(task.remote(shared, item))
+                running[task.remote(functions[False], item)] = item, False
             if not running:
                 return
-            done, running = ray.wait(running, num_returns=1)
-            yield ray.get(done[0])
+            (done,), _ = ray.wait(list(running), num_returns=1)
+            item, is_careful = running.pop(done)
+            try:
+                result = ray.get(done)
+            except (WorkerCrashedError, OutOfMemoryError):
+                if careful is None or is_careful:
+                    raise
+                running[task.remote(functions[True], item)] = item, True
+            else:
+                yield result
     finally:
         for reference in running:
             ray.cancel(reference)

@@ -6,16 +6,15 @@ DIR/report.json  DIR/quarantine.parquet  DIR/duplicates.parquet  DIR/excluded.pa
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from shards.build import catalogue, source
+from shards.build import catalogue, published, source
 from shards.build.archive import Source
 from shards.build.class_stats import Tally
 from shards.dataset import store
@@ -23,6 +22,7 @@ from shards.dataset.format import Shard
 
 REPORT, QUARANTINE = "report.json", "quarantine.parquet"
 SHOWN = 100
+MANY_LABELS = 10  # more classes than an image of ImageNet-21k and its parent classes have
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,13 @@ class BuildReport:
     multi_label: int
     """Images with more than one class."""
     crossing: int
-    """Copies in another split than the image that is kept, which is in val if either is."""
+    """Images of train left out because the sources' own val split has them."""
     excluded: int
     """Images left out because an excluded set has them, listed in excluded.parquet."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Images left out because of a setting, by setting."""
+    warnings: tuple[str, ...] = ()
+    """What is probably wrong with the sources or the set."""
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -78,21 +80,32 @@ class BuildReport:
         )
         lines += [f"left out, {reason}: {count:,}" for reason, count in self.left_out.items()]
         if self.crossing:
-            lines.append(f"{self.crossing:,} copies were in another split; val keeps the image")
+            lines.append(f"{self.crossing:,} images of train are also in val, and left train")
         lines.append(f"{self.quarantined_count:,} of {self.files:,} files give no image")
         lines += [f"  {count:,} x {reason}" for reason, count in list(self.reasons.items())[:20]]
         lines += [f"  {q.archive}: {q.member}: {q.reason}" for q in self.quarantined[:20]]
         if self.quarantined_count > 20:
             lines.append(f"  ... all of them in {QUARANTINE}")
-        return "\n".join([*lines, *self.notes])
+        warnings = [f"WARNING: {warning}" for warning in self.warnings]
+        return "\n".join([*warnings, *lines, *self.notes])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Saved:
-    """Content of report.json: the identity of the build, its sources, and the report."""
+    """Content of report.json: all that is needed to make a part of the set again."""
 
     build: str
+    """Identity of the sources and settings."""
+    units: str
+    """Identity of the units."""
     locations: tuple[str, ...]
+    """Where the sources were."""
+    settings: Mapping[str, Any]
+    """As in the manifest."""
+    source: tuple[Mapping[str, Any], ...]
+    """As in the manifest."""
+    manifest: str
+    """SHA-256 of manifest.json."""
     report: BuildReport
 
 
@@ -102,86 +115,151 @@ def write(system: pafs.FileSystem, root: str, saved: Saved) -> None:
 
 
 def read(system: pafs.FileSystem, root: str) -> Saved | None:
-    """Read report.json; None if there is none."""
-    fields = store.read_json(system, f"{root}/{REPORT}")
-    if fields is None:
-        return None
+    """Read report.json; None if there is none, ValueError if it is damaged."""
+    try:
+        fields = store.read_json(system, f"{root}/{REPORT}")
+        return None if fields is None else _saved(fields)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{root}/{REPORT} is damaged, or of another version ({type(error).__name__}: {error}); "
+            "restore it from a copy, or build the set anew in another folder"
+        ) from error
+
+
+def _saved(fields: dict[str, Any]) -> Saved:
     report: dict[str, Any] = fields["report"]
     report["quarantined"] = tuple(Quarantined(**entry) for entry in report["quarantined"])
-    for name in ("sources", "notes"):
+    for name in ("sources", "warnings", "notes"):
         report[name] = tuple(report[name])
-    return Saved(fields["build"], tuple(fields["locations"]), BuildReport(**report))
+    for name in ("locations", "source"):
+        fields[name] = tuple(fields[name])
+    return Saved(**{**fields, "report": BuildReport(**report)})
+
+
+@dataclass
+class Totals:
+    """Sums over the parts of the catalogue."""
+
+    files: int = 0
+    quarantined: list[Quarantined] = field(default_factory=list)
+    damage: list[str] = field(default_factory=list)
+    """Faults of the sources; the first hundred."""
+    reasons: Counter[str] = field(default_factory=Counter)
+    modes: Counter[str] = field(default_factory=Counter)
+    wnids: defaultdict[int, set[str]] = field(default_factory=lambda: defaultdict(set))
+    """Classes by source."""
+    images: defaultdict[int, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    """Files with a class, usable or not, by source and split."""
+    usable: Counter[int] = field(default_factory=Counter)
+    """Images by source."""
+    codecs: Counter[str] = field(default_factory=Counter)
+    """Units by the versions of the libraries that made them."""
+
+    def add(self, table: pa.Table) -> pa.Table:
+        """Add a part; returns its quarantined rows."""
+        self.files += table.num_rows
+        self.codecs[table.schema.metadata[catalogue.CODECS].decode()] += 1
+        labelled = table.filter(pc.greater(pc.list_value_length(table["wnids"]), 0))
+        for number in pc.unique(labelled["source"]).to_pylist():
+            rows = labelled.filter(pc.equal(labelled["source"], number))
+            self.wnids[number].update(pc.unique(pc.list_flatten(rows["wnids"])).to_pylist())
+            splits = rows["split"].value_counts().to_pylist()
+            self.images[number].update({row["values"]: row["counts"] for row in splits})
+        usable = table.filter(pc.equal(table["problem"], ""))
+        self.usable.update(usable["source"].to_pylist())
+        modes = usable.group_by(["format", "mode"]).aggregate([([], "count_all")])
+        for row in modes.to_pylist():
+            self.modes[f"{row['format']} {row['mode']}"] += row["count_all"]
+        faults = table.filter(pc.not_equal(table["problem"], ""))
+        for row in faults.to_pylist():
+            self.reasons[kind_of(row["problem"])] += 1
+            if len(self.quarantined) < SHOWN:
+                place = row["archive"], row["member"], row["problem"]
+                self.quarantined.append(Quarantined(*place))
+            if row["damage"] and len(self.damage) < SHOWN:
+                place = row["member"] or f"byte {row['offset']:,}"
+                self.damage.append(f"{row['archive']}: {place}: {row['problem']}")
+        return faults.select(catalogue.QUARANTINE.names).cast(catalogue.QUARANTINE)
+
+    def faults(self, sources: Sequence[Source], tally: Tally) -> list[str]:
+        """Why images or classes may be missing without a name."""
+        silent = [
+            f"{one.name} gives no image"
+            for number, one in enumerate(sources)
+            if one.kind != "devkit" and not self.usable[number]
+        ]
+        empty = ", ".join(tally.empty[:5]) + ", ..." * (len(tally.empty) > 5)
+        some = [f"{len(tally.empty):,} classes give no image: {empty}"] if tally.empty else []
+        return [*self.damage, *silent, *some]
+
+    def warnings(self, sources: Sequence[Source], tally: Tally) -> Iterator[str]:
+        """What the user should look at."""
+        for number, one in enumerate(sources):
+            counts = self.images[number], self.wnids[number]
+            yield from published.differences(one.name, one.kind, *counts)
+        if tally.missing:
+            yield f"{tally.missing:,} of {len(tally.classes):,} classes have no image"
+        labels, member = tally.most_labels
+        if labels > MANY_LABELS:
+            yield f"{member} is in {labels} classes: is it an image that stands for missing ones?"
+        if tally.near:
+            yield f"{tally.near:,} images of train look like one of val: near-duplicates.parquet"
+        if len(self.codecs) > 1:
+            yield (
+                f"the images were made by {len(self.codecs)} versions of the libraries, so a shard "
+                "cannot be made again by one of them: see codecs in the manifest"
+            )
+
+
+def totals(system: pafs.FileSystem, root: str, parts: Sequence[str]) -> Totals:
+    """Sums over the catalogue parts at these paths; writes the quarantine list."""
+    found = Totals()
+    quarantine = f"{root}/{QUARANTINE}"
+    with catalogue.parquet_writer(system, quarantine, catalogue.QUARANTINE) as writer:
+        for path in parts:
+            writer.write_table(found.add(catalogue.parquet_table(system, path, _COLUMNS)))
+    return found
 
 
 def collected(
-    system: pafs.FileSystem,
-    root: str,
+    found: Totals,
     sources: Sequence[Source],
-    parts: Sequence[str],
     tally: Tally,
     splits: Mapping[str, Sequence[Shard]],
     notes: tuple[str, ...],
 ) -> BuildReport:
-    """Write the quarantine list and return the report, from the catalogue parts at these paths."""
-    totals = _Totals()
-    quarantine = f"{root}/{QUARANTINE}"
-    with catalogue.parquet_writer(system, quarantine, catalogue.QUARANTINE) as writer:
-        for path in parts:
-            table = pq.read_table(path, columns=_COLUMNS, filesystem=system)
-            writer.write_table(totals.add(table))
+    """The report."""
+    excluded = {f"in {place}": count for place, count in tally.excluded.items()}
     left_out = {
         "in imagenet21k_small_classes (--small-classes takes them)": tally.small_split,
         "class not in the list of --classes": tally.other_class,
         "class with fewer images than --min-per-class": tally.rare_class,
     }
     return BuildReport(
-        sources=tuple(source.described(s, totals.wnids[n]) for n, s in enumerate(sources)),
+        sources=tuple(source.described(s, found.wnids[n]) for n, s in enumerate(sources)),
         classes=len(tally.classes),
         images=tally.images,
         shards=tally.shards,
         bytes={split: sum(shard.bytes for shard in shards) for split, shards in splits.items()},
-        files=totals.files,
-        quarantined_count=totals.reasons.total(),
-        quarantined=tuple(totals.quarantined),
-        reasons=dict(totals.reasons.most_common()),
-        modes=dict(totals.modes.most_common()),
+        files=found.files,
+        quarantined_count=found.reasons.total(),
+        quarantined=tuple(found.quarantined),
+        reasons=dict(found.reasons.most_common()),
+        modes=dict(found.modes.most_common()),
         duplicates=tally.merged,
         multi_label=tally.multi_label,
         crossing=tally.crossing,
-        excluded=tally.excluded,
-        left_out={reason: count for reason, count in left_out.items() if count},
+        excluded=sum(tally.excluded.values()),
+        left_out=excluded | {reason: count for reason, count in left_out.items() if count},
+        warnings=tuple(found.warnings(sources, tally)),
         notes=notes,
     )
 
 
-_COLUMNS = [*catalogue.QUARANTINE.names, "source", "wnids", "format", "mode"]
-
-
-class _Totals:
-    """Sums over the parts of the catalogue."""
-
-    def __init__(self) -> None:
-        self.files = 0
-        self.quarantined: list[Quarantined] = []
-        self.reasons: Counter[str] = Counter()
-        self.modes: Counter[str] = Counter()
-        self.wnids: defaultdict[int, set[str]] = defaultdict(set)
-
-    def add(self, table: pa.Table) -> pa.Table:
-        """Add a part; returns its quarantined rows."""
-        self.files += table.num_rows
-        for number in pc.unique(table["source"]).to_pylist():
-            wnids = table.filter(pc.equal(table["source"], number))["wnids"]
-            self.wnids[number].update(pc.unique(pc.list_flatten(wnids)).to_pylist())
-        usable = table.filter(pc.equal(table["problem"], "")).group_by(["format", "mode"])
-        for row in usable.aggregate([([], "count_all")]).to_pylist():
-            self.modes[f"{row['format']} {row['mode']}"] += row["count_all"]
-        faults = table.filter(pc.not_equal(table["problem"], ""))
-        rows = faults.to_pylist()
-        self.reasons.update(kind_of(row["problem"]) for row in rows)
-        for row in rows[: SHOWN - len(self.quarantined)]:
-            self.quarantined.append(Quarantined(row["archive"], row["member"], row["problem"]))
-        return faults.select(catalogue.QUARANTINE.names).cast(catalogue.QUARANTINE)
+_COLUMNS = [
+    *catalogue.QUARANTINE.names,
+    *("source", "wnids", "split", "format", "mode", "damage"),
+]
 
 
 def kind_of(reason: str) -> str:

@@ -1,18 +1,28 @@
-"""Recognise sources: the kind of each one, its description, and the parts to read it by."""
+"""Recognise sources: the kind of each one, what identifies it, and the parts of a folder.
 
+recognise(["fall11_whole.tar", "data/in1k"], context) -> (Source, Source)
+"""
+
+import hashlib
+import itertools
 import json
-import posixpath
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 from pyarrow import fs as pafs
 
-from shards.build import archive, devkit, gunzip
-from shards.build.archive import Fault, Part, RawSource, Source
+from shards.build import archive, devkit
+from shards.build.archive import NO_LABELS, Part, RawSource, Source
 from shards.build.config import Kind
-from shards.dataset import classes, format, store
+from shards.build.folder import FOLDERS
+from shards.dataset import classes, format, store, tar
 
-Parts = Iterator[Part | Fault]
+KAGGLE = "ILSVRC/Data/CLS-LOC"
+"""Where Kaggle's copy of ILSVRC2012 has its images."""
+FLAT = ("flat-tar", "imagenet-val")
+FIRST_LOOK = 8  # members whose names show the kind of an archive
+SAMPLES, SAMPLE_BYTES = 16, 1 << 16  # of the content that identifies a file
 
 
 @dataclass(frozen=True)
@@ -21,186 +31,169 @@ class Context:
 
     kind: Kind
     classes: tuple[str, ...] | None
-    fs: pafs.FileSystem
-    """File system of `work`."""
-    work: str
-    """Folder for laid-out archives."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Classes of the ILSVRC2012 validation images by file name."""
 
 
-def recognise(locations: Sequence[str], context: Context) -> tuple[Source, ...]:
-    """The sources at these locations, in this order; raises ValueError if one is unknown."""
-    if not locations:
+def recognise(raws: Sequence[RawSource], context: Context) -> tuple[Source, ...]:
+    """The sources in this order; raises ValueError if one is unknown."""
+    if not raws:
         raise ValueError("no source given; give an archive, a folder of classes, or shards")
-    kinds = [(raw, kind_of(raw, context.kind)) for raw in map(archive.find, locations)]
-    for raw, kind in kinds:
+    kinds = [kind_of(raw, context.kind) for raw in raws]
+    labels: dict[str, str] = {}
+    for raw, kind in zip(raws, kinds, strict=True):
         if kind == "devkit":
-            context = replace(context, labels={**context.labels, **devkit.labels(raw)})
-    sources = tuple(_source(raw, kind, context) for raw, kind in kinds)
-    if not any(source.parts for source in sources):
+            read = devkit.kaggle_labels if devkit.is_kaggle_labels(raw.name) else devkit.labels
+            labels |= read(raw)
+    context = replace(context, labels=labels)
+    sources = tuple(_source(*pair, context) for pair in zip(raws, kinds, strict=True))
+    if all(kind == "devkit" for kind in kinds):
         raise ValueError(
-            f"{', '.join(locations)}: a devkit alone has no images; give an archive too"
+            f"{', '.join(raw.location for raw in raws)}: a devkit alone has no images; give an "
+            "archive too"
         )
     return sources
 
 
-def fingerprint(locations: Sequence[str]) -> str:
-    """Text that changes when a source changes, from names, sizes and modification times."""
-    return json.dumps([_print_of(archive.find(location)) for location in locations])
+def find(location: str) -> RawSource:
+    """Look up a source; raises FileNotFoundError if nothing exists at `location`."""
+    system, path = store.locate(location)
+    info = system.get_file_info(path)
+    if info.type == pafs.FileType.NotFound:
+        raise FileNotFoundError(
+            f"no source at {location}; give an archive, a folder of classes or a folder of shards"
+        )
+    if info.type == pafs.FileType.Directory:
+        inside = system.get_file_info(f"{path}/{KAGGLE}")
+        path = inside.path if inside.type == info.type else path
+        return RawSource(location, system, path, 0, is_folder=True)
+    if not info.size:
+        raise ValueError(f"source {location} is an empty file; was its download cut short?")
+    with system.open_input_file(path) as file:
+        magic = store.read_range(file, path, 0, min(4, info.size))
+    if magic == b"PK\3\4":
+        raise ValueError(
+            f"{location} is a zip file; unpack it (unzip -q {path} -d DIR) and give the folder"
+        )
+    return RawSource(location, system, path, info.size, is_folder=False, magic=magic)
 
 
-def _print_of(raw: RawSource) -> list[object]:
-    if raw.info.type != pafs.FileType.Directory:
-        return [raw.name, raw.info.size, raw.info.mtime_ns]
-    inside = store.listing(raw.fs, raw.path)
-    for info in list(inside):
-        if info.base_name in archive.SPLITS:
-            inside += store.listing(raw.fs, info.path)
-    # A new or removed file changes the modification time of its folder.
-    return [raw.name, [[info.base_name, info.size, info.mtime_ns] for info in inside]]
+def fingerprint(raws: Sequence[RawSource]) -> str:
+    """Text that changes when a source changes: names, sizes, and samples of the content of files.
+
+    It does not depend on where a source lies and when it was copied there.
+    """
+    return json.dumps([[raw.name, *_identity(raw)] for raw in raws])
+
+
+def _identity(raw: RawSource) -> Iterator[object]:
+    hashed = hashlib.sha256()
+    if raw.is_folder:
+        # folder by folder, because a listing of all images of a set would fill the memory
+        pending = [raw.path]
+        while pending:
+            for info in store.listing(raw.fs, pending.pop()):
+                hashed.update(f"{info.path.removeprefix(raw.path)}\0{info.size}\n".encode())
+                if info.type == pafs.FileType.Directory:
+                    pending.append(info.path)
+    else:
+        yield raw.size
+        last = max(0, raw.size - SAMPLE_BYTES)
+        with raw.fs.open_input_file(raw.path) as file:
+            for offset in np.linspace(0, last, SAMPLES).astype(int).tolist():
+                size = min(SAMPLE_BYTES, raw.size - offset)
+                hashed.update(store.read_range(file, raw.path, offset, size))
+    yield hashed.hexdigest()
 
 
 def described(source: Source, wnids: set[str]) -> str:
     """Description of a source in one line, given the classes in it."""
     if source.kind == "devkit":
-        return f"{source.name}: devkit of ILSVRC2012"
+        return f"{source.name}: labels of the ILSVRC2012 validation images"
     size = f", {source.bytes / 1e9:,.2f} GB" if source.bytes else ""
     return f"{source.name}: {source.kind}, {classes.described(wnids)}{size}"
 
 
 def kind_of(raw: RawSource, kind: Kind = "auto") -> Kind:
     """Kind of a source: the one asked for, except that a devkit is always recognised as such."""
-    if raw.info.type == pafs.FileType.Directory:
+    if raw.is_folder:
         return kind if kind != "auto" else _folder_kind(raw)
-    if raw.is_gzip:
-        seen = archive.kind_of_tar(gunzip.GzipStream(raw), gunzip.UNKNOWN, raw.location, kind)
-    else:
-        with store.RangeReader(raw.fs, raw.path) as reader:
-            seen = archive.kind_of_tar(reader, reader.size, raw.location, kind)
+    if devkit.is_kaggle_labels(raw.name):
+        return "devkit"
+    seen = _archive_kind(raw, list(itertools.islice(_names(raw), FIRST_LOOK)), kind)
     return seen if kind == "auto" or seen == "devkit" else kind
 
 
+def _names(raw: RawSource) -> Iterator[str]:
+    """Names of the files of an archive, without hidden ones."""
+    with Source(raw=raw, kind="auto").open() as reader:
+        for member in tar.walk(reader, 0, reader.size, raw.location, archive.ignore_damage):
+            if member.kind == "file" and not member.name.rpartition("/")[2].startswith("."):
+                yield member.name
+
+
+def _archive_kind(raw: RawSource, names: Sequence[str], fallback: Kind) -> Kind:
+    """Kind of a tar by its first names, or `fallback`; ValueError if that is "auto"."""
+    for base in (name.rpartition("/")[2] for name in names):
+        if base in (devkit.TRUTH, devkit.META):
+            return "devkit"
+        if base.endswith((".tar", ".tar.gz")):
+            return "class-tars"
+        if base.endswith((".cls", ".json")):
+            return "webdataset"
+    if any(archive.VAL_NAME.fullmatch(name.rpartition("/")[2]) for name in names):
+        return "imagenet-val"
+    if any(archive.IMAGE_NAME.search(name) for name in names):
+        return "flat-tar"
+    if fallback != "auto":
+        return fallback
+    raise ValueError(
+        f"{raw.location} is not recognised: its first members are {list(names[:3])}; known are a "
+        "tar of class tars, a tar of class folders, ILSVRC2012_img_val.tar, the ILSVRC2012 devkit "
+        "and WebDataset shards; --source-kind overrides"
+    )
+
+
 def _folder_kind(raw: RawSource) -> Kind:
-    names = [info.base_name for info in store.listing(raw.fs, raw.path)]
-    if format.MANIFEST in names:
+    if store.exists(raw.fs, f"{raw.path}/{format.MANIFEST}"):
         return "webdataset"
-    stems = [name.removesuffix(".tar") for name in names if name.endswith(".tar")]
+    stems = [name.removesuffix(".tar") for name in format.tar_names(raw.fs, raw.path)]
     if stems and all(archive.WNID.fullmatch(stem) for stem in stems):
         return "class-tars"
     return "webdataset" if stems else "class-folders"
 
 
 def _source(raw: RawSource, kind: Kind, context: Context) -> Source:
-    items: list[Part | Fault] = []
-    if kind != "devkit":
-        is_folder = raw.info.type == pafs.FileType.Directory
-        items += _FOLDERS[kind](raw, context) if is_folder else _archive(raw, kind, context)
-    source = Source(
-        name=raw.name,
-        kind=kind,
-        fs=context.fs if raw.is_gzip else raw.fs,
-        bytes=raw.info.size or 0,
-        parts=tuple(item for item in items if isinstance(item, Part)),
-        faults=tuple(item for item in items if isinstance(item, Fault)),
-    )
-    if not source.parts and kind != "devkit":
-        raise ValueError(f"{raw.location} ({kind}) holds no class; is it the right archive?")
-    return source
-
-
-def _archive(raw: RawSource, kind: Kind, context: Context) -> Parts:
+    """The recognised source; what would stop its reading later stops here."""
+    known = list(FOLDERS) if raw.is_folder else ["class-tars", *FLAT, "webdataset", "devkit"]
+    if kind not in known:
+        what = "folder" if raw.is_folder else "file"
+        raise ValueError(
+            f"source_kind ({kind}): {raw.location} is a {what}, which can be {', '.join(known)}"
+        )
     if kind == "imagenet-val" and not context.labels:
-        raise ValueError(
-            f"{raw.location} has images without classes; give the devkit "
-            "(ILSVRC2012_devkit_t12.tar.gz) as a source as well"
-        )
-    if raw.is_gzip:
-        yield from gunzip.lay_out(raw, kind, context.fs, context.work)
-        return
+        raise ValueError(f"{raw.location} has images without classes; {NO_LABELS}")
     if kind == "webdataset":
-        yield _shard(raw, raw.info, context, "")
-        return
-    # Headers that lie far apart are read one by one, headers close to each other in blocks.
-    far = kind == "class-tars" or store.is_local(raw.fs)
-    with store.RangeReader(raw.fs, raw.path, archive.HEADER_READ if far else None) as reader:
-        if kind == "class-tars":
-            members = archive.members(reader, 0, reader.size, raw.name)
-            yield from archive.class_tars(raw, members)
-        else:
-            labels = context.labels if kind == "imagenet-val" else {}
-            yield from archive.flat_tar(raw, reader, labels)
-
-
-def _shard(raw: RawSource, info: pafs.FileInfo, context: Context, split: str) -> Part:
-    if context.classes is None:
-        raise ValueError(
-            f"{raw.location} holds shards without the names of their classes; run "
-            f"`python -m shards index {raw.location}` first, or give --classes"
-        )
-    return Part(
-        path=info.path,
-        archive=posixpath.basename(info.path),
-        layout="samples",
-        stop=info.size,
-        split=split,
-        classes=context.classes,
-    )
-
-
-def _shard_folder(raw: RawSource, context: Context) -> Parts:
-    infos = {info.base_name: info for info in store.listing(raw.fs, raw.path)}
-    if format.MANIFEST not in infos:
-        for name, info in infos.items():
-            if name.endswith(".tar"):
-                yield _shard(raw, info, context, archive.split_of(name))
-        return
-    shard_set = format.open_set(raw.location)
-    for split, shards in shard_set.manifest.splits.items():
-        for shard in shards:
-            yield Part(
-                path=shard_set.path(shard),
-                archive=shard.name,
-                layout="samples",
-                stop=shard.bytes,
-                split=split,
-                classes=shard_set.manifest.classes,
-                label=shard_set.manifest.label,
+        if raw.is_gzip:
+            raise ValueError(f"{raw.location} is a compressed shard; gunzip it first")
+        manifest = raw.is_folder and store.exists(raw.fs, f"{raw.path}/{format.MANIFEST}")
+        if not manifest and context.classes is None:
+            raise ValueError(
+                f"{raw.location} holds shards without the names of their classes; run "
+                f"`python -m shards index {raw.location}` first, or give --classes"
             )
+    source = Source(raw=raw, kind=kind, labels=context.labels, classes=context.classes)
+    return replace(source, has_val=_has_val(source))
 
 
-def _tar_folder(raw: RawSource, _: Context) -> Parts:
-    for info in store.listing(raw.fs, raw.path):
-        wnid, extension = posixpath.splitext(info.base_name)
-        is_file = info.type == pafs.FileType.File
-        if is_file and extension == ".tar" and archive.WNID.fullmatch(wnid):
-            name = f"{raw.name}/{info.base_name}"
-            yield Part(path=info.path, archive=name, layout="tar", stop=info.size, wnid=wnid)
-        else:
-            yield Fault(raw.name, info.base_name, 0, archive.NOT_CLASS_TAR)
-
-
-def _class_folders(raw: RawSource, _: Context) -> Parts:
-    for info in store.listing(raw.fs, raw.path):
-        if info.type == pafs.FileType.Directory and info.base_name in archive.SPLITS:
-            for inner in store.listing(raw.fs, info.path):
-                yield _class_folder(raw, inner, archive.SPLITS[info.base_name])
-        else:
-            yield _class_folder(raw, info, "")
-
-
-def _class_folder(raw: RawSource, info: pafs.FileInfo, split: str) -> Part | Fault:
-    inside, wnid = info.path.removeprefix(raw.path).strip("/"), info.base_name
-    if info.type != pafs.FileType.Directory:
-        return Fault(raw.name, inside, 0, "not a folder of a class")
-    if not archive.CLASS_NAME.fullmatch(wnid):
-        return Fault(raw.name, inside, 0, "not the name of a class")
-    name = f"{raw.name}/{inside}"
-    return Part(path=info.path, archive=name, layout="folder", wnid=wnid, split=split)
-
-
-_FOLDERS: dict[Kind, Callable[[RawSource, Context], Parts]] = {
-    "webdataset": _shard_folder,
-    "class-tars": _tar_folder,
-    "class-folders": _class_folders,
-}
+def _has_val(source: Source) -> bool:
+    """Whether there are known to be val images: by the kind, the folders, or the first members."""
+    if source.raw.is_folder:
+        parts = FOLDERS[source.kind](source)
+        return any(isinstance(part, Part) and part.split == "val" for part in parts)
+    if source.kind == "webdataset":
+        return archive.split_of(source.name) == "val"
+    if source.kind != "flat-tar":
+        return source.kind == "imagenet-val"
+    first = next(_names(source.raw), "")  # the processed archives have val after all of train
+    return "imagenet21k_" in first or archive.class_of_path(first)[1] == "val"

@@ -1,0 +1,100 @@
+"""How folders are cut into parts: of shards, of class tars, of class folders.
+
+To support another kind of folder, add a function here to FOLDERS.
+"""
+
+import posixpath
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from pyarrow import fs as pafs
+
+from shards.build import archive
+from shards.build.archive import NO_LABELS, Fault, Part, Source
+from shards.build.config import Kind
+from shards.dataset import format, store
+
+FOLDER_IMAGES = 1024  # of a folder of validation images that are read in one go
+
+
+def _shard_folder(source: Source) -> Iterator[Part | Fault]:
+    raw = source.raw
+    if not store.exists(raw.fs, f"{raw.path}/{format.MANIFEST}"):
+        paths = [f"{raw.path}/{name}" for name in format.tar_names(raw.fs, raw.path)]
+        for info in raw.fs.get_file_info(paths):
+            split = archive.split_of(info.path.removeprefix(f"{raw.path}/"))
+            yield shard(source, info.path, info.size, split)
+        return
+    shard_set = format.open_set(raw.location)
+    manifest = shard_set.manifest
+    known = replace(source, classes=manifest.classes)
+    for split, shards in manifest.splits.items():
+        for one in shards:
+            part = shard(known, shard_set.path(one), one.bytes, split)
+            yield replace(part, label=manifest.label, archive=one.name)
+
+
+def shard(source: Source, path: str, size: int, split: str) -> Part:
+    """The part that is one WebDataset shard."""
+    return Part(
+        path=path, archive=posixpath.basename(path), layout="samples", stop=size, split=split,
+        classes=source.classes,
+    )  # fmt: skip
+
+
+def _tar_folder(source: Source) -> Iterator[Part | Fault]:
+    for info in store.listing(source.fs, source.raw.path):
+        wnid, extension = posixpath.splitext(info.base_name)
+        is_file = info.type == pafs.FileType.File
+        if is_file and extension == ".tar" and archive.WNID.fullmatch(wnid):
+            name = f"{source.name}/{info.base_name}"
+            yield Part(path=info.path, archive=name, layout="tar", stop=info.size, wnid=wnid)
+        else:
+            yield Fault(source.name, info.base_name, 0, archive.NOT_CLASS_TAR)
+
+
+def _class_folders(source: Source) -> Iterator[Part | Fault]:
+    for info in store.listing(source.fs, source.raw.path):
+        split = archive.SPLITS.get(info.base_name)
+        if info.type != pafs.FileType.Directory or not (split or info.base_name == archive.TEST):
+            yield _class_folder(source, info, "")
+        elif split is None:
+            yield Fault(source.name, info.base_name, 0, "a folder of test images is left out")
+        else:
+            yield from _split_folder(source, info, split)
+
+
+def _split_folder(source: Source, info: pafs.FileInfo, split: str) -> Iterator[Part | Fault]:
+    """The folder of a split: class folders, or the ILSVRC2012 validation images side by side."""
+    inside = store.listing(source.fs, info.path)
+    if not any(archive.VAL_NAME.fullmatch(each.base_name) for each in inside):
+        for each in inside:
+            yield _class_folder(source, each, split)
+        return
+    if not source.labels:
+        raise ValueError(f"{info.path} has images without classes; {NO_LABELS}")
+    for start in range(0, len(inside), FOLDER_IMAGES):
+        run = [each.base_name for each in inside[start : start + FOLDER_IMAGES]]
+        yield Part(
+            path=info.path, archive=f"{source.name}/{info.base_name}", layout="folder", split=split,
+            start=start, stop=start + len(run),
+            labels={name: source.labels[name] for name in run if name in source.labels},
+        )  # fmt: skip
+
+
+def _class_folder(source: Source, info: pafs.FileInfo, split: str) -> Part | Fault:
+    inside, wnid = info.path.removeprefix(source.raw.path).strip("/"), info.base_name
+    if info.type != pafs.FileType.Directory:
+        return Fault(source.name, inside, 0, "not a folder of a class")
+    if not archive.CLASS_NAME.fullmatch(wnid):
+        return Fault(source.name, inside, 0, "not the name of a class")
+    name = f"{source.name}/{inside}"
+    return Part(path=info.path, archive=name, layout="folder", wnid=wnid, split=split)
+
+
+FOLDERS: dict[Kind, Callable[[Source], Iterator[Part | Fault]]] = {
+    "webdataset": _shard_folder,
+    "class-tars": _tar_folder,
+    "class-folders": _class_folders,
+}
+"""How each kind of folder is cut into parts."""
