@@ -36,6 +36,7 @@ from shards.dataset.format import Manifest, Shard
 SCHEME = 2  # raised whenever the same input would give other bytes
 DEFAULT_VAL_FRACTION = 0.01
 CLASSES = "classes.txt"
+DAMAGED = "catalogue/damaged.txt"
 
 
 def build(
@@ -64,7 +65,7 @@ def build(
     if saved is None:
         recognised = recognise(raws, config)
         val_split(config, any(one.has_val for one in recognised))  # refuses what does not fit
-    with written_here(system, root):
+    with written_here(system, root), _undone_if_damaged(system, root):
         saved = _finished(system, root, identity)
         if saved is None:
             files = UnitFiles(system, root, _hash(fingerprint, config.source_kind))
@@ -72,6 +73,28 @@ def build(
             saved = made.saved(tuple(map(store.absolute, locations)), manifest_settings)
         _clean(system, root, keep_work=config.keep_work)
         return saved.report
+
+
+@contextlib.contextmanager
+def _undone_if_damaged(system: pafs.FileSystem, root: str) -> Iterator[None]:
+    """Let the next build begin anew after a DamagedSource.
+
+    What was read before its damage was found may be wrong too, and the archive that replaces it has
+    the same name, and most likely the same fingerprint. The notes are removed by the next build,
+    because tasks that were cancelled may still write some.
+    """
+    mark, notes = f"{root}/{DAMAGED}", ("unit-", "part-", assign.TALLY)
+    if store.exists(system, mark):
+        for folder in ("catalogue", "plan"):
+            for info in store.listing(system, f"{root}/{folder}"):
+                if info.base_name.startswith(notes):
+                    system.delete_file(info.path)
+        system.delete_file(mark)
+    try:
+        yield
+    except DamagedSource as error:
+        store.write_bytes(system, mark, str(error).encode())
+        raise
 
 
 def recognise(raws: Sequence[RawSource], config: BuildConfig) -> tuple[Source, ...]:
