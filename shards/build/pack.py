@@ -175,7 +175,7 @@ class _Build:
             settings=manifest_settings | codecs,
             source=described(self.sources, damage),
         )
-        publish(self.fs, self.root, manifest)
+        list(publish(self.fs, self.root, manifest))
         notes = (val_note, *(f"damaged: {fault}" for fault in damage))
         saved = Saved(
             build=self.identity,
@@ -275,16 +275,19 @@ def described(sources: Sequence[Source], damage: Sequence[str]) -> tuple[dict[st
     return (*rows, *({"damage": fault} for fault in damage))
 
 
-def class_lines(manifest: Manifest) -> str:
-    """The text of classes.txt."""
-    return "".join(f"{wnid}\n" for wnid in manifest.classes)
+def texts(manifest: Manifest) -> dict[str, str]:
+    """The files that follow from the manifest, by name; the manifest marks the set as complete."""
+    lines = "".join(f"{wnid}\n" for wnid in manifest.classes)
+    return {CLASSES: lines, format.TIMM_INFO: manifest.timm_info()}
 
 
-def publish(system: pafs.FileSystem, root: str, manifest: Manifest) -> None:
-    """Write the class list and the manifest."""
-    store.write_bytes(system, f"{root}/{CLASSES}", class_lines(manifest).encode())
-    format.write_info(system, root, manifest)
-    format.write_manifest(system, root, manifest)
+def publish(system: pafs.FileSystem, root: str, manifest: Manifest) -> Iterator[str]:
+    """Write the manifest, after what follows from it; yields the names of files that changed."""
+    for name, text in (texts(manifest) | {format.MANIFEST: manifest.to_json()}).items():
+        path, data = f"{root}/{name}", text.encode()
+        if not store.exists(system, path) or store.read_bytes(system, path) != data:
+            store.write_bytes(system, path, data)
+            yield name
 
 
 def _clean(system: pafs.FileSystem, root: str, *, keep_work: bool) -> None:

@@ -46,6 +46,8 @@ def repair(location: str, faulty: Collection[str], run: Run = serial) -> Iterato
     if saved is None:
         raise ValueError(f"{location} was not built here, so its shards cannot be made again")
     with written_here(system, root), _staging(system, root) as staging:
+        for folder in (root, f"{root}/catalogue"):
+            store.sweep(system, folder)
         job = _job(system, root, saved, staging)
         manifest = _manifest(job, saved, faulty, run)
         made = _shards(job, manifest, faulty, run)
@@ -53,16 +55,7 @@ def repair(location: str, faulty: Collection[str], run: Run = serial) -> Iterato
             for name in (shard.name, shard.index_name):
                 system.move(f"{staging}/{name}", f"{root}/{name}")
             yield shard.name
-        texts = {
-            format.TIMM_INFO: manifest.timm_info(),
-            pack.CLASSES: pack.class_lines(manifest),
-            format.MANIFEST: manifest.to_json(),
-        }
-        for name, text in texts.items():
-            path = f"{root}/{name}"
-            if not store.exists(system, path) or store.read_bytes(system, path) != text.encode():
-                store.write_bytes(system, path, text.encode())
-                yield name
+        yield from pack.publish(system, root, manifest)
 
 
 @contextlib.contextmanager

@@ -121,7 +121,7 @@ def _write(job: ShardJob, place: Place, rows: Sequence[Row], found: Iterator[byt
     table = pa.Table.from_pylist(index, format.INDEX.with_metadata(metadata))
     # The tar is renamed before the index is: if the index exists, the tar is whole.
     with store.written(job.fs, f"{job.folder}/{shard.index_name}") as file:
-        pq.write_table(table, file, compression="zstd")
+        pq.write_table(table, file, compression="zstd", write_page_checksum=True)
     return shard
 
 

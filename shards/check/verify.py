@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from shards.build import report
+from shards.build import pack, report
 from shards.build.key import key_hashes
 from shards.build.progress import Listen, Run, serial, shown
 from shards.build.transcode import Unusable, opened
@@ -97,7 +97,7 @@ def verify(
     ]
     if saved is not None and shard_set.fingerprint != saved.manifest:
         faults.append(Fault(format.MANIFEST, "", "not as the build wrote it"))
-    faults += _timm_info_faults(shard_set)
+    faults += _timm_info_faults(shard_set) if saved is None else _text_faults(shard_set)
     for shard in shards:
         faults += checked[shard.name].faults
     faults += _repeated(shard_set, [(shard, checked[shard.name].keys) for shard in shards])
@@ -111,6 +111,18 @@ def _stray_tars(shard_set: ShardSet) -> list[pafs.FileInfo]:
     known = {shard.name for shard in manifest.shards}
     strays = set(format.tar_names(system, root, subfolders)) - known
     return system.get_file_info([f"{root}/{name}" for name in sorted(strays)])
+
+
+def _text_faults(shard_set: ShardSet) -> Iterator[Fault]:
+    """Faults of what a build writes beside the manifest, and which follows from it."""
+    for name, text in pack.texts(shard_set.manifest).items():
+        try:
+            found = store.read_bytes(shard_set.fs, f"{shard_set.root}/{name}")
+        except OSError as error:
+            yield Fault(name, "", f"cannot be read: {type(error).__name__}")
+            continue
+        if found != text.encode():
+            yield Fault(name, "", "does not agree with the manifest")
 
 
 def _timm_info_faults(shard_set: ShardSet) -> Iterator[Fault]:

@@ -175,7 +175,10 @@ class ShardSet:
         """The samples of a shard, in order (see INDEX)."""
         path = f"{self.root}/{self.manifest.index_folder}{shard.index_name}"
         try:
-            table = pq.read_table(path, columns=columns, filesystem=self.fs, schema=INDEX)
+            table = pq.read_table(
+                path, columns=columns, filesystem=self.fs, schema=INDEX,
+                page_checksum_verification=True,
+            )  # fmt: skip
         except FileNotFoundError as error:
             command = "index" if self.manifest.is_indexed else "verify --repair"
             raise FileNotFoundError(
