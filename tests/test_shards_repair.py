@@ -361,12 +361,12 @@ def zipped(data: bytes) -> bytes:
 def test_repair_from_gzip_inflates_only_what_it_needs(tmp_path, monkeypatch):
     monkeypatch.setattr(gzip_reader, "SPACING", 1 << 14)
     monkeypatch.setattr(store, "LOCAL_BLOCK", 1 << 13)
-    size = [(n, jpeg(n, 200, 150)) for n in range(60)]
-    classes = {
-        wnid: [(f"{wnid}_{n}.JPEG", data) for n, data in size[20 * k : 20 * k + 20]]
-        for k, wnid in enumerate(WNIDS[:3])
-    }
-    content = nested(classes)
+    content = nested(
+        {
+            wnid: [(f"{wnid}_{n}.JPEG", jpeg(100 * number + n, 200, 150)) for n in range(20)]
+            for number, wnid in enumerate(WNIDS[:3])
+        }
+    )
     (tmp_path / "a.tar.gz").write_bytes(zipped(content))
     config = BuildConfig(resize_short=32, shard_samples=3, val_fraction=0)
     build([tmp_path / "a.tar.gz"], tmp_path / "set", config)
@@ -379,7 +379,6 @@ def test_repair_from_gzip_inflates_only_what_it_needs(tmp_path, monkeypatch):
         inflated.append(len(result[0]))
         return result
 
-    # recognising the source reads its first members
     monkeypatch.setattr(gzip_reader._Inflater, "__call__", counted)
     assert repaired(tmp_path / "set") == ["train-00004.tar"]
     assert contents(tmp_path / "set") == whole

@@ -360,7 +360,8 @@ def test_a_source_by_another_path_is_the_same_source(
 def test_settings_that_do_not_fit_are_refused_before_the_archive_is_read(tmp_path, monkeypatch):
     name = f"imagenet21k_resized/imagenet21k_train/{WNIDS[0]}/{{}}.JPEG"
     noise = random.Random(0).randbytes(40_000_000)
-    data = tar_bytes([(name.format(1), jpeg(1)), (name.format(2), noise)])
+    small = [(name.format(number), jpeg(number)) for number in range(9)]
+    data = tar_bytes([*small, (name.format("large"), noise)])
     path = tmp_path / "imagenet21k_resized.tar.gz"
     path.write_bytes(gzip.compress(data, 1))
     read, sizes = store.read_range, []

@@ -208,14 +208,18 @@ def parquet_writer(
 ) -> Iterator[pq.ParquetWriter]:
     """Writer of a Parquet file that appears at path when the block ends without an error."""
     with store.written(system, path) as file:
-        with pq.ParquetWriter(file, schema, compression=compression) as writer:
+        with pq.ParquetWriter(
+            file, schema, compression=compression, write_page_checksum=True
+        ) as writer:
             yield writer
 
 
 def parquet_table(system: pafs.FileSystem, path: str, columns: list[str]) -> pa.Table:
     """Columns of a Parquet file; StorageError if it cannot be read."""
     with store.reading(path):
-        return pq.read_table(path, columns=columns, filesystem=system)
+        return pq.read_table(
+            path, columns=columns, filesystem=system, page_checksum_verification=True
+        )
 
 
 def parquet_metadata(

@@ -18,6 +18,8 @@ from shards.dataset import sample, store, tar
 from shards.dataset.walker import LARGEST, Files, ShardWalker
 
 CUT = "the archive ends inside this file"
+NO_FILE = "the class has no file"
+NOT_FOLLOWED = "a folder that no file in it follows"
 
 
 @dataclass
@@ -52,12 +54,13 @@ def entries(source: Source, unit: Unit) -> Iterator[Entry]:
                     found = _sample_entries(source.fs, part)
                 else:
                     found = _folder_entries(source.fs, part)
-                is_known = not part.wnid
+                is_known = not part.wnid  # also without a file
                 for entry in found:
                     is_known = is_known or bool(entry.wnids)
                     yield entry
                 if not is_known:
-                    yield _empty(part, "", part.start, part.wnid, part.split)
+                    place = part.archive, "", part.path, part.start, 0
+                    yield Entry(*place, wnids=(part.wnid,), split=part.split, problem=NO_FILE)
 
 
 def _faulty(fault: Fault, path: str = "") -> Entry:
@@ -65,14 +68,8 @@ def _faulty(fault: Fault, path: str = "") -> Entry:
     return Entry(*place, problem=fault.reason, damage=fault.damage)
 
 
-def _empty(part: Part, member: str, offset: int, wnid: str, split: str) -> Entry:
-    """An entry without an image, so that the class is known."""
-    place = part.archive, member, part.path, offset, 0
-    return Entry(*place, wnids=(wnid,), split=split, problem="the class has no file")
-
-
 def _tar_entries(read: tar.Read, part: Part) -> Iterator[Entry]:
-    empty, fault = None, None  # the folder that has no file so far, and the fault before a member
+    empty, fault = None, None  # the class folder, and the fault, just before a member
     for member in archive.members(read, part.start, part.stop, part.archive, part.has_end):
         if isinstance(member, Fault):
             fault = member
@@ -83,9 +80,9 @@ def _tar_entries(read: tar.Read, part: Part) -> Iterator[Entry]:
         empty = None
         if member.kind == "folder":
             name = member.name.rstrip("/")
-            wnids, split = _class_of(f"{name}/", part)
-            if wnids and not part.wnid:
-                empty = _empty(part, name, member.start, *wnids, split)
+            empty = Entry(part.archive, name, part.path, member.start, 0, problem=NOT_FOLLOWED)
+            empty.wnids, empty.split = _class_of(f"{name}/", part)
+            empty = None if part.wnid or not empty.wnids else empty
             continue
         entry = Entry(part.archive, member.name, part.path, member.offset, member.size)
         entry.wnids, entry.split = _class_of(member.name, part)

@@ -6,7 +6,7 @@ recognise(["fall11_whole.tar", "data/in1k"], context) -> (Source, Source)
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -120,7 +120,7 @@ def kind_of(raw: RawSource, kind: Kind = "auto") -> Kind:
         return kind if kind != "auto" else _folder_kind(raw)
     if devkit.is_kaggle_labels(raw.name):
         return "devkit"
-    seen = _archive_kind(raw, list(itertools.islice(_names(raw), FIRST_LOOK)), kind)
+    seen = _archive_kind(raw, itertools.islice(_names(raw), FIRST_LOOK), kind)
     return seen if kind == "auto" or seen == "devkit" else kind
 
 
@@ -132,9 +132,12 @@ def _names(raw: RawSource) -> Iterator[str]:
                 yield member.name
 
 
-def _archive_kind(raw: RawSource, names: Sequence[str], fallback: Kind) -> Kind:
+def _archive_kind(raw: RawSource, first: Iterable[str], fallback: Kind) -> Kind:
     """Kind of a tar by its first names, or `fallback`; ValueError if that is "auto"."""
-    for base in (name.rpartition("/")[2] for name in names):
+    names: list[str] = []
+    for name in first:  # as few as decide it, because behind a class tar the next one is far
+        names.append(name)
+        base = name.rpartition("/")[2]
         if base in (devkit.TRUTH, devkit.META):
             return "devkit"
         if base.endswith((".tar", ".tar.gz")):

@@ -91,7 +91,7 @@ def write_shards(job: ShardJob, places: Sequence[Place]) -> Written:
     if missing:
         path = f"{job.root}/plan/{places[0].split}.parquet"
         with store.reading(path), job.fs.open_input_file(path) as file:
-            plan = pq.ParquetFile(file)
+            plan = pq.ParquetFile(file, page_checksum_verification=True)
             rows = {place: plan.read_row_group(place.number).to_pylist() for place in missing}
         found = images(list(itertools.chain(*rows.values())), job)
         for place in missing:
