@@ -4,7 +4,6 @@ build(sources, out, config, run=ray_map)
 on_every_node(function, argument) -> [function(argument, "h1 (10.0.0.1)"), ...]
 """
 
-import itertools
 import json
 import logging
 import os
@@ -102,7 +101,9 @@ def ray_map(
 class _Tasks:
     """The tasks of a map that are running."""
 
-    def __init__(self, function: Callable[[Any], Any], careful: Callable[[Any], Any] | None):
+    def __init__(
+        self, function: Callable[[Any], Any], careful: Callable[[Any], Any] | None
+    ) -> None:
         # Ray's own retries would never end for a task that runs out of memory
         self._task = ray.remote(num_cpus=1, max_retries=0)(_call)
         self._function, self._careful = ray.put(function), careful and ray.put(careful)

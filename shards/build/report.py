@@ -98,6 +98,8 @@ class Saved:
     """Identity of the sources and settings."""
     units: str
     """Identity of the units."""
+    plan: str
+    """Identity of the assignment."""
     locations: tuple[str, ...]
     """Where the sources were."""
     settings: Mapping[str, Any]
