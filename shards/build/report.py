@@ -233,7 +233,6 @@ def collected(
     notes: tuple[str, ...],
 ) -> BuildReport:
     """The report."""
-    excluded = {f"in {place}": count for place, count in tally.excluded.items()}
     left_out = {
         "in imagenet21k_small_classes (--small-classes takes them)": tally.small_split,
         "class not in the list of --classes": tally.other_class,
@@ -254,7 +253,7 @@ def collected(
         multi_label=tally.multi_label,
         crossing=tally.crossing,
         excluded=sum(tally.excluded.values()),
-        left_out=excluded | {reason: count for reason, count in left_out.items() if count},
+        left_out=tally.excluded | {reason: count for reason, count in left_out.items() if count},
         warnings=tuple(found.warnings(sources, tally)),
         notes=notes,
     )
