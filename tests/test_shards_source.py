@@ -176,7 +176,7 @@ def test_a_folder_of_classes_and_one_with_splits(tmp_path, classes):
     assert samples(tmp_path / "b") == expected(classes) | {"other": (jpeg(999), [WNIDS[0]], "val")}
 
 
-def test_folders_of_classes_may_have_hidden_files_and_a_validation_folder(tmp_path, classes):
+def test_folders_of_classes_may_have_files_of_macos_and_a_validation_folder(tmp_path, classes):
     source = write(
         tmp_path / "set",
         {f"train/{w}/{n}": data for w, members in classes.items() for n, data in members}
@@ -189,7 +189,7 @@ def test_folders_of_classes_may_have_hidden_files_and_a_validation_folder(tmp_pa
     assert report.files == len(wanted) and report.quarantined_count == 0
 
 
-def test_class_tars_may_have_hidden_files(tmp_path, classes):
+def test_class_tars_may_have_files_of_macos(tmp_path, classes):
     hidden = {w: [(f"._{m[0][0]}", b"Mac OS X"), *m] for w, m in classes.items()}
     (tmp_path / "a.tar").write_bytes(nested(hidden))
     assert build([tmp_path / "a.tar"], tmp_path / "out", KEPT).quarantined_count == 0

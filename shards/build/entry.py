@@ -69,16 +69,17 @@ def _tar_entries(read: tar.Read, part: Part) -> Iterator[Entry]:
     for member in archive.members(read, part.start, part.stop, part.archive, part.has_end):
         if isinstance(member, Fault):
             yield _faulty(member, part.path)
-        elif member.kind != "folder" and not _is_hidden(member.name):
+        elif member.kind != "folder" and not _is_of_macos(member.name):
             entry = Entry(part.archive, member.name, part.path, member.offset, member.size)
             entry.wnids, entry.split = _class_of(member.name, part)
             _fill(entry, read, member.kind)
             yield entry
 
 
-def _is_hidden(name: str) -> bool:
-    """Whether a file is hidden; macOS adds such files: .DS_Store, and ._NAME for each NAME."""
-    return name.rpartition("/")[2].startswith(".")
+def _is_of_macos(name: str) -> bool:
+    """Whether a file is one that macOS adds: .DS_Store to a folder, and ._NAME to each NAME."""
+    base = name.rpartition("/")[2]
+    return base == ".DS_Store" or base.startswith("._")
 
 
 def _class_of(name: str, part: Part) -> tuple[tuple[str, ...], str]:
@@ -111,7 +112,7 @@ def _fill(entry: Entry, read: tar.Read, kind: str = "file") -> None:
 
 def _folder_entries(system: pafs.FileSystem, part: Part) -> Iterator[Entry]:
     for info in store.listing(system, part.path)[part.start : part.stop or None]:
-        if _is_hidden(info.base_name):
+        if _is_of_macos(info.base_name):
             continue
         entry = Entry(part.archive, info.base_name, info.path, 0, info.size or 0)
         entry.wnids, entry.split = _class_of(info.base_name, part)
