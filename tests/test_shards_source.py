@@ -325,6 +325,16 @@ def test_kaggle_s_tar_begins_with_boxes_and_has_val_after_train(
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("folder", ["", "./", "val/", "ILSVRC2012_img_val/"])
+def test_a_tar_of_val_images_needs_labels_whatever_folder_they_are_in(tmp_path, kaggle, folder):
+    source = tmp_path / "val.tar"
+    source.write_bytes(tar_bytes((folder + name, data) for name, (data, _) in VAL.items()))
+    with pytest.raises(ValueError, match=r"val.tar has images without classes; give the devkit"):
+        build([source], tmp_path / "out", BuildConfig())
+    build([source, kaggle / SOLUTION], tmp_path / "out", BuildConfig(keep_bytes=True))
+    assert samples(tmp_path / "out") == val_samples()
+
+
 @pytest.mark.parametrize("folder", ["", "ILSVRC2012_img_val/"])
 def test_val_images_in_folders_of_their_classes_need_no_labels(tmp_path, folder):
     members = [(f"{folder}{wnid}/{name}", data) for name, (data, wnid) in VAL.items()]

@@ -31,7 +31,6 @@ SPLITS = {
     "imagenet21k_small_classes": "small",
 }
 """Names of folders of classes, and the split that each one holds."""
-KAGGLE = "CLS-LOC"
 TEST = "test"
 """A folder of images without labels, beside `train` and `val`."""
 NO_LABELS = (
@@ -243,16 +242,17 @@ def is_val_image(name: str) -> bool:
 
 def is_kaggle(name: str) -> bool:
     """Whether a member is part of Kaggle's copy of ILSVRC2012, which begins with other files."""
-    return f"/{KAGGLE}/" in f"/{name}"
+    return "/CLS-LOC/" in f"/{name}"
 
 
 def class_of_path(name: str) -> tuple[str, str]:
     """Class and split in a member name such as "a/train/n01440764/1.JPEG", each "" if absent."""
-    folders = name.split("/")[:-1]
+    *folders, base = name.split("/")
     if is_kaggle(name) and not {"Annotations", "ImageSets"}.isdisjoint(folders):
         return "", ""  # boxes of objects, and lists of names
     wnid = folders[-1] if folders else ""
     if wnid in SPLITS or wnid == TEST:
         return "", SPLITS.get(wnid, "")
     split = SPLITS.get(folders[-2], "") if len(folders) > 1 else ""
-    return (wnid if CLASS_NAME.fullmatch(wnid) else ""), split
+    is_class = (WNID if VAL_NAME.fullmatch(base) else CLASS_NAME).fullmatch(wnid)
+    return (wnid if is_class else ""), split
