@@ -69,11 +69,17 @@ def _tar_entries(read: tar.Read, part: Part) -> Iterator[Entry]:
     for member in archive.members(read, part.start, part.stop, part.archive, part.has_end):
         if isinstance(member, Fault):
             yield _faulty(member, part.path)
-        elif member.kind != "folder":
+        elif member.kind != "folder" and not _is_of_macos(member.name):
             entry = Entry(part.archive, member.name, part.path, member.offset, member.size)
             entry.wnids, entry.split = _class_of(member.name, part)
             _fill(entry, read, member.kind)
             yield entry
+
+
+def _is_of_macos(name: str) -> bool:
+    """Whether a file is one that macOS adds: .DS_Store to a folder, and ._NAME to each NAME."""
+    base = name.rpartition("/")[2]
+    return base == ".DS_Store" or base.startswith("._")
 
 
 def _class_of(name: str, part: Part) -> tuple[tuple[str, ...], str]:
@@ -106,6 +112,8 @@ def _fill(entry: Entry, read: tar.Read, kind: str = "file") -> None:
 
 def _folder_entries(system: pafs.FileSystem, part: Part) -> Iterator[Entry]:
     for info in store.listing(system, part.path)[part.start : part.stop or None]:
+        if _is_of_macos(info.base_name):
+            continue
         entry = Entry(part.archive, info.base_name, info.path, 0, info.size or 0)
         entry.wnids, entry.split = _class_of(info.base_name, part)
         if info.type == pafs.FileType.File:
