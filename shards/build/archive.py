@@ -1,6 +1,6 @@
 """How archives are cut into parts that can be read alone.
 
-    class_tars(name, path, members) -> Part, Part, Fault, ...      flat_tar(...) -> Part, Part, ...
+    class_tars(name, members) -> Part, Part, Fault, ...      flat_tar(...) -> Part, Part, ...
 
 A part is the byte range of one inner tar, a run of members of a flat tar, the folder of one class,
 a run of files of a folder, or one WebDataset shard. To support another kind of archive, add a
@@ -39,6 +39,8 @@ NO_LABELS = (
 WNID = re.compile(r"[a-z]\d{8}")
 SPLIT_NAME = re.compile(r"(?:^|[-_/])(train|val)(?:id|idation)?(?:[-_.0-9/]|$)")
 IMAGE_NAME = re.compile(r"\.(jpe?g|png|webp|gif|bmp)$", re.IGNORECASE)
+MOST_ZEROS = len(tar.END) + 20 * tar.BLOCK
+"""At the end of a tar: the marker, and what fills the last record of 20 blocks."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ class Source:
         """A reader of the content of the archive, or of a file of the folder."""
         if self.raw.is_gzip:
             return GzipReader(self.fs, self.raw.path, points or (BEGIN,))
-        return store.RangeReader(self.fs, path or self.raw.path, block)
+        is_folder = self.raw.is_folder  # an archive may have moved since its path was noted
+        return store.RangeReader(self.fs, path if is_folder else self.raw.path, block)
 
 
 @dataclass(frozen=True)
@@ -118,8 +121,8 @@ class Fault:
 class Part:
     """The piece of a source that is read in one go."""
 
-    path: str
-    """File (or folder) inside the source's file system."""
+    path: str = ""
+    """File or folder inside the source's file system; empty for the archive that is the source."""
     archive: str
     """Its name in reports."""
     layout: Literal["tar", "folder", "samples"]
@@ -136,6 +139,8 @@ class Part:
     """Class names by class number, for WebDataset shards."""
     label: str = "cls"
     """Where the samples of a WebDataset shard keep their labels."""
+    sha256: str = ""
+    """Of a WebDataset shard, if a manifest has it."""
     has_end: bool = True
     """Whether the range should end with an end-of-archive marker."""
 
@@ -160,7 +165,8 @@ def members(
 ) -> Iterator[tar.Member | Fault]:
     """Members in bytes [start, stop) of a tar, with a Fault for each damaged place.
 
-    With `has_end`, a missing end-of-archive marker is a Fault as well.
+    With `has_end`, a missing end-of-archive marker is a Fault as well. Zeros are one up to
+    MOST_ZEROS; more are what a download leaves for which the space was reserved.
     """
     faults: list[Fault] = []
 
@@ -168,17 +174,25 @@ def members(
         faults.append(Fault(archive, "", offset, reason, damage=True))
 
     last = start
+
+    def zeros(place: int) -> None:
+        damage(place, "zeros where members should be: the archive has a hole")
+
     for member in tar.walk(read, start, stop, archive, damage):
+        if member.start - last > MOST_ZEROS and not faults:
+            zeros(last)
         yield from faults
         faults.clear()
         last = member.stop
         yield member
     if has_end and not tar.ends(read, last, stop):
         damage(min(last, stop), tar.NO_END)
+    elif has_end and bytes(read(last, min(MOST_ZEROS + 1, stop - last))) == bytes(MOST_ZEROS + 1):
+        zeros(last)
     yield from faults
 
 
-def class_tars(name: str, path: str, outer: Iterable[tar.Member | Fault]) -> Iterator[Part | Fault]:
+def class_tars(name: str, outer: Iterable[tar.Member | Fault]) -> Iterator[Part | Fault]:
     """Parts of a tar of one tar per class: the byte ranges of the inner tars."""
     for member in outer:
         if isinstance(member, Fault):
@@ -189,7 +203,7 @@ def class_tars(name: str, path: str, outer: Iterable[tar.Member | Fault]) -> Ite
         start, stop = member.offset, member.offset + member.size
         if member.kind == "file" and wnid != base and CLASS_NAME.fullmatch(wnid):
             inner = f"{name}/{member.name}"
-            yield Part(path=path, archive=inner, layout="tar", start=start, stop=stop, wnid=wnid)
+            yield Part(archive=inner, layout="tar", start=start, stop=stop, wnid=wnid)
         elif member.kind != "folder":
             yield not_class_tar(name, member.name, start, member.kind)
 
@@ -204,30 +218,27 @@ def not_class_tar(name: str, member: str, offset: int, kind: str) -> Fault:
 
 
 def flat_tar(
-    name: str,
-    path: str,
-    outer: Iterable[tar.Member | Fault],
-    start: int,
-    labels: Mapping[str, str],
+    name: str, outer: Iterable[tar.Member | Fault], labels: Mapping[str, str]
 ) -> Iterator[Part | Fault]:
-    """Parts of a tar of images: runs of members from byte `start` on, cut between two members."""
-    stop, names = start, []
+    """Parts of a tar of images: runs of members, cut between two files and at each fault."""
+    start, stop, names, is_folder = 0, 0, [], False
 
     def run() -> Part:
         bases = (each.rpartition("/")[2] for each in names)
         known = {base: labels[base] for base in bases if base in labels}
-        return Part(
-            path=path, archive=name, layout="tar", start=start, stop=stop, labels=known,
-            has_end=False,
-        )  # fmt: skip
+        return Part(archive=name, layout="tar", start=start, stop=stop, labels=known, has_end=False)
 
     for member in outer:
-        if isinstance(member, Fault):
-            yield member  # the run around it is walked again, without looking for damage
-            continue
-        if names and (member.start > stop or stop - start >= PART_BYTES):
+        is_fault = isinstance(member, Fault)
+        # not after a folder, so that an empty one is told from one with files
+        is_long = stop - start >= PART_BYTES and not is_folder
+        if names and (is_fault or is_long or member.start > stop):
             yield run()
-            start, names = member.start, []
+            names = []
+        if is_fault:
+            yield member
+            continue
+        is_folder = member.kind == "folder"
         start = start if names else member.start
         names.append(member.name)
         stop = member.stop

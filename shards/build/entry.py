@@ -17,6 +17,8 @@ from shards.build.unit import Unit
 from shards.dataset import sample, store, tar
 from shards.dataset.walker import LARGEST, Files, ShardWalker
 
+CUT = "the archive ends inside this file"
+
 
 @dataclass
 class Entry:
@@ -41,23 +43,21 @@ def entries(source: Source, unit: Unit) -> Iterator[Entry]:
         yield _faulty(fault)
     for path, parts in itertools.groupby(unit.parts, key=lambda part: part.path):
         with contextlib.ExitStack() as stack:
-            for number, part in enumerate(parts):
-                if part.layout == "tar" and not number:
-                    reader = stack.enter_context(source.open(unit.points, path))
+            reader = None
+            for part in parts:
                 if part.layout == "tar":
+                    reader = reader or stack.enter_context(source.open(unit.points, path))
                     found = _tar_entries(reader, part)
                 elif part.layout == "samples":
                     found = _sample_entries(source.fs, part)
                 else:
                     found = _folder_entries(source.fs, part)
-                first = next(found, None)
-                if first is not None:
-                    yield first
-                elif part.wnid:  # so that the class is known
-                    problem = "the class has no file"
-                    place = part.archive, "", path, part.start, 0
-                    yield Entry(*place, wnids=(part.wnid,), split=part.split, problem=problem)
-                yield from found
+                is_known = not part.wnid
+                for entry in found:
+                    is_known = is_known or bool(entry.wnids)
+                    yield entry
+                if not is_known:
+                    yield _empty(part, "", part.start, part.wnid, part.split)
 
 
 def _faulty(fault: Fault, path: str = "") -> Entry:
@@ -65,15 +65,38 @@ def _faulty(fault: Fault, path: str = "") -> Entry:
     return Entry(*place, problem=fault.reason, damage=fault.damage)
 
 
+def _empty(part: Part, member: str, offset: int, wnid: str, split: str) -> Entry:
+    """An entry without an image, so that the class is known."""
+    place = part.archive, member, part.path, offset, 0
+    return Entry(*place, wnids=(wnid,), split=split, problem="the class has no file")
+
+
 def _tar_entries(read: tar.Read, part: Part) -> Iterator[Entry]:
+    empty, fault = None, None  # the folder that has no file so far, and the fault before a member
     for member in archive.members(read, part.start, part.stop, part.archive, part.has_end):
         if isinstance(member, Fault):
+            fault = member
             yield _faulty(member, part.path)
-        elif member.kind != "folder" and not _is_of_macos(member.name):
-            entry = Entry(part.archive, member.name, part.path, member.offset, member.size)
-            entry.wnids, entry.split = _class_of(member.name, part)
-            _fill(entry, read, member.kind)
-            yield entry
+            continue
+        if empty and not member.name.startswith(f"{empty.member}/"):
+            yield empty
+        empty = None
+        if member.kind == "folder":
+            name = member.name.rstrip("/")
+            wnids, split = _class_of(f"{name}/", part)
+            if wnids and not part.wnid:
+                empty = _empty(part, name, member.start, *wnids, split)
+            continue
+        if _is_of_macos(member.name):
+            continue
+        entry = Entry(part.archive, member.name, part.path, member.offset, member.size)
+        entry.wnids, entry.split = _class_of(member.name, part)
+        _fill(entry, read, member.kind)
+        if fault and fault.offset == member.start:
+            entry.problem = CUT
+        yield entry
+    if empty:
+        yield empty
 
 
 def _is_of_macos(name: str) -> bool:
@@ -108,6 +131,8 @@ def _fill(entry: Entry, read: tar.Read, kind: str = "file") -> None:
         entry.problem = f"a file of {entry.size} bytes; at most {LARGEST} are read"
     else:
         entry.data = bytes(read(entry.offset, entry.size))
+        if len(entry.data) < entry.size:
+            entry.problem, entry.damage = CUT, True
 
 
 def _folder_entries(system: pafs.FileSystem, part: Part) -> Iterator[Entry]:
@@ -155,6 +180,8 @@ def _sample_entries(system: pafs.FileSystem, part: Part) -> Iterator[Entry]:
                 waiting[files.key] = files._replace(parts=texts)
             else:
                 yield entry
+        if part.sha256 and walker.sha256() != part.sha256:
+            damage(0, "its SHA-256 differs from the manifest's")
         yield from (_faulty(fault, part.path) for fault in faults)
         for files in waiting.values():
             yield _sample(part, files, walker)

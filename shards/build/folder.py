@@ -31,7 +31,7 @@ def _shard_folder(source: Source) -> Iterator[Part | Fault]:
     for split, shards in manifest.splits.items():
         for one in shards:
             part = shard(known, shard_set.path(one), one.bytes, split)
-            yield replace(part, label=manifest.label, archive=one.name)
+            yield replace(part, label=manifest.label, archive=one.name, sha256=one.sha256)
 
 
 def shard(source: Source, path: str, size: int, split: str) -> Part:

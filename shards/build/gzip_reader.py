@@ -187,8 +187,7 @@ class GzipReader(contextlib.AbstractContextManager):
         while True:
             if point.bits < 0:
                 head = self._source(self._place, _HEADER)
-                if not head.strip(b"\0"):  # the end, or the padding that tapes add
-                    self.damage = "" if self._place else "the file holds no gzip data"
+                if self._is_padding(head):
                     return
                 if not (size := header_size(head)):
                     self.damage = "no gzip header where one is due: the archive is damaged"
@@ -198,6 +197,16 @@ class GzipReader(contextlib.AbstractContextManager):
             if self.damage:
                 return
             point = Point(self._place, -1, self._read)
+            if point.start - self.points[-1].start >= SPACING:
+                self.points.append(point)
+
+    def _is_padding(self, data: bytes) -> bool:
+        """Whether only zeros follow, as tapes add them; `data` are the first bytes."""
+        place = self._place
+        while data and not any(data):
+            place += len(data)
+            data = self._source(place, store.LOCAL_BLOCK)
+        return not data
 
     def _member(self, point: Point) -> Iterator[bytes]:
         """The content of one gzip member from a point on."""

@@ -39,6 +39,7 @@ T = TypeVar("T")
 SCHEME = 2  # raised whenever the same input would give other bytes
 DEFAULT_VAL_FRACTION = 0.01
 CLASSES = "classes.txt"
+DAMAGED = "catalogue/damaged.txt"
 
 
 def build(
@@ -68,7 +69,7 @@ def build(
         _refuse_overwriting(system, root, raws)
         recognised = recognise(raws, config)
         val_split(config, any(one.has_val for one in recognised))  # refuses what does not fit
-    with written_here(system, root) as lease:
+    with written_here(system, root) as lease, _undone_if_damaged(system, root):
         saved = _finished(system, root, identity)
         if saved is None:
             files = UnitFiles(system, root, _hash(fingerprint, config.source_kind, str(SCHEME)))
@@ -77,6 +78,28 @@ def build(
         lease.check()
         _clean(system, root, keep_work=config.keep_work)
         return saved.report
+
+
+@contextlib.contextmanager
+def _undone_if_damaged(system: pafs.FileSystem, root: str) -> Iterator[None]:
+    """Let the next build begin anew after a DamagedSource.
+
+    What was read before its damage was found may be wrong too, and the archive that replaces it has
+    the same name, and most likely the same fingerprint. The notes are removed by the next build,
+    because tasks that were cancelled may still write some.
+    """
+    mark, notes = f"{root}/{DAMAGED}", ("unit-", "part-", assign.TALLY)
+    if store.exists(system, mark):
+        for folder in ("catalogue", "plan"):
+            for info in store.listing(system, f"{root}/{folder}"):
+                if info.base_name.startswith(notes):
+                    system.delete_file(info.path)
+        system.delete_file(mark)
+    try:
+        yield
+    except DamagedSource as error:
+        store.write_bytes(system, mark, str(error).encode())
+        raise
 
 
 def recognise(raws: Sequence[RawSource], config: BuildConfig) -> tuple[Source, ...]:

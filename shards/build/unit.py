@@ -153,9 +153,9 @@ def _items(
     """Parts and faults of an archive from byte `start` of its content on."""
     members = archive.members(reader, start, reader.size, source.name)
     if source.kind == "class-tars":
-        items = archive.class_tars(source.name, source.raw.path, members)
+        items = archive.class_tars(source.name, members)
     else:
-        items = archive.flat_tar(source.name, source.raw.path, members, start, source.labels)
+        items = archive.flat_tar(source.name, members, source.labels)
     yield from items
     if reader.size == UNKNOWN and reader.damage:
         yield Fault(source.name, "", reader.end, reader.damage, damage=True)
