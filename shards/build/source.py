@@ -6,7 +6,7 @@ recognise(["fall11_whole.tar", "data/in1k"], context) -> (Source, Source)
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -120,7 +120,7 @@ def kind_of(raw: RawSource, kind: Kind = "auto") -> Kind:
         return kind if kind != "auto" else _folder_kind(raw)
     if devkit.is_kaggle_labels(raw.name):
         return "devkit"
-    seen = _archive_kind(raw, list(itertools.islice(_names(raw), FIRST_LOOK)), kind)
+    seen = _archive_kind(raw, itertools.islice(_names(raw), FIRST_LOOK), kind)
     return seen if kind == "auto" or seen == "devkit" else kind
 
 
@@ -132,9 +132,12 @@ def _names(raw: RawSource) -> Iterator[str]:
                 yield member.name
 
 
-def _archive_kind(raw: RawSource, names: Sequence[str], fallback: Kind) -> Kind:
+def _archive_kind(raw: RawSource, first: Iterable[str], fallback: Kind) -> Kind:
     """Kind of a tar by its first names, or `fallback`; ValueError if that is "auto"."""
-    for base in (name.rpartition("/")[2] for name in names):
+    names = []
+    for name in first:  # the next one of a gzip archive may be gigabytes further on
+        names.append(name)
+        base = name.rpartition("/")[2]
         if base in (devkit.TRUTH, devkit.META):
             return "devkit"
         if base.endswith((".tar", ".tar.gz")):
@@ -148,7 +151,7 @@ def _archive_kind(raw: RawSource, names: Sequence[str], fallback: Kind) -> Kind:
     if fallback != "auto":
         return fallback
     raise ValueError(
-        f"{raw.location} is not recognised: its first members are {list(names[:3])}; known are a "
+        f"{raw.location} is not recognised: its first members are {names[:3]}; known are a "
         "tar of class tars, a tar of class folders, ILSVRC2012_img_val.tar, the ILSVRC2012 devkit "
         "and WebDataset shards; --source-kind overrides"
     )
