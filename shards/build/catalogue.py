@@ -218,8 +218,8 @@ def parquet_writer(
 
 def parquet_table(system: pafs.FileSystem, path: str, columns: list[str]) -> pa.Table:
     """Columns of a Parquet file; StorageError if it cannot be read."""
-    with store.reading(path):
-        return pq.read_table(path, columns=columns, filesystem=system)
+    with store.reading(path), system.open_input_file(path) as file:
+        return pq.read_table(file, columns=columns)
 
 
 def parquet_metadata(

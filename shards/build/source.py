@@ -6,7 +6,7 @@ recognise(["fall11_whole.tar", "data/in1k"], context) -> (Source, Source)
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -135,7 +135,7 @@ def kind_of(raw: RawSource, kind: Kind = "auto") -> Kind:
         return "devkit"
     else:
         known = ["class-tars", *FLAT, "webdataset", "devkit"]
-        names = list(itertools.islice(_names(raw), FIRST_LOOK))
+        names = itertools.islice(_names(raw), FIRST_LOOK)
         seen = _archive_kind(raw, names, kind if kind in known else "auto")
         fits = (seen == "class-tars") == (kind == "class-tars")
     if kind == "auto" or seen == "devkit":
@@ -156,9 +156,12 @@ def _names(raw: RawSource) -> Iterator[str]:
                 yield member.name
 
 
-def _archive_kind(raw: RawSource, names: Sequence[str], fallback: Kind) -> Kind:
+def _archive_kind(raw: RawSource, first: Iterable[str], fallback: Kind) -> Kind:
     """Kind of a tar by its first names, or `fallback`; ValueError if that is "auto"."""
-    for base in (name.rpartition("/")[2] for name in names):
+    names = []
+    for name in first:  # the next one of a gzip archive may be gigabytes further on
+        names.append(name)
+        base = name.rpartition("/")[2]
         if base in (devkit.TRUTH, devkit.META):
             return "devkit"
         if base.endswith((".tar", ".tar.gz")):
@@ -172,7 +175,7 @@ def _archive_kind(raw: RawSource, names: Sequence[str], fallback: Kind) -> Kind:
     if fallback != "auto":
         return fallback
     raise ValueError(
-        f"{raw.location} is not recognised: its first members are {list(names[:3])}; known are a "
+        f"{raw.location} is not recognised: its first members are {names[:3]}; known are a "
         "tar of class tars, a tar of class folders, ILSVRC2012_img_val.tar, the ILSVRC2012 devkit "
         "and WebDataset shards; --source-kind overrides"
     )
