@@ -1,6 +1,6 @@
 """Build, index, verify and describe shard sets: `python -m shards build|index|verify|info`.
 
-`verify` also exits with 1 if it finds faults. Slow imports wait until the arguments are checked.
+Slow imports wait until the arguments are checked.
 """
 
 import logging
@@ -23,7 +23,8 @@ class _Parallel:
     """A command that runs its tasks on Ray or in this process."""
 
     workers: int | None = None
-    """Ray workers; 0 runs in this process; None uses the cluster of RAY_ADDRESS or all cores."""
+    """Processes that work; 0 uses this one alone; None uses the cluster of RAY_ADDRESS, or all
+    cores of this machine."""
 
     def runner(self, inputs: Sequence[str], out: str | None = None) -> Callable:
         """Start Ray if it is needed, and return the function that runs tasks.
@@ -45,10 +46,14 @@ class _Parallel:
 
 @dataclass(frozen=True, kw_only=True)
 class Build(_Parallel):
-    """Make a shard set from archives, folders of classes or other shards."""
+    """Make a shard set from archives, folders of classes or other shards.
+
+    A file that gives no image is listed in quarantine.parquet; a damaged source fails the build.
+    """
 
     sources: tyro.conf.Positional[tuple[str, ...]]
-    """Archives, folders, s3:// or gs:// URIs; ILSVRC2012_img_val.tar also needs its devkit."""
+    """Archives, folders, s3:// or gs:// URIs. Validation images of ILSVRC2012 also need their
+    labels: ILSVRC2012_devkit_t12.tar.gz, or LOC_val_solution.csv of Kaggle."""
     out: str
     """Folder or URI of the shard set. The same command resumes a build that was killed."""
     config: BuildConfig = field(default_factory=BuildConfig)
@@ -97,15 +102,18 @@ class Index(_Parallel):
 
 @dataclass(frozen=True, kw_only=True)
 class Verify(_Parallel):
-    """Check a shard set: structure, counts, hashes, labels, and that every image decodes."""
+    """Check a shard set: structure, counts, hashes, labels, and that every image decodes.
+
+    The exit status is 1 if faults remain.
+    """
 
     location: tyro.conf.Positional[str]
     """Folder or URI of the shard set."""
     quick: bool = False
     """Do not decode the images."""
     repair: bool = False
-    """Make faulty files again from the sources, which must be where they were. Nothing is put in
-    place before all of it is as it was."""
+    """Make faulty files again from the sources, which must be where they were. None is replaced
+    unless all of them come out as the build made them."""
 
     def __call__(self) -> int:
         """Verify, and repair if requested; returns 1 if faults remain."""

@@ -7,13 +7,12 @@ multipart upload is seen only once the upload is completed.
 """
 
 import contextlib
-import hashlib
 import itertools
 import re
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
@@ -32,6 +31,10 @@ class Objects:
         """By "bucket/key"."""
         self.reads: list[tuple[str, int]] = []
         """Every GET of an object: its "bucket/key", and the bytes of the answer."""
+        self.requests: list[tuple[str, str]] = []
+        """Every request: its method, and its "bucket/key"."""
+        self.is_busy: Callable[[str, str], bool] = lambda method, place: False
+        """Whether a request is answered by 503, and has no effect."""
         self.uploads: dict[str, dict[int, bytes]] = {}
         self.lock = threading.RLock()
         self._numbers = itertools.count(1)
@@ -71,14 +74,23 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.flush()  # the client waits for it before it sends the body
         return proceeds
 
-    def parse(self) -> None:
-        """Split the address into bucket, key and query; read the body; be as slow as a network."""
+    def parse(self) -> bool:
+        """Split the address into bucket, key and query; read the body; be as slow as a network.
+
+        False if the store is busy, which is then the answer.
+        """
         parts = urlsplit(self.path)
         self.place = unquote(parts.path).lstrip("/")
         self.bucket, _, self.key = self.place.partition("/")
         self.query = {k: v[0] for k, v in parse_qs(parts.query, keep_blank_values=True).items()}
         self.body = self.read_body()
         time.sleep(self.latency_s)
+        with self.objects.lock:
+            self.objects.requests.append((self.command, self.place))
+            is_busy = self.objects.is_busy(self.command, self.place)
+        if is_busy:
+            self.xml("Error", "<Code>SlowDown</Code><Message>reduce your rate</Message>", 503)
+        return not is_busy
 
     def read_body(self) -> bytes:
         if "chunked" in self.headers.get("Transfer-Encoding", ""):
@@ -114,7 +126,8 @@ class Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        self.parse()
+        if not self.parse():
+            return None
         with self.objects.lock:
             if self.bucket not in self.objects.buckets:
                 return self.absent("NoSuchBucket")
@@ -157,7 +170,8 @@ class Handler(BaseHTTPRequestHandler):
         self.xml("ListBucketResult", head + end + "".join(rows))
 
     def do_PUT(self) -> None:
-        self.parse()
+        if not self.parse():
+            return None
         store = self.objects
         with store.lock:
             if not self.key:
@@ -179,7 +193,8 @@ class Handler(BaseHTTPRequestHandler):
         return self.answer(ETag=etag(self.body))
 
     def do_POST(self) -> None:
-        self.parse()
+        if not self.parse():
+            return None
         store = self.objects
         with store.lock:
             if "delete" in self.query:
@@ -195,7 +210,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.xml("CompleteMultipartUploadResult", names + tag)
 
     def do_DELETE(self) -> None:
-        self.parse()
+        if not self.parse():
+            return None
         with self.objects.lock:
             if "uploadId" in self.query:
                 self.objects.uploads.pop(self.query["uploadId"], None)
@@ -208,7 +224,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def etag(data: bytes) -> str:
-    return f'"{hashlib.md5(data).hexdigest()}"'
+    return f'"{hash(data):x}"'  # Python hashes an object once; clients only compare
 
 
 def unescaped(text: str) -> str:

@@ -1,5 +1,7 @@
 """Commands of the README and of the docs exist and take the settings that they are shown with."""
 
+import gzip
+import json
 import re
 import shlex
 import subprocess
@@ -9,6 +11,11 @@ from functools import lru_cache
 from pathlib import Path
 
 import pytest
+from archives import WNIDS, class_images, jpeg, nested, small_archive, tar_bytes
+from test_shards_source import devkit
+
+from shards.__main__ import main as shards
+from shards.dataset import format
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
@@ -70,6 +77,55 @@ def test_command_exists_and_takes_its_settings(command):
     shown = help_of(*plain, "--help" if plain[1] == "ui" else "--help-all")
     missing = {flag for flag in flags if flag.replace("_", "-") not in shown}
     assert not missing, f"{missing} are not in the help of {' '.join(plain)}"
+
+
+def section(title: str) -> str:
+    """The text below a heading of the README."""
+    return README.partition(f"## {title}\n")[2].partition("\n## ")[0]
+
+
+def test_commands_that_make_shards_run_in_their_order(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    val = {n: jpeg(70 + n, 600, 520) for n in range(1, 7)}
+    names = {n: f"ILSVRC2012_val_{n:08d}.JPEG" for n in val}
+    train = {wnid: class_images(wnid, 4) for wnid in WNIDS[:3]}
+    train[WNIDS[0]].append(("n0_0.JPEG", b"broken"))
+    larger = {wnid: class_images(wnid, 8) for wnid in WNIDS}
+    larger[WNIDS[4]].append(("n4_0.JPEG", jpeg(71, 600, 520, quality=80)))
+    truth = devkit(list(WNIDS[:3]), [1, 2, 3, 1, 2, 3])
+    for name, data in {
+        "ILSVRC2012_img_train.tar": nested(train),
+        "ILSVRC2012_img_val.tar": tar_bytes((names[n], data) for n, data in val.items()),
+        "ILSVRC2012_devkit_t12.tar.gz": gzip.compress(truth),
+        "winter21_whole.tar.gz": gzip.compress(nested(larger)),
+    }.items():
+        Path(name).write_bytes(data)
+    small_archive(Path("others.tar"))
+    assert shards(["build", "others.tar", "--out", "others", "--workers", "0"]) == 0
+    Path("data/shards-that-others-wrote").mkdir(parents=True)
+    for shard in Path("others").glob("*.tar"):
+        shard.rename(Path("data/shards-that-others-wrote") / shard.name)
+    said = ""
+    for command in commands(section("Make shards")):
+        words = shlex.split(command)
+        assert words[:3] == ["python", "-m", "shards"]
+        here = ["--workers", "0"] if words[3] != "info" else []
+        assert shards([*words[3:], *here]) == 0, command
+        said += capsys.readouterr().out
+    for name in re.findall(r"\w+\.parquet", section("Make shards")):
+        assert Path("data/in21k", name).exists()
+    line = re.search(r"`(left out, [^`]*): N`", section("Make shards"))[1]
+    assert f"{line}: 1" in said
+    sizes = format.open_set("data/in1k").manifest.splits
+    assert {split: sum(shard.samples for shard in sizes[split]) for split in sizes} == {
+        "train": 12,
+        "val": 6,
+    }
+
+
+def test_rules_for_buckets_are_json():
+    rules = [shlex.split(c)[-1] for c in COMMANDS if "put-bucket-lifecycle" in c]
+    assert json.loads(rules[0])["Rules"][0]["AbortIncompleteMultipartUpload"]
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(("pip ", "pytest"))])

@@ -138,8 +138,8 @@ def test_the_val_split_of_an_excluded_set_is_left_out_unless_other_splits_are_na
     assert set(index(tmp_path / "out", "train")) == {f"{WNIDS[0]}_{n}" for n in left}
     named = {"": ["val"], ":all": ["train", "val"]}.get(splits, splits[1:].split(","))
     assert {k: v for k, v in report.left_out.items() if "other" in k} == {
-        f"in other:{split}, {way}": 3 * (way == "same bytes")
-        for split, way in itertools.product(named, ("same bytes", "looks like"))
+        f"{way} other:{split}": 3 * (way == "same bytes as")
+        for split, way in itertools.product(named, ("same bytes as", "looks like"))
     }
     assert open_set(tmp_path / "out").manifest.settings["exclude"] == [
         f"{open_set(other).fingerprint}:{split}" for split in named

@@ -211,3 +211,20 @@ def test_every_class_has_a_name_and_a_way_to_the_root():
 def test_parents_are_the_nearest_ancestors_in_the_set():
     given = ("n01440764", "n01439121", "n00001740", "cat")
     assert wordnet.parents(given) == [1, 2, -1, -1]
+
+
+def test_warnings_damage_and_what_each_excluded_set_took_are_told(made, tmp_path):
+    members = class_images(WNIDS[0], 8)
+    cut = nested({WNIDS[0]: members, WNIDS[1]: class_images(WNIDS[1], 8)})[:-20_000]
+    (tmp_path / "winter21_whole.tar").write_bytes(cut)
+    config = BuildConfig(resize_short=32, exclude=(str(made),), allow_damaged_source=True)
+    build([tmp_path / "winter21_whole.tar"], tmp_path / "set", config)
+    told = describe(str(tmp_path / "set"))
+    page.write(str(tmp_path / "page.html"), told, str(tmp_path / "set"))
+    shown = " ".join(Page((tmp_path / "page.html").read_text()).words)
+    for text in (str(told), shown):
+        assert "winter21_whole.tar has 2 classes; the published winter21_whole has 19,167" in text
+        assert "damaged: winter21_whole.tar: byte " in text
+        assert "left out, same bytes as set:val" in text
+        assert "of the images, by content hash (the sources have no val split)" in text
+    assert "left out, same bytes as set:val: 2" in str(told)

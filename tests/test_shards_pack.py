@@ -1,11 +1,13 @@
 """What a build makes of its settings: order, splits, classes, duplicates; and how it fails."""
 
+import dataclasses
 import itertools
 import json
 import multiprocessing
 import random
 import re
 import resource
+import shutil
 import signal
 import tarfile
 
@@ -28,6 +30,7 @@ from shards.build.pack import BuildConfig, build
 from shards.check.verify import verify
 from shards.dataset import store
 from shards.dataset.format import open_set
+from support.lease import LeaseLost
 
 SMALL = BuildConfig(resize_short=32, shard_samples=10, val_per_class=2)
 
@@ -124,10 +127,89 @@ def test_another_set_in_the_folder_is_not_overwritten(source, tmp_path):
     build([source], tmp_path / "out", SMALL)
     with pytest.raises(ValueError, match="other sources or settings"):
         build([source], tmp_path / "out", BuildConfig(quality=80))
+    shutil.rmtree(tmp_path / "out" / "catalogue")
     (tmp_path / "out" / "report.json").unlink()
-    (tmp_path / "out" / "plan" / "tally.json").unlink()
-    with pytest.raises(ValueError, match="from elsewhere"):
+    before = contents(tmp_path / "out")
+    with pytest.raises(ValueError, match=r"holds .*, which this command has not made"):
         build([source], tmp_path / "out", SMALL)
+    assert contents(tmp_path / "out") == before
+
+
+def test_the_output_cannot_lie_in_a_source(tmp_path):
+    (tmp_path / "shards").mkdir()
+    shutil.copy(small_archive(tmp_path / "a.tar"), tmp_path / "shards" / "n00000001.tar")
+    for out in ("shards", "shards/out"):
+        with pytest.raises(ValueError, match="lies in the source"):
+            build([tmp_path / "shards"], tmp_path / out, SMALL)
+    assert [path.name for path in (tmp_path / "shards").iterdir()] == ["n00000001.tar"]
+
+
+def test_a_finished_set_that_lost_a_file_is_not_called_complete(source, tmp_path):
+    build([source], tmp_path / "out", SMALL)
+    (tmp_path / "out" / "train-00001.tar").unlink()
+    with pytest.raises(ValueError, match=r"train-00001.tar missing .*verify .* --repair"):
+        build([source], tmp_path / "out", SMALL)
+
+
+def test_an_edited_class_list_is_another_one(tmp_path):
+    (tmp_path / "wds").mkdir()
+    members = [(f"{n}.{e}", d) for n in range(4)
+               for e, d in (("cls", str(n).encode()), ("jpg", jpeg(n)))]  # fmt: skip
+    (tmp_path / "wds" / "train-0.tar").write_bytes(tar_bytes(members))
+    names = tmp_path / "names.txt"
+    config = BuildConfig(classes=str(names), val_fraction=0)
+
+    def stopping(function, items, careful=None):
+        if "write_shards" in str(function):
+            raise KeyboardInterrupt
+        return map(function, items)
+
+    names.write_text("\n".join(reversed(WNIDS[:4])))
+    with pytest.raises(KeyboardInterrupt):
+        build([tmp_path / "wds"], tmp_path / "out", config, run=stopping)
+    names.write_text("\n".join(WNIDS[:4]))
+    build([tmp_path / "wds"], tmp_path / "out", config)
+    found = {row["key"]: row["classes"] for row in rows(tmp_path / "out", "train")}
+    assert found == {str(n): [n] for n in range(4)}
+
+
+def test_a_killed_build_with_other_settings_leaves_no_counts_of_it(source, tmp_path, monkeypatch):
+    """Killed between the assignment of another build and its counts, the first goes on."""
+
+    def stopping(function, items, careful=None):
+        if "write_shards" in str(function):
+            raise KeyboardInterrupt
+        return map(function, items)
+
+    with pytest.raises(KeyboardInterrupt):
+        build([source], tmp_path / "out", SMALL, run=stopping)
+    real = store.write_bytes
+
+    def killed(system, path, data):
+        if path.endswith("tally.json"):
+            raise KeyboardInterrupt
+        real(system, path, data)
+
+    other = dataclasses.replace(SMALL, min_per_class=5, val_per_class=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write_bytes", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build([source], tmp_path / "out", other)
+    build([source], tmp_path / "out", SMALL)
+    build([source], tmp_path / "clean", SMALL)
+    assert contents(tmp_path / "out") == contents(tmp_path / "clean")
+
+
+def test_a_build_whose_lease_is_lost_stops_and_publishes_nothing(source, tmp_path):
+    def losing(function, items, careful=None):
+        lease = tmp_path / "out" / "catalogue" / "lease.json"
+        fields = json.loads(lease.read_text())
+        lease.write_text(json.dumps({**fields, "owner": {**fields["owner"], "pid": 1}}))
+        return map(function, items)
+
+    with pytest.raises(LeaseLost, match="has taken over"):
+        build([source], tmp_path / "out", SMALL, run=losing)
+    assert not (tmp_path / "out" / "manifest.json").exists()
 
 
 def test_an_unfinished_build_with_other_settings_leaves_nothing_behind(source, tmp_path):

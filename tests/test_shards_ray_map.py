@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -130,3 +132,64 @@ def test_a_cluster_gets_code_from_the_driver_and_no_variables_of_its_environment
     ray_map.start(None)
     assert given.keys() == {"working_dir", "packages"}
     assert given["packages"] == set(code.PACKAGES)
+
+
+def test_an_item_that_kills_its_process_is_left_to_the_careful_function(ray_cluster, tmp_path):
+    def deadly(item):
+        if item == 3:
+            with (tmp_path / "killed").open("a") as file:
+                file.write("x")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return item
+
+    def careful(item):
+        return f"careful {item}"
+
+    assert sorted(map(str, ray_map.ray_map(deadly, range(5), careful))) == [
+        *("0", "1", "2", "4"),
+        "careful 3",
+    ]
+    assert len((tmp_path / "killed").read_text()) == 1 + ray_map.RETRIES
+    with pytest.raises(RuntimeError, match="killed 5 times"):
+        list(ray_map.ray_map(deadly, range(5)))
+
+
+def test_an_error_of_a_task_is_raised_as_it_was_there_and_not_tried_again(ray_cluster, tmp_path):
+    def fails(item):
+        if item == 2:
+            with (tmp_path / "tried").open("a") as file:
+                file.write("x")
+            raise FileNotFoundError("no spool")
+        return item
+
+    with pytest.raises(FileNotFoundError) as error:
+        list(ray_map.ray_map(fails, range(9)))
+    assert str(error.value) == "no spool"
+    assert (tmp_path / "tried").read_text() == "x"
+
+
+def test_storage_that_fails_for_a_while_is_tried_again(ray_cluster, tmp_path):
+    def fails_twice(item):
+        tries = tmp_path / f"tries-{item}"
+        with tries.open("a") as file:
+            file.write("x")
+        if tries.stat().st_size < 3:
+            raise OSError("503 slow down")
+        return item
+
+    assert sorted(ray_map.ray_map(fails_twice, range(3))) == [0, 1, 2]
+
+
+def test_results_do_not_wait_for_items_that_take_long_to_come(ray_cluster):
+    came, seen = [], []
+
+    def items():
+        for item in range(6):
+            came.append(item)
+            time.sleep(0.5)
+            yield item
+
+    for result in ray_map.ray_map(abs, items()):
+        seen.append((result, len(came)))
+    assert [result for result, _ in seen] == list(range(6))
+    assert seen[0][1] < 5

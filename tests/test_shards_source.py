@@ -21,7 +21,11 @@ from archives import (
 from PIL import Image
 from scipy.io import savemat
 
+from shards.build.catalogue import DamagedSource
+from shards.build.devkit import KAGGLE as SOLUTION
+from shards.build.devkit import KAGGLE_HEADER as HEADER
 from shards.build.devkit import labels
+from shards.build.estimate import estimate
 from shards.build.pack import BuildConfig, build
 from shards.build.source import find
 from shards.dataset.format import open_set
@@ -43,6 +47,15 @@ def samples(folder) -> dict[str, tuple[bytes, list[str], str]]:
             assert sample["__key__"] not in found
             found[sample["__key__"]] = (sample["jpg"], wnids, split)
     return found
+
+
+def write(folder, files: dict[str, bytes]):
+    """Write files, by their paths in a folder; returns the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
 
 
 def expected(classes: dict[str, list]) -> dict[str, tuple[bytes, list[str], str]]:
@@ -163,12 +176,179 @@ def test_a_folder_of_classes_and_one_with_splits(tmp_path, classes):
     assert samples(tmp_path / "b") == expected(classes) | {"other": (jpeg(999), [WNIDS[0]], "val")}
 
 
-def test_a_folder_of_class_tars(tmp_path, classes):
-    (tmp_path / "tars").mkdir()
-    for wnid, members in classes.items():
-        (tmp_path / "tars" / f"{wnid}.tar").write_bytes(tar_bytes(members))
-    build([tmp_path / "tars"], tmp_path / "out", KEPT)
+def test_folders_of_classes_may_have_files_of_macos_and_a_validation_folder(tmp_path, classes):
+    source = write(
+        tmp_path / "set",
+        {f"train/{w}/{n}": data for w, members in classes.items() for n, data in members}
+        | {f"validation/{WNIDS[0]}/other.jpg": jpeg(999)}
+        | {f"train/{w}/{n}": b"Mac OS X" for w in classes for n in (".DS_Store", f"._{w}_0.JPEG")},
+    )
+    report = build([source], tmp_path / "out", BuildConfig(keep_bytes=True))
+    wanted = expected(classes) | {"other": (jpeg(999), [WNIDS[0]], "val")}
+    assert samples(tmp_path / "out") == wanted
+    assert report.files == len(wanted) and report.quarantined_count == 0
+
+
+def test_class_tars_may_have_files_of_macos(tmp_path, classes):
+    hidden = {w: [(f"._{m[0][0]}", b"Mac OS X"), *m] for w, m in classes.items()}
+    (tmp_path / "a.tar").write_bytes(nested(hidden))
+    assert build([tmp_path / "a.tar"], tmp_path / "out", KEPT).quarantined_count == 0
     assert samples(tmp_path / "out") == expected(classes)
+
+
+@pytest.mark.parametrize("content", [{}, {".DS_Store": b"Mac OS X"}])
+def test_an_empty_class_folder_fails_the_build_and_keeps_its_number_if_that_is_allowed(
+    tmp_path, classes, content
+):
+    source = write(
+        tmp_path / "set", {f"{w}/{n}": data for w in WNIDS[1:3] for n, data in classes[w]}
+    )
+    write(source / WNIDS[0], content)
+    with pytest.raises(DamagedSource, match=f"no image in {WNIDS[0]}"):
+        build([source], tmp_path / "out", KEPT)
+    allowed = BuildConfig(keep_bytes=True, val_fraction=0.0, allow_damaged_source=True)
+    report = build([source], tmp_path / "out", allowed)
+    assert open_set(tmp_path / "out").manifest.classes == WNIDS[:3]
+    assert report.warnings[0] == "1 of 3 classes have no image"
+
+
+def test_a_folder_of_class_tars_lists_what_else_is_in_it(tmp_path, classes):
+    source = write(tmp_path / "tars", {f"{w}.tar": tar_bytes(m) for w, m in classes.items()})
+    write(source, {"ILSVRC2012_bbox.tar": b"boxes", "README": b"hello", "notes/a.txt": b"hello"})
+    report = build([source], tmp_path / "out", KEPT)
+    assert samples(tmp_path / "out") == expected(classes)
+    assert [(q.member, q.reason) for q in report.quarantined] == [
+        ("ILSVRC2012_bbox.tar", "not a class tar (CLASS.tar)"),
+        ("README", "not a class tar (CLASS.tar)"),
+        ("notes", "a folder, not a class tar"),
+    ]
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_a_compressed_class_tar_fails_the_build_and_says_what_to_do(tmp_path, classes, is_folder):
+    tars = {f"{w}.tar": tar_bytes(members) for w, members in classes.items()}
+    tars[f"{WNIDS[1]}.tar.gz"] = gzip.compress(tars.pop(f"{WNIDS[1]}.tar"), mtime=0)
+    source = write(tmp_path / "tars", tars)
+    if not is_folder:
+        source = tmp_path / "a.tar"
+        source.write_bytes(tar_bytes(sorted(tars.items())))
+    with pytest.raises(DamagedSource, match=f"{WNIDS[1]}.tar.gz: .*gunzip them, and give a folder"):
+        build([source], tmp_path / "out", KEPT)
+
+
+VAL = {f"ILSVRC2012_val_{n:08d}.JPEG": (jpeg(70 + n), WNIDS[n % 3]) for n in range(1, 6)}
+BOXES = "".join(f"{n.removesuffix('.JPEG')},{wnid} 85 1 499 272\n" for n, (_, wnid) in VAL.items())
+
+
+@pytest.fixture
+def kaggle(tmp_path, classes):
+    """The folder that Kaggle's zip unpacks to, and its samples."""
+    files = {f"train/{w}/{n}": data for w, members in classes.items() for n, data in members}
+    files |= {f"val/{name}": data for name, (data, _) in VAL.items()}
+    files |= {f"test/ILSVRC2012_test_{n:08d}.JPEG": jpeg(170 + n) for n in range(3)}
+    files = {f"ILSVRC/Data/CLS-LOC/{name}": data for name, data in files.items()}
+    files[f"ILSVRC/Annotations/CLS-LOC/train/{WNIDS[0]}/{WNIDS[0]}_1.xml"] = b"<annotation>"
+    files["ILSVRC/Annotations/CLS-LOC/val/ILSVRC2012_val_00000001.xml"] = b"<annotation>"
+    files["ILSVRC/ImageSets/CLS-LOC/train_cls.txt"] = b"n01440764/n01440764_10026 1\n"
+    return write(tmp_path / "kaggle", files | {SOLUTION: f"{HEADER}\n{BOXES}".encode()})
+
+
+def val_samples() -> dict[str, tuple[bytes, list[str], str]]:
+    return {name.removesuffix(".JPEG"): (data, [wnid], "val") for name, (data, wnid) in VAL.items()}
+
+
+@pytest.mark.parametrize(
+    ("inside", "labels_from"),
+    [("", None), ("ILSVRC", SOLUTION), ("ILSVRC/Data/CLS-LOC", SOLUTION), ("", "devkit")],
+)
+def test_kaggle_s_folders_keep_every_val_image_and_leave_test_out(
+    tmp_path, kaggle, classes, inside, labels_from
+):
+    sources = [kaggle / inside]
+    if labels_from == SOLUTION:
+        (tmp_path / SOLUTION).write_bytes((kaggle / SOLUTION).read_bytes())
+        (kaggle / SOLUTION).unlink()
+        sources.append(tmp_path / SOLUTION)
+    elif labels_from == "devkit":
+        (kaggle / SOLUTION).unlink()
+        truth = [WNIDS.index(wnid) + 1 for _, wnid in VAL.values()]
+        (tmp_path / "kit.tar").write_bytes(devkit(list(WNIDS[:3]), truth))
+        sources.append(tmp_path / "kit.tar")
+    report = build(sources, tmp_path / "out", BuildConfig(keep_bytes=True))
+    assert samples(tmp_path / "out") == expected(classes) | val_samples()
+    assert report.images == {"train": 24, "val": len(VAL)}
+    assert report.reasons == {"a folder of test images is left out": 1}
+    with pytest.raises(ValueError, match="have their own val split"):
+        build(sources, tmp_path / "x", BuildConfig(val_per_class=1))
+    assert not (tmp_path / "x").exists()
+
+
+def test_labels_in_kaggle_s_folder_belong_to_the_identity_of_the_set(tmp_path, kaggle):
+    build([kaggle], tmp_path / "out", BuildConfig(keep_bytes=True))
+    swapped = BOXES.replace(WNIDS[0], "x").replace(WNIDS[1], WNIDS[0]).replace("x", WNIDS[1])
+    (kaggle / SOLUTION).write_text(f"{HEADER}\n{swapped}")
+    with pytest.raises(ValueError, match="other sources or settings"):
+        build([kaggle], tmp_path / "out", BuildConfig(keep_bytes=True))
+
+
+@pytest.mark.parametrize("inside", ["", "ILSVRC/Data/CLS-LOC/val"])
+def test_val_images_without_labels_are_refused_before_any_work(tmp_path, kaggle, inside):
+    (kaggle / SOLUTION).unlink()
+    for refuses in (build, estimate):
+        with pytest.raises(ValueError, match=r"val has images without classes; give the devkit"):
+            refuses([str(kaggle / inside)], str(tmp_path / "out"), BuildConfig())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_nothing_but_val_images_is_a_val_split(tmp_path, kaggle):
+    folders = [kaggle / "ILSVRC/Data/CLS-LOC/val", kaggle / SOLUTION]
+    build(folders, tmp_path / "out", BuildConfig(keep_bytes=True))
+    assert samples(tmp_path / "out") == val_samples()
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bytes])
+def test_kaggle_s_tar_begins_with_boxes_and_has_val_after_train(
+    tmp_path, kaggle, classes, compress
+):
+    paths = sorted(path for path in kaggle.rglob("*") if path.is_file() and path.suffix != ".csv")
+    members = [(str(path.relative_to(kaggle)), path.read_bytes()) for path in paths]
+    source = tmp_path / "imagenet_object_localization_patched2019.tar.gz"
+    source.write_bytes(compress(tar_bytes(members)))
+    sources = [source, kaggle / SOLUTION]
+    report = build(sources, tmp_path / "out", BuildConfig(keep_bytes=True))
+    assert samples(tmp_path / "out") == expected(classes) | val_samples()
+    assert report.reasons == {"no class": 2 + 1 + 3}  # boxes, the list of names, test images
+    with pytest.raises(ValueError, match="give the devkit"):
+        build([source], tmp_path / "x", BuildConfig())
+    with pytest.raises(ValueError, match="have their own val split"):
+        build(sources, tmp_path / "x", BuildConfig(val_per_class=1))
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("folder", ["", "./", "val/", "ILSVRC2012_img_val/"])
+def test_a_tar_of_val_images_needs_labels_whatever_folder_they_are_in(tmp_path, kaggle, folder):
+    source = tmp_path / "val.tar"
+    source.write_bytes(tar_bytes((folder + name, data) for name, (data, _) in VAL.items()))
+    with pytest.raises(ValueError, match=r"val.tar has images without classes; give the devkit"):
+        build([source], tmp_path / "out", BuildConfig())
+    build([source, kaggle / SOLUTION], tmp_path / "out", BuildConfig(keep_bytes=True))
+    assert samples(tmp_path / "out") == val_samples()
+
+
+@pytest.mark.parametrize("folder", ["", "ILSVRC2012_img_val/"])
+def test_val_images_in_folders_of_their_classes_need_no_labels(tmp_path, folder):
+    members = [(f"{folder}{wnid}/{name}", data) for name, (data, wnid) in VAL.items()]
+    (tmp_path / "val.tar").write_bytes(tar_bytes(members))
+    report = build([tmp_path / "val.tar"], tmp_path / "out", KEPT)
+    assert report.images == {"train": len(VAL)} and report.classes == 3
+
+
+def test_a_train_tar_with_a_flat_val_folder_after_it_fails_with_what_to_do(tmp_path):
+    members = [(f"train/{WNIDS[0]}/{name}", data) for name, data in class_images(WNIDS[0], 9)]
+    members += [(f"val/{name}", data) for name, (data, _) in VAL.items()]
+    (tmp_path / "a.tar").write_bytes(tar_bytes(members))
+    with pytest.raises(DamagedSource, match="give the devkit"):
+        build([tmp_path / "a.tar"], tmp_path / "out", BuildConfig())
 
 
 def test_any_names_can_be_classes(tmp_path):
@@ -218,6 +398,7 @@ def test_several_sources_make_one_set(tmp_path):
         ("text.txt", b"hello" * 1000, ValueError, "not recognised"),
         ("text.gz", gzip.compress(b"hello" * 1000, mtime=0), ValueError, "not recognised"),
         ("pdf.tar", tar_bytes([("a.pdf", b"x")]), ValueError, "not recognised"),
+        ("a.zip", b"PK\3\4" + bytes(99), ValueError, r"unpack it \(unzip -q .*a.zip -d DIR\) and"),
     ],
 )
 def test_a_path_that_is_not_a_source_is_refused_by_name(tmp_path, name, data, error, message):
@@ -237,6 +418,28 @@ def test_a_kind_can_be_given(tmp_path):
         BuildConfig(keep_bytes=True, source_kind="flat-tar", val_fraction=0),
     )
     assert report.images == {"train": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "seen"),
+    [
+        ("a.tar", "flat-tar", "a file of the kind class-tars"),
+        ("a.tar", "imagenet-val", "a file of the kind class-tars"),
+        ("a.tar", "devkit", "a file of the kind class-tars"),
+        ("a.tar", "class-folders", "a file of the kind class-tars"),
+        ("flat.tar", "class-tars", "a file of the kind flat-tar"),
+        ("folder", "flat-tar", "a folder of the kind class-folders"),
+        ("folder", "class-tars", "a folder of the kind class-folders"),
+        ("folder", "webdataset", "a folder of the kind class-folders"),
+    ],
+)
+def test_a_kind_that_would_find_no_image_is_refused_before_any_work(tmp_path, name, kind, seen):
+    small_archive(tmp_path / "a.tar", classes=1, images=2)
+    write(tmp_path / "folder" / WNIDS[0], {"1.jpg": jpeg(1)})
+    (tmp_path / "flat.tar").write_bytes(tar_bytes([(f"{WNIDS[0]}/1.jpg", jpeg(1))]))
+    with pytest.raises(ValueError, match=rf"source_kind \({kind}\) does not fit .*{name}, {seen}"):
+        build([tmp_path / name], tmp_path / "out", BuildConfig(source_kind=kind))
+    assert not (tmp_path / "out").exists()
 
 
 def test_near_duplicates_of_an_excluded_set_are_left_out(tmp_path):

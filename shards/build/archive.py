@@ -39,7 +39,6 @@ NO_LABELS = (
 WNID = re.compile(r"[a-z]\d{8}")
 SPLIT_NAME = re.compile(r"(?:^|[-_/])(train|val)(?:id|idation)?(?:[-_.0-9/]|$)")
 IMAGE_NAME = re.compile(r"\.(jpe?g|png|webp|gif|bmp)$", re.IGNORECASE)
-NOT_CLASS_TAR = "not a class tar (CLASS.tar)"
 MOST_ZEROS = len(tar.END) + 20 * tar.BLOCK
 """At the end of a tar: the marker, and what fills the last record of 20 blocks."""
 
@@ -56,6 +55,8 @@ class RawSource:
     is_folder: bool
     magic: bytes = b""
     """The first bytes of a file."""
+    labels_file: "RawSource | None" = None
+    """The labels of its validation images, in a folder that was unpacked from Kaggle's zip."""
 
     @property
     def name(self) -> str:
@@ -203,12 +204,17 @@ def class_tars(name: str, outer: Iterable[tar.Member | Fault]) -> Iterator[Part 
         if member.kind == "file" and wnid != base and CLASS_NAME.fullmatch(wnid):
             inner = f"{name}/{member.name}"
             yield Part(archive=inner, layout="tar", start=start, stop=stop, wnid=wnid)
-        elif member.kind == "file" and base.endswith(".tar.gz"):
-            reason = "a compressed class tar: gunzip them, and give a folder of the tars"
-            yield Fault(name, member.name, start, reason, damage=True)
         elif member.kind != "folder":
-            reason = NOT_CLASS_TAR if member.kind == "file" else f"a {member.kind}, not a class tar"
-            yield Fault(name, member.name, start, reason)
+            yield not_class_tar(name, member.name, start, member.kind)
+
+
+def not_class_tar(name: str, member: str, offset: int, kind: str) -> Fault:
+    """The fault of what is neither a class tar nor a folder."""
+    if kind == "file" and member.endswith(".tar.gz"):
+        reason = "a compressed class tar: gunzip them, and give a folder of the tars"
+        return Fault(name, member, offset, reason, damage=True)
+    reason = "not a class tar (CLASS.tar)" if kind == "file" else f"a {kind}, not a class tar"
+    return Fault(name, member, offset, reason)
 
 
 def flat_tar(
@@ -240,11 +246,24 @@ def flat_tar(
         yield run()
 
 
+def is_val_image(name: str) -> bool:
+    """Whether a member is a validation image of ILSVRC2012 outside a folder of its class."""
+    return bool(VAL_NAME.fullmatch(name.rpartition("/")[2])) and not class_of_path(name)[0]
+
+
+def is_kaggle(name: str) -> bool:
+    """Whether a member is part of Kaggle's copy of ILSVRC2012, which begins with other files."""
+    return "/CLS-LOC/" in f"/{name}"
+
+
 def class_of_path(name: str) -> tuple[str, str]:
     """Class and split in a member name such as "a/train/n01440764/1.JPEG", each "" if absent."""
-    folders = name.split("/")[:-1]
+    *folders, base = name.split("/")
+    if is_kaggle(name) and not {"Annotations", "ImageSets"}.isdisjoint(folders):
+        return "", ""  # boxes of objects, and lists of names
     wnid = folders[-1] if folders else ""
     if wnid in SPLITS or wnid == TEST:
         return "", SPLITS.get(wnid, "")
     split = SPLITS.get(folders[-2], "") if len(folders) > 1 else ""
-    return (wnid if CLASS_NAME.fullmatch(wnid) else ""), split
+    is_class = (WNID if VAL_NAME.fullmatch(base) else CLASS_NAME).fullmatch(wnid)
+    return (wnid if is_class else ""), split

@@ -94,13 +94,14 @@ def assign(
         return tally
     num_rows = sum(_read_ahead(functools.partial(_num_rows, system), parts))
     num_buckets = max(1, -(-num_rows // BUCKET_ROWS))
-    with tempfile.TemporaryDirectory(prefix="placement-") as folder:
+    with tempfile.TemporaryDirectory(prefix="assignment-") as folder:
         step = _Steps(progress, len(parts) + 3 * num_buckets + 1)
         plan = _Assignment(system, root, config, ClassStats(config, classes), Path(folder), step)
         buckets = plan.merged(plan.scattered(parts, num_buckets), known)
         plan.stats.choose(plan.tally)
         splits = plan.split(buckets)
         plan.list_lookalikes(splits["train"], splits["val"])
+        store.discard(system, f"{root}/plan/{TALLY}")  # the counts of another assignment
         for split, rows in splits.items():
             if rows.count:
                 plan.write(split, rows, identity)
@@ -111,8 +112,11 @@ def assign(
 
 
 def finished(system: pafs.FileSystem, root: str, identity: str) -> Tally | None:
-    """Counts of a finished assignment of this identity."""
-    fields = store.read_json(system, f"{root}/plan/{TALLY}")
+    """Counts of a finished assignment of this identity; None without one, or if it is damaged."""
+    try:
+        fields = store.read_json(system, f"{root}/plan/{TALLY}")
+    except ValueError:
+        return None
     if fields is None or fields["plan"] != identity:
         return None
     counts = {f.name: fields["tally"][f.name] for f in dataclasses.fields(Tally)}

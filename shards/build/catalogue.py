@@ -63,6 +63,7 @@ SCHEMA = pa.schema(
 )
 QUARANTINE = pa.schema([SCHEMA.field(n) for n in ("archive", "member", "offset", "problem")])
 IDENTITY, CODECS = b"catalogue", b"codecs"
+DONE = ("images", "bytes", "val", "content")
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ class Done:
     bytes: int
     val: int
     """Images that the sources have in a val split."""
+    content: int
+    """Sum of the heads of the content hashes of its images, modulo 2^64."""
 
 
 class DamagedSource(ValueError):
@@ -155,6 +158,7 @@ def catalogue_unit(job: CatalogueJob, unit: Unit, *, isolated: bool = False) -> 
         "val": pc.sum(pc.equal(first["split"], "val")).as_py() or 0,
         "bytes": pc.sum(table["size"]).as_py() or 0,
         "damage": pc.sum(table["damage"]).as_py() or 0,
+        "content": int(heads(first["sha256"]).sum(dtype=np.uint64)) if len(first) else 0,
         "spool": int(sizes.sum()),
     }
     metadata = {IDENTITY: job.identity, CODECS: json.dumps(codecs())}
@@ -162,7 +166,7 @@ def catalogue_unit(job: CatalogueJob, unit: Unit, *, isolated: bool = False) -> 
     # The spool is renamed before the rows are: if the rows exist, the spool is whole.
     with parquet_writer(job.fs, job.part(unit.number), schema, compression="zstd") as writer:
         writer.write_table(table.cast(schema))
-    return Done(counts["images"], counts["bytes"], counts["val"])
+    return Done(*(counts[name] for name in DONE))
 
 
 def finished(number: int, job: CatalogueJob) -> Done | None:
@@ -172,7 +176,7 @@ def finished(number: int, job: CatalogueJob) -> Done | None:
         return None
     if store.size_of(job.fs, job.spool(number)) != int(metadata.metadata[b"spool"]):
         return None
-    return Done(*(int(metadata.metadata[name]) for name in (b"images", b"bytes", b"val")))
+    return Done(*(int(metadata.metadata[name.encode()]) for name in DONE))
 
 
 def _in_order(table: pa.Table, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -216,10 +220,8 @@ def parquet_writer(
 
 def parquet_table(system: pafs.FileSystem, path: str, columns: list[str]) -> pa.Table:
     """Columns of a Parquet file; StorageError if it cannot be read."""
-    with store.reading(path):
-        return pq.read_table(
-            path, columns=columns, filesystem=system, page_checksum_verification=True
-        )
+    with store.reading(path), system.open_input_file(path) as file:
+        return pq.read_table(file, columns=columns, page_checksum_verification=True)
 
 
 def parquet_metadata(

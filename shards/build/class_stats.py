@@ -35,7 +35,7 @@ class Tally:
     near: int = 0
     """Images of train that look like one of the drawn val split; they stay."""
     excluded: dict[str, int] = field(default_factory=dict)
-    """Images left out by excluded set and kind of match: "in1k:val, same bytes"."""
+    """Images left out by excluded set and kind of match: "same bytes as in1k:val"."""
     multi_label: int = 0
     most_labels: tuple[int, str] = (0, "")
     """The largest number of classes of one image, and its file."""

@@ -73,11 +73,12 @@ class BuildConfig(TranscodeConfig):
     seed: int = 0
     """Seed of the order of images over shards."""
     allow_damaged_source: bool = False
-    """Go on if a source is damaged or a class gives no image; the manifest records what it was."""
+    """Take what can be read if a source is damaged or a class gives no image; the report and the
+    manifest tell what was wrong."""
     source_kind: Kind = "auto"
-    """What the sources are; auto recognises each one."""
+    """What the sources are, if that is not recognised."""
     keep_work: bool = False
-    """Keep the spool next to the shards."""
+    """Keep work/, the encoded images before they were put into shards."""
 
     def rules(self) -> Iterator[Rule]:
         """Counts and shares in range, and one way to draw the val split."""

@@ -81,7 +81,8 @@ def _files(raw: RawSource) -> tuple[bytes, bytes]:
         ) from error
     missing = {TRUTH, META} - set(files)
     if missing:
-        raise ValueError(f"{raw.location} is not the ILSVRC2012 devkit: {missing} is not in it")
+        names = " and ".join(sorted(missing))
+        raise ValueError(f"{raw.location} is not the ILSVRC2012 devkit: it has no {names}")
     return files[TRUTH], files[META]
 
 

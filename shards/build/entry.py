@@ -84,6 +84,8 @@ def _tar_entries(read: tar.Read, part: Part) -> Iterator[Entry]:
             empty.wnids, empty.split = _class_of(f"{name}/", part)
             empty = None if part.wnid or not empty.wnids else empty
             continue
+        if _is_of_macos(member.name):
+            continue
         entry = Entry(part.archive, member.name, part.path, member.offset, member.size)
         entry.wnids, entry.split = _class_of(member.name, part)
         _fill(entry, read, member.kind)
@@ -92,6 +94,12 @@ def _tar_entries(read: tar.Read, part: Part) -> Iterator[Entry]:
         yield entry
     if empty:
         yield empty
+
+
+def _is_of_macos(name: str) -> bool:
+    """Whether a file is one that macOS adds: .DS_Store to a folder, and ._NAME to each NAME."""
+    base = name.rpartition("/")[2]
+    return base == ".DS_Store" or base.startswith("._")
 
 
 def _class_of(name: str, part: Part) -> tuple[tuple[str, ...], str]:
@@ -126,6 +134,8 @@ def _fill(entry: Entry, read: tar.Read, kind: str = "file") -> None:
 
 def _folder_entries(system: pafs.FileSystem, part: Part) -> Iterator[Entry]:
     for info in store.listing(system, part.path)[part.start : part.stop or None]:
+        if _is_of_macos(info.base_name):
+            continue
         entry = Entry(part.archive, info.base_name, info.path, 0, info.size or 0)
         entry.wnids, entry.split = _class_of(info.base_name, part)
         if info.type == pafs.FileType.File:

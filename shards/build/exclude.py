@@ -97,8 +97,8 @@ class Excluded:
         """Read the hashes of the splits of shard sets that these texts name, see `chosen`."""
         pairs = [(one, split) for one, splits in map(chosen, texts) for split in splits]
         self.names = [f"{posixpath.basename(one.root)}:{split}" for one, split in pairs]
-        ways = itertools.product(self.names, ("same bytes", "looks like"))
-        self.none_left_out = {f"{name}, {way}": 0 for name, way in ways}
+        ways = itertools.product(self.names, ("same bytes as", "looks like"))
+        self.none_left_out = {f"{way} {name}": 0 for name, way in ways}
         items = [
             (number, one, shard)
             for number, (one, split) in enumerate(pairs)
@@ -137,7 +137,7 @@ class Excluded:
         reasons, counts = [], Counter()
         for place, way, detail in map(found.get, rows):
             name = self.names[self._owners[place]]
-            counts[f"{name}, {way.removesuffix(' as')}"] += 1
+            counts[f"{way} {name}"] += 1
             reasons.append(f"{way} {name}: {self._keys[place]}{detail}")
         kept = np.delete(np.arange(table.num_rows), rows)
         return table.take(pa.array(kept)), left_out(table, rows, reasons), counts

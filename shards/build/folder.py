@@ -4,7 +4,7 @@ To support another kind of folder, add a function here to FOLDERS.
 """
 
 import posixpath
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from pyarrow import fs as pafs
@@ -50,34 +50,42 @@ def _tar_folder(source: Source) -> Iterator[Part | Fault]:
             name = f"{source.name}/{info.base_name}"
             yield Part(path=info.path, archive=name, layout="tar", stop=info.size, wnid=wnid)
         else:
-            yield Fault(source.name, info.base_name, 0, archive.NOT_CLASS_TAR)
+            kind = "file" if is_file else "folder"
+            yield archive.not_class_tar(source.name, info.base_name, 0, kind)
 
 
 def _class_folders(source: Source) -> Iterator[Part | Fault]:
-    for info in store.listing(source.fs, source.raw.path):
+    inside = store.listing(source.fs, source.raw.path)
+    if _are_val_images(inside):
+        yield from _val_images(source, source.raw.path, inside)
+        return
+    for info in inside:
         split = archive.SPLITS.get(info.base_name)
         if info.type != pafs.FileType.Directory or not (split or info.base_name == archive.TEST):
             yield _class_folder(source, info, "")
         elif split is None:
             yield Fault(source.name, info.base_name, 0, "a folder of test images is left out")
         else:
-            yield from _split_folder(source, info, split)
+            below = store.listing(source.fs, info.path)
+            if _are_val_images(below):
+                yield from _val_images(source, info.path, below)
+            else:
+                yield from (_class_folder(source, each, split) for each in below)
 
 
-def _split_folder(source: Source, info: pafs.FileInfo, split: str) -> Iterator[Part | Fault]:
-    """The folder of a split: class folders, or the ILSVRC2012 validation images side by side."""
-    inside = store.listing(source.fs, info.path)
-    if not any(archive.VAL_NAME.fullmatch(each.base_name) for each in inside):
-        for each in inside:
-            yield _class_folder(source, each, split)
-        return
+def _are_val_images(inside: Sequence[pafs.FileInfo]) -> bool:
+    return any(archive.VAL_NAME.fullmatch(info.base_name) for info in inside)
+
+
+def _val_images(source: Source, path: str, inside: Sequence[pafs.FileInfo]) -> Iterator[Part]:
+    """Runs of the ILSVRC2012 validation images that lie side by side in a folder."""
     if not source.labels:
-        raise ValueError(f"{info.path} has images without classes; {NO_LABELS}")
+        raise ValueError(f"{path} has images without classes; {NO_LABELS}")
     for start in range(0, len(inside), FOLDER_IMAGES):
-        run = [each.base_name for each in inside[start : start + FOLDER_IMAGES]]
+        run = [info.base_name for info in inside[start : start + FOLDER_IMAGES]]
         yield Part(
-            path=info.path, archive=f"{source.name}/{info.base_name}", layout="folder", split=split,
-            start=start, stop=start + len(run),
+            path=path, archive=source.name + path.removeprefix(source.raw.path), layout="folder",
+            start=start, stop=start + len(run), split="val",
             labels={name: source.labels[name] for name in run if name in source.labels},
         )  # fmt: skip
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pyarrow import fs as pafs
 
 from shards.dataset import store
-from support.lease import leased
+from support.lease import Lease, leased
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class LeaseFolder:
 
 
 @contextlib.contextmanager
-def written_here(system: pafs.FileSystem, root: str) -> Iterator[None]:
+def written_here(system: pafs.FileSystem, root: str) -> Iterator[Lease]:
     """This process alone writes to the set during the block; AlreadyLocked if another one does."""
     store.make_folder(system, f"{root}/catalogue")
-    with leased(LeaseFolder(system, f"{root}/catalogue")):
-        yield
+    with leased(LeaseFolder(system, f"{root}/catalogue")) as lease:
+        yield lease

@@ -10,16 +10,17 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pyarrow import fs as pafs
 
 from shards.build import assign, catalogue, report, source, writer
 from shards.build.archive import RawSource, Source
-from shards.build.catalogue import CatalogueJob, DamagedSource
+from shards.build.catalogue import CatalogueJob, DamagedSource, Done
 from shards.build.class_stats import Tally
 from shards.build.config import BuildConfig
 from shards.build.exclude import Excluded, chosen
@@ -32,7 +33,9 @@ from shards.build.writer import ShardJob
 from shards.dataset import format, store
 from shards.dataset.classes import class_list
 from shards.dataset.format import Manifest, Shard
+from support.lease import Lease
 
+T = TypeVar("T")
 SCHEME = 2  # raised whenever the same input would give other bytes
 DEFAULT_VAL_FRACTION = 0.01
 CLASSES = "classes.txt"
@@ -63,14 +66,16 @@ def build(
     if saved is not None and not store.has_folder(system, f"{root}/work"):
         return saved.report
     if saved is None:
+        _refuse_overwriting(system, root, raws)
         recognised = recognise(raws, config)
         val_split(config, any(one.has_val for one in recognised))  # refuses what does not fit
-    with written_here(system, root), _undone_if_damaged(system, root):
+    with written_here(system, root) as lease, _undone_if_damaged(system, root):
         saved = _finished(system, root, identity)
         if saved is None:
-            files = UnitFiles(system, root, _hash(fingerprint, config.source_kind))
-            made = _Build(system, root, config, identity, files, recognised, run, progress)
+            files = UnitFiles(system, root, _hash(fingerprint, config.source_kind, str(SCHEME)))
+            made = _Build(system, root, config, identity, files, recognised, run, progress, lease)
             saved = made.saved(tuple(map(store.absolute, locations)), manifest_settings)
+        lease.check()
         _clean(system, root, keep_work=config.keep_work)
         return saved.report
 
@@ -125,15 +130,53 @@ def _hash(*texts: str) -> str:
 def _finished(system: pafs.FileSystem, root: str, identity: str) -> Saved | None:
     """What is saved of this build if it is complete; ValueError if another set is there."""
     saved = report.read(system, root)
-    is_ours = assign.finished(system, root, identity) is not None  # killed before the report
-    if saved is None and not is_ours and store.exists(system, f"{root}/{format.MANIFEST}"):
-        raise ValueError(f"{root} holds a shard set from elsewhere; give another --out")
-    if saved is not None and saved.build != identity:
+    if saved is None:
+        return None
+    if saved.build != identity:
         raise ValueError(
             f"{root} holds a shard set of other sources or settings; give another --out, or "
             "remove it"
         )
+    if missing := list(itertools.islice(_missing(system, root, saved), 5)):
+        raise ValueError(
+            f"{root} was built and has been changed: {', '.join(missing)} missing or of another "
+            f"size; make it whole with `python -m shards verify {root} --repair`"
+        )
     return saved
+
+
+def _missing(system: pafs.FileSystem, root: str, saved: Saved) -> Iterator[str]:
+    """Files of a finished set that are not there as they were, by one look at the folder."""
+    sizes = {info.base_name: info.size for info in store.listing(system, root)}
+    try:
+        manifest = format.open_manifest(system, root)
+    except (FileNotFoundError, ValueError):
+        manifest = None
+    if manifest is None or manifest.sha256 != saved.manifest:
+        yield format.MANIFEST
+        return
+    for shard in manifest.shards:
+        if sizes.get(shard.name) != shard.bytes:
+            yield shard.name
+        if shard.index_name not in sizes:
+            yield shard.index_name
+
+
+def _refuse_overwriting(system: pafs.FileSystem, root: str, raws: Sequence[RawSource]) -> None:
+    """Raise ValueError if the output lies in a source, or holds shards that no build of ours made.
+
+    The shards of an unfinished build may be replaced.
+    """
+    for raw in raws:
+        if raw.is_folder and raw.fs == system and f"{root}/".startswith(f"{raw.path}/"):
+            raise ValueError(f"--out {root} lies in the source {raw.path}; give another --out")
+    if store.has_folder(system, f"{root}/catalogue"):
+        return
+    names = (info.base_name for info in store.listing(system, root))
+    if found := next((n for n in names if n.endswith(".tar") or n == format.MANIFEST), None):
+        raise ValueError(
+            f"{root} holds {found}, which this command has not made; give another --out"
+        )
 
 
 @dataclasses.dataclass
@@ -148,6 +191,7 @@ class _Build:
     sources: tuple[Source, ...]
     run: Run
     progress: Listen | None
+    lease: Lease
 
     def saved(self, locations: tuple[str, ...], manifest_settings: dict[str, Any]) -> Saved:
         """Make the set, and save the report, which marks it as complete."""
@@ -157,17 +201,22 @@ class _Build:
         for name in ("", "catalogue", "plan", "work/spool"):
             store.make_folder(self.fs, f"{self.root}/{name}".rstrip("/"))
             store.sweep(self.fs, f"{self.root}/{name}".rstrip("/"))
-        parts, has_val = self._catalogue(known)
+        parts, done = self._catalogue(known)
+        has_val = any(unit.val for unit in done)
+        # of the images as well: those of a source that was damaged and replaced are others
+        content = sum(unit.content for unit in done) % 2**64
+        identity = _hash(self.identity, str(content))
         drawn, val_note = val_split(self.config, has_val)
         classes = class_list(self.config.classes) if self.config.classes else None
         tally = assign.assign(
-            self.fs, self.root, parts, drawn, classes, self.identity, known, self.progress
+            self.fs, self.root, parts, drawn, classes, identity, known, self.progress
         )
         found = report.totals(self.fs, self.root, parts)
         damage = found.faults(self.sources, tally)
         if damage and not self.config.allow_damaged_source:
             raise DamagedSource("; ".join(damage[:5]))
-        splits = self._shards(tally)
+        splits = self._shards(tally, identity)
+        self.lease.check()
         codecs = {"codecs": [json.loads(versions) for versions in sorted(found.codecs)]}
         manifest = Manifest(
             classes=tally.classes,
@@ -179,6 +228,7 @@ class _Build:
         notes = (val_note, *(f"damaged: {fault}" for fault in damage))
         saved = Saved(
             build=self.identity,
+            plan=identity,
             units=self.files.identity,
             locations=locations,
             settings=manifest.settings,
@@ -189,14 +239,15 @@ class _Build:
         report.write(self.fs, self.root, saved)
         return saved
 
-    def _catalogue(self, known: Excluded | None) -> tuple[list[str], bool]:
-        """Catalogue all units; returns the paths of their parts, and whether they hold val."""
-        config, has_val = self.config, any(one.has_val for one in self.sources)
-        drawn, _ = val_split(config, has_val)
+    def _catalogue(self, known: Excluded | None) -> tuple[list[str], list[Done]]:
+        """Catalogue all units; returns the paths of their parts, and their counts in any order."""
+        config = self.config
+        drawn, _ = val_split(config, any(one.has_val for one in self.sources))
         hashed = known is not None or bool(drawn.val_per_class or drawn.val_fraction)
-        decisive = self.files.identity, str(config.transcode), str(hashed), str(config.classes)
+        classes = str(class_list(config.classes)) if config.classes else ""
+        decisive = self.files.identity, str(config.transcode), str(hashed), classes
         job = CatalogueJob(
-            self.fs, self.root, _hash(*decisive, str(config.seed), str(SCHEME)), config.transcode,
+            self.fs, self.root, _hash(*decisive, str(config.seed)), config.transcode,
             self.sources, config.seed, hashed, config.allow_damaged_source,
         )  # fmt: skip
         parts: list[str] = []
@@ -215,17 +266,23 @@ class _Build:
         def total() -> int:
             return max(most, len(parts))
 
-        for done in shown("catalogue", results, total, self.progress):
-            has_val |= done.val > 0
+        done = list(self._held(shown("catalogue", results, total, self.progress)))
         for info in store.listing(self.fs, f"{self.root}/catalogue"):
             if info.path not in parts and info.base_name.endswith(".parquet"):
                 store.discard(self.fs, info.path)  # of an earlier build that was given up
-        return parts, has_val
+        return parts, done
 
-    def _shards(self, tally: Tally) -> dict[str, tuple[Shard, ...]]:
+    def _held(self, results: Iterator[T]) -> Iterator[T]:
+        """The results, as long as no other process has taken over."""
+        for result in results:
+            if self.lease.lost:
+                self.lease.check()
+            yield result
+
+    def _shards(self, tally: Tally, identity: str) -> dict[str, tuple[Shard, ...]]:
         """Write all shards; returns them by split, in order."""
         job = ShardJob(
-            self.fs, self.root, self.identity, self.config.transcode, self.sources, self.files
+            self.fs, self.root, identity, self.config.transcode, self.sources, self.files
         )
         tasks = [
             places
@@ -233,7 +290,7 @@ class _Build:
             for places in writer.groups(split, count, tally.bytes[split])
         ]
         results = self.run(functools.partial(writer.write_shards, job), tasks)
-        written = shown("shards", results, lambda: len(tasks), self.progress)
+        written = self._held(shown("shards", results, lambda: len(tasks), self.progress))
         shards = {shard.name: shard for result in written for shard in result.shards}
         return {
             split: tuple(shards[writer.Place(split, n).name] for n in range(count))

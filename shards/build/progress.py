@@ -53,15 +53,16 @@ class BuildProgress:
     """Shows the progress of a build, with images and bytes per second."""
 
     def __init__(self) -> None:
-        self._stage, self._started = "", 0.0
+        self._stage, self._started, self._last = "", 0.0, time.monotonic()
         self._show: Progress | None = None
 
     def __call__(self, now: StageProgress) -> None:
         """Show the progress after a task has finished."""
         time_s = time.monotonic()
         if now.stage != self._stage:
-            self._stage, self._started = now.stage, time_s
+            self._stage, self._started = now.stage, self._last  # before its first task
             self._show = Progress(now.stage, "tasks")
+        self._last = time_s
         elapsed_s = max(time_s - self._started, 1e-9)
         rates = f"{now.images / elapsed_s:,.0f} img/s  {now.bytes / elapsed_s / 1e6:,.0f} MB/s"
         self._show(now.done, now.total, f"{now.images:,} images  {rates}")

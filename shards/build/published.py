@@ -13,7 +13,7 @@ from shards.build.config import Kind
 from shards.dataset.classes import class_list
 
 NAMED = 5
-"""Missing classes that a sentence names."""
+"""Classes that a sentence names."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ def differences(
     missing, others = wanted - wnids, wnids - wanted
     if missing or others:
         parts = [f"{name} has {len(wnids):,} classes; {published} has {len(wanted):,}"]
-        parts += [f"missing: {_listed(missing)}"] if missing else []
-        parts += [f"not in it: {_listed(others)}"] if others else []
+        parts += [f"missing: {listed(missing)}"] if missing else []
+        parts += [f"not in it: {listed(others)}"] if others else []
         found.insert(0, "; ".join(parts))
     return found
 
@@ -98,6 +98,7 @@ def _compared(archive: Archive, counts: Mapping[str, int]) -> list[tuple[str, in
     return [(split, counts.get(split, 0), wanted) for split, wanted in archive.images.items()]
 
 
-def _listed(wnids: Collection[str]) -> str:
+def listed(wnids: Collection[str]) -> str:
+    """The first of these classes, and how many more there are."""
     first = ", ".join(sorted(wnids)[:NAMED])
     return f"{first} and {len(wnids) - NAMED:,} more" if len(wnids) > NAMED else first

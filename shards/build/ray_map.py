@@ -4,7 +4,6 @@ build(sources, out, config, run=ray_map)
 on_every_node(function, argument) -> [function(argument, "h1 (10.0.0.1)"), ...]
 """
 
-import itertools
 import json
 import logging
 import os
@@ -13,13 +12,20 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
+from ray.exceptions import (
+    NodeDiedError,
+    OutOfMemoryError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from support import code
 
 TASKS_PER_CPU = 2
 RETRIES = 3
+END = object()
 # seconds in which a node must have answered, with a cold disk and its first process of Python
 ANSWER_S = 120.0
 # Ray hands a submitted job its settings in this variable
@@ -68,35 +74,71 @@ def ray_map(
 ) -> Iterator[Any]:
     """Apply function to items in Ray tasks and yield the results in the order of completion.
 
-    The number of submitted tasks is bounded. A task is retried if its worker dies or its storage
-    fails; if its workers keep dying, `careful` is called instead, if given. If it keeps failing,
-    its error is raised here and the other tasks are cancelled.
+    The number of submitted tasks is bounded, and items are taken as they are needed. A task is
+    tried again, RETRIES times, if its process is killed or its storage fails; if its process is
+    still killed, `careful` is called instead, if given. An error that remains is raised here as it
+    was raised there, and the other tasks are cancelled.
     """
-    task = ray.remote(num_cpus=1, max_retries=RETRIES, retry_exceptions=[OSError])(_call)
-    functions = {False: ray.put(function), True: ray.put(careful)}
-    remaining = iter(items)
-    running: dict[ray.ObjectRef, tuple[Any, bool]] = {}
+    tasks = _Tasks(function, careful)
+    remaining, is_open = iter(items), True
     try:
-        while True:
+        while is_open or tasks.running:
             # looked up again and again: an autoscaler brings nodes for the tasks that wait
             window = max(2, TASKS_PER_CPU * int(ray.cluster_resources().get("CPU", 1)))
-            for item in itertools.islice(remaining, max(0, window - len(running))):
-                running[task.remote(functions[False], item)] = item, False
-            if not running:
-                return
-            (done,), _ = ray.wait(list(running), num_returns=1)
-            item, is_careful = running.pop(done)
-            try:
-                result = ray.get(done)
-            except (WorkerCrashedError, OutOfMemoryError):
-                if careful is None or is_careful:
-                    raise
-                running[task.remote(functions[True], item)] = item, True
-            else:
-                yield result
+            has_room = is_open and len(tasks.running) < window
+            # an item may take long to come: what is done meanwhile is not kept waiting
+            yield from tasks.results(timeout_s=0 if has_room else None)
+            if has_room:
+                item = next(remaining, END)
+                is_open = item is not END
+                if is_open:
+                    tasks.submit(item)
     finally:
-        for reference in running:
+        for reference in tasks.running:
             ray.cancel(reference)
+
+
+class _Tasks:
+    """The tasks of a map that are running."""
+
+    def __init__(
+        self, function: Callable[[Any], Any], careful: Callable[[Any], Any] | None
+    ) -> None:
+        # Ray's own retries would never end for a task that runs out of memory
+        self._task = ray.remote(num_cpus=1, max_retries=0)(_call)
+        self._function, self._careful = ray.put(function), careful and ray.put(careful)
+        self.running: dict[ray.ObjectRef, tuple[Any, int]] = {}
+        """Item and number of earlier attempts of each."""
+
+    def submit(self, item: Any, attempts: int = 0) -> None:  # noqa: ANN401
+        """Start the task of an item."""
+        function = self._careful if attempts > RETRIES and self._careful else self._function
+        self.running[self._task.remote(function, item)] = item, attempts
+
+    def results(self, timeout_s: float | None) -> Iterator[Any]:
+        """The results that are there in this time, without a limit at least one."""
+        if not self.running:
+            return
+        references = list(self.running)
+        count = 1 if timeout_s is None else len(references)
+        for done in ray.wait(references, num_returns=count, timeout=timeout_s)[0]:
+            item, attempts = self.running.pop(done)
+            try:
+                yield ray.get(done)
+            except (WorkerCrashedError, OutOfMemoryError, NodeDiedError) as error:
+                if attempts > RETRIES:
+                    raise RuntimeError(
+                        f"the process of a task was killed {attempts + 1} times, last with: "
+                        f"{str(error).splitlines()[0]}; look at the memory of the nodes"
+                    ) from error
+                self.submit(item, attempts + 1)
+            except RayTaskError as error:
+                cause = error.cause if isinstance(error.cause, Exception) else error
+                if not isinstance(cause, OSError) or isinstance(cause, FileNotFoundError):
+                    raise cause from None
+                if attempts >= RETRIES:
+                    raise cause from None
+                self.submit(item, attempts + 1)
 
 
 def on_every_node(

@@ -45,12 +45,13 @@ def repair(location: str, faulty: Collection[str], run: Run = serial) -> Iterato
     saved = report.read(system, root)
     if saved is None:
         raise ValueError(f"{location} was not built here, so its shards cannot be made again")
-    with written_here(system, root), _staging(system, root) as staging:
+    with written_here(system, root) as lease, _staging(system, root) as staging:
         for folder in (root, f"{root}/catalogue"):
             store.sweep(system, folder)
         job = _job(system, root, saved, staging)
         manifest = _manifest(job, saved, faulty, run)
         made = _shards(job, manifest, faulty, run)
+        lease.check()
         for shard in made:
             for name in (shard.name, shard.index_name):
                 system.move(f"{staging}/{name}", f"{root}/{name}")
@@ -83,11 +84,11 @@ def _job(system: pafs.FileSystem, root: str, saved: Saved, staging: str) -> Shar
     raws = [source.find(location) for location in saved.locations]
     classes = None
     if saved.settings["classes"]:
-        tally = assign.finished(system, root, saved.build)
+        tally = assign.finished(system, root, saved.plan)
         classes = tally.classes if tally else None
     sources = source.recognise(raws, source.Context(config.source_kind, classes))
     files = UnitFiles(system, root, saved.units)
-    return ShardJob(system, root, saved.build, config.transcode, sources, files, staging)
+    return ShardJob(system, root, saved.plan, config.transcode, sources, files, staging)
 
 
 def _manifest(job: ShardJob, saved: Saved, faulty: Collection[str], run: Run) -> Manifest:
@@ -96,7 +97,7 @@ def _manifest(job: ShardJob, saved: Saved, faulty: Collection[str], run: Run) ->
         manifest = format.open_manifest(job.fs, job.root)
         if manifest.sha256 == saved.manifest:
             return manifest
-    tally = assign.finished(job.fs, job.root, saved.build)
+    tally = assign.finished(job.fs, job.root, saved.plan)
     if tally is None:
         raise ValueError(f"{job.root}/plan is damaged, so the manifest cannot be made again")
     in_place = dataclasses.replace(job, staging="")

@@ -31,7 +31,12 @@ class Quarantined:
 
     archive: str
     member: str
+    """Empty for a damaged place of the archive."""
     reason: str
+
+    def __str__(self) -> str:
+        """The file and its reason in one line."""
+        return ": ".join(filter(None, (self.archive, self.member, self.reason)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +88,7 @@ class BuildReport:
             lines.append(f"{self.crossing:,} images of train are also in val, and left train")
         lines.append(f"{self.quarantined_count:,} of {self.files:,} files give no image")
         lines += [f"  {count:,} x {reason}" for reason, count in list(self.reasons.items())[:20]]
-        lines += [f"  {q.archive}: {q.member}: {q.reason}" for q in self.quarantined[:20]]
+        lines += [f"  {quarantined}" for quarantined in self.quarantined[:20]]
         if self.quarantined_count > 20:
             lines.append(f"  ... all of them in {QUARANTINE}")
         warnings = [f"WARNING: {warning}" for warning in self.warnings]
@@ -98,6 +103,8 @@ class Saved:
     """Identity of the sources and settings."""
     units: str
     """Identity of the units."""
+    plan: str
+    """Identity of the assignment."""
     locations: tuple[str, ...]
     """Where the sources were."""
     settings: Mapping[str, Any]
@@ -184,12 +191,11 @@ class Totals:
     def faults(self, sources: Sequence[Source], tally: Tally) -> list[str]:
         """Why images or classes may be missing without a name."""
         silent = [
-            f"{one.name} gives no image"
+            f"{one.name} gives no image; it was read as {one.kind} (--source-kind)"
             for number, one in enumerate(sources)
             if one.kind != "devkit" and not self.usable[number]
         ]
-        empty = ", ".join(tally.empty[:5]) + ", ..." * (len(tally.empty) > 5)
-        some = [f"{len(tally.empty):,} classes give no image: {empty}"] if tally.empty else []
+        some = [f"no image in {published.listed(tally.empty)}"] if tally.empty else []
         return [*self.damage, *silent, *some]
 
     def warnings(self, sources: Sequence[Source], tally: Tally) -> Iterator[str]:
@@ -229,7 +235,6 @@ def collected(
     notes: tuple[str, ...],
 ) -> BuildReport:
     """The report."""
-    excluded = {f"in {place}": count for place, count in tally.excluded.items()}
     left_out = {
         "in imagenet21k_small_classes (--small-classes takes them)": tally.small_split,
         "class not in the list of --classes": tally.other_class,
@@ -250,7 +255,7 @@ def collected(
         multi_label=tally.multi_label,
         crossing=tally.crossing,
         excluded=sum(tally.excluded.values()),
-        left_out=excluded | {reason: count for reason, count in left_out.items() if count},
+        left_out=tally.excluded | {reason: count for reason, count in left_out.items() if count},
         warnings=tuple(found.warnings(sources, tally)),
         notes=notes,
     )

@@ -18,8 +18,8 @@ from shards.build.config import Kind
 from shards.build.folder import FOLDERS
 from shards.dataset import classes, format, store, tar
 
-KAGGLE = "ILSVRC/Data/CLS-LOC"
-"""Where Kaggle's copy of ILSVRC2012 has its images."""
+KAGGLE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC")
+"""Where Kaggle's copy of ILSVRC2012 has its images, from each of the folders around them."""
 FLAT = ("flat-tar", "imagenet-val")
 FIRST_LOOK = 8  # members whose names show the kind of an archive
 SAMPLES, SAMPLE_BYTES = 16, 1 << 16  # of the content that identifies a file
@@ -42,6 +42,8 @@ def recognise(raws: Sequence[RawSource], context: Context) -> tuple[Source, ...]
     kinds = [kind_of(raw, context.kind) for raw in raws]
     labels: dict[str, str] = {}
     for raw, kind in zip(raws, kinds, strict=True):
+        if raw.labels_file:
+            labels |= devkit.kaggle_labels(raw.labels_file)
         if kind == "devkit":
             read = devkit.kaggle_labels if devkit.is_kaggle_labels(raw.name) else devkit.labels
             labels |= read(raw)
@@ -64,9 +66,13 @@ def find(location: str) -> RawSource:
             f"no source at {location}; give an archive, a folder of classes or a folder of shards"
         )
     if info.type == pafs.FileType.Directory:
-        inside = system.get_file_info(f"{path}/{KAGGLE}")
-        path = inside.path if inside.type == info.type else path
-        return RawSource(location, system, path, 0, is_folder=True)
+        inside = system.get_file_info([f"{path}/{name}" for name in KAGGLE])
+        images = next((one.path for one in inside if one.type == info.type), path)
+        labels = system.get_file_info(f"{path}/{devkit.KAGGLE}")
+        found = None
+        if images != path and labels.type == pafs.FileType.File:
+            found = RawSource(labels.path, system, labels.path, labels.size, is_folder=False)
+        return RawSource(location, system, images, 0, is_folder=True, labels_file=found)
     if not info.size:
         raise ValueError(f"source {location} is an empty file; was its download cut short?")
     with system.open_input_file(path) as file:
@@ -88,6 +94,8 @@ def fingerprint(raws: Sequence[RawSource]) -> str:
 
 def _identity(raw: RawSource) -> Iterator[object]:
     hashed = hashlib.sha256()
+    if raw.labels_file:
+        yield from _identity(raw.labels_file)
     if raw.is_folder:
         # folder by folder, because a listing of all images of a set would fill the memory
         pending = [raw.path]
@@ -111,17 +119,33 @@ def described(source: Source, wnids: set[str]) -> str:
     if source.kind == "devkit":
         return f"{source.name}: labels of the ILSVRC2012 validation images"
     size = f", {source.bytes / 1e9:,.2f} GB" if source.bytes else ""
-    return f"{source.name}: {source.kind}, {classes.described(wnids)}{size}"
+    labels = f", val labels of {devkit.KAGGLE} in it" if source.raw.labels_file else ""
+    return f"{source.name}: {source.kind}, {classes.described(wnids)}{size}{labels}"
 
 
 def kind_of(raw: RawSource, kind: Kind = "auto") -> Kind:
-    """Kind of a source: the one asked for, except that a devkit is always recognised as such."""
+    """Kind of a source: the one asked for, except that a devkit is always recognised as such.
+
+    Raises ValueError if the one asked for would find no image in it.
+    """
     if raw.is_folder:
-        return kind if kind != "auto" else _folder_kind(raw)
-    if devkit.is_kaggle_labels(raw.name):
+        seen, known = _folder_kind(raw), list(FOLDERS)
+        fits = seen != "class-folders" or kind == seen  # no tar is in it
+    elif devkit.is_kaggle_labels(raw.name):
         return "devkit"
-    seen = _archive_kind(raw, itertools.islice(_names(raw), FIRST_LOOK), kind)
-    return seen if kind == "auto" or seen == "devkit" else kind
+    else:
+        known = ["class-tars", *FLAT, "webdataset", "devkit"]
+        names = itertools.islice(_names(raw), FIRST_LOOK)
+        seen = _archive_kind(raw, names, kind if kind in known else "auto")
+        fits = (seen == "class-tars") == (kind == "class-tars")
+    if kind == "auto" or seen == "devkit":
+        return seen
+    if kind not in known or not fits:
+        what = f"a {'folder' if raw.is_folder else 'file'} of the kind {seen}"
+        raise ValueError(
+            f"source_kind ({kind}) does not fit {raw.location}, {what}; leave --source-kind out"
+        )
+    return kind
 
 
 def _names(raw: RawSource) -> Iterator[str]:
@@ -134,8 +158,8 @@ def _names(raw: RawSource) -> Iterator[str]:
 
 def _archive_kind(raw: RawSource, first: Iterable[str], fallback: Kind) -> Kind:
     """Kind of a tar by its first names, or `fallback`; ValueError if that is "auto"."""
-    names: list[str] = []
-    for name in first:  # as few as decide it, because behind a class tar the next one is far
+    names = []
+    for name in first:  # the next one of a gzip archive may be gigabytes further on
         names.append(name)
         base = name.rpartition("/")[2]
         if base in (devkit.TRUTH, devkit.META):
@@ -144,14 +168,14 @@ def _archive_kind(raw: RawSource, first: Iterable[str], fallback: Kind) -> Kind:
             return "class-tars"
         if base.endswith((".cls", ".json")):
             return "webdataset"
-    if any(archive.VAL_NAME.fullmatch(name.rpartition("/")[2]) for name in names):
+    if any(archive.is_val_image(name) for name in names):
         return "imagenet-val"
-    if any(archive.IMAGE_NAME.search(name) for name in names):
+    if any(archive.IMAGE_NAME.search(name) or archive.is_kaggle(name) for name in names):
         return "flat-tar"
     if fallback != "auto":
         return fallback
     raise ValueError(
-        f"{raw.location} is not recognised: its first members are {list(names[:3])}; known are a "
+        f"{raw.location} is not recognised: its first members are {names[:3]}; known are a "
         "tar of class tars, a tar of class folders, ILSVRC2012_img_val.tar, the ILSVRC2012 devkit "
         "and WebDataset shards; --source-kind overrides"
     )
@@ -161,20 +185,15 @@ def _folder_kind(raw: RawSource) -> Kind:
     if store.exists(raw.fs, f"{raw.path}/{format.MANIFEST}"):
         return "webdataset"
     stems = [name.removesuffix(".tar") for name in format.tar_names(raw.fs, raw.path)]
-    if stems and all(archive.WNID.fullmatch(stem) for stem in stems):
+    if any(archive.WNID.fullmatch(stem) for stem in stems):
         return "class-tars"
     return "webdataset" if stems else "class-folders"
 
 
 def _source(raw: RawSource, kind: Kind, context: Context) -> Source:
     """The recognised source; what would stop its reading later stops here."""
-    known = list(FOLDERS) if raw.is_folder else ["class-tars", *FLAT, "webdataset", "devkit"]
-    if kind not in known:
-        what = "folder" if raw.is_folder else "file"
-        raise ValueError(
-            f"source_kind ({kind}): {raw.location} is a {what}, which can be {', '.join(known)}"
-        )
-    if kind == "imagenet-val" and not context.labels:
+    first = next(_names(raw), "") if kind == "flat-tar" else ""
+    if not context.labels and (kind == "imagenet-val" or archive.is_kaggle(first)):
         raise ValueError(f"{raw.location} has images without classes; {NO_LABELS}")
     if kind == "webdataset":
         if raw.is_gzip:
@@ -186,11 +205,11 @@ def _source(raw: RawSource, kind: Kind, context: Context) -> Source:
                 f"`python -m shards index {raw.location}` first, or give --classes"
             )
     source = Source(raw=raw, kind=kind, labels=context.labels, classes=context.classes)
-    return replace(source, has_val=_has_val(source))
+    return replace(source, has_val=_has_val(source, first))
 
 
-def _has_val(source: Source) -> bool:
-    """Whether there are known to be val images: by the kind, the folders, or the first members."""
+def _has_val(source: Source, first: str) -> bool:
+    """Whether there are known to be val images: by the kind, the folders, or the first member."""
     if source.raw.is_folder:
         parts = FOLDERS[source.kind](source)
         return any(isinstance(part, Part) and part.split == "val" for part in parts)
@@ -198,5 +217,6 @@ def _has_val(source: Source) -> bool:
         return archive.split_of(source.name) == "val"
     if source.kind != "flat-tar":
         return source.kind == "imagenet-val"
-    first = next(_names(source.raw), "")  # the processed archives have val after all of train
-    return "imagenet21k_" in first or archive.class_of_path(first)[1] == "val"
+    if "imagenet21k_" in first or archive.is_kaggle(first):
+        return True  # these have val after all of train
+    return archive.class_of_path(first)[1] == "val"

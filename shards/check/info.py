@@ -76,6 +76,7 @@ class Description:
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
+        yield from (f"WARNING: {warning}" for warning in self.built.get("warnings", ()))
         yield f"{self.location}: {self.classes:,} classes"
         for name, split in self.splits.items():
             yield (
@@ -97,10 +98,13 @@ class Description:
             yield title
             yield from (f"  {count:>9,}  {wnid}  {name}" for wnid, name, count in rows)
         if built := self.built:
+            yield from built["sources"]
             yield f"source formats: {', '.join(f'{k} {v:,}' for k, v in built['modes'].items())}"
             yield f"{built['duplicates']:,} copies merged, {built['excluded']:,} excluded"
+            yield from (f"left out, {why}: {count:,}" for why, count in built["left_out"].items())
             yield f"{built['quarantined_count']:,} of {built['files']:,} files gave no image"
             yield from (f"  {count:>9,}  {reason}" for reason, count in built["reasons"].items())
+            yield from built["notes"]
 
 
 def _bars(bars: Mapping[str, int]) -> Iterator[str]:

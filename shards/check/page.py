@@ -46,6 +46,8 @@ def write(path: str, description: Description, location: str) -> None:
             "Source formats": bars("modes", built.get("modes", {})),
             "Gave no image, by reason": bars("reasons", built.get("reasons", {})),
         },
+        warnings=built.get("warnings", ()),
+        notes=[*built.get("sources", ()), *built.get("notes", ())],
         samples=samples(location),
     )
     store.write_bytes(*store.locate(path), page.encode())

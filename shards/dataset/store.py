@@ -207,43 +207,51 @@ class RangeReader(contextlib.AbstractContextManager):
     """Random reads of one file, `reader(offset, size)`, short only at the end of the file.
 
     It reads ahead in blocks. Walking the headers of a tar in an object store then takes one request
-    per block, not one per member. Where the blocks of an object store are read one after the other,
-    the next one is fetched while one is used.
+    per block, not one per member. While the blocks of an object store are read one after the other,
+    they double up to REMOTE_BLOCK, and the next one is fetched while one is used: a reader of all
+    waits for little, and one of a few places reads little in vain.
     """
 
     def __init__(self, system: pafs.FileSystem, path: str, block: int | None = None) -> None:
         self.path = path
-        self.block = block or (LOCAL_BLOCK if is_local(system) else REMOTE_BLOCK)
         self._file = system.open_input_file(path)
         self.size = self._file.size()
         self._start, self._data = 0, b""
         self._range = range_of(system, self._file, path)
-        self._thread = None if is_local(system) or block else ThreadPoolExecutor(1)
+        grows = not (is_local(system) or block)
+        self._first = self._block = block or LOCAL_BLOCK
+        self._largest = REMOTE_BLOCK if grows else self._first
+        self._thread = ThreadPoolExecutor(1) if grows else None
         self._next: tuple[int, Future[bytes]] | None = None
 
     def __call__(self, offset: int, size: int) -> bytes:
         """Bytes [offset, offset + size) of the file."""
-        place, end = offset - self._start, self._start + len(self._data)
-        if place < 0 or offset > end:
-            self._start, self._data, place, end = offset, b"", 0, offset
+        end = self._start + len(self._data)
+        if not self._start <= offset <= end + self._block:
+            self._start, self._data, end, self._block = offset, b"", offset, self._first
         if offset + size > end and end < self.size:
-            pieces = [self._data[place:]]
+            start = min(offset, end)
+            pieces = [self._data[start - self._start :]]
             while end < min(offset + size, self.size):
                 pieces.append(self._piece(end, offset + size - end))
                 end += len(pieces[-1])
-            self._start, self._data, place = offset, b"".join(pieces), 0
+            self._start, self._data = start, b"".join(pieces)
+        place = offset - self._start
         return self._data[place : place + size]
 
     def _piece(self, offset: int, size: int) -> bytes:
         """At least one byte from `offset` on, and where reads are small a block."""
         ahead, self._next = self._next, None
+        goes_on = offset > self._start
+        if goes_on:
+            self._block = min(2 * self._block, self._largest)
         if ahead and ahead[0] == offset:
             data = ahead[1].result()
         else:
-            data = self._read(offset, max(size, self.block))
+            data = self._read(offset, max(size, self._block))
         following = offset + len(data)
-        if self._thread and offset and following < self.size:  # the first read may be a mere look
-            self._next = following, self._thread.submit(self._read, following, self.block)
+        if self._thread and goes_on and following < self.size:
+            self._next = following, self._thread.submit(self._read, following, self._block)
         return data
 
     def _read(self, offset: int, size: int) -> bytes:
