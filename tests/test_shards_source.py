@@ -476,3 +476,36 @@ def test_excluded_sets_without_perceptual_hashes_are_read_image_by_image(tmp_pat
     (tmp_path / "b.tar").write_bytes(other)
     report = build([tmp_path / "b.tar"], tmp_path / "out", config)
     assert report.excluded == 8 and report.images == {"train": 3}
+
+
+@pytest.mark.parametrize("name", ["n01491361.tar.part", "n01491361.TAR", "n01491361.tar.1"])
+def test_a_class_tar_that_was_not_downloaded_to_its_end_is_not_passed_over(tmp_path, classes, name):
+    for wnid in WNIDS[:2]:
+        (tmp_path / f"{wnid}.tar").write_bytes(tar_bytes(classes[wnid]))
+    (tmp_path / name).write_bytes(tar_bytes(classes[WNIDS[2]]))
+    with pytest.raises(DamagedSource, match=f"{name}: not CLASS.tar: download it to its end"):
+        build([tmp_path], tmp_path.with_name("out"), KEPT)
+
+
+def test_a_folder_whose_name_is_no_class_is_not_passed_over(tmp_path, classes):
+    for name in ("tench", "hot dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        (tmp_path / "images" / name / "1.jpg").write_bytes(jpeg(1))
+    with pytest.raises(DamagedSource, match="hot dog: not the name of a class: .* rename it"):
+        build([tmp_path / "images"], tmp_path / "out", KEPT)
+
+
+def test_a_set_of_shards_is_the_same_source_after_it_was_indexed_again(tmp_path):
+    from shards.check.index import index
+
+    (tmp_path / "wds").mkdir()
+    members = [(f"{WNIDS[n % 2]}_{n}.{e}", d) for n in range(4)
+               for e, d in (("cls", str(n % 2).encode()), ("jpg", jpeg(n)))]  # fmt: skip
+    (tmp_path / "wds" / "train-0.tar").write_bytes(tar_bytes(members))
+    index(str(tmp_path / "wds"))
+    first = build([tmp_path / "wds"], tmp_path / "out", KEPT)
+    index(str(tmp_path / "wds"))
+    with pytest.raises(ValueError, match="other sources"):  # index-2/ is another set of indexes
+        build([tmp_path / "wds"], tmp_path / "out", KEPT)
+    index(str(tmp_path / "wds"))
+    assert build([tmp_path / "wds"], tmp_path / "out", KEPT) == first

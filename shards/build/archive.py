@@ -210,8 +210,13 @@ def class_tars(name: str, outer: Iterable[tar.Member | Fault]) -> Iterator[Part 
 
 def not_class_tar(name: str, member: str, offset: int, kind: str) -> Fault:
     """The fault of what is neither a class tar nor a folder."""
-    if kind == "file" and member.endswith(".tar.gz"):
-        reason = "a compressed class tar: gunzip them, and give a folder of the tars"
+    stem, _, extensions = member.rpartition("/")[2].partition(".")
+    if kind == "file" and (extensions == "tar.gz" or (WNID.fullmatch(stem) and extensions)):
+        reason = (
+            "a compressed class tar: gunzip them, and give a folder of the tars"
+            if extensions == "tar.gz"
+            else "not CLASS.tar: download it to its end, or move it away"
+        )
         return Fault(name, member, offset, reason, damage=True)
     reason = "not a class tar (CLASS.tar)" if kind == "file" else f"a {kind}, not a class tar"
     return Fault(name, member, offset, reason)

@@ -39,7 +39,7 @@ from shards.dataset import store
 T = TypeVar("T")
 BUCKET_ROWS = 1 << 16
 READS = 16  # parts read at once: in an object store each takes some requests
-TALLY = "tally.json"
+TALLY, PLAN = "tally.json", b"plan"
 SHARD_BYTES = 200_000_000
 TAR_OVERHEAD = 1792  # two headers, the label's block, and half a block of padding on average
 _COPIED = (
@@ -266,7 +266,7 @@ class _Assignment:
             shards = min(rows.count, max(shards, self.config.val_shards))
         self.tally.images[split], self.tally.bytes[split] = rows.count, rows.bytes
         self.tally.shards[split] = shards
-        schema = SCHEMA.with_metadata({b"plan": identity.encode()})
+        schema = SCHEMA.with_metadata({PLAN: identity.encode()})
         path = f"{self.root}/plan/{split}.parquet"
         with parquet_writer(self.system, path, schema, compression="zstd") as writer:
             for table in rows.tables(shard_sizes(rows.count, shards)):

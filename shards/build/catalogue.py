@@ -132,7 +132,7 @@ def catalogue_unit(job: CatalogueJob, unit: Unit, *, isolated: bool = False) -> 
 
     With `isolated` another process decodes the images, and one that kills it is quarantined.
     """
-    done = finished(unit.number, job)
+    done = finished(unit, job)
     if done is not None:
         return done
     rows, images = [], []
@@ -161,7 +161,7 @@ def catalogue_unit(job: CatalogueJob, unit: Unit, *, isolated: bool = False) -> 
         "content": int(heads(first["sha256"]).sum(dtype=np.uint64)) if len(first) else 0,
         "spool": int(sizes.sum()),
     }
-    metadata = {IDENTITY: job.identity, CODECS: json.dumps(codecs())}
+    metadata = {IDENTITY: job.identity + unit.digest, CODECS: json.dumps(codecs())}
     schema = SCHEMA.with_metadata(metadata | {name: str(n) for name, n in counts.items()})
     # The spool is renamed before the rows are: if the rows exist, the spool is whole.
     with parquet_writer(job.fs, job.part(unit.number), schema, compression="zstd") as writer:
@@ -169,12 +169,12 @@ def catalogue_unit(job: CatalogueJob, unit: Unit, *, isolated: bool = False) -> 
     return Done(*(counts[name] for name in DONE))
 
 
-def finished(number: int, job: CatalogueJob) -> Done | None:
+def finished(unit: Unit, job: CatalogueJob) -> Done | None:
     """Counts of a unit that is catalogued already; one with damage is read again."""
-    metadata = parquet_metadata(job.fs, job.part(number), IDENTITY, job.identity)
+    metadata = parquet_metadata(job.fs, job.part(unit.number), IDENTITY, job.identity + unit.digest)
     if metadata is None or int(metadata.metadata[b"damage"]):
         return None
-    if store.size_of(job.fs, job.spool(number)) != int(metadata.metadata[b"spool"]):
+    if store.size_of(job.fs, job.spool(unit.number)) != int(metadata.metadata[b"spool"]):
         return None
     return Done(*(int(metadata.metadata[name.encode()]) for name in DONE))
 

@@ -71,7 +71,8 @@ class _Sample:
 def estimate(locations: Sequence[str], out: str, config: BuildConfig) -> Estimate:
     """Estimate a build from a few images of each source.
 
-    Of a compressed archive only the first images are seen, and how well these are compressed.
+    Of a compressed archive only the first images are seen, and it is taken to be as large as its
+    content, as archives of JPEGs nearly are.
     """
     sources = pack.recognise([source.find(location) for location in locations], config)
     pack.val_split(config, any(one.has_val for one in sources))
@@ -120,9 +121,7 @@ def _add(one: Source, found: Sequence[Unit], config: TranscodeConfig, sample: _S
         elif sizes:
             overhead = _HEADER * (2 if part.layout == "samples" else 1)
             files += part.bytes / (sum(sizes) / len(sizes) + overhead)
-    total = _bytes(parts)
-    if not found[-1].last:
-        total = one.bytes * found[-1].points[-1].start / found[-1].points[-1].compressed
+    total = _bytes(parts) if found[-1].last else one.bytes
     sample.files += files * total / max(_bytes(chosen), 1)
 
 

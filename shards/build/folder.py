@@ -95,7 +95,8 @@ def _class_folder(source: Source, info: pafs.FileInfo, split: str) -> Part | Fau
     if info.type != pafs.FileType.Directory:
         return Fault(source.name, inside, 0, "not a folder of a class")
     if not archive.CLASS_NAME.fullmatch(wnid):
-        return Fault(source.name, inside, 0, "not the name of a class")
+        reason = "not the name of a class: only letters, digits, - and _; rename it or move it away"
+        return Fault(source.name, inside, 0, reason, damage=not wnid.startswith((".", "_")))
     name = f"{source.name}/{inside}"
     return Part(path=info.path, archive=name, layout="folder", wnid=wnid, split=split)
 

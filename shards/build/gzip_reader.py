@@ -176,11 +176,6 @@ class GzipReader(contextlib.AbstractContextManager):
         """The byte of the content up to which it was read."""
         return self._start + len(self._data)
 
-    @property
-    def ratio(self) -> float:
-        """Bytes of content per byte of the file."""
-        return self.end / max(self._place, 1)
-
     def _enter(self, point: Point) -> None:
         self._start, self._data = point.start, bytearray()
         self._place = point.compressed

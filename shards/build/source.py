@@ -22,7 +22,7 @@ KAGGLE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC")
 """Where Kaggle's copy of ILSVRC2012 has its images, from each of the folders around them."""
 FLAT = ("flat-tar", "imagenet-val")
 FIRST_LOOK = 8  # members whose names show the kind of an archive
-SAMPLES, SAMPLE_BYTES = 16, 1 << 16  # of the content that identifies a file
+SAMPLES, SAMPLE_BYTES = 64, 1 << 16  # of the content that identifies a file
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,9 @@ def _identity(raw: RawSource) -> Iterator[object]:
     hashed = hashlib.sha256()
     if raw.labels_file:
         yield from _identity(raw.labels_file)
-    if raw.is_folder:
+    if raw.is_folder and store.exists(raw.fs, f"{raw.path}/{format.MANIFEST}"):
+        hashed.update(store.read_bytes(raw.fs, f"{raw.path}/{format.MANIFEST}"))
+    elif raw.is_folder:
         # folder by folder, because a listing of all images of a set would fill the memory
         pending = [raw.path]
         while pending:

@@ -9,8 +9,11 @@ entered, and a build that was killed goes on from the last one.
 """
 
 import dataclasses
+import hashlib
 import io
 import json
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -43,6 +46,12 @@ class Unit:
     last: bool = False
     """Whether the source has no more units."""
 
+    @property
+    def digest(self) -> str:
+        """Identifies what it holds of its source."""
+        content = json.dumps([list(map(dataclasses.asdict, self.parts + self.faults))])
+        return hashlib.sha256(content.encode()).hexdigest()
+
 
 @dataclass(frozen=True)
 class UnitFiles:
@@ -58,11 +67,15 @@ class UnitFiles:
         return f"{self.root}/catalogue/unit-{number:05d}.npz"
 
     def read(self, number: int) -> Unit | None:
-        """A stored unit; None if there is none of these sources."""
+        """A stored unit; None if there is none of these sources, or it is damaged."""
         if not store.exists(self.fs, self.path(number)):
             return None
-        with np.load(io.BytesIO(store.read_bytes(self.fs, self.path(number)))) as file:
-            fields, windows = json.loads(str(file["unit"])), file["windows"].tobytes()
+        data = store.read_bytes(self.fs, self.path(number))
+        try:
+            with np.load(io.BytesIO(data)) as file:
+                fields, windows = json.loads(str(file["unit"])), file["windows"].tobytes()
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            return None
         if fields.pop("identity") != self.identity:
             return None
         points = []
@@ -89,14 +102,17 @@ class UnitFiles:
 
 
 def units(sources: Sequence[Source], files: UnitFiles | None = None) -> Iterator[Unit]:
-    """The units of the sources in order; with `files` those of archives are stored and read."""
+    """The units of the sources in order; with `files` those of archives are stored and read.
+
+    They come with the first of their points: all of them are for those who read a part of one.
+    """
     number = 0
     for place, source in enumerate(sources):
         if source.kind == "devkit":
             continue
         found = _of_folder if source.raw.is_folder or source.kind == "webdataset" else _of_archive
         for unit in found(source, place, number, files):
-            yield unit
+            yield dataclasses.replace(unit, points=unit.points[:1])
             number = unit.number + 1
 
 

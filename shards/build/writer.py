@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shards.build.assign import PLAN
 from shards.build.catalogue import Job, parquet_metadata
 from shards.build.transcode import Unusable, transcode, unpacked
 from shards.build.unit import UnitFiles
@@ -92,6 +93,8 @@ def write_shards(job: ShardJob, places: Sequence[Place]) -> Written:
         path = f"{job.root}/plan/{places[0].split}.parquet"
         with store.reading(path), job.fs.open_input_file(path) as file:
             plan = pq.ParquetFile(file, page_checksum_verification=True)
+            if plan.schema_arrow.metadata[PLAN] != job.identity.encode():
+                raise ValueError(f"{path} is of another build; remove it, and run it again")
             rows = {place: plan.read_row_group(place.number).to_pylist() for place in missing}
         found = images(list(itertools.chain(*rows.values())), job)
         for place in missing:
@@ -177,14 +180,17 @@ def images(rows: Sequence[Row], job: ShardJob) -> Iterator[bytes]:
         with ThreadPoolExecutor(REQUESTS) as pool:
             for some in pool.map(read, runs):
                 found.update(some)
-    for place, row in enumerate(rows):
-        data = found.pop(place)
-        if hashlib.sha256(data).digest() != row["stored_sha256"]:
-            raise ValueError(
-                f"{row['archive']}: {row['member']} differs from the catalogue: its source, its "
-                "spool or the image libraries have changed"
-            )
-        yield data
+    # all is read before a shard is begun: an error of a source is none of writing
+    return (_checked(row, found.pop(place)) for place, row in enumerate(rows))
+
+
+def _checked(row: Row, data: bytes) -> bytes:
+    if hashlib.sha256(data).digest() != row["stored_sha256"]:
+        raise ValueError(
+            f"{row['archive']}: {row['member']} differs from the catalogue: its source, its "
+            "spool or the image libraries have changed"
+        )
+    return data
 
 
 def _spooled(rows: Sequence[Row], job: ShardJob) -> list[bytes]:
@@ -211,7 +217,10 @@ def _remade(rows: Sequence[Row], job: ShardJob) -> Iterator[bytes]:
     made: dict[int, bytes] = {}
     order = sorted(range(len(rows)), key=lambda n: (rows[n]["path"], rows[n]["offset"]))
     for path, places in itertools.groupby(order, key=lambda n: rows[n]["path"]):
-        with source.open(unit.points if unit else (), path) as reader:
+        with (
+            store.reading(path or source.raw.path),
+            source.open(unit.points if unit else (), path) as reader,
+        ):
             for place in places:
                 made[place] = _made(rows[place], reader, job)
     return (made[place] for place in range(len(rows)))
