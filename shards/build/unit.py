@@ -9,6 +9,7 @@ entered, and a build that was killed goes on from the last one.
 """
 
 import dataclasses
+import functools
 import io
 import json
 from collections.abc import Iterator, Sequence
@@ -61,7 +62,8 @@ class UnitFiles:
         """A stored unit; None if there is none of these sources."""
         if not store.exists(self.fs, self.path(number)):
             return None
-        with np.load(io.BytesIO(store.read_bytes(self.fs, self.path(number)))) as file:
+        read = functools.partial(store.read_bytes, self.fs, self.path(number))
+        with np.load(io.BytesIO(store.retried(self.fs, self.path(number), read))) as file:
             fields, windows = json.loads(str(file["unit"])), file["windows"].tobytes()
         if fields.pop("identity") != self.identity:
             return None
