@@ -7,7 +7,8 @@
 
 It takes about six minutes on two idle cores, 2 GB of memory and 2 GB of disk in the temporary
 folder, and runs from a checkout, because the object store is that of the tests. The store runs in
-another process of the same machine, and takes a part of its second core.
+another process of the same machine, and takes a part of its second core. About 130 requests are
+made for any set in a store, which are many for the images of a small one: --stored 10016 is 1 GB.
 
 Images are 500x375, quality 96, 4:4:4, about 100 KB, as ImageNet's mostly are. The bare loop is
 Pillow's: open, convert, resize with Lanczos to a shorter side of 256, save at quality 90, 4:2:0;
@@ -253,14 +254,18 @@ def from_store(folder: Path, images: int, rounds: int) -> None:
                 requests, read = pipe.recv()
                 taken.setdefault(name, []).append(found["seconds"])
                 if not number and "store" in name:
-                    say(f"{name}: {requests:,} requests, {requests / images:.3f} for each image "
-                        f"(at most 0.1), {read / size:.2f} times the archive read, peak memory "
-                        f"{found['peak'] / 1e6:.0f} MB")  # fmt: skip
+                    rates = requests / images, read / size
+                    say("{}: {:.3f} requests for each image (at most 0.1 from 1 GB on), "
+                        "{:.2f} times the archive read".format(name, *rates))  # fmt: skip
                 if not number and name == "gzip in store -> disk":
                     small_peak = found["peak"]
                     points = sum(path.stat().st_size for path in out.glob("catalogue/unit-*"))
-                    say(f"{name}: points {points / size:.2%} and temporary files "
-                        f"{found['temporary'] / size:.2%} of the archive (at most 5 % together)")  # fmt: skip
+                    parts = points / size, found["temporary"] / size
+                    say(
+                        "{}: points {:.2%}, temporary files {:.2%} (at most 5 %)".format(
+                            name, *parts
+                        )
+                    )
                 shutil.rmtree(out, ignore_errors=True)
         peak = built("s3://bkt/large.tar.gz", out, folder)["peak"]
     say(f"peak memory {small_peak / 1e6:.0f} MB, with twice the archive {peak / 1e6:.0f} MB")

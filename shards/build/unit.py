@@ -25,9 +25,10 @@ from shards.build.gzip_reader import UNKNOWN, GzipReader, Point
 from shards.dataset import store, tar
 
 UNITS = 256
-SMALLEST, LARGEST = 64 << 20, 2 << 30
+SMALLEST, LARGEST = 128 << 20, 2 << 30
 """Bytes of a unit: sources are cut in about UNITS units, as far as these bounds allow. The images
-of a unit, once shrunk, must fit in the memory of its task; and a shard reads from every unit."""
+of a unit, once shrunk, must fit in the memory of its task; a shard reads from every unit, and the
+files of a unit take some thirty requests in an object store."""
 HEADER_READ = 4096
 
 
