@@ -383,6 +383,7 @@ def test_hostile_members_write_nothing_outside(tmp_path):
 def test_a_storage_error_leaves_nothing_half_written_and_a_restart_finishes(
     source, tmp_path, monkeypatch, what, fails_at
 ):
+    monkeypatch.setattr(store, "PAUSES_S", (0.01, 0.01))
     real = store.locate
     system = failing_storage(fails_at, what)
     monkeypatch.setattr(store, "locate", lambda place: (system, real(place)[1]))

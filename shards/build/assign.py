@@ -131,8 +131,9 @@ def _read_ahead(read: Callable[[str], T], paths: Sequence[str]) -> Iterator[T]:
 
 
 def _num_rows(system: pafs.FileSystem, path: str) -> int:
+    read = functools.partial(pq.read_metadata, path, filesystem=system)
     with store.reading(path):
-        return pq.read_metadata(path, filesystem=system).num_rows
+        return store.retried(system, path, read).num_rows
 
 
 @dataclass

@@ -9,6 +9,7 @@ spool is in the order of the shards: what a shard needs of it is one range of by
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -220,8 +221,13 @@ def parquet_writer(
 
 def parquet_table(system: pafs.FileSystem, path: str, columns: list[str]) -> pa.Table:
     """Columns of a Parquet file; StorageError if it cannot be read."""
-    with store.reading(path), system.open_input_file(path) as file:
-        return pq.read_table(file, columns=columns, page_checksum_verification=True)
+
+    def read() -> pa.Table:
+        with system.open_input_file(path) as file:
+            return pq.read_table(file, columns=columns, page_checksum_verification=True)
+
+    with store.reading(path):
+        return store.retried(system, path, read)
 
 
 def parquet_metadata(
@@ -229,7 +235,8 @@ def parquet_metadata(
 ) -> pq.FileMetaData | None:
     """Metadata of a Parquet file; None if no readable file stores this identity under the key."""
     try:
-        metadata = pq.read_metadata(path, filesystem=system)
+        read = functools.partial(pq.read_metadata, path, filesystem=system)
+        metadata = store.retried(system, path, read)
     except (OSError, pa.ArrowInvalid):  # not there, or damaged by a power failure
         return None
     return metadata if (metadata.metadata or {}).get(key) == identity.encode() else None

@@ -6,11 +6,9 @@ Every step is a set of tasks. Each task writes its files whole or not at all, an
 they exist. To continue a killed build, run the same command again.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
-import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,19 +16,18 @@ from typing import Any, TypeVar
 
 from pyarrow import fs as pafs
 
-from shards.build import assign, catalogue, report, source, writer
+from shards.build import assign, catalogue, output, report, source, writer
 from shards.build.archive import RawSource, Source
 from shards.build.catalogue import CatalogueJob, DamagedSource, Done
 from shards.build.class_stats import Tally
 from shards.build.config import BuildConfig
 from shards.build.exclude import Excluded, chosen
-from shards.build.lease import written_here
 from shards.build.progress import Listen, Run, serial, shown
 from shards.build.report import BuildReport, Saved
 from shards.build.source import Context
 from shards.build.unit import Unit, UnitFiles, expected, units
 from shards.build.writer import ShardJob
-from shards.dataset import format, store
+from shards.dataset import store
 from shards.dataset.classes import class_list
 from shards.dataset.format import Manifest, Shard
 from support.lease import Lease
@@ -38,8 +35,6 @@ from support.lease import Lease
 T = TypeVar("T")
 SCHEME = 2  # raised whenever the same input would give other bytes
 DEFAULT_VAL_FRACTION = 0.01
-CLASSES = "classes.txt"
-DAMAGED = "catalogue/damaged.txt"
 
 
 def build(
@@ -62,44 +57,22 @@ def build(
     fingerprint = source.fingerprint(raws)
     identity = _hash(fingerprint, json.dumps(manifest_settings, sort_keys=True))
     recognised = ()
-    saved = _finished(system, root, identity)
+    saved = output.finished(system, root, identity)
     if saved is not None and not store.has_folder(system, f"{root}/work"):
         return saved.report
     if saved is None:
-        _refuse_overwriting(system, root, raws)
+        output.refuse_overwriting(system, root, raws)
         recognised = recognise(raws, config)
         val_split(config, any(one.has_val for one in recognised))  # refuses what does not fit
-    with written_here(system, root) as lease, _undone_if_damaged(system, root):
-        saved = _finished(system, root, identity)
+    with output.written_here(system, root) as lease, output.undone_if_damaged(system, root):
+        saved = output.finished(system, root, identity)
         if saved is None:
             files = UnitFiles(system, root, _hash(fingerprint, config.source_kind, str(SCHEME)))
             made = _Build(system, root, config, identity, files, recognised, run, progress, lease)
             saved = made.saved(tuple(map(store.absolute, locations)), manifest_settings)
         lease.check()
-        _clean(system, root, keep_work=config.keep_work)
+        output.clean(system, root, keep_work=config.keep_work)
         return saved.report
-
-
-@contextlib.contextmanager
-def _undone_if_damaged(system: pafs.FileSystem, root: str) -> Iterator[None]:
-    """Let the next build begin anew after a DamagedSource.
-
-    What was read before its damage was found may be wrong too, and the archive that replaces it has
-    the same name, and most likely the same fingerprint. The notes are removed by the next build,
-    because tasks that were cancelled may still write some.
-    """
-    mark, notes = f"{root}/{DAMAGED}", ("unit-", "part-", assign.TALLY)
-    if store.exists(system, mark):
-        for folder in ("catalogue", "plan"):
-            for info in store.listing(system, f"{root}/{folder}"):
-                if info.base_name.startswith(notes):
-                    system.delete_file(info.path)
-        system.delete_file(mark)
-    try:
-        yield
-    except DamagedSource as error:
-        store.write_bytes(system, mark, str(error).encode())
-        raise
 
 
 def recognise(raws: Sequence[RawSource], config: BuildConfig) -> tuple[Source, ...]:
@@ -125,58 +98,6 @@ def settings(config: BuildConfig) -> dict[str, Any]:
 
 def _hash(*texts: str) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()
-
-
-def _finished(system: pafs.FileSystem, root: str, identity: str) -> Saved | None:
-    """What is saved of this build if it is complete; ValueError if another set is there."""
-    saved = report.read(system, root)
-    if saved is None:
-        return None
-    if saved.build != identity:
-        raise ValueError(
-            f"{root} holds a shard set of other sources or settings; give another --out, or "
-            "remove it"
-        )
-    if missing := list(itertools.islice(_missing(system, root, saved), 5)):
-        raise ValueError(
-            f"{root} was built and has been changed: {', '.join(missing)} missing or of another "
-            f"size; make it whole with `python -m shards verify {root} --repair`"
-        )
-    return saved
-
-
-def _missing(system: pafs.FileSystem, root: str, saved: Saved) -> Iterator[str]:
-    """Files of a finished set that are not there as they were, by one look at the folder."""
-    sizes = {info.base_name: info.size for info in store.listing(system, root)}
-    try:
-        manifest = format.open_manifest(system, root)
-    except (FileNotFoundError, ValueError):
-        manifest = None
-    if manifest is None or manifest.sha256 != saved.manifest:
-        yield format.MANIFEST
-        return
-    for shard in manifest.shards:
-        if sizes.get(shard.name) != shard.bytes:
-            yield shard.name
-        if shard.index_name not in sizes:
-            yield shard.index_name
-
-
-def _refuse_overwriting(system: pafs.FileSystem, root: str, raws: Sequence[RawSource]) -> None:
-    """Raise ValueError if the output lies in a source, or holds shards that no build of ours made.
-
-    The shards of an unfinished build may be replaced.
-    """
-    for raw in raws:
-        if raw.is_folder and raw.fs == system and f"{root}/".startswith(f"{raw.path}/"):
-            raise ValueError(f"--out {root} lies in the source {raw.path}; give another --out")
-    if store.has_folder(system, f"{root}/catalogue"):
-        return
-    names = (info.base_name for info in store.listing(system, root))
-    if found := next((n for n in names if n.endswith(".tar") or n == format.MANIFEST), None):
-        raise ValueError(
-            f"{root} holds {found}, which this command has not made; give another --out"
-        )
 
 
 @dataclasses.dataclass
@@ -224,7 +145,7 @@ class _Build:
             settings=manifest_settings | codecs,
             source=described(self.sources, damage),
         )
-        list(publish(self.fs, self.root, manifest))
+        list(output.publish(self.fs, self.root, manifest))
         notes = (val_note, *(f"damaged: {fault}" for fault in damage))
         saved = Saved(
             build=self.identity,
@@ -330,34 +251,3 @@ def described(sources: Sequence[Source], damage: Sequence[str]) -> tuple[dict[st
     """The sources as in manifest.json."""
     rows = [{"name": s.name, "kind": s.kind, "bytes": s.bytes} for s in sources]
     return (*rows, *({"damage": fault} for fault in damage))
-
-
-def texts(manifest: Manifest) -> dict[str, str]:
-    """The files that follow from the manifest, by name; the manifest marks the set as complete."""
-    lines = "".join(f"{wnid}\n" for wnid in manifest.classes)
-    return {CLASSES: lines, format.TIMM_INFO: manifest.timm_info()}
-
-
-def publish(system: pafs.FileSystem, root: str, manifest: Manifest) -> Iterator[str]:
-    """Write the manifest, after what follows from it; yields the names of files that changed."""
-    for name, text in (texts(manifest) | {format.MANIFEST: manifest.to_json()}).items():
-        path, data = f"{root}/{name}", text.encode()
-        if not store.exists(system, path) or store.read_bytes(system, path) != data:
-            store.write_bytes(system, path, data)
-            yield name
-
-
-def _clean(system: pafs.FileSystem, root: str, *, keep_work: bool) -> None:
-    """Remove the spool, and what an earlier build left that was given up. It may be killed."""
-    manifest = format.open_manifest(system, root)
-    names = {name for shard in manifest.shards for name in (shard.name, shard.index_name)}
-    for info in store.listing(system, root):
-        if writer.SHARD_FILE.fullmatch(info.base_name) and info.base_name not in names:
-            store.discard(system, info.path)
-    plans = {assign.TALLY, *(f"{split}.parquet" for split in manifest.splits)}
-    for info in store.listing(system, f"{root}/plan"):
-        if info.base_name not in plans:
-            store.discard(system, info.path)
-    if not keep_work:
-        with contextlib.suppress(FileNotFoundError):
-            system.delete_dir(f"{root}/work")

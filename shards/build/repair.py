@@ -13,9 +13,8 @@ from collections.abc import Collection, Iterator
 
 from pyarrow import fs as pafs
 
-from shards.build import assign, pack, report, source, writer
+from shards.build import assign, output, report, source, writer
 from shards.build.config import BuildConfig
-from shards.build.lease import written_here
 from shards.build.progress import Run, serial
 from shards.build.report import Saved
 from shards.build.unit import UnitFiles
@@ -45,7 +44,7 @@ def repair(location: str, faulty: Collection[str], run: Run = serial) -> Iterato
     saved = report.read(system, root)
     if saved is None:
         raise ValueError(f"{location} was not built here, so its shards cannot be made again")
-    with written_here(system, root) as lease, _staging(system, root) as staging:
+    with output.written_here(system, root) as lease, _staging(system, root) as staging:
         for folder in (root, f"{root}/catalogue"):
             store.sweep(system, folder)
         job = _job(system, root, saved, staging)
@@ -56,7 +55,7 @@ def repair(location: str, faulty: Collection[str], run: Run = serial) -> Iterato
             for name in (shard.name, shard.index_name):
                 system.move(f"{staging}/{name}", f"{root}/{name}")
             yield shard.name
-        yield from pack.publish(system, root, manifest)
+        yield from output.publish(system, root, manifest)
 
 
 @contextlib.contextmanager

@@ -76,7 +76,7 @@ def find(location: str) -> RawSource:
     if not info.size:
         raise ValueError(f"source {location} is an empty file; was its download cut short?")
     with system.open_input_file(path) as file:
-        magic = store.read_range(file, path, 0, min(4, info.size))
+        magic = store.range_of(system, file, path)(0, min(4, info.size))
     if magic == b"PK\3\4":
         raise ValueError(
             f"{location} is a zip file; unpack it (unzip -q {path} -d DIR) and give the folder"
@@ -110,9 +110,10 @@ def _identity(raw: RawSource) -> Iterator[object]:
         yield raw.size
         last = max(0, raw.size - SAMPLE_BYTES)
         with raw.fs.open_input_file(raw.path) as file:
+            read = store.range_of(raw.fs, file, raw.path)
             for offset in np.linspace(0, last, SAMPLES).astype(int).tolist():
                 size = min(SAMPLE_BYTES, raw.size - offset)
-                hashed.update(store.read_range(file, raw.path, offset, size))
+                hashed.update(read(offset, size))
     yield hashed.hexdigest()
 
 

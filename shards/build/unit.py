@@ -9,6 +9,7 @@ entered, and a build that was killed goes on from the last one.
 """
 
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -27,9 +28,10 @@ from shards.build.gzip_reader import UNKNOWN, GzipReader, Point
 from shards.dataset import store, tar
 
 UNITS = 256
-SMALLEST, LARGEST = 64 << 20, 2 << 30
+SMALLEST, LARGEST = 128 << 20, 2 << 30
 """Bytes of a unit: sources are cut in about UNITS units, as far as these bounds allow. The images
-of a unit, once shrunk, must fit in the memory of its task; and a shard reads from every unit."""
+of a unit, once shrunk, must fit in the memory of its task; a shard reads from every unit, and the
+files of a unit take some thirty requests in an object store."""
 HEADER_READ = 4096
 
 
@@ -70,7 +72,8 @@ class UnitFiles:
         """A stored unit; None if there is none of these sources, or it is damaged."""
         if not store.exists(self.fs, self.path(number)):
             return None
-        data = store.read_bytes(self.fs, self.path(number))
+        read = functools.partial(store.read_bytes, self.fs, self.path(number))
+        data = store.retried(self.fs, self.path(number), read)
         try:
             with np.load(io.BytesIO(data)) as file:
                 fields, windows = json.loads(str(file["unit"])), file["windows"].tobytes()

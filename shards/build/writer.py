@@ -90,16 +90,26 @@ def write_shards(job: ShardJob, places: Sequence[Place]) -> Written:
     shards = {place: finished(place, job) for place in places}
     missing = [place for place, shard in shards.items() if shard is None]
     if missing:
-        path = f"{job.root}/plan/{places[0].split}.parquet"
-        with store.reading(path), job.fs.open_input_file(path) as file:
-            plan = pq.ParquetFile(file, page_checksum_verification=True)
-            if plan.schema_arrow.metadata[PLAN] != job.identity.encode():
-                raise ValueError(f"{path} is of another build; remove it, and run it again")
-            rows = {place: plan.read_row_group(place.number).to_pylist() for place in missing}
+        rows = _assigned(job, missing)
         found = images(list(itertools.chain(*rows.values())), job)
         for place in missing:
             shards[place] = _write(job, place, rows[place], found)
     return Written(tuple(shards.values()))
+
+
+def _assigned(job: ShardJob, places: Sequence[Place]) -> dict[Place, list[Row]]:
+    """The rows of these shards of one split."""
+    path = f"{job.root}/plan/{places[0].split}.parquet"
+
+    def read() -> dict[Place, list[Row]]:
+        with job.fs.open_input_file(path) as file:
+            plan = pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True)
+            if plan.schema_arrow.metadata[PLAN] != job.identity.encode():
+                raise ValueError(f"{path} is of another build; remove it, and run it again")
+            return {place: plan.read_row_group(place.number).to_pylist() for place in places}
+
+    with store.reading(path):
+        return store.retried(job.fs, path, read)
 
 
 def _write(job: ShardJob, place: Place, rows: Sequence[Row], found: Iterator[bytes]) -> Shard:

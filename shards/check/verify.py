@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from shards.build import pack, report
+from shards.build import output, report
 from shards.build.key import key_hashes
 from shards.build.progress import Listen, Run, serial, shown
 from shards.build.transcode import Unusable, opened
@@ -115,7 +115,7 @@ def _stray_tars(shard_set: ShardSet) -> list[pafs.FileInfo]:
 
 def _text_faults(shard_set: ShardSet) -> Iterator[Fault]:
     """Faults of what a build writes beside the manifest, and which follows from it."""
-    for name, text in pack.texts(shard_set.manifest).items():
+    for name, text in output.texts(shard_set.manifest).items():
         try:
             found = store.read_bytes(shard_set.fs, f"{shard_set.root}/{name}")
         except OSError as error:

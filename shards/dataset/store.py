@@ -126,7 +126,9 @@ def write_bytes(system: pafs.FileSystem, path: str, data: bytes) -> None:
 
 def read_json(system: pafs.FileSystem, path: str) -> Any:  # noqa: ANN401
     """Content of a JSON file, None if there is no file."""
-    return json.loads(read_bytes(system, path)) if exists(system, path) else None
+    if not exists(system, path):
+        return None
+    return json.loads(retried(system, path, partial(read_bytes, system, path)))
 
 
 def discard(system: pafs.FileSystem, path: str) -> None:
@@ -167,6 +169,15 @@ def with_retries(read: Callable[[], T], where: str, pauses_s: Sequence[float] = 
             time.sleep(pause_s * random.uniform(0.5, 1.5))
 
 
+def retried(system: pafs.FileSystem, path: str, read: Callable[[], T]) -> T:
+    """What `read` gives, tried again if an object store fails to give `path`.
+
+    The client of a store tries again by itself, except if it asked for fewer bytes than the answer
+    of a busy store has.
+    """
+    return read() if is_local(system) else with_retries(read, path)
+
+
 @contextlib.contextmanager
 def reading(what: str) -> Iterator[None]:
     """Turn errors of the storage in the block into a StorageError about `what` is read."""
@@ -198,9 +209,7 @@ def range_of(
 ) -> Callable[[int, int], bytes]:
     """read(offset, size) as `read_range`, which tries again where an object store fails."""
     read = partial(read_range, file, path)
-    if is_local(system):
-        return read
-    return lambda offset, size: with_retries(partial(read, offset, size), path)
+    return lambda offset, size: retried(system, path, partial(read, offset, size))
 
 
 class RangeReader(contextlib.AbstractContextManager):
