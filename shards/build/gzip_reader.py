@@ -8,7 +8,7 @@ The scheme is that of zran.c by Mark Adler, in zlib's examples: at the border of
 place of the next bit and the 32 KiB before it are all that inflating needs. Every CRC is checked,
 also that of a file which is read in several runs. It calls zlib itself, because Python's module
 does not tell borders. (indexed_gzip reads a file three times when it is read while its index is
-made, checks no CRC after it was entered, and holds the whole index, 2 GB for 1 TB, in every task.)
+made, checks no CRC after it was entered, and holds the whole index, 8 GB for 1 TB, in every task.)
 """
 
 import bisect
