@@ -2,7 +2,7 @@
 
     view (S, S, 3) uint8 RGB, ImageConfig, draws -> view of the same shape
 
-To add an augmentation, write a function of (view, config, draws), give ImageConfig a setting that
+To add an augmentation, write a function of (view, config, draws), give AugmentConfig a setting that
 turns it off by default, and put the function into AUGMENTATIONS where it is to be applied. It must
 draw nothing while it is off: the views of runs without it then stay as they are.
 """

@@ -10,6 +10,7 @@ from math import inf, isfinite
 from typing import Literal
 
 from support.settings import Rule, Settings, below, broken, setting
+from vit.augment_config import AugmentConfig
 from vit.registry import LOSSES, OPTIMIZERS
 
 Unit = Literal["steps", "epochs", "examples", "fraction"]
@@ -145,7 +146,7 @@ class ViTConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageConfig(Settings):
+class ImageConfig(AugmentConfig):
     """Preprocessing of images for training and for evaluation."""
 
     train_crop: Literal["inception", "simple", "squash"] = "inception"
@@ -156,26 +157,6 @@ class ImageConfig(Settings):
     """Inception: smallest and largest share of the image area that a training crop covers."""
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
     """Inception: smallest and largest aspect ratio (width / height) of a training crop."""
-    flip: bool = True
-    """Mirror half of the training images."""
-    cutout: float = 0.0
-    """Side of a square of one random colour, as a share of the training image's side
-    (ImageNet-21K-P: 0.5); 0 turns it off."""
-    randaugment_layers: int = 0
-    """RandAugment operations per training image; 0 turns RandAugment off."""
-    randaugment_magnitude: float = 10.0
-    """Strength of RandAugment on Google's scale: 10 is the reference, more extrapolates, 0 still
-    inverts, posterizes and greys images (AugReg's first "light" setting)."""
-    three_augment: bool = False
-    """3-Augment of DeiT III: make each training image grey, solarize it or blur it."""
-    color_jitter: float = 0.0
-    """Change brightness, contrast and saturation of each training image by up to this share, in
-    random order, after RandAugment and 3-Augment; 0 turns it off."""
-    random_erasing: float = 0.0
-    """Probability with which a rectangle of a training image is erased; 0 turns it off."""
-    erasing_fill: Literal["noise", "mean"] = "noise"
-    """Random erasing: fill with noise of the mean and std below, or with the mean (timm's "pixel"
-    and "const")."""
     eval_resize: Literal["short", "squash"] = "short"
     """Evaluation: resize the short side to image size / crop_pct, or both sides ("squash"), which
     changes the aspect ratio."""
@@ -190,15 +171,11 @@ class ImageConfig(Settings):
 
     def rules(self) -> Iterator[Rule]:
         """Check the ranges."""
+        yield from super().rules()
         area, aspect = self.crop_area, self.crop_aspect
         yield from broken(
             crop_area=(0 < area[0] <= area[1] <= 1, "must be 0 < low <= high <= 1"),
             crop_aspect=(0 < aspect[0] <= aspect[1] < inf, "must be 0 < low <= high"),
-            cutout=(0 <= self.cutout <= 1, "must be from 0 to 1; 0 turns it off"),
-            color_jitter=(0 <= self.color_jitter <= 1, "must be from 0 to 1; 0 turns it off"),
-            random_erasing=(0 <= self.random_erasing <= 1, "must be from 0 to 1; 0 turns it off"),
-            randaugment_layers=(self.randaugment_layers >= 0, "must be at least 0"),
-            randaugment_magnitude=(0 <= self.randaugment_magnitude <= 30, "must be from 0 to 30"),
             crop_pct=(0 < self.crop_pct <= 1, "must be above 0 and at most 1"),
             std=(min(self.std) > 0, "must be above 0"),
         )
