@@ -191,9 +191,11 @@ def test_semantic_loss_needs_a_tree():
 # ---------------------------------------------------------------------- the tree of classes
 
 
-def test_parents_in_a_circle_are_refused():
-    with pytest.raises(ValueError, match="not a tree"):
-        class_ancestors([1, 0])
+def test_parents_in_a_circle_and_unknown_ones_are_refused():
+    with pytest.raises(ValueError, match=r"not a tree: class 0 has the ancestors \[1, 2\] and 0"):
+        class_ancestors([1, 2, 0])
+    with pytest.raises(ValueError, match=r"not a tree: class 1 has the ancestors \[\] and 2"):
+        class_ancestors([-1, 2])
 
 
 def test_ancestors_stand_at_their_depth():
