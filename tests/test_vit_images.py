@@ -3,7 +3,9 @@
 import io
 import subprocess
 import sys
+import typing
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,10 +17,12 @@ from PIL import Image
 from vit.config import ImageConfig
 from vit.crops import crop_views
 from vit.draws import Draws
-from vit.images import crop_box, decode, eval_view, train_view
+from vit.images import TRAIN_CROPS, crop_box, decode, eval_view, interpolate, train_view
 from vit.registry import num_views
 
 PLAIN = ImageConfig()
+# what TensorFlow made of one photo, and where it placed its crops; `source` in the file says how
+TENSORFLOW = np.load(Path(__file__).parent / "data" / "tensorflow_crop.npz")
 
 
 def photo(height=90, width=120):
@@ -160,6 +164,36 @@ def test_crop_aspect_and_height_are_uniform_as_in_tensorflow():
     assert (h * w).mean() / 1e6 == pytest.approx(expected, abs=0.005)
 
 
+@pytest.mark.parametrize("shape", ["375x500", "500x333", "60x900", "224x224"])
+def test_crops_are_distributed_as_those_of_tensorflow(shape):
+    height, width = map(int, shape.split("x"))
+    drawn = boxes(height, width, ImageConfig(crop_aspect=(0.75, 1.33)), 10_000).T
+    columns = dict(zip(("top", "left", "height", "width"), drawn, strict=True))
+    columns["area"] = columns["height"] * columns["width"]
+    for name, values in columns.items():
+        edges = TENSORFLOW[f"edges/{shape}/{name}"]
+        shares = np.searchsorted(np.sort(values), edges, side="right") / len(values)
+        difference = np.abs(shares - TENSORFLOW[f"shares/{shape}/{name}"]).max()
+        assert difference < 0.025, name  # 0.02 is a chance of one in a thousand
+
+
+def test_a_crop_that_is_smaller_never_touches_the_last_row_as_in_tensorflow():
+    top, left, h, w = boxes(60, 900, PLAIN, 3000).T
+    assert (top + h)[h < 60].max() == 59 and (top[h < 60] == 0).any()
+
+
+@pytest.mark.parametrize("key", [key for key in TENSORFLOW if key[:4] in ("bili", "area")])
+def test_resizing_makes_the_pixels_of_tensorflow(key):
+    method, height, width = key.split("/")
+    method = "linear" if method == "bilinear" else method
+    out = interpolate(TENSORFLOW["input"], int(height), int(width), method).astype(int)
+    larger = int(height) > len(TENSORFLOW["input"])
+    difference = np.abs((out[::3, 1::4] if larger else out) - TENSORFLOW[key])
+    # where its area enlarges, TensorFlow makes 99.99999 of 100, and rounds it down
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < (0.4 if larger and method == "area" else 0.01)
+
+
 def test_half_of_the_views_are_mirrored():
     pixels = np.zeros((64, 64, 3), np.uint8)
     pixels[:, 32:] = 255
@@ -177,6 +211,33 @@ def test_the_whole_image_is_resized_bilinearly_without_antialiasing():
     view = train_view(pixels, config, 32, 0).astype(float)
     # a third of the size: the sampling points fall on pixel centres, with no averaging
     np.testing.assert_array_equal(view, pixels[1::3, 1::3])
+
+
+def test_every_training_crop_of_the_settings_is_in_the_table():
+    assert {*typing.get_args(ImageConfig.__annotations__["train_crop"])} == {*TRAIN_CROPS}
+
+
+@pytest.mark.parametrize("height, width", [(300, 450), (450, 300), (20, 31), (32, 32)])
+def test_a_simple_crop_is_a_square_of_the_short_side_and_4_reflected_pixels(height, width):
+    pixels, config = photo(height, width), ImageConfig(train_crop="simple", flip=False)
+    short = min(height, width)
+    size = (64 * width // short, 64 * height // short)
+    resized = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+    padded = np.pad(resized, ((4, 4), (4, 4), (0, 0)), "reflect")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (64, 64, 3))[:, :, 0]
+    places = set()
+    for seed in range(200):
+        view = train_view(pixels, config, 64, seed)
+        likely = np.argwhere((windows[:, :, 0, 0] == view[0, 0]).all(-1)).tolist()
+        places |= {(y, x) for y, x in likely if (windows[y, x] == view).all()}
+    rows, columns = map(set, zip(*places, strict=True))
+    assert len(places) > 50 and (columns if width == short else rows) == set(range(9))
+
+
+def test_a_squashed_view_is_the_whole_image():
+    pixels, config = photo(300, 450), ImageConfig(train_crop="squash", flip=False)
+    expected = Image.fromarray(pixels).resize((64, 64), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(train_view(pixels, config, 64, 0), np.asarray(expected))
 
 
 STRONG = ImageConfig(randaugment_layers=2, randaugment_magnitude=15)
@@ -235,13 +296,13 @@ def test_draws_are_the_published_generator_and_even():
 def test_evaluation_takes_the_centre_of_the_resized_image():
     pixels = photo(300, 400)
     view = eval_view(pixels, PLAIN, 224)
-    resized = cv2.resize(pixels, (341, 256), interpolation=cv2.INTER_AREA)
+    resized = interpolate(pixels, 256, 341, "area")
     np.testing.assert_array_equal(view, resized[16:240, 58:282])
     timm = ImageConfig(crop_pct=0.9, eval_interpolation="bicubic")
     short = Image.fromarray(pixels).resize((331, 248), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(eval_view(pixels, timm, 224), np.asarray(short)[12:236, 53:277])
     squash = ImageConfig(crop_pct=1.0, eval_resize="squash")
-    expected = cv2.resize(pixels, (224, 224), interpolation=cv2.INTER_AREA)
+    expected = interpolate(pixels, 224, 224, "area")
     np.testing.assert_array_equal(eval_view(pixels, squash, 224), expected)
 
 
@@ -291,9 +352,7 @@ def test_inception_views_are_googlenets():
     left = pixels[:, :256]  # the smallest scale's left square
     np.testing.assert_array_equal(views[0], left[:224, :224])
     np.testing.assert_array_equal(views[4], left[16:240, 16:240])
-    np.testing.assert_array_equal(
-        views[5], cv2.resize(left, (224, 224), interpolation=cv2.INTER_AREA)
-    )
+    np.testing.assert_array_equal(views[5], interpolate(left, 224, 224, "area"))
     np.testing.assert_array_equal(views[12], pixels[:224, -256:][:, :224])
     np.testing.assert_array_equal(views[72:], views[:72, :, ::-1])
 
@@ -327,6 +386,9 @@ def test_unknown_protocols_are_refused(protocol):
         (dict(crop_area=(0.0, 1.0)), "crop_area"),
         (dict(crop_area=(0.5, 0.1)), "crop_area"),
         (dict(crop_aspect=(2.0, 1.0)), "crop_aspect"),
+        (dict(cutout=1.5), "cutout"),
+        (dict(color_jitter=-0.1), "color_jitter"),
+        (dict(random_erasing=1.1), "random_erasing"),
         (dict(randaugment_layers=-1), "randaugment_layers"),
         (dict(randaugment_magnitude=31), "randaugment_magnitude"),
         (dict(crop_pct=0.0), "crop_pct"),

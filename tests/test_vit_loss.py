@@ -1,13 +1,25 @@
-"""Losses against their formulas, and the semantic softmax against the loops it replaces."""
+"""Losses against their formulas, and the semantic softmax against Alibaba's own code."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from vit.config import LossConfig
-from vit.loss import class_ancestors, make_loss, make_targets
+from vit.loss import (
+    LINKS,
+    class_ancestors,
+    make_loss,
+    make_targets,
+    normalised,
+    sigmoid_loss,
+    softmax_loss,
+)
+
+# what Alibaba's own code made of a small tree; `source` in the file says how
+ALIBABA = np.load(Path(__file__).parent / "data" / "semantic_loss.npz")
 
 
 def logits(rows=4, classes=6):
@@ -52,6 +64,36 @@ def test_sigmoid_loss_is_the_sum_over_classes():
     assert loss.shape == (4,)
 
 
+@pytest.mark.parametrize("smoothing", [0.1, 0.4])
+def test_sigmoid_smoothing_spreads_a_share_of_the_target_over_all_classes(smoothing):
+    # 3 classes with the target 1, 0, 0: each gets smoothing / 3
+    x = torch.tensor([[2.0, -1.0, 0.5]])
+    loss = make_loss(LossConfig(name="sigmoid", label_smoothing=smoothing))(x, torch.eye(3)[:1])
+    wanted = (1 - smoothing + smoothing / 3, smoothing / 3, smoothing / 3)
+    entropies = [
+        -t * math.log(1 / (1 + math.exp(-z))) - (1 - t) * math.log(1 / (1 + math.exp(z)))
+        for t, z in zip(wanted, x[0].tolist(), strict=True)
+    ]
+    assert loss.item() == pytest.approx(sum(entropies), rel=1e-6)
+
+
+@pytest.mark.parametrize("function", [softmax_loss, sigmoid_loss])
+def test_smoothing_is_off_by_default(function):
+    x, targets = logits(), make_targets(torch.tensor([[1], [0], [2], [5]]), 6)
+    torch.testing.assert_close(function(x, targets), function(x, targets, 0.0), rtol=0, atol=0)
+    assert (function(x, targets) - function(x, targets, 0.1)).abs().min() > 0.01
+
+
+def test_targets_are_float32_on_the_device_of_their_labels():
+    targets = make_targets(torch.zeros(2, 1, dtype=torch.int64, device="meta"), 5)
+    assert targets.device.type == "meta" and targets.dtype == torch.float32
+
+
+def test_a_row_of_several_labels_has_the_sum_1_and_a_row_of_none_stays_0():
+    rows = normalised(torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 0.0], [0.3, 0.0, 0.7]]))
+    assert rows.tolist() == torch.tensor([[0.5, 0.5, 0], [0, 0, 0], [0.3, 0, 0.7]]).tolist()
+
+
 @pytest.mark.parametrize("name", ["softmax", "sigmoid"])
 def test_losses_are_finite_float32_for_extreme_bfloat16_logits(name):
     x = torch.tensor([[300.0, -300.0, 0.0]], dtype=torch.bfloat16, requires_grad=True)
@@ -69,6 +111,18 @@ def test_mixed_targets_give_the_mixed_loss(name):
     torch.testing.assert_close(mixed, 0.3 * loss(x, one) + 0.7 * loss(x, two))
 
 
+@pytest.mark.parametrize(
+    "name, mean_of", [("softmax", lambda x: x.softmax(-1)), ("sigmoid", torch.sigmoid)]
+)
+def test_a_link_averages_the_probabilities_of_the_crops(name, mean_of):
+    crops = torch.stack([logits(4, 6), logits(4, 6).flip(0), logits(4, 6) / 2], 1)  # (4, 3, 6)
+    mean = LINKS[name].mean(crops)
+    torch.testing.assert_close(mean_of(mean), mean_of(crops).mean(1))
+    if name == "softmax":
+        torch.testing.assert_close(mean.exp(), mean_of(crops).mean(1))
+    torch.testing.assert_close(LINKS[name].confidence(mean), mean_of(crops).mean(1).amax(1))
+
+
 # --------------------------------------------------------------------- semantic
 
 #       0   1          roots, and 9 alone
@@ -81,38 +135,30 @@ def test_mixed_targets_give_the_mixed_loss(name):
 PARENTS = [-1, -1, 0, 0, 1, 2, 2, 4, 5, -1]
 
 
-def alibaba_loss(x, label, smoothing):
-    """The original, with its loops over levels and ancestors, for one image."""
-    lists = []
-    for number in range(len(PARENTS)):
-        line = [number]
-        while PARENTS[line[-1]] >= 0:
-            line.append(PARENTS[line[-1]])
-        lists.append(line)
-    depths = np.array([len(line) - 1 for line in lists])
-    histogram = np.bincount(depths)
-    weights = [min(histogram.sum() / histogram[d:].sum(), 20.0) for d in range(len(histogram))]
-    total = 0.0
-    for depth in range(depths.max()):
-        classes = np.flatnonzero(depths == depth)
-        own = [c for c in lists[label] if depths[c] == depth]
-        if len(classes) < 2 or not own:
-            continue
-        z = x[classes]
-        log_p = z - z.max() - np.log(np.exp(z - z.max()).sum())
-        target = (classes == own[0]) * (1 - smoothing) + smoothing / len(classes)
-        total -= weights[depth] * (target * log_p).sum()
-    return total
+@pytest.mark.parametrize("row, smoothing", [*enumerate(ALIBABA["smoothing"].tolist())])
+def test_semantic_loss_is_what_alibabas_code_makes(row, smoothing):
+    parents, x = ALIBABA["parents"].tolist(), torch.from_numpy(ALIBABA["logits"])
+    targets = make_targets(torch.from_numpy(ALIBABA["labels"])[:, None], len(parents))
+    config = LossConfig(name="semantic", label_smoothing=smoothing)
+    loss = make_loss(config, parents=parents)(x, targets)
+    np.testing.assert_allclose(loss.numpy(), ALIBABA["loss"][row], rtol=2e-6)
+
+
+def test_levels_weigh_by_the_classes_at_or_below_them_at_most_20():
+    # 69 classes: 6 roots, then 20, 30, 10, 2 and 1; the deepest level has no term
+    loss = make_loss(LossConfig(name="semantic"), parents=ALIBABA["parents"].tolist())
+    assert loss.weights == pytest.approx([1, 69 / 63, 69 / 43, 69 / 13, 20])
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_semantic_loss_equals_the_original_loops(smoothing):
-    x = logits(len(PARENTS), len(PARENTS))
-    labels = torch.arange(len(PARENTS))[:, None]
+def test_a_level_of_one_class_has_no_term(smoothing):
+    # roots 0 and 1; 2 below 0; 3 and 4 below 2; 5 below 3
+    parents, x = [-1, -1, 0, 2, 2, 3], logits(1, 6)
     config = LossConfig(name="semantic", label_smoothing=smoothing)
-    loss = make_loss(config, parents=PARENTS)(x, make_targets(labels, len(PARENTS)))
-    expected = [alibaba_loss(x[i].double().numpy(), i, smoothing) for i in range(len(PARENTS))]
-    np.testing.assert_allclose(loss.numpy(), expected, rtol=1e-5)
+    loss = make_loss(config, parents=parents)(x, make_targets(torch.tensor([[5]]), 6))
+    roots, twos = x[0, :2].log_softmax(0), x[0, 3:5].log_softmax(0)
+    terms = [(1 - smoothing) * row[0] + smoothing * row.mean() for row in (roots, twos)]
+    assert loss.item() == pytest.approx(-(terms[0] + 6 / 3 * terms[1]).item(), rel=1e-5)
 
 
 def test_semantic_loss_shares_several_labels():
@@ -145,9 +191,11 @@ def test_semantic_loss_needs_a_tree():
 # ---------------------------------------------------------------------- the tree of classes
 
 
-def test_parents_in_a_circle_are_refused():
-    with pytest.raises(ValueError, match="not a tree"):
-        class_ancestors([1, 0])
+def test_parents_in_a_circle_and_unknown_ones_are_refused():
+    with pytest.raises(ValueError, match=r"not a tree: class 0 has the ancestors \[1, 2\] and 0"):
+        class_ancestors([1, 2, 0])
+    with pytest.raises(ValueError, match=r"not a tree: class 1 has the ancestors \[\] and 2"):
+        class_ancestors([-1, 2])
 
 
 def test_ancestors_stand_at_their_depth():

@@ -10,6 +10,7 @@ from math import inf, isfinite
 from typing import Literal
 
 from support.settings import Rule, Settings, below, broken, setting
+from vit.augment_config import AugmentConfig
 from vit.registry import LOSSES, OPTIMIZERS
 
 Unit = Literal["steps", "epochs", "examples", "fraction"]
@@ -145,20 +146,17 @@ class ViTConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageConfig(Settings):
+class ImageConfig(AugmentConfig):
     """Preprocessing of images for training and for evaluation."""
 
+    train_crop: Literal["inception", "simple", "squash"] = "inception"
+    """Training: a crop of random area and aspect ratio, resized bilinearly without antialiasing as
+    in big_vision; a random square of the image with its short side resized (bicubic, DeiT III); or
+    the whole image with another aspect ratio (bilinear, ImageNet-21K-P)."""
     crop_area: tuple[float, float] = (0.05, 1.0)
-    """Smallest and largest share of the image area that a training crop covers."""
+    """Inception: smallest and largest share of the image area that a training crop covers."""
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    """Smallest and largest aspect ratio (width / height) of a training crop."""
-    flip: bool = True
-    """Mirror half of the training images."""
-    randaugment_layers: int = 0
-    """RandAugment operations per training image; 0 turns RandAugment off."""
-    randaugment_magnitude: float = 10.0
-    """Strength of RandAugment on Google's scale: 10 is the reference, more extrapolates, 0 still
-    inverts, blackens and greys images (AugReg's first "light" setting)."""
+    """Inception: smallest and largest aspect ratio (width / height) of a training crop."""
     eval_resize: Literal["short", "squash"] = "short"
     """Evaluation: resize the short side to image size / crop_pct, or both sides ("squash"), which
     changes the aspect ratio."""
@@ -173,12 +171,11 @@ class ImageConfig(Settings):
 
     def rules(self) -> Iterator[Rule]:
         """Check the ranges."""
+        yield from super().rules()
         area, aspect = self.crop_area, self.crop_aspect
         yield from broken(
             crop_area=(0 < area[0] <= area[1] <= 1, "must be 0 < low <= high <= 1"),
             crop_aspect=(0 < aspect[0] <= aspect[1] < inf, "must be 0 < low <= high"),
-            randaugment_layers=(self.randaugment_layers >= 0, "must be at least 0"),
-            randaugment_magnitude=(0 <= self.randaugment_magnitude <= 30, "must be from 0 to 30"),
             crop_pct=(0 < self.crop_pct <= 1, "must be above 0 and at most 1"),
             std=(min(self.std) > 0, "must be above 0"),
         )

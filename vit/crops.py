@@ -10,7 +10,7 @@ import numpy as np
 
 from vit.config import ImageConfig
 from vit.draws import Draws
-from vit.images import crop, eval_view, interpolate, random_crop, resize
+from vit.images import crop, eval_view, interpolate, resize, train_crop
 from vit.registry import crop_protocol, resolve
 
 CORNERS_AND_CENTRE = ((0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5))
@@ -66,16 +66,16 @@ def inception_144(
         for along in (0, 0.5, 1):
             square = crop(image, side, along, along)
             views += [crop(square, size, y, x) for y, x in CORNERS_AND_CENTRE]
-            views.append(interpolate(square, size, size, config))
+            views.append(interpolate(square, size, size, config.eval_interpolation))
     return with_mirrored(np.stack(views))
 
 
 def random_views(
     pixels: np.ndarray, config: ImageConfig, size: int, seed: int, count: int
 ) -> np.ndarray:
-    """Training crops with flips but without RandAugment."""
+    """Training crops with flips but without other augmentations."""
     draws = Draws(seed)
-    views = [random_crop(pixels, config, size, draws) for _ in range(count)]
+    views = [train_crop(pixels, config, size, draws) for _ in range(count)]
     return np.stack([v if draws.integer(2) else cv2.flip(v, 1) for v in views])
 
 

@@ -5,6 +5,10 @@ nothing. NumPy's generators take tens of microseconds to create, and their distr
 between versions.
 """
 
+import math
+
+import numpy as np
+
 from support.splitmix import GOLDEN, MASK, scramble
 
 
@@ -30,3 +34,12 @@ class Draws:
     def sign(self) -> int:
         """Draw -1 or 1."""
         return 1 if self.bits() >> 63 else -1
+
+    def normals(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Draw an array of floats with mean 0 and variance 1 (Box and Muller)."""
+        count = math.prod(shape)
+        steps = np.arange(1, 2 * count + 1, dtype=np.uint64) * np.uint64(GOLDEN)
+        bits = scramble(steps + np.uint64(self.state)) >> np.uint64(11)
+        self.state = (self.state + 2 * count * GOLDEN) & MASK
+        radius, angle = (bits * 2.0**-53).reshape(2, *shape)
+        return np.sqrt(-2 * np.log1p(-radius)) * np.cos(2 * np.pi * angle)

@@ -2,11 +2,12 @@
 
     pixels (H, W, 3) uint8 RGB, magnitude m, draws -> pixels of the same shape
 
-The operations, ranges and oddities are those of big_vision's `pp/archive` (arXiv 1909.13719), not
-those of timm or torchvision. Magnitude 10 is the reference; larger values extrapolate. Magnitude 0
-still changes images: Posterize blackens, Solarize inverts, and Color, Contrast, Brightness and
-Sharpness keep a tenth of the image. To add an operation, add a function of (pixels, level, draws)
-to OPERATIONS.
+The operations, ranges and oddities are those that big_vision's `pp/archive` (arXiv 1909.13719) has
+when it runs under TensorFlow, not those of timm or torchvision: its thresholds and shifts are uint8
+numbers that wrap, so Solarize inverts the whole image at magnitudes 10 and 20. Magnitude 10 is the
+reference; larger values extrapolate. Magnitude 0 still changes images: Posterize leaves one bit,
+Solarize inverts, and Color, Contrast, Brightness and Sharpness keep a tenth of the image. To add an
+operation, add a function of (pixels, level, draws) to OPERATIONS.
 """
 
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from vit.draws import Draws
 
 GREY = (128, 128, 128)  # fills the pixels that a geometric operation uncovers
 LUMA = np.array([[0.2989, 0.587, 0.114]], np.float32)
+# a point halfway between two pixels takes the second, as in TensorFlow; OpenCV takes an even one
+TIE = np.array([[0, 0, 1e-4], [0, 0, 1e-4]])
 SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
 
 Operation = Callable[[np.ndarray, float, Draws], np.ndarray]
@@ -59,14 +62,16 @@ def equalize(pixels: np.ndarray) -> np.ndarray:
 
 
 def posterize(pixels: np.ndarray, bits: int) -> np.ndarray:
-    """Keep the highest bits; 0 bits give black, 8 or more change nothing."""
-    return pixels & ((0xFF << (8 - min(bits, 8))) & 0xFF)
+    """Keep the highest bits, at least one; 8 change nothing, and more wrap to one."""
+    shift = min((8 - bits) & 0xFF, 7)  # TensorFlow shifts a uint8 by 7 at most
+    return pixels >> shift << shift
 
 
 def solarize(pixels: np.ndarray, threshold: int) -> np.ndarray:
-    """Invert values from the threshold upwards; 0 inverts all, 256 none."""
+    """Invert values from the threshold upwards, which wraps at 256: 0 and 256 invert all."""
     values = np.arange(256)
-    return cv2.LUT(pixels, np.where(values < threshold, values, 255 - values).astype(np.uint8))
+    inverted = np.where(values < threshold & 0xFF, values, 255 - values)
+    return cv2.LUT(pixels, inverted.astype(np.uint8))
 
 
 def solarize_add(pixels: np.ndarray, addition: int) -> np.ndarray:
@@ -104,8 +109,13 @@ def color(pixels: np.ndarray, factor: float) -> np.ndarray:
 
 
 def contrast(pixels: np.ndarray, factor: float) -> np.ndarray:
-    """Change the contrast: blend with the mean luma, rounded down."""
-    return blend_constant(int(luma(pixels).mean()), pixels, factor)
+    """Change the contrast: blend with a constant, 196 for 224 x 224 pixels.
+
+    The reference means to take the mean brightness, but divides the sum of a histogram of all
+    pixels, which is their number, by its 256 bins.
+    """
+    height, width = pixels.shape[:2]
+    return blend_constant(min(height * width // 256, 255), pixels, factor)
 
 
 def brightness(pixels: np.ndarray, factor: float) -> np.ndarray:
@@ -125,7 +135,7 @@ def warp(pixels: np.ndarray, inverse: np.ndarray | list[list[float]]) -> np.ndar
     """Affine map by nearest neighbour; `inverse` (2, 3) maps result to source coordinates."""
     height, width = pixels.shape[:2]
     flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
-    matrix = np.asarray(inverse, np.float64)
+    matrix = np.asarray(inverse, np.float64) + TIE
     return cv2.warpAffine(pixels, matrix, (width, height), flags=flags, borderValue=GREY)
 
 
