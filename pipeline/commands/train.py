@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import tyro
 
-from pipeline.settings.budget import PEAK_FLOPS, Budget
+from pipeline.settings.budget import Budget
 from pipeline.settings.config import TrainConfig
+from pipeline.settings.gpus import GPUS
 from pipeline.settings.presets import PRESETS, find_preset, read_preset
 from support.command import first_value
 from support.console import open_console
@@ -32,11 +33,12 @@ class Train:
     preset: tyro.conf.Fixed[str]
     config: TrainConfig
     plan: bool = False
-    """Only show the expected cost of the run: steps, FLOPs, hours, input, storage."""
-    plan_gpu: Literal[tuple(PEAK_FLOPS)] = "H100"
+    """Only show the expected cost of the run: steps, schedule, hours, input, storage."""
+    plan_gpu: Literal[tuple(GPUS)] = "H100"
     """With --plan: kind of GPU; each worker has one."""
-    plan_mfu: float = 0.4
-    """With --plan: share of the GPU's peak that the training step is assumed to reach."""
+    plan_mfu: float | None = None
+    """With --plan: share of the GPU's peak that the training step is assumed to reach; None
+    estimates it from published throughputs."""
     verbose: bool = False
     """Show the output of Ray and of the other libraries."""
 
