@@ -73,7 +73,7 @@ def file_of(size: str) -> str:
 
 # fine-tuning: size, pixels, learning rate, and whether a file with these settings is known. The
 # paper takes the better of 0.01 and 0.03. The README of vision_transformer names the files at 384;
-# at 224 the rates are those of the files that timm lists for the size, some of another pre-training.
+# at 224 the rates are those of the files that timm lists, for some sizes of another pre-training.
 FINETUNINGS = (
     ("Ti/16", 224, 0.03, True),
     ("S/32", 224, 0.03, False),

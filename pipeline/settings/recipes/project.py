@@ -2,7 +2,7 @@
 
 from pipeline.settings.config import DataConfig, TrainConfig
 from pipeline.settings.recipes.augreg import pretraining
-from pipeline.settings.recipes.preset import IN1K, Preset, run
+from pipeline.settings.recipes.preset import FULL_SIZE, IN1K, Preset, run
 from vit.config import ImageConfig, OptimConfig, ViTConfig
 
 DEMO = Preset(
@@ -61,6 +61,6 @@ def warmup30() -> Preset:
         expected="none is published with this warm-up; with 10,000 steps of it 43 % on "
         "ImageNet-21k",
         size="S/32",
-        departs=("the loss, the batch and the decay are assumed",),
+        departs=(FULL_SIZE,),
         config=recipe.replace({"name": name, **warmup}),
     )
