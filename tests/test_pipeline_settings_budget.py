@@ -105,3 +105,10 @@ def test_decoding_depends_on_the_images_in_the_shards(tmp_path):
     large = {"model.image_size": 384, "images.randaugment_layers": 2}
     config = find_preset("in21k-s16-30ep").replace({"data.dir": str(tmp_path / "set"), **large})
     assert core_rate(config)[0] == 600
+
+
+def test_a_near_miss_in_the_name_of_a_gpu_is_suggested():
+    with pytest.raises(
+        ValueError, match="plan_gpu 'H100-PCI' is unknown; did you mean 'H100-PCIe'"
+    ):
+        Budget(find_preset("demo"), gpu="H100-PCI")

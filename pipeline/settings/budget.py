@@ -10,6 +10,7 @@ from shards.dataset.format import open_set
 from shards.dataset.sides import ShorterSides
 from support.console import duration
 from support.redact import redact
+from support.settings import suggestion
 from vit.registry import OPTIMIZERS, num_views
 
 # training images, held-out images and classes of published data sets, by folder name; of in21k
@@ -41,9 +42,12 @@ class Budget:
 
         Each worker has one GPU; `gpu` is a key of GPUS. `mfu` is the share of its peak FLOP/s that
         the training step is assumed to reach; None estimates it from published throughputs.
+        Raises ValueError for another GPU or share.
         """
         if mfu is not None and not 0 < mfu <= 1:
             raise ValueError(f"plan_mfu ({mfu}) must be above 0 and at most 1")
+        if gpu not in GPUS:
+            raise ValueError(f"plan_gpu {gpu!r} is unknown; {suggestion(gpu, GPUS)}")
         self.gpu, self.is_assumed = GPUS[gpu], mfu is not None
         self.samples, self.eval_samples, self.num_classes, self.origin = data_size(config)
         num_classes = config.model.num_classes or self.num_classes

@@ -66,14 +66,16 @@ class Preset:
         rows = {
             "source": self.source,
             "released": self.checkpoint or "no known checkpoint has these settings",
-            "departs": "; ".join(self.departs) or "in nothing known",
+            "departs": "; ".join(self.departs),
             "evaluated": self.evaluation,
             "expected": self.expected,
             "measured": self.measured,
             "images": needs(self.config),
             "cost": cost,
         }
-        return "\n".join([self.summary, *(f"  {name:<10}{text}" for name, text in rows.items())])
+        return "\n".join(
+            [self.summary, *(f"  {name:<10}{text}" for name, text in rows.items() if text)]
+        )
 
 
 def run(name: str, data: str, **settings: Any) -> TrainConfig:  # noqa: ANN401 - of any type
