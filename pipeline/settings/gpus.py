@@ -4,7 +4,7 @@ A step is estimated as its matrix products at a share of the peak, and the traff
 the bandwidth of the memory. The two constants are fitted to published throughputs (S/16 compiled on
 an H100: nvSubquadratic; g/14 on A100 and H100: NVIDIA NeMo; twelve sizes without compilation on an
 RTX 3090: timm), which the estimates meet within a factor of 0.69 to 1.45. Small models and fast
-GPUs wait for memory: an H100 reaches 31 % of its peak with B/16, and 20 % with S/32.
+GPUs wait for memory: an H100 reaches 30 % of its peak with B/16, and 20 % with S/32.
 """
 
 import re
