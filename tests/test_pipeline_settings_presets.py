@@ -2,11 +2,15 @@
 
 import re
 
+import cv2
+import numpy as np
 import published_recipes as published
 import pytest
 
 from pipeline.settings.budget import PUBLISHED, Budget
 from pipeline.settings.presets import PRESETS
+from vit.draws import Draws
+from vit.images import random_crop
 from vit.optim import learning_rate
 
 RELEASED = {
@@ -170,3 +174,11 @@ def test_google_models_have_the_gelu_of_jax():
         )
         if google and name != "in1k-s32-300ep":
             assert preset.config.model.gelu == "tanh", name
+
+
+def test_the_whole_image_is_squashed_where_the_source_squashes_it():
+    images = PRESETS["in21kp-b16-miil"].config.images
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    for seed in range(20):
+        view = random_crop(pixels, images, 64, Draws(seed))
+        assert (view == cv2.resize(pixels, (64, 64), interpolation=cv2.INTER_LINEAR)).all()
