@@ -22,7 +22,7 @@ PUBLISHED = {
     DIGITS: (1_437, 360, 10),
 }
 # RandAugment, image size, shorter side in the shards, images/s that one core of an AMD EPYC decodes
-# and augments (2026-11); those of 512 pixels from their ratio to 256 on the same core
+# and augments (2026-11); for 512 pixels scaled by the ratio of synthetic JPEGs of 512 and of 256
 CORE_RATES = (
     (False, 224, 256, 1448),
     (True, 224, 256, 792),

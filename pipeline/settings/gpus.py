@@ -1,10 +1,11 @@
 """GPUs by their names: peak in bf16, bandwidth of the memory, and how fast they train a ViT.
 
 A step is estimated as its matrix products at a share of the peak, and the traffic of activations at
-the bandwidth of the memory. The two constants are fitted to published throughputs (S/16 compiled on
-an H100: nvSubquadratic; g/14 on A100 and H100: NVIDIA NeMo; twelve sizes without compilation on an
-RTX 3090: timm), which the estimates meet within a factor of 0.69 to 1.45. Small models and fast
-GPUs wait for memory: an H100 reaches 30 % of its peak with B/16, and 20 % with S/32.
+the bandwidth of the memory. The constants are chosen by hand after 14 published throughputs (S/16
+compiled on an H100: nvSubquadratic; g/14 on A100 and H100: NVIDIA NeMo; eleven without compilation
+on an RTX 3090: timm). The estimates are 0.69 to 1.45 times these; between them, for most sizes on
+most GPUs, nothing was measured. Small models and fast GPUs wait for memory: an H100 is estimated to
+reach 30 % of its peak with B/16, and 20 % with S/32.
 """
 
 import re
