@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from pipeline.commands.train import Train
-from pipeline.settings.budget import PEAK_FLOPS
+from pipeline.settings.gpus import GPUS
 from support.command import parse
 
 ROOT = Path(__file__).parent.parent
@@ -118,7 +118,7 @@ def test_the_dashboard_is_reached_through_ssh_alone(cluster):
 @every_cloud
 def test_the_estimate_has_a_price_for_every_type_and_a_known_gpu(cluster):
     facts = cluster["metadata"]
-    assert facts["gpu"] in PEAK_FLOPS
+    assert facts["gpu"] in GPUS
     assert facts["price_per_hour"].keys() == cluster["available_node_types"].keys()
     assert all(price > 0 for price in facts["price_per_hour"].values())
 

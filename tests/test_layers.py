@@ -16,6 +16,7 @@ FOLDERS = {
     "shards": {"support"},
     "vit": {"support"},
     "pipeline/settings": {"support", "shards", "vit"},
+    "pipeline/settings/recipes": {"support", "shards", "vit"},  # a part of settings
     "pipeline/cluster": {"support", "shards"},
     "pipeline/data": {"support", "shards", "vit", "pipeline/settings"},
     "pipeline/checkpoint": {"support", "shards", "vit", "pipeline/settings", "pipeline/data"},

@@ -1,8 +1,9 @@
 """What a run will cost, against figures worked by hand and published ones."""
 
 import pytest
+from test_shards_sides import indexed
 
-from pipeline.settings.budget import Budget
+from pipeline.settings.budget import START_S, Budget, core_rate
 from pipeline.settings.presets import find_preset
 from vit.config import ViTConfig
 
@@ -24,6 +25,12 @@ def test_parameters_are_the_published_ones(size, classes, millions):
     assert round(count / 1e6, 3) == millions
 
 
+def test_so400m_has_the_parameters_of_siglip():
+    # timm counts vit_so400m_patch14_siglip_224 and its variant with mean pooling as 427.68, 412.44
+    counts = [ViTConfig.named("So400m/14", pool=pool).num_parameters for pool in ("map", "mean")]
+    assert [round(count / 1e6, 2) for count in counts] == [427.68, 412.44]
+
+
 def test_figures_are_those_worked_by_hand(tmp_path):
     config = find_preset("in21k-b16-30ep").replace({"data.dir": str(tmp_path / "in21k")})
     budget = Budget(config, gpu="H100", mfu=0.5)
@@ -33,7 +40,11 @@ def test_figures_are_those_worked_by_hand(tmp_path):
     saved = 196 * (768**2 + 2 * 768 * 3072) + 2 * 196 * 197 * 768
     per_image = 3 * 2 * (17.56e9 - saved + (19_167 - 1000) * 768)
     assert budget.flops == pytest.approx(per_image * 96_339 * 4096, rel=2e-3)
-    assert budget.seconds == pytest.approx(budget.flops / (8 * 989e12 * 0.5))
+    assert budget.train_s == pytest.approx(budget.flops / (8 * 989e12 * 0.5))
+    # centre crops every 5,000 steps and at the end, where ten crops follow, at a third of a step
+    views = 958_350 * (20 + 1 + 10)
+    per_image = budget.train_s / budget.images
+    assert budget.seconds == pytest.approx(budget.train_s + views * per_image / 3 + START_S)
     assert "as published" in str(budget)
 
 
@@ -41,3 +52,63 @@ def test_data_without_a_published_size_must_be_there(tmp_path):
     config = find_preset("demo").replace({"data.dir": str(tmp_path / "mine")})
     with pytest.raises(FileNotFoundError, match="mine"):
         Budget(config, gpu="H100", mfu=0.4)
+
+
+@pytest.mark.parametrize(
+    ("preset", "settings", "gpu", "reason"),
+    [
+        ("demo", {}, "H100", "in fp32"),
+        ("demo", {"device": "cpu"}, "H100", "on CPUs"),
+        ("demo", {"precision": "bf16"}, "H100", "no model narrower than 192"),
+        ("in21k-s16-30ep", {"data.dir": "in21k", "device": "cpu"}, "H100", "on CPUs"),
+        ("in21k-s16-30ep", {"data.dir": "in21k"}, "V100", "V100 has no arithmetic in bf16"),
+        ("in21k-s16-30ep", {"data.dir": "in21k"}, "T4", "T4 has no arithmetic in bf16"),
+    ],
+)
+def test_a_time_that_is_not_known_is_not_promised(preset, settings, gpu, reason):
+    budget = Budget(find_preset(preset).replace(settings), gpu=gpu)
+    shown = str(budget)
+    assert budget.seconds is None and f"time      unknown: {reason}" in shown.replace(
+        "the peaks of GPUs are known in bf16, and the run is ", ""
+    ).replace("the run is ", "")
+    (input_row,) = (line for line in shown.splitlines() if line.startswith("input"))
+    assert "a core decodes about" in input_row and " cores" not in input_row
+
+
+def test_time_is_estimated_by_model_and_gpu():
+    def hours(preset, gpu):
+        return Budget(find_preset(preset).replace({"data.dir": "in21k"}), gpu=gpu).seconds / 3600
+
+    small = Budget(find_preset("in21k-s32-300ep").replace({"data.dir": "in21k"}), gpu="H100")
+    assert 0.12 < small.mfu < 0.25
+    assert small.images / small.train_s < 300_000
+    assert hours("in21k-b16-30ep", "H100-PCIe") > 1.2 * hours("in21k-b16-30ep", "H100")
+    assert "estimated from published throughputs" in str(small)
+
+
+@pytest.mark.parametrize(
+    ("settings", "rate"),
+    [
+        ({}, 1448),
+        ({"images.randaugment_layers": 2}, 792),
+        ({"model.image_size": 384}, 370),
+        ({"model.image_size": 384, "images.randaugment_layers": 2}, 300),
+    ],
+)
+def test_decoding_depends_on_the_augmentation_and_the_size(settings, rate):
+    config = find_preset("in21k-s16-30ep").replace({"data.dir": "in21k", **settings})
+    assert core_rate(config)[0] == rate
+
+
+def test_decoding_depends_on_the_images_in_the_shards(tmp_path):
+    indexed(tmp_path / "set", [[256] * 9])
+    large = {"model.image_size": 384, "images.randaugment_layers": 2}
+    config = find_preset("in21k-s16-30ep").replace({"data.dir": str(tmp_path / "set"), **large})
+    assert core_rate(config)[0] == 600
+
+
+def test_a_near_miss_in_the_name_of_a_gpu_is_suggested():
+    with pytest.raises(
+        ValueError, match="plan_gpu 'H100-PCI' is unknown; did you mean 'H100-PCIe'"
+    ):
+        Budget(find_preset("demo"), gpu="H100-PCI")

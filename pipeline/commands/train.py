@@ -6,11 +6,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Self
 
 import tyro
 
-from pipeline.settings.budget import PEAK_FLOPS, Budget
+from pipeline.settings.budget import Budget
 from pipeline.settings.config import TrainConfig
 from pipeline.settings.presets import PRESETS, find_preset, read_preset
 from support.command import first_value
@@ -32,11 +32,11 @@ class Train:
     preset: tyro.conf.Fixed[str]
     config: TrainConfig
     plan: bool = False
-    """Only show the expected cost of the run: steps, FLOPs, hours, input, storage."""
-    plan_gpu: Literal[tuple(PEAK_FLOPS)] = "H100"
-    """With --plan: kind of GPU; each worker has one."""
-    plan_mfu: float = 0.4
-    """With --plan: share of the GPU's peak that the training step is assumed to reach."""
+    """Only show the expected cost of the run: steps, schedule, hours, input, storage."""
+    plan_gpu: str = "H100"
+    """With --plan: kind of GPU, such as H100 or H100-PCIe; each worker has one."""
+    plan_mfu: float | None = None
+    """With --plan: share of the GPU's peak to assume; None estimates it."""
     verbose: bool = False
     """Show the output of Ray and of the other libraries."""
 

@@ -20,7 +20,7 @@ import jsonschema
 import yaml
 from ray.autoscaler._private import util
 
-from pipeline.settings.budget import PEAK_FLOPS
+from pipeline.settings.gpus import GPUS
 
 # its messages are about defaults that it fills in
 logging.getLogger("ray.autoscaler").setLevel(logging.WARNING)
@@ -131,10 +131,10 @@ class ClusterFile:
 
     def _check_metadata(self) -> None:
         """Raise ValueError if the facts for the estimate are not what they must be."""
-        if self.gpu is not None and self.gpu not in PEAK_FLOPS:
+        if self.gpu is not None and self.gpu not in GPUS:
             raise ValueError(
                 f"cluster file {self.path}: metadata.gpu ({self.gpu}) must be one of "
-                f"{', '.join(PEAK_FLOPS)}"
+                f"{', '.join(GPUS)}"
             )
         for name, price in self._metadata.get("price_per_hour", {}).items():
             if not isinstance(price, int | float) or price < 0:

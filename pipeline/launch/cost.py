@@ -8,9 +8,6 @@ from pipeline.settings.budget import Budget
 from pipeline.settings.config import TrainConfig
 from support.console import duration, table
 
-# share of a GPU's peak that `train --plan` assumes too
-MFU = 0.4
-
 
 def estimate(cluster: ClusterFile, config: TrainConfig | None) -> str:
     """The prices of a cluster in words, and of the run with these settings, if it is known."""
@@ -43,14 +40,17 @@ def run_estimate(cluster: ClusterFile, types: list[NodeType], config: TrainConfi
     nodes = min(math.ceil(config.workers / gpu_type.gpus), gpu_type.most)
     config = config.replace({"workers": min(config.workers, nodes * gpu_type.gpus)})
     try:
-        budget = Budget(config, gpu=cluster.gpu, mfu=MFU)
+        budget = Budget(config, gpu=cluster.gpu)
     except OSError as error:
         return f"the run     not estimated: {config.data.dir} cannot be read from here ({error})"
     hour = total((kind, nodes if kind is gpu_type else kind.least) for kind in types)
+    machines = f"{nodes} x {gpu_type.machine}"
+    if budget.unknown:
+        return f"the run     {budget.steps:,} steps on {machines}; time unknown: {budget.unknown}"
     cost = None if hour is None else hour * budget.seconds / 3600
     return (
         f"the run     {budget.steps:,} steps, data {budget.origin}\n"
-        f"            {nodes} x {gpu_type.machine} for {duration(budget.seconds)} at {MFU:.0%} of "
+        f"            {machines} for {duration(budget.seconds)} at {budget.mfu:.0%} of "
         f"the peak of {cluster.gpu}: {dollars(hour)} an hour, {dollars(cost)} in all"
     )
 

@@ -8,8 +8,8 @@ from typing import TypeVar
 
 import torch
 
-from pipeline.settings.budget import PEAK_FLOPS
 from pipeline.settings.config import TrainConfig
+from pipeline.settings.gpus import find_gpu
 
 T = TypeVar("T")
 
@@ -23,7 +23,7 @@ class Meter:
         self._images = config.global_batch
         self._step_flops = 3 * config.model.forward_flops * self._images / world_size
         self._evaluations, self._evaluations_s = 0, 0.0
-        self._peak = peak_flops()
+        self._peak = peak_flops(config.precision)
         self._started = False
         self._reset()
 
@@ -82,12 +82,12 @@ class Meter:
         return left * self._evaluations_s / max(self._evaluations, 1)
 
 
-def peak_flops() -> float | None:
-    """Dense bf16 FLOP/s of this worker's GPU; None without a GPU, or if it is not in the table."""
-    if not torch.cuda.is_available():
+def peak_flops(precision: str) -> float | None:
+    """Dense FLOP/s of this worker's GPU in bf16; None for other precisions and unknown GPUs."""
+    if precision != "bf16" or not torch.cuda.is_available():
         return None
-    name = torch.cuda.get_device_name()
-    return next((flops for word, flops in PEAK_FLOPS.items() if word in name), None)
+    gpu = find_gpu(torch.cuda.get_device_name())
+    return gpu.bf16_flops if gpu else None
 
 
 def peak_memory_bytes() -> int:

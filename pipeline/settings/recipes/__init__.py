@@ -1,0 +1,1 @@
+"""Published recipes as data: one file for each source."""

@@ -1,0 +1,46 @@
+"""Google's fine-tuning on ImageNet-1k: 20,000 steps of 512 images, momentum, no decay."""
+
+from typing import Any
+
+from pipeline.settings.budget import PUBLISHED
+from pipeline.settings.recipes.preset import IN1K, Preset, run
+from vit.config import ImageConfig, OptimConfig, ViTConfig
+
+SQUASH = {"eval_resize": "squash", "crop_pct": 1.0, "eval_interpolation": "bilinear"}
+DEPARTS = (
+    "trains on all images, not on 99 % of them",
+    "evaluation resizes with antialiasing",
+    "the momentum is float32, not bfloat16",
+)
+
+
+def sgd_finetuning(
+    name: str,
+    pretrained: str,
+    *,
+    size: str,
+    images: ImageConfig,
+    lr: float,
+    crops: str = "ten",
+    pixels: int = 384,
+    dropout: float = 0.0,
+    **provenance: Any,  # noqa: ANN401 - fields of Preset
+) -> Preset:
+    """Google's fine-tuning on ImageNet-1k: 20,000 steps of 512 images, momentum, no decay."""
+    return Preset(
+        summary=f"The ViT-{size} of {pretrained}, fine-tuned on ImageNet-1k at {pixels} pixels",
+        size=size,
+        config=run(
+            name,
+            IN1K,
+            init_from=f"runs/{pretrained}",
+            model=ViTConfig.named(size, image_size=pixels, dropout=dropout, gelu="tanh"),
+            images=images,
+            optim=OptimConfig(name="sgd", lr=lr, weight_decay=0.0, warmup=500, warmup_unit="steps"),
+            epochs=20_000 * 512 / PUBLISHED["in1k"][0],
+            global_batch=512,
+            eval_every=1000,
+            crops=crops,
+        ),
+        **provenance,
+    )

@@ -1,0 +1,184 @@
+"""Presets are the published recipes: settings, files, schedules, accuracies, evaluation."""
+
+import re
+
+import cv2
+import numpy as np
+import published_recipes as published
+import pytest
+
+from pipeline.settings.budget import PUBLISHED, Budget
+from pipeline.settings.presets import PRESETS
+from vit.draws import Draws
+from vit.images import random_crop
+from vit.optim import learning_rate
+
+RELEASED = {
+    line.split()[0]: line.split()[1:] for line in published.AUGREG_RELEASED.split("\n")[1:-1]
+}
+FILE = re.compile(
+    r"(?P<size>\w+)_(?P<patch>\d+)-(?P<data>i1k|i21k)-(?P<epochs>\d+)ep-lr_(?P<lr>[\d.]+)"
+    r"-aug_(?P<aug>\w+)-wd_(?P<wd>[\d.]+)-do_(?P<do>[\d.]+)-sd_(?P<sd>[\d.]+)"
+    r"(--imagenet2012-steps_20k-lr_(?P<tuning_lr>[\d.]+)-res_(?P<res>\d+))?\.npz"
+)
+AUGREG_FILES = [name for name, preset in PRESETS.items() if FILE.match(preset.checkpoint or "")]
+AUGREG = [
+    f"in21k-{size}-{n}ep" for n in (30, 300) for size in ("ti16", "s32", "s16", "b32", "b16", "l16")
+]
+
+
+def augmentation(config):
+    """RandAugment layers and magnitude, mixup."""
+    layers = config.images.randaugment_layers
+    return layers, config.images.randaugment_magnitude if layers else None, config.mix.mixup
+
+
+def plan(config, tmp_path):
+    """The plan of a run whose data is not here, so that its published size counts."""
+    return Budget(config.replace({"data.dir": str(tmp_path / config.data.dir)}), gpu="H100")
+
+
+@pytest.mark.parametrize("name", AUGREG_FILES)
+def test_settings_are_those_that_the_name_of_the_released_file_says(name):
+    config, said = PRESETS[name].config, FILE.match(PRESETS[name].checkpoint).groupdict()
+    assert PRESETS[name].size == f"{said['size']}/{said['patch']}"
+    if said["res"]:
+        assert config.optim.lr == float(said["tuning_lr"])
+        assert config.model.image_size == int(said["res"])
+        config = PRESETS[config.init_from.removeprefix("runs/")].config
+    assert (config.epochs, config.optim.lr) == (int(said["epochs"]), float(said["lr"]))
+    assert config.optim.weight_decay == float(said["wd"])
+    assert (config.model.dropout, config.model.drop_path) == (float(said["do"]), float(said["sd"]))
+    assert augmentation(config) == published.AUGREG_SETTINGS[said["aug"]]
+
+
+@pytest.mark.parametrize("file", RELEASED)
+def test_every_recommended_checkpoint_has_presets_with_its_accuracy(file):
+    suffix, accuracy = RELEASED[file]
+    (upstream,) = (p for p in PRESETS.values() if p.checkpoint == f"{file}.npz")
+    (tuned,) = (p for p in PRESETS.values() if p.checkpoint == f"{file}{suffix}.npz")
+    assert tuned.config.init_from == f"runs/{upstream.config.name}"
+    assert f"{accuracy} %" in tuned.expected and f"{accuracy} % at 384" in upstream.expected
+
+
+@pytest.mark.parametrize("name", AUGREG)
+def test_augreg_reaches_what_the_paper_has_for_its_settings(name):
+    preset = PRESETS[name]
+    config, epochs = preset.config, int(preset.config.epochs)
+    names = {setting: name for name, setting in published.AUGREG_SETTINGS.items()}
+    column = list(published.AUGREG_SETTINGS).index(names[augmentation(config)])
+    if (row := published.AUGREG_FIGURE_4.get((preset.size, epochs))) is not None:
+        assert preset.expected.startswith(f"{row[column]} % on ImageNet-21k")
+        assert row[column] == max(row)
+    else:
+        assert (preset.size, epochs) == ("B/32", 300)  # table 6
+        assert preset.expected.startswith("47.7 % on ImageNet-21k")
+    at224, at384 = published.AUGREG_TABLE_3[preset.size][epochs]
+    assert f"{at224} % at 224" in preset.expected and f"{at384} % at 384" in preset.expected
+    assert (config.global_batch, config.loss.name, config.model.head_bias) == (4096, "sigmoid", -10)
+    assert (config.optim.warmup, config.optim.warmup_unit) == (10_000, "steps")
+
+
+@pytest.mark.parametrize("size", published.AUGREG_TABLE_3)
+@pytest.mark.parametrize(("pixels", "suffix", "column"), [(224, "-224", 0), (384, "", 1)])
+def test_all_sizes_of_augreg_are_fine_tuned_at_both_resolutions(size, pixels, suffix, column):
+    preset = PRESETS[f"in1k-finetune-{size.lower().replace('/', '')}{suffix}"]
+    assert preset.config.model.image_size == pixels
+    assert published.AUGREG_TABLE_3[size][300][column] in preset.expected
+
+
+@pytest.mark.parametrize("name", published.OTHERS)
+def test_settings_are_those_of_the_source(name, tmp_path):
+    preset = PRESETS[name]
+    length, batch, lr, decay, warmup, schedule, final_lr, accuracy = published.OTHERS[name]
+    config, optim = preset.config, preset.config.optim
+    if length == "20000 steps":
+        assert plan(config, tmp_path).steps == 20_000
+    else:
+        assert config.epochs == length
+    assert (config.global_batch, optim.lr, optim.weight_decay) == (batch, lr, decay)
+    assert f"{optim.warmup:g} {optim.warmup_unit}" == warmup
+    assert (optim.schedule, optim.final_lr) == (schedule, final_lr)
+    assert accuracy in preset.expected
+
+
+def test_every_preset_is_held_by_a_transcription():
+    finetunes = {name for name in PRESETS if re.fullmatch(r"in1k-finetune-[a-z0-9]+(-224)?", name)}
+    assert PRESETS.keys() == {"demo", *AUGREG, *finetunes, *published.OTHERS}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_plan_has_the_published_images_and_the_schedule_that_is_trained(name, tmp_path):
+    config = PRESETS[name].config
+    budget = plan(config, tmp_path)
+    samples, *_ = PUBLISHED[config.data.dir.removeprefix("data/")]
+    assert budget.images == budget.steps * config.global_batch
+    assert abs(budget.images - config.epochs * samples) <= config.global_batch / 2
+    shown = str(budget)
+    assert f"{budget.steps:,} of {config.global_batch:,} images, {config.epochs:g} epochs" in shown
+    assert f"images    {budget.images:,}\n" in shown
+    assert f"warm-up of {budget.warmup_steps:,} steps" in shown
+    args = {"global_batch": config.global_batch, "examples_per_epoch": samples}
+    peak = learning_rate(config.optim, budget.warmup_steps, budget.steps, **args)
+    before = learning_rate(config.optim, budget.warmup_steps - 1, budget.steps, **args)
+    assert peak == pytest.approx(config.optim.lr) and before < peak
+    assert f"to {config.optim.lr:g}, then {config.optim.schedule}" in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "evaluation"),
+    [
+        # vision_transformer/input_pipeline.py: the whole image, squashed
+        ("in1k-finetune-b16", "both sides resized to 384 (bilinear)"),
+        ("in1k-finetune-b16-224", "both sides resized to 224 (bilinear)"),
+        # big_vision's transfer.py: resize_small(448)|central_crop(384)
+        ("in1k-transfer-b32", "the shorter side resized to 448 (area), centre of 384"),
+        # big_vision's vit_i21k.py and vit_s16_i1k.py: resize_small(256)|central_crop(224)
+        ("in21k-b16-300ep", "the shorter side resized to 256 (area), centre of 224"),
+        ("in1k-s16-90ep", "the shorter side resized to 256 (area), centre of 224"),
+        # --eval-crop-ratio 1.0 of facebookresearch/deit
+        ("in21k-b16-deit3", "the shorter side resized to 224 (bicubic), centre of 224"),
+        # data_loader.py of Alibaba-MIIL/ImageNet21K
+        ("in21kp-b16-miil", "both sides resized to 224 (bilinear)"),
+    ],
+)
+def test_evaluation_is_that_of_the_source(name, evaluation):
+    assert PRESETS[name].evaluation == evaluation
+    assert evaluation in str(PRESETS[name])
+
+
+@pytest.mark.parametrize("name", [name for name, p in PRESETS.items() if p.config.init_from])
+def test_fine_tuning_starts_from_a_preset_of_the_same_size(name):
+    preset = PRESETS[name]
+    start = PRESETS[preset.config.init_from.removeprefix("runs/")]
+    assert start.size == preset.size
+    assert start.config.model.pool == preset.config.model.pool
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if "deit3" in name or "miil" in name])
+def test_settings_that_the_project_does_not_have_are_named(name):
+    shown = str(PRESETS[name])
+    missing = ("LAMB", "LayerScale", "3-Augment") if "deit3" in name else ("cutout", "biases")
+    assert all(word in shown for word in missing)
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("in21k-")])
+def test_pre_training_says_that_its_shards_are_smaller_than_the_originals(name):
+    assert "256 pixels" in str(PRESETS[name])
+
+
+def test_google_models_have_the_gelu_of_jax():
+    for name, preset in PRESETS.items():
+        google = any(
+            word in preset.source for word in ("AugReg", "2010.11929, table", "big_vision")
+        )
+        if google and name != "in1k-s32-300ep":
+            assert preset.config.model.gelu == "tanh", name
+
+
+def test_the_whole_image_is_squashed_where_the_source_squashes_it():
+    images = PRESETS["in21kp-b16-miil"].config.images
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    for seed in range(20):
+        view = random_crop(pixels, images, 64, Draws(seed))
+        assert (view == cv2.resize(pixels, (64, 64), interpolation=cv2.INTER_LINEAR)).all()
