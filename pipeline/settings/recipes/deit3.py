@@ -10,8 +10,6 @@ DEPARTS = (
     "no LayerScale",
     "stochastic depth grows from block to block and is not the same in all",
     "the class token has a position",
-    "neither 3-Augment nor colour jitter",
-    "inception crops, not a crop of the padded image after a resize",
 )
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
@@ -86,7 +84,12 @@ def shared(
             data,
             model=ViTConfig.named(size, drop_path=drop_path),
             images=ImageConfig(
-                crop_area=(0.08, 1.0), crop_pct=1.0, eval_interpolation="bicubic", **IMAGENET
+                train_crop="simple",
+                three_augment=True,
+                color_jitter=0.3,
+                crop_pct=1.0,
+                eval_interpolation="bicubic",
+                **IMAGENET,
             ),
             mix=MixConfig(cutmix=1.0),
             loss=LossConfig(label_smoothing=0.1),

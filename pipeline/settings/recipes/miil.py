@@ -16,7 +16,6 @@ IN21KP_B16 = Preset(
         "decay bypasses Adam's moments",
         "a linear warm-up, not half a cosine",
         "Google's RandAugment of 2 layers and magnitude 10, not that of the package randaugment",
-        "no cutout of half the side",
         "queries, keys and values have biases",
         "the number of GPUs, of 64 images each, is not published: 16 are assumed",
     ),
@@ -26,8 +25,9 @@ IN21KP_B16 = Preset(
         init_from="runs/in1k-b16-300ep",
         model=ViTConfig.named("B/16"),
         images=ImageConfig(
-            crop_area=(1.0, 1.0),  # the whole image, squashed
+            train_crop="squash",
             flip=False,
+            cutout=0.5,
             randaugment_layers=2,
             eval_resize="squash",
             crop_pct=1.0,
