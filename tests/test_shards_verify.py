@@ -263,7 +263,7 @@ def test_foreign_shards_cannot_be_repaired(tmp_path):
     (tmp_path / "a.tar").write_bytes(tar_bytes([("k.cls", b"0"), ("k.jpg", jpeg(1))]))
     index(str(tmp_path))
     (tmp_path / "a.tar").write_bytes(b"")
-    with pytest.raises(ValueError, match="was not built here"):
+    with pytest.raises(ValueError, match="was not made by"):
         list(repair(str(tmp_path), verify(str(tmp_path))))
 
 

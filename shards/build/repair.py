@@ -43,7 +43,10 @@ def repair(location: str, faulty: Collection[str], run: Run = serial) -> Iterato
     system, root = store.locate(location)
     saved = report.read(system, root)
     if saved is None:
-        raise ValueError(f"{location} was not built here, so its shards cannot be made again")
+        raise ValueError(
+            f"{location} was not made by `python -m shards build`, so its shards cannot be made "
+            "again from sources; get the faulty ones again from where they came"
+        )
     with output.written_here(system, root) as lease, _staging(system, root) as staging:
         for folder in (root, f"{root}/catalogue"):
             store.sweep(system, folder)
@@ -80,7 +83,12 @@ def _job(system: pafs.FileSystem, root: str, saved: Saved, staging: str) -> Shar
     """The build's job, which writes to another folder."""
     fields = {field.name for field in dataclasses.fields(BuildConfig)} - {"exclude", "classes"}
     config = BuildConfig(**{n: value for n, value in saved.settings.items() if n in fields})
-    raws = [source.find(location) for location in saved.locations]
+    try:
+        raws = [source.find(location) for location in saved.locations]
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"a source of the build is gone, put it back to where it was: {error}"
+        ) from error
     classes = None
     if saved.settings["classes"]:
         tally = assign.finished(system, root, saved.plan)
