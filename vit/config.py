@@ -49,6 +49,21 @@ class ViTConfig(Settings):
     """Position embedding: learned, or fixed 2-D sin-cos as in big_vision."""
     pre_logits: bool = False
     """Insert a tanh layer of width D before the head, as the ViT paper does in pre-training."""
+    class_position: bool = True
+    """Positions for the class token and the registers too, not only for the patches."""
+    registers: int = 0
+    """Learned tokens after the class token that no head reads, as in DINOv2 with registers."""
+    layer_scale: float | None = None
+    """LayerScale: initial value of a learned factor per channel of each residual branch; None
+    leaves the factors out."""
+    qkv_bias: bool = True
+    """Biases of queries, keys and values."""
+    qk_norm: bool = False
+    """LayerNorm of the queries and keys of each head."""
+    fc_norm: bool = False
+    """Mean and map: normalise after pooling instead of before it."""
+    norm_eps: float = 1e-6
+    """Term added to the variance in each LayerNorm; 1e-12 in models from transformers."""
     gelu: Literal["exact", "tanh"] = "exact"
     """GELU by erf as in timm, or the tanh approximation of Google's JAX code."""
     dropout: float = 0.0
@@ -75,7 +90,19 @@ class ViTConfig(Settings):
         if self.positions == "sincos2d" and (width % 4 or width < 8):
             rule = "must be a multiple of 4 and at least 8 for sincos2d positions"
             yield "width", f"{rule}; set positions to learned"
+        scale = self.layer_scale
         yield from broken(
+            class_position=(
+                self.class_position or self.num_prefix > 0,
+                "has no effect without a class token and registers; set it to true",
+            ),
+            registers=(self.registers >= 0, "must be at least 0"),
+            layer_scale=(scale is None or isfinite(scale), "must be finite, or none"),
+            fc_norm=(
+                not self.fc_norm or self.pool != "token",
+                "changes nothing for pool token, whose norm acts on each token; set it to false",
+            ),
+            norm_eps=(0 < self.norm_eps < 1, "must be above 0 and below 1"),
             num_classes=(
                 self.num_classes is None or self.num_classes >= 1,
                 "must be at least 1, or none to use the number of classes in the data",
@@ -100,19 +127,30 @@ class ViTConfig(Settings):
         return self.image_size // self.patch_size
 
     @property
+    def num_prefix(self) -> int:
+        """Number of tokens before the patches: the class token if there is one, the registers."""
+        return (self.pool == "token") + self.registers
+
+    @property
     def num_tokens(self) -> int:
-        """Number of tokens in a block: the patches, and the class token if there is one."""
-        return self.grid**2 + (self.pool == "token")
+        """Number of tokens in a block: the patches, and those before them."""
+        return self.grid**2 + self.num_prefix
+
+    @property
+    def num_positions(self) -> int:
+        """Number of position embeddings."""
+        return self.grid**2 + self.class_position * self.num_prefix
 
     @property
     def num_parameters(self) -> int:
         """Number of trainable parameters, including the head."""
         width, hidden = self.width, self.mlp_width
-        embedding = 3 * self.patch_size**2 * width + width + (self.pool == "token") * width
-        positions = self.num_tokens * width if self.positions == "learned" else 0
+        embedding = 3 * self.patch_size**2 * width + width + self.num_prefix * width
+        positions = self.num_positions * width if self.positions == "learned" else 0
         mlp = 2 * width * hidden + hidden + width
         attention = 4 * (width**2 + width)
-        block = attention + mlp + 4 * width
+        block = attention + mlp + 4 * width - (not self.qkv_bias) * 3 * width
+        block += (self.layer_scale is not None) * 2 * width + self.qk_norm * 4 * width // self.heads
         pool = (width + attention + 2 * width + mlp) if self.pool == "map" else 0
         pre_logits = width**2 + width if self.pre_logits else 0
         head = (width + 1) * (self.num_classes or 0)
@@ -142,7 +180,7 @@ class ViTConfig(Settings):
         if self.pool != "token":
             return self.published_flops
         per_token = self.width**2 + 2 * self.width * (self.mlp_width + self.num_tokens)
-        return self.published_flops - 2 * self.grid**2 * per_token
+        return self.published_flops - 2 * (self.num_tokens - 1) * per_token
 
 
 @dataclass(frozen=True, kw_only=True)
