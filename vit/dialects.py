@@ -241,13 +241,13 @@ def check_says(config: ViTConfig, dialect: str) -> None:
     """Raise ValueError that lists all settings that a dialect's models do not have."""
     if dialect not in DIALECTS:
         raise ValueError(f"unknown dialect {dialect!r}; known: {', '.join(DIALECTS)}")
+    says = DIALECTS[dialect].says
     traits = {name: getattr(config, name, None) for name in PLAIN}
     traits["layer_scale"] = config.layer_scale is not None
     traits["registers"] = config.registers > 0
     traits["registers with positions"] = config.registers > 0 and config.class_position
-    says = DIALECTS[dialect].says
     problems = [
-        f"{name} {value}{WHY.get(name, '')}"
+        f"{name}={getattr(config, name, value)}{WHY.get(name, '')}"
         for name, value in traits.items()
         if value not in says[name]
     ]

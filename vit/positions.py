@@ -36,10 +36,11 @@ def num_prefix(tensors: Mapping[str, Tensor]) -> int:
 def position_slots(tensors: Mapping[str, Tensor]) -> int | None:
     """Number of slots before those of the patches; None if the rest is never a square grid.
 
-    All tokens before the patches have a slot, or only the class token, or none.
+    All tokens before the patches have a slot, or only the class token, or none. More than one of
+    these is possible only for grids smaller than half the number of tokens; the largest grid wins.
     """
     total = tensors["pos_embed"].shape[1] if "pos_embed" in tensors else 0
-    for slots in (num_prefix(tensors), int("cls_token" in tensors), 0):
+    for slots in (0, int("cls_token" in tensors), num_prefix(tensors)):
         if isqrt(max(total - slots, 0)) ** 2 == total - slots:
             return slots
     return None

@@ -33,7 +33,7 @@ def traits_of(tensors: Mapping[str, Tensor]) -> dict[str, object]:
     }
 
 
-def shape_of(tensors: Mapping[str, Tensor], facts: Mapping[str, object] | None = None) -> ViTConfig:
+def shape_of(tensors: Mapping[str, Tensor], facts: Mapping[str, object]) -> ViTConfig:
     """The config of a model with these weights; ValueError if they are not a ViT's.
 
     `facts` are settings that the file states elsewhere. Without them the number of heads is that of
@@ -59,12 +59,12 @@ def shape_of(tensors: Mapping[str, Tensor], facts: Mapping[str, object] | None =
         "width": width,
         "depth": depth,
         "mlp_width": mlp_width,
-        "heads": heads_of(tensors, width, depth, mlp_width),
+        "heads": facts.get("heads") or heads_of(tensors, width, depth, mlp_width),
         "num_classes": None if head is None else len(head),
         "positions": "sincos2d" if positions is None else "learned",
         **traits_of(tensors),
     }
-    return ViTConfig(**{**found, **(facts or {})})
+    return ViTConfig(**{**found, **facts})
 
 
 def heads_of(tensors: Mapping[str, Tensor], width: int, depth: int, mlp_width: int) -> int:
