@@ -328,6 +328,9 @@ def test_a_model_that_lacks_what_the_weights_need_is_told_the_settings(tmp_path)
     save_safetensors(tmp_path / "a.safetensors", saved.state_dict())
     with pytest.raises(ValueError) as error:
         load_weights(make(), tmp_path / "a.safetensors")
+    save_weights(tmp_path / "b.safetensors", make(**MODELS[7]), "deit3")
+    with pytest.raises(ValueError, match=r"The file needs layer_scale=1\.0$"):
+        load_weights(make(), tmp_path / "b.safetensors")
     needed = "registers=3, class_position=False, layer_scale=1.0, qkv_bias=False"
     assert f"The file needs {needed}" in str(error.value)
 

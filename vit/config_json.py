@@ -51,10 +51,14 @@ def stated(path: Path) -> dict[str, object]:
         settings = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON ({error}); download it again") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} is not a table of settings; download it again")
     kinds = {dialect.prefix.removesuffix(".") for dialect in DIALECTS.values()} - {""}
     if settings.get("model_type") not in kinds:
         return {}
-    facts = {"norm_eps": float(settings.get("layer_norm_eps", 1e-12))}
+    facts: dict[str, object] = {}
+    if "layer_norm_eps" in settings:
+        facts["norm_eps"] = float(settings["layer_norm_eps"])
     if "num_attention_heads" in settings:
         facts["heads"] = int(settings["num_attention_heads"])
     activation = settings.get("hidden_act", "gelu")
