@@ -385,6 +385,26 @@ def test_another_activation_and_other_heads_of_transformers_are_refused(tmp_path
         load_weights(make(), tmp_path)
 
 
+@pytest.mark.parametrize("dialect, number", [("transformers", 0), ("transformers-dinov2", 6)])
+def test_a_model_of_transformers_without_a_head_loads_with_the_head_dropped(
+    dialect, number, tmp_path
+):
+    model, other = make(**MODELS[number]), make(2, **MODELS[number])
+    save_weights(tmp_path, model, dialect)
+    state = load_file(tmp_path / "model.safetensors")
+    prefix = DIALECTS[dialect].prefix
+    state = {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
+    if dialect == "transformers":
+        state |= {"pooler.dense.weight": torch.ones(8, 8), "pooler.dense.bias": torch.ones(8)}
+    save_file(state, tmp_path / "model.safetensors")
+    assert config_of(tmp_path).num_classes is None
+    with pytest.raises(ValueError, match="head.weight .* is missing"):
+        load_weights(other, tmp_path)
+    load_weights(other, tmp_path, head="drop")
+    images = torch.randn(2, 3, 12, 12)
+    assert torch.equal(model.features(images), other.features(images))
+
+
 def test_a_folder_with_the_pickled_file_of_older_versions_loads(tmp_path):
     model, other = make(norm_eps=1e-12), make(2, norm_eps=1e-12)
     save_weights(tmp_path, model, "transformers")
@@ -393,6 +413,25 @@ def test_a_folder_with_the_pickled_file_of_older_versions_loads(tmp_path):
     load_weights(other, tmp_path)
     images = torch.randn(2, 3, 12, 12)
     assert torch.equal(model(images), other(images))
+
+
+def test_tensors_of_impossible_shapes_are_refused_by_name(tmp_path):
+    save_weights(tmp_path, make(), "transformers")
+    state, file = load_file(tmp_path / "model.safetensors"), tmp_path / "model.safetensors"
+    key = "vit.encoder.layer.0.attention.attention.key.weight"
+    for change, words in (
+        ({"vit.embeddings.cls_token": torch.zeros(8)}, r"cls_token is \(8,\), but has 3 axes"),
+        ({"vit.embeddings.position_embeddings": torch.zeros(10)}, "pos_embed is"),
+        ({"classifier.weight": torch.zeros(5)}, "head.weight is"),
+        ({key: torch.zeros(8, 3)}, "impossible shape"),
+        ({"vit.extra.weight": torch.zeros(8)}, r"vit.extra.weight \(8,\) is not in the model"),
+    ):
+        save_file(state | change, file)
+        with pytest.raises(ValueError, match=words):
+            load_weights(make(norm_eps=1e-12), tmp_path)
+    save_file({k: t for k, t in state.items() if k != key}, file)
+    with pytest.raises(ValueError, match=r"blocks.0.attn.qkv.weight is \(16, 8\) in the file"):
+        load_weights(make(norm_eps=1e-12), tmp_path)
 
 
 def test_weights_that_are_not_a_vits_are_refused(tmp_path):

@@ -33,6 +33,13 @@ PLAIN = {
     "fc_norm": (False,),
     "pre_logits": (False,),
 }
+RANKS = {
+    "patch_embed.proj.weight": 4,
+    "cls_token": 3,
+    "reg_token": 3,
+    "pos_embed": 3,
+    "head.weight": 2,
+}
 POOLS = ("token", "mean", "map")
 WHY = {
     "pre_logits": " (it has no tanh layer before the head, and a tanh cannot be folded into the"
@@ -199,10 +206,9 @@ def translated(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             parts.setdefault(name.ours, {})[name.part] = tensor
     # a tensor that lacks a part is too short; the check of its shape against the model finds it
     ours = {
-        name: torch.cat([t for _, t in sorted(numbered.items())]) if len(numbered) > 1
-        else numbered.popitem()[1]
-        for name, numbered in parts.items()
-    }  # fmt: skip
+        name: joined([numbered[i] for i in sorted(numbered)]) for name, numbered in parts.items()
+    }
+    check_ranks(ours)
     head = ours.get("head.weight")
     if dialect.head_of_two and head is not None and not head.chunk(2, dim=1)[1].any():
         ours["head.weight"] = head.chunk(2, dim=1)[0].contiguous()
@@ -212,6 +218,19 @@ def translated(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if "reg_token" in ours and "cls_token" in ours and position_slots(ours) == 1:
         without_slots(ours)
     return ours
+
+
+def joined(parts: list[Tensor]) -> Tensor:
+    """The rows of all parts."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def check_ranks(tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError if a tensor whose shape is read has another number of axes than a ViT's."""
+    for name, rank in RANKS.items():
+        if name in tensors and tensors[name].ndim != rank:
+            shape = tuple(tensors[name].shape)
+            raise ValueError(f"{name} is {shape}, but has {rank} axes in a ViT")
 
 
 def spoken(state: Mapping[str, Tensor], config: ViTConfig, dialect_name: str) -> dict[str, Tensor]:

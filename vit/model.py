@@ -2,7 +2,7 @@
 
     images (B, 3, H, W) -> patches (B, N, D) -> blocks -> norm -> pool (B, D) -> logits (B, K)
 
-Shapes: B images, N tokens (patches, and the class token if there is one), D width, A heads,
+Shapes: B images, N tokens (class token if there is one, registers, patches), D width, A heads,
 K classes. Parameter names and shapes are timm's, so its checkpoints load without conversion.
 Weights are initialised as in the reference implementations (see `ViT.init_weights`).
 """

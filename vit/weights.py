@@ -99,8 +99,8 @@ def load_weights(
 
     Args:
         model: A model that is not yet wrapped or sharded; its weights are overwritten.
-        path: Safetensors (ours, timm's, Hugging Face's), .pth (timm's), .npz (Google's), or a
-            directory with model.safetensors.
+        path: Safetensors or .pth of any dialect, .npz (Google's), or a directory: a checkpoint, or
+            one of Hugging Face's, with timm's or transformers' names.
         positions: How learned positions are resampled to another number of patches: "bilinear"
             with aligned corners as in the ViT paper, "bicubic" antialiased as in timm.
         head: "keep" uses the file's head. "drop" leaves the model's own head (its weights are
@@ -190,14 +190,14 @@ def open_weights(path: Path | str) -> Weights:
         path = old if old.is_file() and not path.is_file() else path
     if path.suffix == ".npz" and path.is_file():
         tensors, heads = read_npz(path)
-        return Weights(tensors, {"heads": heads, "gelu": "tanh"} if heads else {"gelu": "tanh"})
-    tensors = read_tensors(path)
-    settings = path.parent / CONFIG_FILE
-    facts = stated(settings) if settings.is_file() else {}
+        facts = {"gelu": "tanh"} | ({"heads": heads} if heads else {})
+    else:
+        tensors, settings = read_tensors(path), path.parent / CONFIG_FILE
+        facts = stated(settings) if settings.is_file() else {}
     try:
         return Weights(translated(tensors), facts)
-    except RuntimeError as error:  # parts of other ranks
-        raise ValueError(f"{path} has layers of impossible shapes: {error}") from error
+    except (ValueError, RuntimeError) as error:  # the latter for parts of unequal shapes
+        raise ValueError(f"{path} has a layer of an impossible shape: {error}") from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
