@@ -337,8 +337,10 @@ def test_a_model_that_lacks_what_the_weights_need_is_told_the_settings(tmp_path)
 
 def test_a_position_slot_is_filled_or_folded_without_changing_the_logits(tmp_path):
     images = torch.randn(2, 3, 12, 12)
-    for has, wants in itertools.permutations((True, False)):
-        model, other = make(class_position=has), make(2, class_position=wants)
+    cases = itertools.product(itertools.permutations((True, False)), (0, 3))
+    for (has, wants), registers in cases:
+        model = make(class_position=has, registers=registers)
+        other = make(2, class_position=wants, registers=registers)
         save_safetensors(tmp_path / "a.safetensors", model.state_dict())
         load_weights(other, tmp_path / "a.safetensors")
         assert torch.equal(model(images), other(images))
@@ -403,6 +405,14 @@ def test_a_model_of_transformers_without_a_head_loads_with_the_head_dropped(
     load_weights(other, tmp_path, head="drop")
     images = torch.randn(2, 3, 12, 12)
     assert torch.equal(model.features(images), other.features(images))
+
+
+@pytest.mark.parametrize("name", ["gelu_new", "gelu_fast", "gelu_pytorch_tanh"])
+def test_all_names_of_the_tanh_form_are_known(name, tmp_path):
+    save_weights(tmp_path, make(), "transformers")
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"hidden_act": name}))
+    assert config_of(tmp_path).gelu == "tanh"
 
 
 def test_a_folder_with_the_pickled_file_of_older_versions_loads(tmp_path):
