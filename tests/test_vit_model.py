@@ -41,14 +41,14 @@ def gelu(x, kind):
     return x * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
-def layer_norm(x, state, name):
+def layer_norm(x, state, name, eps=1e-6):
     centred = x - x.mean(-1, keepdims=True)
-    scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
+    scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps)
     return scaled * state[f"{name}.weight"] + state[f"{name}.bias"]
 
 
 def dense(x, state, name):
-    return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+    return x @ state[f"{name}.weight"].T + state.get(f"{name}.bias", 0)
 
 
 def softmax(x):
@@ -56,11 +56,12 @@ def softmax(x):
     return e / e.sum(-1, keepdims=True)
 
 
-def attend(q, k, v, heads):
+def attend(q, k, v, heads, norm=lambda x, name: x):
     """(N, D), (M, D), (M, D) -> (N, D), head by head."""
     out = []
     for part in np.split(np.arange(q.shape[-1]), heads):
-        weights = softmax(q[:, part] @ k[:, part].T / math.sqrt(len(part)))
+        one, other = norm(q[:, part], "q_norm"), norm(k[:, part], "k_norm")
+        weights = softmax(one @ other.T / math.sqrt(len(part)))
         out.append(weights @ v[:, part])
     return np.concatenate(out, -1)
 
@@ -75,26 +76,38 @@ def reference_forward(state, image, c):
             kernel = state["patch_embed.proj.weight"]
             tokens.append((kernel * patch).sum((1, 2, 3)) + state["patch_embed.proj.bias"])
     x = np.stack(tokens)
-    if c.pool == "token":
-        x = np.concatenate([state["cls_token"][0], x])
-    x = x + state["pos_embed"][0]
+    if not c.class_position:
+        x = x + state["pos_embed"][0]
+    others = [state[name][0] for name in ("cls_token", "reg_token") if name in state]
+    x = np.concatenate([*others, x])
+    if c.class_position:
+        x = x + state["pos_embed"][0]
     for i in range(c.depth):
         name = f"blocks.{i}"
-        qkv = dense(layer_norm(x, state, f"{name}.norm1"), state, f"{name}.attn.qkv")
-        x = x + dense(attend(*np.split(qkv, 3, -1), c.heads), state, f"{name}.attn.proj")
-        h = gelu(dense(layer_norm(x, state, f"{name}.norm2"), state, f"{name}.mlp.fc1"), c.gelu)
-        x = x + dense(h, state, f"{name}.mlp.fc2")
-    x = layer_norm(x, state, "norm")
+
+        def norm(x, layer, name=name):
+            if c.qk_norm or layer in ("norm1", "norm2"):
+                place = name if layer.startswith("norm") else f"{name}.attn"
+                x = layer_norm(x, state, f"{place}.{layer}", c.norm_eps)
+            return x
+
+        qkv = dense(norm(x, "norm1"), state, f"{name}.attn.qkv")
+        h = dense(attend(*np.split(qkv, 3, -1), c.heads, norm), state, f"{name}.attn.proj")
+        x = x + h * state.get(f"{name}.ls1.gamma", 1)
+        h = gelu(dense(norm(x, "norm2"), state, f"{name}.mlp.fc1"), c.gelu)
+        x = x + dense(h, state, f"{name}.mlp.fc2") * state.get(f"{name}.ls2.gamma", 1)
+    x = x if c.fc_norm else layer_norm(x, state, "norm", c.norm_eps)
     if c.pool == "token":
         x = x[0]
     elif c.pool == "mean":
-        x = x.mean(0)
+        x = x[c.registers :].mean(0)
     else:
         q = dense(state["attn_pool.latent"][0], state, "attn_pool.q")
         k, v = np.split(dense(x, state, "attn_pool.kv"), 2, -1)
         x = dense(attend(q, k, v, c.heads), state, "attn_pool.proj")
         h = gelu(dense(layer_norm(x, state, "attn_pool.norm"), state, "attn_pool.mlp.fc1"), c.gelu)
         x = (x + dense(h, state, "attn_pool.mlp.fc2"))[0]
+    x = layer_norm(x, state, "fc_norm", c.norm_eps) if c.fc_norm else x
     if c.pre_logits:
         x = np.tanh(dense(x, state, "pre_logits.fc"))
     return dense(x, state, "head")
@@ -111,6 +124,9 @@ VARIANTS = [
     dict(pool="mean", pre_logits=True, positions="sincos2d"),
     dict(pool="map", gelu="tanh"),
     dict(pool="token", positions="sincos2d"),
+    dict(layer_scale=0.1, registers=2, class_position=False, qkv_bias=False),
+    dict(pool="mean", registers=2, fc_norm=True, qk_norm=True, norm_eps=1e-2),
+    dict(pool="map", registers=1, fc_norm=True, positions="sincos2d"),
 ]
 
 
@@ -124,7 +140,7 @@ def test_logits_equal_an_independent_float64_forward(variant):
     assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("variant", VARIANTS[:3] + VARIANTS[4:5], ids=str)
+@pytest.mark.parametrize("variant", VARIANTS[:3] + VARIANTS[4:5] + VARIANTS[6:8], ids=str)
 def test_gradients_equal_finite_differences(variant):
     config = ViTConfig(**TINY, **variant)
     model = trained(config).double()
@@ -184,6 +200,24 @@ def num_parameters(config):
 def test_millions_of_parameters_are_the_published_ones(name, settings, millions):
     counted = num_parameters(ViTConfig.named(name, **settings)) / 1e6
     assert round(counted, 1 if millions == 1012.6 else 3) == millions
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_the_config_counts_the_parameters_and_operations_of_the_model(variant):
+    config = ViTConfig(**TINY, **variant)
+    assert config.num_parameters == num_parameters(config)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        ViT(config)(torch.zeros(2, 3, 12, 12))
+    once = 2 * config.width**2 if config.pool == "map" else 0
+    assert counter.get_total_flops() == 2 * config.forward_flops - once
+
+
+def test_layer_scale_and_registers_start_at_their_references_values():
+    torch.manual_seed(0)
+    model = ViT(ViTConfig(**{**TINY, "width": 384}, layer_scale=1e-5, registers=4, qk_norm=True))
+    assert all((block.ls1.gamma == 1e-5).all() for block in model.blocks)
+    assert 0.9e-6 < model.reg_token.std().item() < 1.1e-6
+    assert (model.blocks[0].attn.q_norm.weight == 1).all()
 
 
 def test_b16_has_152_tensors_under_timm_names():
@@ -334,6 +368,8 @@ def test_checkpointed_blocks_give_the_same_gradients():
         dict(),
         dict(dropout=0.1, drop_path=0.1, pool="mean"),
         dict(checkpoint_blocks=True, pool="map"),
+        dict(layer_scale=0.1, registers=2, class_position=False, qk_norm=True, qkv_bias=False),
+        dict(pool="mean", registers=1, fc_norm=True),
     ],
 )
 def test_compiles_without_graph_breaks(settings):
@@ -389,6 +425,10 @@ def test_bfloat16_on_a_gpu_stays_close_to_float32():
         (dict(depth=0), "depth (0)"),
         (dict(drop_path=1.0), "drop_path (1.0)"),
         (dict(num_classes=0), "num_classes (0)"),
+        (dict(registers=-1), "registers (-1) must be at least 0"),
+        (dict(pool="mean", class_position=False), "class_position (False) has no effect without"),
+        (dict(fc_norm=True), "fc_norm (True) changes nothing for pool token"),
+        (dict(norm_eps=0.0), "norm_eps (0.0) must be above 0"),
     ],
 )
 def test_wrong_shapes_are_refused(settings, words):

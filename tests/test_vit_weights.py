@@ -262,7 +262,7 @@ def test_positions_are_resampled_to_another_image_size(tmp_path, method):
     save_safetensors(tmp_path / "a.safetensors", small.state_dict())
     large = make(2, image_size=20)
     load_weights(large, tmp_path / "a.safetensors", positions=method)
-    expected = resample(small.pos_embed, 5, has_token=True, method=method)
+    expected = resample(small.pos_embed, 5, slots=1, method=method)
     assert torch.equal(large.pos_embed, expected)
     assert torch.equal(large.pos_embed[:, 0], small.pos_embed[:, 0])
 
@@ -273,7 +273,7 @@ def test_bilinear_positions_equal_scipys_zoom_of_the_paper(old, new):
     grid = np.random.default_rng(0).standard_normal((old, old, 3))
     expected = ndimage.zoom(grid, (new / old, new / old, 1), order=1).reshape(1, new * new, 3)
     positions = torch.tensor(grid, dtype=torch.float32).reshape(1, old * old, 3)
-    got = resample(positions, new, has_token=False, method="bilinear")
+    got = resample(positions, new, slots=0, method="bilinear")
     np.testing.assert_allclose(got.numpy(), expected, atol=1e-5)
 
 

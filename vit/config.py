@@ -6,11 +6,12 @@ Defaults are defined only here. The docstring under a field is its `--help`.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import inf
 from typing import Literal
 
-from support.settings import Rule, Settings, below, broken, setting
+from support.settings import Rule, Settings, broken, setting
 from vit.augment_config import AugmentConfig
+from vit.model_config import ModelConfig
 from vit.registry import LOSSES, OPTIMIZERS
 
 Unit = Literal["steps", "epochs", "examples", "fraction"]
@@ -27,64 +28,8 @@ SIZES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViTConfig(Settings):
-    """Shape of one Vision Transformer."""
-
-    image_size: int = setting(224, common=True)
-    """Side of the square input, in pixels; a multiple of patch_size."""
-    patch_size: int = 16
-    """Side of a patch, in pixels."""
-    width: int = 384
-    """Token width D; a multiple of heads."""
-    depth: int = 12
-    """Number of blocks."""
-    mlp_width: int = 1536
-    """Hidden width of each MLP."""
-    heads: int = 6
-    """Attention heads."""
-    num_classes: int | None = None
-    """Outputs of the head; None uses the number of classes in the data."""
-    pool: Literal["token", "mean", "map"] = "token"
-    """Input of the head: a class token, the mean over tokens, or an attention (MAP) pool."""
-    positions: Literal["learned", "sincos2d"] = "learned"
-    """Position embedding: learned, or fixed 2-D sin-cos as in big_vision."""
-    pre_logits: bool = False
-    """Insert a tanh layer of width D before the head, as the ViT paper does in pre-training."""
-    gelu: Literal["exact", "tanh"] = "exact"
-    """GELU by erf as in timm, or the tanh approximation of Google's JAX code."""
-    dropout: float = 0.0
-    """Dropout after the position embedding and after each dense layer except q, k and v."""
-    drop_path: float = 0.0
-    """Stochastic depth of the last block; the rate grows linearly from 0 at the first."""
-    head_bias: float = 0.0
-    """Initial bias of the head; about -ln K (-10 for 21k classes) suits the sigmoid loss."""
-    checkpoint_blocks: bool = False
-    """Recompute each block in the backward pass: less memory, about a third more computation."""
-
-    def rules(self) -> Iterator[Rule]:
-        """Check that sizes divide each other and that rates are probabilities."""
-        sizes = ("image_size", "patch_size", "width", "depth", "mlp_width", "heads")
-        yield from below(self, 1, *sizes)
-        patch, heads, width = self.patch_size, self.heads, self.width
-        if min(patch, heads) < 1:
-            return
-        if self.image_size % patch:
-            nearest = max(1, round(self.image_size / patch)) * patch
-            yield "image_size", f"must be a multiple of patch_size ({patch}); nearest: {nearest}"
-        if width % heads:
-            yield "width", f"must be a multiple of heads ({heads})"
-        if self.positions == "sincos2d" and (width % 4 or width < 8):
-            rule = "must be a multiple of 4 and at least 8 for sincos2d positions"
-            yield "width", f"{rule}; set positions to learned"
-        yield from broken(
-            num_classes=(
-                self.num_classes is None or self.num_classes >= 1,
-                "must be at least 1, or none to use the number of classes in the data",
-            ),
-            dropout=(0 <= self.dropout < 1, "must be at least 0 and below 1"),
-            drop_path=(0 <= self.drop_path < 1, "must be at least 0 and below 1"),
-            head_bias=(isfinite(self.head_bias), "must be finite"),
-        )
+class ViTConfig(ModelConfig):
+    """Shape of one Vision Transformer, and what it costs."""
 
     @classmethod
     def named(cls, name: str, **settings: object) -> "ViTConfig":
@@ -96,24 +41,15 @@ class ViTConfig(Settings):
         return cls(**{"patch_size": int(patch), **dict(shape), **settings})
 
     @property
-    def grid(self) -> int:
-        """Number of patches along one side of the image."""
-        return self.image_size // self.patch_size
-
-    @property
-    def num_tokens(self) -> int:
-        """Number of tokens in a block: the patches, and the class token if there is one."""
-        return self.grid**2 + (self.pool == "token")
-
-    @property
     def num_parameters(self) -> int:
         """Number of trainable parameters, including the head."""
         width, hidden = self.width, self.mlp_width
-        embedding = 3 * self.patch_size**2 * width + width + (self.pool == "token") * width
-        positions = self.num_tokens * width if self.positions == "learned" else 0
+        embedding = 3 * self.patch_size**2 * width + width + self.num_prefix * width
+        positions = self.num_positions * width if self.positions == "learned" else 0
         mlp = 2 * width * hidden + hidden + width
         attention = 4 * (width**2 + width)
-        block = attention + mlp + 4 * width
+        block = attention + mlp + 4 * width - (not self.qkv_bias) * 3 * width
+        block += (self.layer_scale is not None) * 2 * width + self.qk_norm * 4 * width // self.heads
         pool = (width + attention + 2 * width + mlp) if self.pool == "map" else 0
         pre_logits = width**2 + width if self.pre_logits else 0
         head = (width + 1) * (self.num_classes or 0)
@@ -143,7 +79,7 @@ class ViTConfig(Settings):
         if self.pool != "token":
             return self.published_flops
         per_token = self.width**2 + 2 * self.width * (self.mlp_width + self.num_tokens)
-        return self.published_flops - 2 * self.grid**2 * per_token
+        return self.published_flops - 2 * (self.num_tokens - 1) * per_token
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
     images (B, 3, H, W) -> patches (B, N, D) -> blocks -> norm -> pool (B, D) -> logits (B, K)
 
-Shapes: B images, N tokens (patches, and the class token if there is one), D width, A heads,
+Shapes: B images, N tokens (class token if there is one, registers, patches), D width, A heads,
 K classes. Parameter names and shapes are timm's, so its checkpoints load without conversion.
 Weights are initialised as in the reference implementations (see `ViT.init_weights`).
 """
@@ -54,13 +54,19 @@ class Attention(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.heads = config.heads
-        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.qkv_bias)
+        self.q_norm = self.k_norm = None
+        if config.qk_norm:
+            self.q_norm = nn.LayerNorm(config.width // config.heads, eps=config.norm_eps)
+            self.k_norm = nn.LayerNorm(config.width // config.heads, eps=config.norm_eps)
         self.proj = nn.Linear(config.width, config.width)
 
     def forward(self, x: Tensor, keep: int | None = None) -> Tensor:
         """Attend; return the first `keep` tokens (default: all): (B, N, D) -> (B, keep, D)."""
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, N, 3, A, D/A)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, A, N, D/A) each
+        if self.q_norm is not None:  # autocast norms in float32, and attention wants one type
+            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         x = F.scaled_dot_product_attention(q[:, :, :keep], k, v)
         return self.proj(x.transpose(1, 2).flatten(2))
 
@@ -80,23 +86,39 @@ class Mlp(nn.Module):
         return self.fc2(self.drop(self.act(self.fc1(x))))
 
 
+class LayerScale(nn.Module):
+    """A learned factor per channel."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.empty(config.width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale each channel: (..., D) -> (..., D)."""
+        return x * self.gamma
+
+
 class Block(nn.Module):
     """Encoder block: attention and MLP, each after a LayerNorm and with a residual connection."""
 
     def __init__(self, config: ViTConfig, drop_path: float) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(config.width, eps=1e-6)
+        scale = nn.Identity if config.layer_scale is None else partial(LayerScale, config)
+        self.norm1 = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.attn = Attention(config)
-        self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
+        self.ls1 = scale()
+        self.norm2 = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.mlp = Mlp(config, config.dropout)
+        self.ls2 = scale()
         self.drop = nn.Dropout(config.dropout)
         self.drop_path = drop_path
 
     def forward(self, x: Tensor, keep: int | None = None) -> Tensor:
         """Return the first `keep` tokens (default: all): (B, N, D) -> (B, keep, D)."""
         # contiguous: Inductor's int8 product adds the wrong rows into a view of rows (torch 2.13)
-        x = x[:, :keep].contiguous() + self.skip(self.drop(self.attn(self.norm1(x), keep)))
-        return x + self.skip(self.drop(self.mlp(self.norm2(x))))
+        branch = self.ls1(self.drop(self.attn(self.norm1(x), keep)))
+        x = x[:, :keep].contiguous() + self.skip(branch)
+        return x + self.skip(self.ls2(self.drop(self.mlp(self.norm2(x)))))
 
     def skip(self, branch: Tensor) -> Tensor:
         """Stochastic depth: drop the branch of whole images; rescale the rest to keep the mean."""
@@ -117,7 +139,7 @@ class AttentionPool(nn.Module):
         self.q = nn.Linear(config.width, config.width)
         self.kv = nn.Linear(config.width, 2 * config.width)
         self.proj = nn.Linear(config.width, config.width)
-        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.mlp = Mlp(config, 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -149,7 +171,10 @@ class ViT(nn.Module):
         width = config.width
         self.patch_embed = PatchEmbed(config)
         self.cls_token = nn.Parameter(torch.empty(1, 1, width)) if config.pool == "token" else None
-        positions = torch.empty(1, config.num_tokens, width)
+        self.reg_token = (
+            nn.Parameter(torch.empty(1, config.registers, width)) if config.registers else None
+        )
+        positions = torch.empty(1, config.num_positions, width)
         if config.positions == "learned":
             self.pos_embed = nn.Parameter(positions)
         else:  # fixed, but stored in checkpoints, so that a loader does not need the formula
@@ -157,7 +182,8 @@ class ViT(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
-        self.norm = nn.LayerNorm(width, eps=1e-6)
+        norm = nn.LayerNorm(width, eps=config.norm_eps)
+        self.norm, self.fc_norm = (nn.Identity(), norm) if config.fc_norm else (norm, nn.Identity())
         self.attn_pool = AttentionPool(config) if config.pool == "map" else None
         self.pre_logits = nn.Identity()
         if config.pre_logits:  # the ViT paper's tanh layer for pre-training
@@ -177,10 +203,7 @@ class ViT(nn.Module):
                 f"images are {tuple(images.shape)}, but the model takes (B, 3, {size}, {size});"
                 " resize them, or load the weights into a model with their image_size"
             )
-        x = self.patch_embed(images)
-        if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
-        x = self.drop(x + self.pos_embed)
+        x = self.drop(self.embed(self.patch_embed(images)))
         for i, block in enumerate(self.blocks, start=1):
             # the head reads only the class token, so the last block need not compute the rest
             keep = 1 if self.cls_token is not None and i == len(self.blocks) else None
@@ -188,13 +211,21 @@ class ViT(nn.Module):
                 x = checkpoint(block, x, keep, use_reentrant=False)
             else:
                 x = block(x, keep)
-        return self.pre_logits(self.pool(self.norm(x)))
+        return self.pre_logits(self.fc_norm(self.pool(self.norm(x))))
+
+    def embed(self, patches: Tensor) -> Tensor:
+        """Add positions, and put the class token and the registers first: -> (B, N, D)."""
+        parts = [t for t in (self.cls_token, self.reg_token) if t is not None]
+        parts = [token.expand(patches.shape[0], -1, -1) for token in parts]
+        if not self.config.class_position:
+            return torch.cat([*parts, patches + self.pos_embed], dim=1)
+        return (torch.cat([*parts, patches], dim=1) if parts else patches) + self.pos_embed
 
     def pool(self, x: Tensor) -> Tensor:
-        """Reduce the tokens to one vector: (B, N, D) -> (B, D)."""
+        """Reduce the tokens to one vector: (B, N, D) -> (B, D); the mean leaves registers out."""
         if self.attn_pool is not None:
             return self.attn_pool(x)
-        return x.mean(1) if self.cls_token is None else x[:, 0]
+        return x[:, self.config.registers :].mean(1) if self.cls_token is None else x[:, 0]
 
     @torch.no_grad()
     def init_weights(self) -> None:
@@ -207,11 +238,15 @@ class ViT(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
-            elif isinstance(module, nn.Linear | nn.Conv2d):
+            elif isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
                 nn.init.zeros_(module.bias)
+            elif isinstance(module, LayerScale):
+                nn.init.constant_(module.gamma, self.config.layer_scale)
         lecun_normal(self.patch_embed.proj.weight)
         if self.cls_token is not None:
             nn.init.zeros_(self.cls_token)
+        if self.reg_token is not None:
+            nn.init.normal_(self.reg_token, std=1e-6)  # DINOv2's; equal registers would stay equal
         if self.config.positions == "learned":
             std = 0.02 if self.cls_token is not None else width**-0.5
             nn.init.normal_(self.pos_embed, std=std)

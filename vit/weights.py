@@ -1,15 +1,17 @@
-"""Files of weights: our and timm's safetensors, timm's .pth, Google's .npz.
+"""Files of weights: safetensors, .pth and Google's .npz, in all dialects of `vit.dialects`.
 
-    file -> read_weights -> {timm name: tensor} -> fit to a model: positions, head -> model
+    file -> read_weights -> {our name: tensor} -> fit to a model: positions, head -> model
 
 Code in a file is never run. A file that does not fit the model raises an error that names every
-key that does not fit. Models trained by Google's JAX code need `gelu="tanh"`, which no file states.
+key that does not fit, and the settings of a model that it fits.
 """
 
+import json
 import logging
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -17,13 +19,26 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from support.files import written
+from vit.config import ViTConfig
+from vit.config_json import stated, transformers_settings
+from vit.dialects import DIALECTS, check_says, spoken, translated
 from vit.model import ViT
 from vit.npz import read_npz, write_npz
-from vit.positions import resample, sincos2d
+from vit.positions import (
+    num_prefix,
+    position_slots,
+    resample,
+    sincos2d,
+    with_slots,
+    without_slots,
+)
+from vit.shape import differences, shape_of
 
 log = logging.getLogger(__name__)
 
 MODEL_FILE = "model.safetensors"  # in a checkpoint directory
+OLD_MODEL_FILE = "pytorch_model.bin"  # in older folders of transformers
+CONFIG_FILE = "config.json"  # beside it in a folder of transformers
 PICKLED = (".pth", ".pt", ".bin", ".tar")
 WRAPPERS = ("state_dict", "model")  # keys under which training programs store the weights
 REMEDY = (
@@ -43,7 +58,34 @@ def save_safetensors(
 
 def save_npz(path: Path | str, model: ViT, layout: str = "vit") -> None:
     """Write a model for Google's JAX code, in layout "vit" (also AugReg's) or "big_vision"."""
-    write_npz(Path(path), model.state_dict(), model.config.heads, layout)
+    check_says(model.config, f"npz-{layout}")
+    if model.config.gelu != "tanh":
+        log.warning("Google's code computes the tanh form of GELU, this model the exact one")
+    state = dict(model.state_dict())
+    if model.config.num_prefix and not model.config.class_position:
+        with_slots(state)
+    write_npz(Path(path), state, model.config.heads, layout)
+
+
+def save_weights(path: Path | str, model: ViT, dialect: str = "timm") -> None:
+    """Write a model for another program; `dialect` is a key of `vit.dialects.DIALECTS`.
+
+    transformers reads a folder, which gets a config.json; the others read one file: safetensors, or
+    .npz. ValueError lists the settings of the model that the dialect's models do not have.
+    """
+    path = Path(path)
+    if dialect.startswith("npz-"):
+        save_npz(path, model, dialect.removeprefix("npz-"))
+        return
+    tensors = spoken(model.state_dict(), model.config, dialect)
+    if not DIALECTS[dialect].architecture:
+        save_safetensors(path, tensors)
+        return
+    settings = transformers_settings(model.config, dialect)
+    path.mkdir(parents=True, exist_ok=True)
+    with written(path / CONFIG_FILE) as temporary:
+        temporary.write_text(json.dumps(settings, indent=2))
+    save_safetensors(path / MODEL_FILE, tensors)
 
 
 def load_weights(
@@ -57,22 +99,52 @@ def load_weights(
 
     Args:
         model: A model that is not yet wrapped or sharded; its weights are overwritten.
-        path: Safetensors (ours, timm's, Hugging Face's), .pth (timm's), .npz (Google's), or a
-            directory with model.safetensors.
+        path: Safetensors or .pth of any dialect, .npz (Google's), or a directory: a checkpoint, or
+            one of Hugging Face's, with timm's or transformers' names.
         positions: How learned positions are resampled to another number of patches: "bilinear"
             with aligned corners as in the ViT paper, "bicubic" antialiased as in timm.
         head: "keep" uses the file's head. "drop" leaves the model's own head (its weights are
             zero if it is new) and pre_logits layer.
     """
     path = Path(path)
-    tensors = read_weights(path, heads=model.config.heads)
+    tensors, facts = open_weights(path)
+    check_facts(path, facts, model.config)
     state = model.state_dict()
     fit_head(tensors, state, head)
     fit_positions(tensors, state, model, positions, path)
     problems = misfits(tensors, state)
     if problems:
-        raise ValueError(f"{path} does not fit the model: {'; '.join(problems)}. {REMEDY}")
+        needed = differences(tensors, model.config)
+        settings = ", ".join(f"{name}={value}" for name, value in needed.items())
+        remedy = f"{REMEDY}. The file needs {settings}" if needed else REMEDY
+        raise ValueError(f"{path} does not fit the model: {'; '.join(problems)}. {remedy}")
     model.load_state_dict(tensors)
+
+
+def config_of(path: Path | str) -> ViTConfig:
+    """The config of a model that a file's weights fit: from their shapes, and a config.json."""
+    try:
+        return shape_of(*open_weights(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def check_facts(path: Path, facts: Mapping[str, object], config: ViTConfig) -> None:
+    """Refuse another number of heads than the file's; warn of another GELU or norm_eps."""
+    if facts.get("heads", config.heads) != config.heads:
+        has = f"{path} has {facts['heads']} attention heads"
+        raise ValueError(f"{has}, the model has {config.heads}; set heads")
+    for name in ("gelu", "norm_eps"):
+        if name in facts and facts[name] != (ours := getattr(config, name)):
+            log.warning(
+                "%s was trained with %s=%s, the model has %s: its outputs differ a little; set"
+                " model.%s to compute the same",
+                path,
+                name,
+                facts[name],
+                ours,
+                name,
+            )
 
 
 def misfits(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
@@ -93,26 +165,48 @@ def misfits(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[
     return problems
 
 
-def read_weights(path: Path | str, *, heads: int | None = None) -> dict[str, Tensor]:
-    """Read the tensors of a file or checkpoint directory under timm's names, otherwise unchanged.
+class Weights(NamedTuple):
+    """Tensors under our names, and the settings of their model that the file states elsewhere."""
 
-    An .npz file with another number of attention heads than `heads` raises ValueError, because the
-    shapes of its matrices do not show the difference.
+    tensors: dict[str, Tensor]
+    facts: dict[str, object]
+
+
+def read_weights(path: Path | str) -> dict[str, Tensor]:
+    """Read the tensors of a file or checkpoint directory, of any dialect, under our names."""
+    return open_weights(path).tensors
+
+
+def open_weights(path: Path | str) -> Weights:
+    """Read the tensors of a file or directory, and the settings that their shapes do not show.
+
+    These are the number of heads and GELU of an .npz file, and those that transformers states in
+    the config.json next to its weights.
     """
     path = Path(path)
     if path.is_dir():
+        old = path / OLD_MODEL_FILE
         path = path / MODEL_FILE
+        path = old if old.is_file() and not path.is_file() else path
+    if path.suffix == ".npz" and path.is_file():
+        tensors, heads = read_npz(path)
+        facts = {"gelu": "tanh"} | ({"heads": heads} if heads else {})
+    else:
+        tensors, settings = read_tensors(path), path.parent / CONFIG_FILE
+        facts = stated(settings) if settings.is_file() else {}
+    try:
+        return Weights(translated(tensors), facts)
+    except (ValueError, RuntimeError) as error:  # the latter for parts of unequal shapes
+        raise ValueError(f"{path} has a layer of an impossible shape: {error}") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a safetensors or .pth file as they are."""
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is not there; give a .safetensors, .pth or .npz file, or a checkpoint"
             f" directory that contains {MODEL_FILE}"
         )
-    if path.suffix == ".npz":
-        tensors, heads_read = read_npz(path)
-        if heads and heads_read != heads:
-            has = f"{path} has {heads_read} attention heads"
-            raise ValueError(f"{has}, the model has {heads}; set heads")
-        return tensors
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
@@ -167,17 +261,23 @@ def fit_head(tensors: dict[str, Tensor], state: Mapping[str, Tensor], head: str)
 def fit_positions(
     tensors: dict[str, Tensor], state: Mapping[str, Tensor], model: ViT, method: str, path: Path
 ) -> None:
-    """Fit the positions to the model's grid in place."""
-    config, has_token = model.config, model.cls_token is not None
-    positions = tensors.get("pos_embed")
+    """Fit the positions to the model's grid and to its slots, in place."""
+    config, positions = model.config, tensors.get("pos_embed")
+    fits = num_prefix(tensors) == config.num_prefix
+    slots = position_slots(tensors) if fits else None
     if config.positions == "learned":
-        same_slots = has_token == ("cls_token" in tensors)
-        if positions is not None and positions.ndim == 3 and same_slots:
-            positions = resample(positions, config.grid, has_token=has_token, method=method)
-            tensors["pos_embed"] = positions
+        if positions is None or positions.ndim != 3 or not fits:
+            return
+        if slots and not config.class_position:
+            without_slots(tensors)
+        elif slots == 0 and config.class_position:
+            with_slots(tensors)
+        slots = config.class_position * config.num_prefix
+        resampled = resample(tensors["pos_embed"], config.grid, slots=slots, method=method)
+        tensors["pos_embed"] = resampled
         return
     if positions is not None:  # fixed positions need no resampling, but must be the same formula
-        patches = positions[:, has_token:]
+        patches = positions[:, slots or 0 :]
         fixed = sincos2d(round(patches.shape[1] ** 0.5), config.width)
         if patches.shape != fixed.shape or not torch.allclose(patches.float(), fixed, atol=1e-5):
             raise ValueError(

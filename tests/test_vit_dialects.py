@@ -1,0 +1,450 @@
+"""Weights of timm and transformers, both ways, and ours through every dialect.
+
+The facts about the libraries are tested with the libraries where they import. Where they do not,
+the weights and logits that they gave (timm 1.0.31, transformers 5.24) are read from
+tests/data/dialects.safetensors: `library/case|tensor`, `library/case|logits` and `images`; its
+metadata holds each config.json of transformers.
+"""
+
+import dataclasses
+import importlib
+import itertools
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from vit.config import ViTConfig
+from vit.dialects import DIALECTS, check_says, dialect_of
+from vit.model import ViT
+from vit.weights import config_of, load_weights, read_weights, save_safetensors, save_weights
+
+STORED = Path(__file__).parent / "data" / "dialects.safetensors"
+SHAPE = dict(image_size=12, patch_size=4, width=8, depth=2, mlp_width=16, heads=2, num_classes=5)
+TIMM = {
+    "plain": dict(),
+    "layer scale, registers": dict(init_values=0.1, reg_tokens=4, no_embed_class=True),
+    "registers with positions": dict(reg_tokens=2),
+    "qk norm": dict(qk_norm=True),
+    "no qkv bias": dict(qkv_bias=False),
+    "fc norm": dict(class_token=False, global_pool="avg"),
+    "class token, fc norm": dict(global_pool="avg"),
+    "mean of patches": dict(class_token=False, global_pool="avg", fc_norm=False),
+    "map": dict(class_token=False, global_pool="map"),
+}
+# the settings of ours that say the same model
+OURS = {
+    "plain": dict(),
+    "layer scale, registers": dict(layer_scale=1.0, registers=4, class_position=False),
+    "registers with positions": dict(registers=2),
+    "qk norm": dict(qk_norm=True),
+    "no qkv bias": dict(qkv_bias=False),
+    "fc norm": dict(pool="mean", fc_norm=True),
+    "class token, fc norm": dict(pool="mean", fc_norm=True, registers=1),
+    "mean of patches": dict(pool="mean"),
+    "map": dict(pool="map"),
+}
+TRANSFORMERS = {
+    "vit": ("ViT", dict()),
+    "vit, tanh, no qkv bias": ("ViT", dict(hidden_act="gelu_pytorch_tanh", qkv_bias=False)),
+    "dinov2": ("Dinov2", dict()),
+    "dinov2 with registers": ("Dinov2WithRegisters", dict(num_register_tokens=3)),
+}
+OURS_OF_TRANSFORMERS = {
+    "vit": dict(norm_eps=1e-12),
+    "vit, tanh, no qkv bias": dict(norm_eps=1e-12, gelu="tanh", qkv_bias=False),
+    "dinov2": dict(layer_scale=1.0),
+    "dinov2 with registers": dict(layer_scale=1.0, registers=3, class_position=False),
+}
+CASES = [*(("timm", case) for case in TIMM), *(("transformers", case) for case in TRANSFORMERS)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads that wait for each other are slow where the cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def library(name):
+    """A library, or a skip where it does not import (timm needs torchvision)."""
+    try:
+        return importlib.import_module(name)
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"{name} does not import: {error}")
+
+
+def timm_model(case, **more):
+    """A model of timm's."""
+    VisionTransformer = library("timm.models.vision_transformer").VisionTransformer
+    shape = dict(img_size=12, patch_size=4, embed_dim=8, depth=2, num_heads=2, mlp_ratio=2)
+    return VisionTransformer(num_classes=5, **{**shape, **TIMM[case], **more}).eval()
+
+
+def transformers_model(case):
+    """A model of transformers'; a head on DINOv2 that reads the class token only."""
+    transformers = library("transformers")
+    kind, settings = TRANSFORMERS[case]
+    shape = dict(image_size=12, patch_size=4, hidden_size=8, num_hidden_layers=2)
+    shape |= dict(num_attention_heads=2, num_labels=5)
+    shape |= dict(intermediate_size=16) if kind == "ViT" else dict(mlp_ratio=2)
+    config = getattr(transformers, f"{kind}Config")(**shape, **settings)
+    return getattr(transformers, f"{kind}ForImageClassification")(config).eval()
+
+
+def logits_of(model, images):
+    with torch.no_grad():
+        out = model(images)
+    return getattr(out, "logits", out)
+
+
+def randomise(model):
+    """Give all weights values that half precision holds."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2).copy_(parameter.half())
+        if hasattr(model, "classifier") and model.classifier.in_features == 16:
+            model.classifier.weight[:, 8:] = 0
+    return model
+
+
+def written_by(name, case, folder):
+    """Write a library's model into a folder as the library does; return the model."""
+    if name == "timm":
+        model = randomise(timm_model(case))
+        save_file(model.state_dict(), folder / "model.safetensors")
+    else:
+        model = randomise(transformers_model(case))
+        model.save_pretrained(folder)
+    return model
+
+
+def make(seed=1, **settings):
+    """A model of ours, none of whose weights is zero."""
+    torch.manual_seed(seed)
+    model = ViT(ViTConfig(**{**SHAPE, **settings})).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model
+
+
+def expected_config(name, case):
+    settings = (OURS if name == "timm" else OURS_OF_TRANSFORMERS)[case]
+    return ViTConfig(**{**SHAPE, **settings})
+
+
+def check(folder, config, images, expected):
+    """The folder's weights give a model of this config, with these logits."""
+    found = config_of(folder)
+    assert dataclasses.replace(found, heads=2) == config
+    model = ViT(config).eval()
+    load_weights(model, folder)
+    torch.testing.assert_close(logits_of(model, images), expected, atol=2e-6, rtol=1e-5)
+
+
+# ---------------------------------------------------------------- of the libraries
+
+
+@pytest.mark.parametrize("name, case", CASES)
+def test_weights_of_a_library_give_its_logits(name, case, tmp_path):
+    model = written_by(name, case, tmp_path)
+    images = torch.randn(3, 3, 12, 12)
+    check(tmp_path, expected_config(name, case), images, logits_of(model, images))
+
+
+@pytest.mark.parametrize("name, case", CASES)
+def test_stored_weights_of_a_library_give_its_logits(name, case, tmp_path):
+    start = f"{name}/{case}|"
+    with safe_open(STORED, "pt") as file:
+        keys = [key for key in file.keys() if key.startswith(start)]  # noqa: SIM118
+        tensors = {key.removeprefix(start): file.get_tensor(key).float() for key in keys}
+        images = file.get_tensor("images")
+        settings = file.metadata().get(f"{name}/{case}")
+    if settings:
+        (tmp_path / "config.json").write_text(settings)
+    logits = tensors.pop("logits")
+    save_file(tensors, tmp_path / "model.safetensors")
+    check(tmp_path, expected_config(name, case), images, logits)
+
+
+@pytest.mark.parametrize("case", [case for case in TIMM if case != "class token, fc norm"])
+def test_timm_loads_ours_and_gives_our_logits(case, tmp_path):
+    theirs, ours = timm_model(case), make(**OURS[case])
+    save_weights(tmp_path / "model.safetensors", ours, "timm")
+    theirs.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    images = torch.randn(3, 3, 12, 12)
+    expected = logits_of(ours, images)
+    torch.testing.assert_close(logits_of(theirs, images), expected, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", TRANSFORMERS)
+def test_transformers_opens_ours_and_gives_our_logits(case, tmp_path):
+    kind = getattr(library("transformers"), f"{TRANSFORMERS[case][0]}ForImageClassification")
+    ours = make(**OURS_OF_TRANSFORMERS[case])
+    dialect = "transformers" + "-dinov2" * ("dinov2" in case) + "-registers" * ("regis" in case)
+    save_weights(tmp_path, ours, dialect)
+    theirs, report = kind.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    images = torch.randn(3, 3, 12, 12)
+    expected = logits_of(ours, images)
+    torch.testing.assert_close(logits_of(theirs.eval(), images), expected, atol=2e-6, rtol=1e-5)
+
+
+# ---------------------------------------------------------------- ours, through each dialect
+
+MODELS = [
+    dict(),
+    dict(class_position=False),
+    dict(pre_logits=True),
+    dict(qkv_bias=False),
+    dict(qk_norm=True),
+    dict(registers=2),
+    dict(layer_scale=0.1),
+    dict(layer_scale=0.1, class_position=False),
+    dict(layer_scale=0.1, registers=3, class_position=False),
+    dict(pool="mean"),
+    dict(pool="mean", positions="sincos2d"),
+    dict(pool="mean", registers=1, fc_norm=True),
+    dict(pool="map"),
+    dict(pool="map", fc_norm=True),
+]
+# numbers of MODELS that a dialect can say
+SAID = {
+    "timm": {0, 1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13},
+    "deit3": {7},
+    "dinov2": {6, 7, 8},
+    "transformers": {0, 1, 3},
+    "transformers-dinov2": {6, 7},
+    "transformers-dinov2-registers": {8},
+    "npz-vit": {0, 1, 2, 9, 10, 12},
+    "npz-big_vision": {0, 1, 2, 9, 10, 12},
+}
+
+
+def round_trip(model, dialect, folder):
+    """The model after it was written in a dialect and read again."""
+    file = "model.npz" if dialect.startswith("npz") else "model.safetensors"
+    path = folder if DIALECTS[dialect].architecture else folder / file
+    save_weights(path, model, dialect)
+    other = ViT(model.config).eval()
+    load_weights(other, path)
+    return other
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("number", range(len(MODELS)))
+def test_a_model_comes_back_bit_for_bit_or_is_refused(dialect, number, tmp_path):
+    model = make(**MODELS[number])
+    if number not in SAID[dialect]:
+        with pytest.raises(ValueError, match=f"a model of {dialect} cannot have"):
+            save_weights(tmp_path / "x", model, dialect)
+        assert not list(tmp_path.iterdir())
+        return
+    if dialect == "npz-big_vision" and model.config.num_prefix and model.config.class_position:
+        with torch.no_grad():  # this layout has no slot for the class token's position
+            model.pos_embed[:, 0] = 0
+    other = round_trip(model, dialect, tmp_path)
+    state = model.state_dict()
+    assert all(torch.equal(tensor, state[key]) for key, tensor in other.state_dict().items())
+    images = torch.randn(2, 3, 12, 12)
+    assert torch.equal(model(images), other(images))
+
+
+@pytest.mark.parametrize("size, dialect", [*itertools.product(("Ti/16", "S/32"), DIALECTS)])
+def test_published_sizes_come_back_bit_for_bit(size, dialect, tmp_path):
+    settings = MODELS[min(SAID[dialect])]
+    config = ViTConfig.named(size, image_size=64, num_classes=3, depth=2, **settings)
+    model = ViT(config).eval()
+    if dialect == "npz-big_vision":
+        with torch.no_grad():
+            model.pos_embed[:, 0] = 0
+    other = round_trip(model, dialect, tmp_path)
+    state = model.state_dict()
+    assert all(torch.equal(tensor, state[key]) for key, tensor in other.state_dict().items())
+
+
+def test_the_names_of_deit3_and_dinov2_are_their_codes(tmp_path):
+    save_weights(tmp_path / "a.safetensors", make(**MODELS[7]), "deit3")
+    names = load_file(tmp_path / "a.safetensors")
+    assert names["blocks.1.gamma_2"].shape == (8,) and names["pos_embed"].shape == (1, 9, 8)
+    assert dialect_of(names) == "deit3"
+    save_weights(tmp_path / "b.safetensors", make(**MODELS[8]), "dinov2")
+    names = load_file(tmp_path / "b.safetensors")
+    assert names["register_tokens"].shape == (1, 3, 8) and names["pos_embed"].shape == (1, 10, 8)
+    assert names["mask_token"].shape == (1, 8) and dialect_of(names) == "dinov2"
+
+
+def test_names_of_transformers_in_memory_are_read_too(tmp_path):
+    model = make()
+    save_weights(tmp_path, model, "transformers")
+    state = load_file(tmp_path / "model.safetensors")
+    renamed = {}
+    for key, tensor in state.items():
+        for old, new in (
+            ("encoder.layer", "layers"),
+            ("attention.attention.query", "attention.q_proj"),
+            ("attention.attention.key", "attention.k_proj"),
+            ("attention.attention.value", "attention.v_proj"),
+            ("attention.output.dense", "attention.o_proj"),
+            ("intermediate.dense", "mlp.fc1"),
+            ("output.dense", "mlp.fc2"),
+        ):
+            key = key.replace(old, new)
+        renamed[key] = tensor
+    torch.save(renamed, tmp_path / "a.pth")
+    tensors, expected = read_weights(tmp_path / "a.pth"), model.state_dict()
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in tensors.items())
+
+
+# ---------------------------------------------------------------- refusals and warnings
+
+
+def test_the_tanh_layer_is_refused_to_timm_with_the_reason():
+    with pytest.raises(ValueError, match=r"pre_logits=True \(it has no tanh layer .* folded"):
+        check_says(make(pre_logits=True).config, "timm")
+    with pytest.raises(ValueError, match="unknown dialect 'keras'; known: timm"):
+        check_says(make().config, "keras")
+
+
+def test_all_that_a_dialect_cannot_say_is_listed():
+    config = make(registers=2, layer_scale=0.1, qk_norm=True, pool="mean").config
+    with pytest.raises(ValueError) as error:
+        check_says(config, "transformers")
+    for words in ("pool=mean", "registers=2", "layer_scale=0.1", "qk_norm=True"):
+        assert words in str(error.value)
+
+
+def test_a_model_that_lacks_what_the_weights_need_is_told_the_settings(tmp_path):
+    saved = make(registers=3, layer_scale=0.1, qkv_bias=False, class_position=False)
+    save_safetensors(tmp_path / "a.safetensors", saved.state_dict())
+    with pytest.raises(ValueError) as error:
+        load_weights(make(), tmp_path / "a.safetensors")
+    save_weights(tmp_path / "b.safetensors", make(**MODELS[7]), "deit3")
+    with pytest.raises(ValueError, match=r"The file needs layer_scale=1\.0$"):
+        load_weights(make(), tmp_path / "b.safetensors")
+    needed = "registers=3, class_position=False, layer_scale=1.0, qkv_bias=False"
+    assert f"The file needs {needed}" in str(error.value)
+
+
+def test_a_position_slot_is_filled_or_folded_without_changing_the_logits(tmp_path):
+    images = torch.randn(2, 3, 12, 12)
+    cases = itertools.product(itertools.permutations((True, False)), (0, 3))
+    for (has, wants), registers in cases:
+        model = make(class_position=has, registers=registers)
+        other = make(2, class_position=wants, registers=registers)
+        save_safetensors(tmp_path / "a.safetensors", model.state_dict())
+        load_weights(other, tmp_path / "a.safetensors")
+        assert torch.equal(model(images), other(images))
+
+
+def test_a_head_of_dinov2_that_reads_the_patches_is_refused_and_can_be_dropped(tmp_path):
+    save_weights(tmp_path, make(layer_scale=0.1), "transformers-dinov2")
+    state = load_file(tmp_path / "model.safetensors")
+    save_file(state | {"classifier.weight": torch.ones(5, 16)}, tmp_path / "model.safetensors")
+    model = make(2, layer_scale=0.1)
+    with pytest.raises(ValueError, match=r"head.weight is \(5, 16\) in the file .* head='drop'"):
+        load_weights(model, tmp_path)
+    load_weights(model, tmp_path, head="drop")
+
+
+def test_another_gelu_or_epsilon_than_the_files_is_warned_of(tmp_path, caplog):
+    save_weights(tmp_path / "a.npz", make(gelu="tanh"), "npz-vit")
+    assert not caplog.records
+    load_weights(make(), tmp_path / "a.npz")
+    assert "a.npz was trained with gelu=tanh, the model has exact" in caplog.text
+    assert config_of(tmp_path / "a.npz").gelu == "tanh"
+    save_weights(tmp_path / "hub", make(norm_eps=1e-12), "transformers")
+    load_weights(make(), tmp_path / "hub")
+    assert "norm_eps=1e-12, the model has 1e-06" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        load_weights(make(gelu="tanh"), tmp_path / "a.npz")
+        save_weights(tmp_path / "b.npz", make(), "npz-vit")
+    assert [record.message[:14] for record in caplog.records] == ["Google's code "]
+
+
+def test_another_activation_and_other_heads_of_transformers_are_refused(tmp_path):
+    save_weights(tmp_path, make(), "transformers")
+    settings = json.loads((tmp_path / "config.json").read_text())
+    for change, words in (
+        ({"hidden_act": "relu"}, "hidden_act 'relu' is unknown; known: gelu"),
+        ({"num_attention_heads": 4}, "has 4 attention heads, the model has 2"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(settings | change))
+        with pytest.raises(ValueError, match=words):
+            load_weights(make(), tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="is not JSON"):
+        load_weights(make(), tmp_path)
+
+
+@pytest.mark.parametrize("dialect, number", [("transformers", 0), ("transformers-dinov2", 6)])
+def test_a_model_of_transformers_without_a_head_loads_with_the_head_dropped(
+    dialect, number, tmp_path
+):
+    model, other = make(**MODELS[number]), make(2, **MODELS[number])
+    save_weights(tmp_path, model, dialect)
+    state = load_file(tmp_path / "model.safetensors")
+    prefix = DIALECTS[dialect].prefix
+    state = {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
+    if dialect == "transformers":
+        state |= {"pooler.dense.weight": torch.ones(8, 8), "pooler.dense.bias": torch.ones(8)}
+    save_file(state, tmp_path / "model.safetensors")
+    assert config_of(tmp_path).num_classes is None
+    with pytest.raises(ValueError, match="head.weight .* is missing"):
+        load_weights(other, tmp_path)
+    load_weights(other, tmp_path, head="drop")
+    images = torch.randn(2, 3, 12, 12)
+    assert torch.equal(model.features(images), other.features(images))
+
+
+@pytest.mark.parametrize("name", ["gelu_new", "gelu_fast", "gelu_pytorch_tanh"])
+def test_all_names_of_the_tanh_form_are_known(name, tmp_path):
+    save_weights(tmp_path, make(), "transformers")
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"hidden_act": name}))
+    assert config_of(tmp_path).gelu == "tanh"
+
+
+def test_a_folder_with_the_pickled_file_of_older_versions_loads(tmp_path):
+    model, other = make(norm_eps=1e-12), make(2, norm_eps=1e-12)
+    save_weights(tmp_path, model, "transformers")
+    torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    load_weights(other, tmp_path)
+    images = torch.randn(2, 3, 12, 12)
+    assert torch.equal(model(images), other(images))
+
+
+def test_tensors_of_impossible_shapes_are_refused_by_name(tmp_path):
+    save_weights(tmp_path, make(), "transformers")
+    state, file = load_file(tmp_path / "model.safetensors"), tmp_path / "model.safetensors"
+    key = "vit.encoder.layer.0.attention.attention.key.weight"
+    for change, words in (
+        ({"vit.embeddings.cls_token": torch.zeros(8)}, r"cls_token is \(8,\), but has 3 axes"),
+        ({"vit.embeddings.position_embeddings": torch.zeros(10)}, "pos_embed is"),
+        ({"classifier.weight": torch.zeros(5)}, "head.weight is"),
+        ({key: torch.zeros(8, 3)}, "impossible shape"),
+        ({"vit.extra.weight": torch.zeros(8)}, r"vit.extra.weight \(8,\) is not in the model"),
+    ):
+        save_file(state | change, file)
+        with pytest.raises(ValueError, match=words):
+            load_weights(make(norm_eps=1e-12), tmp_path)
+    save_file({k: t for k, t in state.items() if k != key}, file)
+    with pytest.raises(ValueError, match=r"blocks.0.attn.qkv.weight is \(16, 8\) in the file"):
+        load_weights(make(norm_eps=1e-12), tmp_path)
+
+
+def test_weights_that_are_not_a_vits_are_refused(tmp_path):
+    save_file({"conv.weight": torch.zeros(3)}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="a.safetensors: these are not the weights of a ViT"):
+        config_of(tmp_path / "a.safetensors")
