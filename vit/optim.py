@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from vit.config import OptimConfig
 from vit.registry import OPTIMIZERS, resolve
 
-NO_DECAY = {"pos_embed", "cls_token", "attn_pool.latent"}
+NO_DECAY = {"pos_embed", "cls_token", "reg_token", "attn_pool.latent"}
 FUSED = {"cpu", "cuda", "mps", "xpu"}  # devices with fused optimizers in PyTorch
 
 
@@ -78,7 +78,7 @@ def layer_number(name: str, last: int) -> int:
     """Layer of a parameter: 0 for the embeddings, i + 1 for block i, `last` for all above."""
     if name.startswith("blocks."):
         return int(name.split(".")[1]) + 1
-    return 0 if name.startswith(("patch_embed", "pos_embed", "cls_token")) else last
+    return 0 if name.startswith(("patch_embed", "pos_embed", "cls_token", "reg_token")) else last
 
 
 def plain_name(name: str) -> str:

@@ -23,10 +23,9 @@ from pipeline.data import digits
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.settings.config import TrainConfig
 from shards.dataset.classes import BUILT_IN, class_list, mapping
-from vit.config import SIZES, ImageConfig, LossConfig, ViTConfig
+from vit.config import ImageConfig, LossConfig, ViTConfig
 from vit.model import ViT
-from vit.npz import read_npz
-from vit.weights import MODEL_FILE, load_weights, read_weights
+from vit.weights import MODEL_FILE, config_of, load_weights
 
 log = logging.getLogger(__name__)
 
@@ -64,13 +63,11 @@ class EvalModel:
             return cls._of_run(checkpoint)
         if (path / "meta.json").is_file():
             return cls._of_run(local.Checkpoint.open(path))
-        is_npz = path.is_file() and path.suffix == ".npz"
-        tensors, heads = read_npz(path) if is_npz else (read_weights(path), None)
-        model, images = shape_of(tensors, heads), ImageConfig()
+        model, images = config_of(path), ImageConfig()
+        if model.num_classes is None:
+            raise ValueError(f"{path} has no head, so it gives no classes to evaluate")
         config_file = (path if path.is_dir() else path.parent) / "config.json"
-        if is_npz:  # weights of JAX, whose gelu is the tanh form by default
-            model = dataclasses.replace(model, gelu="tanh")
-        elif config_file.is_file():
+        if path.suffix != ".npz" and config_file.is_file():
             images, model = as_published(json.loads(config_file.read_text()), model)
         loss = LossConfig()
         return cls(path=path, model=model, images=images, loss=loss, precision="fp32", classes=None)
@@ -141,45 +138,6 @@ class EvalModel:
         path = self.path / MODEL_FILE if self.path.is_dir() else self.path
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def shape_of(tensors: Mapping[str, Tensor], heads: int | None) -> ViTConfig:
-    """The shape of a model from the shapes of its tensors; ValueError if it is not a ViT."""
-    needed = ("patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "head.weight")
-    absent = [name for name in needed if name not in tensors]
-    if absent:
-        raise ValueError(
-            f"not the weights of a ViT with a head under timm's names: {', '.join(absent)} missing"
-        )
-    width, _, _, side = tensors["patch_embed.proj.weight"].shape
-    depth = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
-    mlp_width = len(tensors["blocks.0.mlp.fc1.weight"])
-    has_token, positions = "cls_token" in tensors, tensors.get("pos_embed")
-    grid = 224 // side if positions is None else round((positions.shape[1] - has_token) ** 0.5)
-    pool = "token" if has_token else "map" if "attn_pool.latent" in tensors else "mean"
-    return ViTConfig(
-        image_size=grid * side,
-        patch_size=side,
-        width=width,
-        depth=depth,
-        mlp_width=mlp_width,
-        heads=heads or usual_heads(width, depth, mlp_width),
-        num_classes=len(tensors["head.weight"]),
-        pool=pool,
-        positions="sincos2d" if positions is None else "learned",
-        pre_logits="pre_logits.fc.weight" in tensors,
-    )
-
-
-def usual_heads(width: int, depth: int, mlp_width: int) -> int:
-    """Heads of the published model of this shape; otherwise one head per 64 channels."""
-    for size in SIZES.values():
-        if size[:3] == (width, depth, mlp_width):
-            return size[3]
-    if width % 64:
-        log.warning("the number of heads of width %d is unknown; set --model.heads", width)
-        return 1
-    return width // 64
 
 
 def as_published(published: Mapping, model: ViTConfig) -> tuple[ImageConfig, ViTConfig]:
