@@ -2,6 +2,7 @@
 
 import importlib.util
 import multiprocessing
+import os
 from collections import Counter
 
 import pytest
@@ -9,11 +10,13 @@ import step_ranks
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from torch._inductor import config as inductor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.train.control import Control
 from pipeline.train.outcomes import Outcomes
 from pipeline.train.step import passes, widened
+from pipeline.train.worker import use_deterministic_kernels
 
 
 @pytest.fixture
@@ -73,6 +76,29 @@ def test_on_two_processes_ddp_and_fsdp_follow_the_formulas_and_compute_the_same_
     multiprocessing.set_forkserver_preload(["step_ranks"])
     arguments = step_ranks.two, (str(tmp_path / "meet"),)
     torch.multiprocessing.start_processes(*arguments, nprocs=2, start_method="forkserver")
+
+
+@pytest.fixture
+def deterministic(monkeypatch):
+    """Kernels that give the same bits, until the end of the test."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.setattr(inductor, "deterministic", False)
+    use_deterministic_kernels()
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.backends.cuda.enable_mem_efficient_sdp(True)
+    torch.backends.cuda.enable_cudnn_sdp(True)
+
+
+@pytest.mark.parametrize("loss", step_ranks.LOSSES)
+def test_each_operation_of_a_step_has_a_deterministic_kernel(alone, deterministic, loss):
+    assert torch.are_deterministic_algorithms_enabled() and inductor.deterministic
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    first, second = (step_ranks.make(step_ranks.config(loss)) for _ in range(2))
+    assert step_ranks.step(first).tolist() == step_ranks.step(second).tolist()
+    for name, value in values(first).items():
+        assert torch.equal(values(second)[name], value), name
 
 
 class Waits(TorchDispatchMode):

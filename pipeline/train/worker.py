@@ -9,6 +9,7 @@ exactly. The host waits for the device only before a record, an evaluation or a 
 """
 
 import json
+import os
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -19,6 +20,7 @@ import ray.train.torch
 import torch
 import torch.distributed
 from ray.actor import ActorHandle
+from torch._inductor import config as inductor
 
 from pipeline.data.order import RankShare
 from pipeline.evaluation.predict import evaluate_share
@@ -78,6 +80,8 @@ def train(job: Job, queue: ActorHandle, watchdog: Watchdog, leaves: Callable[[],
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
+    if config.deterministic:
+        use_deterministic_kernels()
     share = RankShare.of(rank, world_size, config.global_batch)
     checkpoint = agreed_checkpoint(job, rank, context.get_local_rank())
     # decoding starts while the model is made
@@ -143,6 +147,20 @@ def train(job: Job, queue: ActorHandle, watchdog: Watchdog, leaves: Callable[[],
         watchdog.at(step + 1, "data")
     watchdog.at(state.step, "checkpoint")
     writer.close()
+
+
+def use_deterministic_kernels() -> None:
+    """Have PyTorch choose only kernels that give the same bits in every run.
+
+    An operation that has none raises RuntimeError. Call it before the GPU is used.
+    """
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # or products split their sums at will
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing reads such memory
+    # these attentions add gradients in any order; flash attention has a deterministic kernel
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    inductor.deterministic = True  # or measurements choose the kernels, and their order of sums
 
 
 def keep_keys(job: Job, step: int, keys: np.ndarray, rank: int) -> None:
