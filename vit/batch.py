@@ -17,12 +17,23 @@ from vit.config import ImageConfig, MixConfig
 def normalise(images: Tensor, config: ImageConfig, dtype: torch.dtype = torch.float32) -> Tensor:
     """Normalise pixels: (B, H, W, 3) uint8 -> (B, 3, H, W), channels last in memory.
 
-    Computes (x / 255 - mean) / std as one float32 multiply-add on the device, so that only uint8
-    pixels are copied to it. `torch.compile` fuses this with the kernel that cuts the patches.
+    Computes (x / 255 - mean) / std on the device, so that only uint8 pixels are copied to it.
     """
+    return scaled(images, channel_factors(config).to(images.device, non_blocking=True), dtype)
+
+
+def channel_factors(config: ImageConfig) -> Tensor:
+    """Factor and shift of each channel that normalise pixels: (2, 3) float32."""
     mean, std = torch.tensor((config.mean, config.std), dtype=torch.float64)
-    factors = torch.stack((1 / (255 * std), -mean / std))
-    scale, shift = factors.to(images.device, torch.float32, non_blocking=True)
+    return torch.stack((1 / (255 * std), -mean / std)).float()
+
+
+def scaled(images: Tensor, factors: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Normalise pixels, given the `channel_factors`, as one float32 multiply-add.
+
+    `torch.compile` fuses it with the kernel that cuts the patches.
+    """
+    scale, shift = factors
     return torch.addcmul(shift, images.float(), scale).to(dtype).permute(0, 3, 1, 2)
 
 

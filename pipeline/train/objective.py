@@ -12,7 +12,7 @@ are bfloat16, by autocast.
 import torch
 from torch import Tensor, nn
 
-from vit.batch import mix, normalise
+from vit.batch import channel_factors, mix, scaled
 from vit.config import ImageConfig
 from vit.loss import Loss, make_targets
 
@@ -26,7 +26,8 @@ class Objective(nn.Module):
         """Compute in "bf16" or "fp32"."""
         super().__init__()
         self.model, self.loss_of = model, loss_of
-        self.images, self.num_classes, self.precision = images, num_classes, precision
+        self.num_classes, self.precision = num_classes, precision
+        self.register_buffer("factors", channel_factors(images), persistent=False)
 
     def forward(self, images: Tensor, labels: Tensor, draws: Tensor | None) -> Tensor:
         """Sum of the losses: a scalar.
@@ -36,7 +37,7 @@ class Objective(nn.Module):
             labels: (B, M) int64, padded with -1; all -1 for an image that could not be read.
             draws: Rows of `vit.batch.mixing_draws` for these images, or None.
         """
-        pixels = normalise(images, self.images)
+        pixels = scaled(images, self.factors)
         targets = make_targets(labels, self.num_classes)
         if draws is not None:
             pixels, targets = mix(pixels, targets, draws)

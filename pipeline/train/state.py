@@ -103,7 +103,7 @@ class State:
             else:
                 shard(block, mp_policy=full)
         shard(self.model, mp_policy=full)
-        return objective
+        return objective.to(device)  # the rest of it
 
     def accumulating(self, *, last: bool) -> AbstractContextManager[None]:
         """Context of a forward and backward pass: only the last one of a step reduces gradients."""
