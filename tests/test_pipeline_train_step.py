@@ -17,6 +17,7 @@ from pipeline.train.control import Control
 from pipeline.train.outcomes import Outcomes
 from pipeline.train.step import passes, widened
 from pipeline.train.worker import use_deterministic_kernels
+from vit.optim import parameter_groups, set_learning_rate
 
 
 @pytest.fixture
@@ -157,6 +158,31 @@ def test_the_count_of_waits_notices_them():
         torch.ones(2).to("meta")
         torch.ones(2).to("meta", non_blocking=True)
     assert sum(waits.counts.values()) == 3
+
+
+def without_a_kernel(state):
+    """Give a state an optimizer that knows neither clipping nor skipping."""
+    state.optimizer = torch.optim.AdamW(
+        parameter_groups(state.model, state.config.optim),
+        betas=state.config.optim.betas,
+        eps=state.config.optim.eps,
+    )
+    set_learning_rate(state.optimizer, step_ranks.LR)
+
+
+def test_an_optimizer_without_a_kernel_for_it_is_clipped_and_guarded_too(alone):
+    fused, plain = (step_ranks.make(step_ranks.config()) for _ in range(2))
+    without_a_kernel(plain)
+    for number in range(2):
+        step_ranks.step(fused, number)
+        step_ranks.step(plain, number)
+    expected = values(fused)
+    for name, value in values(plain).items():
+        torch.testing.assert_close(value, expected[name], msg=name)
+    before = values(plain)
+    plain.model.head.register_forward_hook(lambda module, given, logits: logits * torch.nan)
+    step_ranks.step(plain, 2)
+    assert all(torch.equal(value, before[name]) for name, value in values(plain).items())
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "adamw8bit"])

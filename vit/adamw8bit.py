@@ -60,6 +60,8 @@ class AdamW8bit(torchao.optim.AdamW8bit):
     elementwise and its blocks lie within a shard, so updating the shards gives the same result.
     """
 
+    _step_supports_amp_scaling = True
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         """Update all parameters; the learning rate of a group is a tensor."""

@@ -153,7 +153,8 @@ def apply_gradients(
 ) -> None:
     """Clip the gradients to a norm and apply them, all on the device.
 
-    Clipping is a factor within the optimizer's kernel. It writes the clipped gradients back.
+    Clipping and skipping are part of the optimizer's kernel, which writes the clipped gradients
+    back. An optimizer without such a kernel, as PyTorch marks it, costs a wait for the device.
 
     Args:
         optimizer: Any of `make_optimizer`.
@@ -161,13 +162,21 @@ def apply_gradients(
         clip_norm: Largest norm; None or 0 does not clip.
         skip: 1.0 leaves weights and moments as they are, else 0.0; a scalar.
     """
-    optimizer.grad_scale = ((norm + 1e-6) / clip_norm).clamp(min=1.0) if clip_norm else None
-    optimizer.found_inf = skip
-    optimizer.step()
+    scale = ((norm + 1e-6) / clip_norm).clamp(min=1.0) if clip_norm else None
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer.grad_scale, optimizer.found_inf = scale, skip
+        optimizer.step()
+    elif not skip.item():
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if scale is not None:
+            torch._foreach_div_([local(p.grad) for p in parameters if p.grad is not None], scale)
+        optimizer.step()
 
 
 class FusedSGD(torch.optim.SGD):
     """Momentum SGD whose fused kernel also updates the shards of FSDP2."""
+
+    _step_supports_amp_scaling = True
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
