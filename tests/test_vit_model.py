@@ -444,4 +444,4 @@ def test_model_without_classes_and_images_of_another_size_are_refused():
         ViT(ViTConfig(**TINY))(torch.zeros(1, 3, 16, 16))
     with pytest.raises(ValueError, match="unknown ViT 'X/16'"):
         ViTConfig.named("X/16")
-    assert set(SIZES) == {"Ti", "S", "B", "L", "H", "g"}
+    assert set(SIZES) == {"Ti", "S", "B", "L", "So400m", "H", "g"}
