@@ -117,6 +117,11 @@ class Fault:
     """Whether images may be missing without a name, so that the whole source is in doubt."""
 
 
+def located(archive: str, member: str, offset: int, reason: str) -> str:
+    """A fault in words: the archive, the member or the byte, and what is wrong there."""
+    return f"{archive}: {member or f'byte {offset:,}'}: {reason}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """The piece of a source that is read in one go."""

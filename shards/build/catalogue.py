@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from shards.build.archive import Source
+from shards.build.archive import Source, located
 from shards.build.bucket import heads, mixed
 from shards.build.config import TranscodeConfig
 from shards.build.entry import Entry, entries
@@ -140,8 +140,8 @@ def catalogue_unit(job: CatalogueJob, unit: Unit, *, isolated: bool = False) -> 
     with IsolatedDecoder() if isolated else contextlib.nullcontext(transcode) as decode:
         for entry in entries(job.sources[unit.source], unit):
             if entry.damage and not job.allow_damage:
-                place = entry.member or f"byte {entry.offset:,}"
-                raise DamagedSource(f"{entry.archive}: {place}: {entry.problem}")
+                place = entry.archive, entry.member, entry.offset
+                raise DamagedSource(located(*place, entry.problem))
             row, jpeg = _row(unit.source, entry, job, decode)
             rows.append(row)
             images.append(jpeg)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from pyarrow import fs as pafs
 
 from shards.build import assign, catalogue, output, report, source, writer
-from shards.build.archive import RawSource, Source
+from shards.build.archive import RawSource, Source, located
 from shards.build.catalogue import CatalogueJob, DamagedSource, Done
 from shards.build.class_stats import Tally
 from shards.build.config import BuildConfig
@@ -223,8 +223,8 @@ def check(unit: Unit) -> None:
     """Raise DamagedSource if damage was found on the way to a unit."""
     for fault in unit.faults:
         if fault.damage:
-            place = fault.member or f"byte {fault.offset:,}"
-            raise DamagedSource(f"{fault.archive}: {place}: {fault.reason}")
+            place = fault.archive, fault.member, fault.offset
+            raise DamagedSource(located(*place, fault.reason))
 
 
 def val_split(config: BuildConfig, has_val: bool) -> tuple[BuildConfig, str]:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from pyarrow import fs as pafs
 
 from shards.build import catalogue, published, source
-from shards.build.archive import Source
+from shards.build.archive import Source, located
 from shards.build.class_stats import Tally
 from shards.dataset import store
 from shards.dataset.format import Shard
@@ -184,8 +184,8 @@ class Totals:
                 place = row["archive"], row["member"], row["problem"]
                 self.quarantined.append(Quarantined(*place))
             if row["damage"] and len(self.damage) < SHOWN:
-                place = row["member"] or f"byte {row['offset']:,}"
-                self.damage.append(f"{row['archive']}: {place}: {row['problem']}")
+                place = row["archive"], row["member"], row["offset"]
+                self.damage.append(located(*place, row["problem"]))
         return faults.select(catalogue.QUARANTINE.names).cast(catalogue.QUARANTINE)
 
     def faults(self, sources: Sequence[Source], tally: Tally) -> list[str]:

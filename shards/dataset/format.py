@@ -29,7 +29,6 @@ SUBFOLDERS = ("train", "val", "validation")
 """Folders of other tools' sets with the shards of a split."""
 INFO_NAME = "shards"  # in those that are written here
 VERSION = 1
-"""A larger number is no class but, for example, a hash; the list of classes would fill memory."""
 INDEXED = {"indexed": True}
 """Settings of a manifest that `index` wrote."""
 

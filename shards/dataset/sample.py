@@ -10,6 +10,7 @@ from shards.dataset.walker import grouped
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 LARGEST_CLASS = 9_999_999
+"""A larger number is no class but, for example, a hash; the list of classes would fill memory."""
 
 
 @dataclass(frozen=True)
