@@ -73,7 +73,7 @@ def work(rank: int, folder: str, given: argparse.Namespace) -> None:
     state = State(config, torch.device("cpu"), None, given.workers)
     for parameter in state.model.parameters():
         parameter.grad = torch.full_like(parameter, 1e-3)
-    state.update()
+    state.update(torch.zeros(()), state.norm())
     agreement, target = Agreement(), Path(folder) / "checkpoint"
     seconds = {"gather": [], "capture": [], "write": []}
     for _ in range(given.rounds):

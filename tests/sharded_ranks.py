@@ -9,6 +9,7 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
@@ -16,8 +17,11 @@ from torch.distributed.tensor import DTensor
 from pipeline.checkpoint.agreement import Agreement
 from pipeline.checkpoint.local import Checkpoint
 from pipeline.checkpoint.sharded import mapped
+from pipeline.data.order import RankShare
 from pipeline.settings.config import TrainConfig
+from pipeline.train.batches import Batch
 from pipeline.train.state import State, make_mesh
+from pipeline.train.step import backward
 from vit.config import OptimConfig, ViTConfig
 from vit.optim import set_learning_rate
 
@@ -51,21 +55,18 @@ def train(state):
     """A few steps over the same global batches in any world; the losses."""
     losses = []
     rank, world = dist.get_rank(), dist.get_world_size()
-    mine = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
+    mine = RankShare.of(rank, world, BATCH)
+    rows = slice(mine.low, mine.high)
     for _ in range(STEPS):
         draw = torch.Generator().manual_seed(state.step)
-        images = torch.randn(BATCH, 3, 16, 16, generator=draw)
-        labels = torch.randint(10, (BATCH,), generator=draw)
+        images = torch.randint(0, 256, (BATCH, 16, 16, 3), dtype=torch.uint8, generator=draw)
+        labels = torch.randint(10, (BATCH, 1), generator=draw)
         set_learning_rate(state.optimizer, 1e-2)
-        with state.accumulating(last=True):
-            logits = state.forward(images[mine])
-            loss = torch.nn.functional.cross_entropy(logits, labels[mine], reduction="sum")
-            (loss * world / BATCH).backward()
-        state.clip()
-        state.update()
-        total = loss.detach().clone()
+        batch = Batch(images=images[rows], labels=labels[rows], keys=np.empty(0), faults=[])
+        total = backward(state, batch, mine, rank, world)
         dist.all_reduce(total)
-        losses.append(total.item() / BATCH)
+        state.update(total[0], state.norm())
+        losses.append(total.item() / world)
     return losses
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vit.batch import draw_pairs, mix, normalise
+from vit.batch import mix, mixing_draws, normalise
 from vit.config import ImageConfig, MixConfig
 
 B, K, S = 8, 5, 16
@@ -47,35 +47,35 @@ def test_normalisation_compiles_without_graph_breaks():
     torch.testing.assert_close(compiled(images, ImageConfig()), normalise(images, ImageConfig()))
 
 
-def test_off_is_off():
-    images, targets = batch()
-    out = mix(images, targets, MixConfig(), seed=1)
-    assert out[0] is images and out[1] is targets
+def mixed_with(config, images, targets, seed, first=0):
+    return mix(images, targets, mixing_draws(config, seed=seed, first=first, count=len(images)))
+
+
+def test_nothing_is_drawn_without_mixing():
+    assert mixing_draws(MixConfig(), seed=1, first=0, count=7) is None
 
 
 def test_mixup_mixes_neighbours_and_their_targets_alike():
     images, targets = batch()
-    mixed, mixed_targets = mix(images, targets, MixConfig(mixup=0.4), seed=1)
-    weights, _ = draw_pairs(MixConfig(mixup=0.4), 1, 0, B // 2)
+    draws = mixing_draws(MixConfig(mixup=0.4), seed=1, first=0, count=B)
+    mixed, mixed_targets = mix(images, targets, draws)
+    weights = draws[:, 0]
     assert (weights >= 0.5).all() and (weights[::2] == weights[1::2]).all()
     for i in range(B):
         a, partner = weights[i], i ^ 1
         torch.testing.assert_close(mixed[i], a * images[i] + (1 - a) * images[partner])
-        torch.testing.assert_close(
-            mixed_targets[i], (a * targets[i] + (1 - a) * targets[partner]).float()
-        )
+        torch.testing.assert_close(mixed_targets[i], a * targets[i] + (1 - a) * targets[partner])
 
 
 def test_mixup_weights_follow_the_beta_distribution():
     stats = pytest.importorskip("scipy.stats")
-    weights, _ = draw_pairs(MixConfig(mixup=0.4), 1, 0, 20_000)
-    folded = weights[::2]
+    folded = mixing_draws(MixConfig(mixup=0.4), seed=1, first=0, count=40_000)[::2, 0]
     assert stats.kstest(folded, lambda a: 2 * stats.beta(0.4, 0.4).cdf(a) - 1).pvalue > 0.001
 
 
 def test_cutmix_pastes_the_partners_box_and_shares_targets_by_area():
     images, targets = batch(200)
-    mixed, mixed_targets = mix(images, targets, MixConfig(cutmix=1.0), seed=2)
+    mixed, mixed_targets = mixed_with(MixConfig(cutmix=1.0), images, targets, 2)
     shares = []
     for i in range(200):
         own, other = mixed[i] == images[i], mixed[i] == images[i ^ 1]
@@ -92,7 +92,7 @@ def test_cutmix_pastes_the_partners_box_and_shares_targets_by_area():
 
 def test_both_give_each_pair_one_of_them():
     images, targets = batch(400)
-    mixed, mixed_targets = mix(images, targets, MixConfig(mixup=5.0, cutmix=1.0), seed=3)
+    mixed, mixed_targets = mixed_with(MixConfig(mixup=5.0, cutmix=1.0), images, targets, 3)
     pasted = [bool((mixed[i] == images[i]).any()) for i in range(400)]
     assert pasted[::2] == pasted[1::2]
     assert 140 < sum(pasted) < 260
@@ -107,19 +107,19 @@ def test_both_give_each_pair_one_of_them():
 @pytest.mark.parametrize("workers", [2, 4])
 def test_any_number_of_workers_mixes_the_global_batch_alike(config, workers):
     images, targets = batch(16)
-    whole, whole_targets = mix(images, targets, config, seed=9)
+    whole, whole_targets = mixed_with(config, images, targets, 9)
     share = 16 // workers
     for rank in range(workers):
         part = slice(rank * share, (rank + 1) * share)
-        mixed, mixed_targets = mix(images[part], targets[part], config, seed=9, first=rank * share)
+        mixed, mixed_targets = mixed_with(config, images[part], targets[part], 9, rank * share)
         assert torch.equal(mixed, whole[part]) and torch.equal(mixed_targets, whole_targets[part])
-    assert not torch.equal(mix(images, targets, config, seed=10)[0], whole)
+    assert not torch.equal(mixed_with(config, images, targets, 10)[0], whole)
 
 
 def test_odd_shares_are_refused():
-    images, targets = batch(7)
     with pytest.raises(ValueError, match="7 images from place 0; make the images per worker"):
-        mix(images, targets, MixConfig(mixup=0.2), seed=1)
-    assert mix(images, targets, MixConfig(), seed=1)[0] is images
+        mixing_draws(MixConfig(mixup=0.2), seed=1, first=0, count=7)
+    with pytest.raises(ValueError, match="4 images from place 3"):
+        mixing_draws(MixConfig(mixup=0.2), seed=1, first=3, count=4)
     with pytest.raises(ValueError, match=r"mixup \(-1\)"):
         MixConfig(mixup=-1)

@@ -4,19 +4,52 @@ Needs the optional extra "quant". Moments are quantised in blocks (arXiv 2110.02
 value and one float per 256 values.
 """
 
+from functools import partial
+
 import torch
 import torchao.optim
 from torch import Tensor
-from torch.distributed.tensor import DTensor
-from torchao.optim.adam import single_param_adam
+from torchao.optim.quant_utils import quantize_8bit_with_qmap, scale_tensor
+
+from vit.sharded import local
+
 
 # one kernel per shape instead of about thirty passes over memory
-update = torch.compile(single_param_adam, fullgraph=True, dynamic=False)
+@partial(torch.compile, fullgraph=True, dynamic=False)
+def update(
+    parameter: Tensor,
+    gradient: Tensor,
+    moments: tuple[Tensor, Tensor],
+    step: Tensor,
+    lr: Tensor,
+    group: tuple[float, float, float, float],
+    scale: Tensor | None,
+    skip: Tensor | None,
+) -> None:
+    """Update one parameter; `scale` divides the gradient, and 1.0 in `skip` changes nothing."""
+    first, second = (m.dequantize() if hasattr(m, "codes") else m for m in moments)
+    beta1, beta2, weight_decay, eps = group
+    if scale is not None:
+        gradient = gradient / scale
+    new_first = first.lerp(gradient, 1 - beta1)
+    new_second = second.lerp(gradient.square(), 1 - beta2)
+    deviation = new_second.sqrt() / (1 - beta2**step).sqrt() + eps
+    new = parameter - lr * weight_decay * parameter
+    new = new - lr * (new_first / (1 - beta1**step)) / deviation
+    for moment, value in zip(moments, (new_first, new_second), strict=True):
+        if hasattr(moment, "codes"):
+            # requantising what has not changed would not give the same bytes
+            scaled, scales = scale_tensor(value, moment.block_size)
+            write(moment.codes, quantize_8bit_with_qmap(scaled, moment.qmap), skip)
+            write(moment.scale, scales, skip)
+        else:
+            write(moment, value, skip)
+    write(parameter, new, skip)
 
 
-def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a sharded tensor; other tensors unchanged."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+def write(old: Tensor, new: Tensor, skip: Tensor | None) -> None:
+    """Write the new values over the old ones, unless `skip` is 1.0."""
+    old.copy_(new if skip is None else torch.where(skip > 0, old, new.to(old.dtype)))
 
 
 class AdamW8bit(torchao.optim.AdamW8bit):
@@ -26,6 +59,8 @@ class AdamW8bit(torchao.optim.AdamW8bit):
     whose first axis is 1, such as the class token and the positions of a ViT. The update is
     elementwise and its blocks lie within a shard, so updating the shards gives the same result.
     """
+
+    _step_supports_amp_scaling = True
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -39,7 +74,7 @@ class AdamW8bit(torchao.optim.AdamW8bit):
                         self.step_parameter(parameter, group)
 
     def step_parameter(self, parameter: Tensor, group: dict) -> None:
-        """Update one parameter and its state."""
+        """Update one parameter and its state; the host counts the step even if it is skipped."""
         state = self.state[parameter]
         if not state:
             state["step"] = torch.tensor(0.0)
@@ -48,7 +83,13 @@ class AdamW8bit(torchao.optim.AdamW8bit):
         state["step"] += 1
         if not local(parameter).numel():
             return  # this rank has no part of it
-        tensors = local(parameter.detach()), local(parameter.grad), state["step"]
-        moments = local(state["exp_avg"]), local(state["exp_avg_sq"]), None
-        settings = group["lr"], *group["betas"], group["weight_decay"], group["eps"]
-        update(*tensors, *moments, *settings, self.is_adamw, False)
+        update(
+            local(parameter.detach()),
+            local(parameter.grad),
+            (local(state["exp_avg"]), local(state["exp_avg_sq"])),
+            state["step"],
+            group["lr"],
+            (*group["betas"], group["weight_decay"], group["eps"]),
+            getattr(self, "grad_scale", None),
+            getattr(self, "found_inf", None),
+        )

@@ -1,7 +1,7 @@
 """Optimizers and schedules: parameter groups, optimizers, learning rate and moving average.
 
     make_optimizer(model, config); each step: learning_rate(config, step, ...), set_learning_rate,
-    backward, clip, optimizer.step(), Ema.update
+    backward, apply_gradients, Ema.update
 
 The learning rate is a pure function of the step, so a checkpoint does not store it. As in the
 reference, only kernels decay (dense layers, patch embedding, head); biases, norms, positions, the
@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from vit.config import OptimConfig
 from vit.registry import OPTIMIZERS, resolve
+from vit.sharded import local
 
 NO_DECAY = {"pos_embed", "cls_token", "reg_token", "attn_pool.latent"}
 FUSED = {"cpu", "cuda", "mps", "xpu"}  # devices with fused optimizers in PyTorch
@@ -30,8 +31,8 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
 
 
 def sgd(groups: list[dict], config: OptimConfig) -> Optimizer:
-    """Momentum SGD; not fused, because PyTorch's fused kernel rejects FSDP2 shards."""
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+    """Momentum SGD, fused."""
+    return FusedSGD(groups, lr=config.lr, momentum=config.momentum)
 
 
 def adamw(groups: list[dict], config: OptimConfig) -> Optimizer:
@@ -147,6 +148,66 @@ def ramp_steps(
     return steps
 
 
+def apply_gradients(
+    optimizer: Optimizer, norm: Tensor, clip_norm: float | None, skip: Tensor
+) -> None:
+    """Clip the gradients to a norm and apply them, all on the device.
+
+    Clipping and skipping are part of the optimizer's kernel, which writes the clipped gradients
+    back. An optimizer without such a kernel, as PyTorch marks it, costs a wait for the device.
+
+    Args:
+        optimizer: Any of `make_optimizer`.
+        norm: Norm of the gradients, a scalar.
+        clip_norm: Largest norm; None or 0 does not clip.
+        skip: 1.0 leaves weights and moments as they are, else 0.0; a scalar.
+    """
+    scale = ((norm + 1e-6) / clip_norm).clamp(min=1.0) if clip_norm else None
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer.grad_scale, optimizer.found_inf = scale, skip
+        optimizer.step()
+    elif not skip.item():
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if scale is not None:
+            torch._foreach_div_([local(p.grad) for p in parameters if p.grad is not None], scale)
+        optimizer.step()
+
+
+class FusedSGD(torch.optim.SGD):
+    """Momentum SGD whose fused kernel also updates the shards of FSDP2."""
+
+    _step_supports_amp_scaling = True
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Update all parameters; each rank its own shards."""
+        if closure is not None:
+            raise ValueError("FusedSGD does not take a closure; compute the loss before step()")
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            moments = []
+            if group["momentum"]:
+                for parameter in parameters:
+                    state = self.state[parameter]
+                    if state.get("momentum_buffer") is None:
+                        state["momentum_buffer"] = torch.zeros_like(parameter)
+                    moments.append(local(state["momentum_buffer"]))
+            torch._fused_sgd_(
+                [local(p.detach()) for p in parameters],
+                [local(p.grad) for p in parameters],
+                moments,
+                weight_decay=group["weight_decay"],
+                momentum=group["momentum"],
+                lr=group["lr"],
+                dampening=group["dampening"],
+                nesterov=group["nesterov"],
+                maximize=group["maximize"],
+                is_first_step=False,
+                grad_scale=getattr(self, "grad_scale", None),
+                found_inf=getattr(self, "found_inf", None),
+            )
+
+
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
     """Set each group's rate to its multiple of the learning rate; call before every step."""
     for group in optimizer.param_groups:
@@ -170,12 +231,19 @@ class Ema:
         self.weights = {plain_name(n): p.detach().clone() for n, p in model.named_parameters()}
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Move the average towards the model's weights; call after the optimizer's step."""
+    def update(self, model: nn.Module, skip: Tensor | None = None) -> None:
+        """Move the average towards the model's weights; call after the optimizer's step.
+
+        It stays if `skip`, a scalar on the device, is 1.0; the update is counted nevertheless.
+        """
         share = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
-        current = {plain_name(name): p.detach() for name, p in model.named_parameters()}
-        ordered = [current[name] for name in self.weights]
-        torch._foreach_lerp_(list(self.weights.values()), ordered, share)
+        if skip is not None:
+            share = (1 - skip) * share
+        # in the order of the model's parameters, as the averages were made
+        averages = [local(average) for average in self.weights.values()]
+        changes = torch._foreach_sub([local(p.detach()) for p in model.parameters()], averages)
+        torch._foreach_mul_(changes, share)
+        torch._foreach_add_(averages, changes)
         self.updates += 1
 
     @contextmanager

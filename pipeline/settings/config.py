@@ -169,19 +169,24 @@ class TrainConfig(Settings):
     global_batch: int = setting(4096, common=True)
     """Images per optimizer step, over all workers."""
     micro_batch: int = setting(256, may_change=True, common=True)
-    """Images per forward and backward pass on one worker; gradients accumulate over its share."""
+    """Most images per forward and backward pass on one worker; gradients accumulate over its share,
+    which is cut into passes of nearly the same size."""
     workers: int = setting(1, may_change=True, common=True)
     """Ray Train workers: one GPU each, or one CPU process each where there is no GPU."""
     min_workers: int | None = setting(None, may_change=True, common=True)
     """Continue with fewer workers, down to this number, while nodes are missing; None waits for
     all workers. The global batches stay the same."""
     precision: Literal["bf16", "fp32"] = setting("bf16", common=True)
-    """Compute precision of forward and backward pass; the parameters are always float32."""
+    """Precision of matrix products and attention; parameters, residual stream, norms and loss are
+    always float32."""
     parallel: Literal["ddp", "fsdp", "hsdp"] = setting("ddp", may_change=True, common=True)
     """ddp: every worker holds the whole model. fsdp: it is split over all workers. hsdp: it is
     split over the workers of a node, with one copy on each node."""
     compile: bool = setting(True, may_change=True, common=True)
-    """Compile the model with torch.compile."""
+    """Compile the step from pixels to the loss with torch.compile."""
+    deterministic: bool = setting(False, may_change=True)
+    """On GPUs use only kernels that give the same bits in every run, which are slower; on CPUs they
+    always do."""
     seed: int = setting(0, common=True)
     """Seed of initialisation, order, augmentation and dropout."""
     log_every: int = setting(50, may_change=True, common=True)

@@ -2,13 +2,14 @@
 
 State(config, device, ...)   the model, replicated (DDP) or sharded (FSDP2) over the workers;
                              HSDP shards within a node and replicates over the nodes
-forward, backward, clip, update: one step
+forward, backward, norm, update: one step
 capture -> Snapshot: this worker's part of a checkpoint, on the CPU -> files -> restore, with any
 of the three and any number of workers
 """
 
-import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ from pipeline.checkpoint.local import Checkpoint
 from pipeline.checkpoint.sharded import Shard, Snapshot, mapped, own_block
 from pipeline.checkpoint.stored import StoredTensor, read_state
 from pipeline.settings.config import TrainConfig
+from pipeline.train.objective import Objective
+from vit.loss import make_loss
 from vit.model import ViT
-from vit.optim import Ema, make_optimizer
+from vit.optim import Ema, apply_gradients, make_optimizer
 from vit.weights import load_weights
 
 
@@ -39,6 +42,7 @@ class State:
         checkpoint: Checkpoint | None,
         local_world_size: int,
         weights: str | None = None,
+        parents: Sequence[int] | None = None,
     ) -> None:
         """Restore a checkpoint, or initialise from the seed; the same on every worker.
 
@@ -49,6 +53,7 @@ class State:
             local_world_size: Number of workers on this node; ValueError if hsdp is set and the
                 nodes have different numbers.
             weights: File or folder of the initial weights, if there is no checkpoint.
+            parents: Parent of each class, for losses that use the tree; see `vit.loss.make_loss`.
         """
         self.config, self._device = config, device
         self.step = checkpoint.step if checkpoint else 0
@@ -60,50 +65,70 @@ class State:
         elif weights:
             how = {"positions": config.init_positions, "head": config.init_head}
             load_weights(self.model, Path(weights), **how)
+        loss_of = make_loss(config.loss, parents=parents, device=device)
+        classes = config.model.num_classes
+        objective = Objective(self.model, config.images, loss_of, classes, config.precision)
         self.mesh = make_mesh(config.parallel, device, local_world_size)
-        self.module = self._distributed(device)
-        self.forward = torch.compile(self.module) if config.compile else self.module
+        self.module = self._distributed(objective, device)
+        compiled = torch.compile(self.module, dynamic=False) if config.compile else self.module
+        self.forward = compiled
+        """The `Objective` of this worker's images."""
         self.optimizer = make_optimizer(self.model, config.optim)
         self.ema = Ema(self.model, config.optim.ema) if config.optim.ema else None
         if checkpoint:
             self._restore(read_state(checkpoint.path))
         self._copies: dict[str, Tensor] = {}
 
-    def _distributed(self, device: torch.device) -> nn.Module:
-        """The model on the device, wrapped in DDP or FSDP2."""
+    def _distributed(self, objective: Objective, device: torch.device) -> nn.Module:
+        """The objective on the device: in DDP, or with its model sharded by FSDP2."""
         if self.mesh is None:
-            return DistributedDataParallel(
-                self.model.to(device),
+            module = DistributedDataParallel(
+                objective.to(device),
                 gradient_as_bucket_view=True,
                 # a static graph rules out the graph breaks of a compiled model at the buckets, and
                 # passes without gradient reduction
                 static_graph=not self.config.compile and not accumulates(self.config),
             )
-        half = torch.bfloat16 if self.config.precision == "bf16" else None
-        policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
-        for module in (*self.model.blocks, self.model):
-            fully_shard(module, mesh=self.mesh, mp_policy=policy)
-        return self.model
+            module.broadcast_buffers = False  # they are constants; the argument depends on PyTorch
+            return module
+        # matrices are gathered in the type that autocast would give them; norms, and what is
+        # outside of the blocks, in their own
+        shard = partial(fully_shard, mesh=self.mesh)
+        full = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+        half = replace(full, param_dtype=torch.bfloat16)
+        for block in self.model.blocks:
+            if self.config.precision == "bf16":
+                shard([block.norm1, block.norm2], mp_policy=full)
+                shard(block, mp_policy=half)
+            else:
+                shard(block, mp_policy=full)
+        shard(self.model, mp_policy=full)
+        return objective.to(device)  # the rest of it
 
     def accumulating(self, *, last: bool) -> AbstractContextManager[None]:
         """Context of a forward and backward pass: only the last one of a step reduces gradients."""
         if isinstance(self.module, DistributedDataParallel):
             return nullcontext() if last else self.module.no_sync()
-        self.module.set_requires_gradient_sync(last)
+        self.model.set_requires_gradient_sync(last)
         return nullcontext()
 
-    def clip(self) -> Tensor:
-        """Clip the gradients, and return their norm before that, over all workers: a scalar."""
-        limit = self.config.optim.clip_norm or math.inf
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+    def norm(self) -> Tensor:
+        """Norm of the gradients over all workers: a scalar on the device."""
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
-    def update(self) -> None:
-        """Apply the gradients and reset them."""
-        self.optimizer.step()
+    def update(self, loss: Tensor, norm: Tensor) -> None:
+        """Clip the gradients, apply them and reset them; nothing waits for the device.
+
+        Weights, moments and average stay as they are if the loss or the norm is not finite; both
+        must be the same on all workers.
+        """
+        skip = torch.isfinite(loss + norm).logical_not().float().view(())
+        apply_gradients(self.optimizer, norm, self.config.optim.clip_norm, skip)
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
-            self.ema.update(self.model)
+            self.ema.update(self.model, skip)
         self.step += 1
 
     def skip(self) -> None:

@@ -1,39 +1,96 @@
-"""Forward and backward pass of one worker's share of a global batch."""
+"""One step: backward passes of the worker's share, a reduction, an update; the host does not wait.
+
+take_step -> (norm, loss, unreadable images, votes) on the device, which the host reads later
+"""
+
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.distributed
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.data.order import RankShare
 from pipeline.train.batches import Batch
 from pipeline.train.state import State
+from pipeline.train.transfer import to_device
 from support.splitmix import scramble
-from vit.batch import mix, normalise
-from vit.loss import Loss, make_targets
+from vit.batch import mixing_draws
 
 
-def backward(
-    state: State, batch: Batch, share: RankShare, loss_of: Loss, rank: int, world_size: int
+def take_step(
+    state: State,
+    batch: Batch,
+    share: RankShare,
+    rank: int,
+    world_size: int,
+    votes: Sequence[float],
+    at: Callable[[str], None],
+    *,
+    skips: bool = False,
 ) -> Tensor:
-    """Gradients of the loss of a step, in passes of `micro_batch`; this worker's part of the loss.
+    """Make a step, or count it only; returns (3 + votes,) numbers of the step on the device.
+
+    They are the norm of the gradients and then sums over the workers: the loss, the unreadable
+    images and the votes. `at` is told the phases. The learning rate must have been set.
+    """
+    device = batch.images.device
+    at("forward and backward")
+    loss = norm = torch.zeros(1, device=device)
+    if not skips:
+        loss = backward(state, batch, share, rank, world_size)
+        norm = state.norm()
+    # one reduction: all workers see the same loss, number of faults, and votes
+    sums = torch.cat([loss, to_device(torch.tensor([len(batch.faults), *votes]), device)])
+    at("all-reduce")
+    torch.distributed.all_reduce(sums)
+    if skips:
+        state.skip()
+    else:
+        state.update(sums[0], norm)
+    return torch.cat([norm.view(1), sums])
+
+
+def backward(state: State, batch: Batch, share: RankShare, rank: int, world_size: int) -> Tensor:
+    """Gradients of the loss of a step, in passes of at most `micro_batch`; this worker's loss.
 
     Returns the loss (1,): the mean over workers is the mean over the global batch.
     """
     config, device = state.config, batch.images.device
     seed = scramble(scramble(config.seed) ^ state.step)  # of the global batch
     torch.manual_seed(scramble(seed ^ rank))
+    draws = mixing_draws(config.mix, seed=seed, first=share.low, count=share.size)
+    if draws is not None:
+        draws = to_device(draws, device)
+    labels = widened(batch.labels)
     loss = torch.zeros(1, device=device)
-    starts = range(0, share.size, config.micro_batch)
-    for start in starts:
-        rows = slice(start, start + config.micro_batch)
-        pixels = normalise(batch.images[rows], config.images)
-        targets = make_targets(batch.labels[rows], config.model.num_classes)
-        readable = batch.labels[rows].ge(0).any(1)
-        pixels, targets = mix(pixels, targets, config.mix, seed=seed, first=share.low + start)
-        with state.accumulating(last=start == starts[-1]):
-            with torch.autocast(device.type, torch.bfloat16, config.precision == "bf16"):
-                logits = state.forward(pixels)
-            losses = loss_of(logits.float(), targets) * readable
-            micro_loss = losses.sum() * (world_size / config.global_batch)
-            micro_loss.backward()
-        loss += micro_loss.detach()
+    for rows in passes(share.size, config.micro_batch, mixes=draws is not None):
+        with state.accumulating(last=rows.stop == share.size):
+            mine = None if draws is None else draws[rows]
+            part = state.forward(batch.images[rows], labels[rows], mine)
+            part = part * (world_size / config.global_batch)
+            part.backward()
+        loss += part.detach()
     return loss
+
+
+def passes(images: int, limit: int, *, mixes: bool) -> list[slice]:
+    """The fewest passes of at most `limit` images, all of nearly the same size.
+
+    Their sizes differ by one image at most, or by one pair if neighbours are mixed, so that
+    `torch.compile`, which compiles for each size, makes two versions at most.
+    """
+    unit = 2 if mixes else 1
+    units = -(-images // unit)
+    count = -(-units // max(limit // unit, 1))
+    bounds = [min(unit * (units * number // count), images) for number in range(count + 1)]
+    return [slice(*ends) for ends in zip(bounds, bounds[1:], strict=False)]
+
+
+def widened(labels: Tensor) -> Tensor:
+    """Labels padded to a power of two: the width differs between batches, compiled shapes do not.
+
+    Only shards whose images have several labels have more than one column.
+    """
+    width = labels.shape[1]
+    return F.pad(labels, (0, (1 << (width - 1).bit_length()) - width), value=-1)

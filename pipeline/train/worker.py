@@ -5,11 +5,11 @@
 A worker computes its contiguous share of every global batch. DDP and FSDP average the gradients
 over the workers; the loss is weighted so that this average is the mean over the global batch, even
 if the shares differ in size. Step k depends on (settings, k) alone, so a restart repeats it
-exactly.
+exactly. The host waits for the device only before a record, an evaluation or a checkpoint.
 """
 
 import json
-import math
+import os
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +20,7 @@ import ray.train.torch
 import torch
 import torch.distributed
 from ray.actor import ActorHandle
+from torch._inductor import config as inductor
 
 from pipeline.data.order import RankShare
 from pipeline.evaluation.predict import evaluate_share
@@ -30,14 +31,14 @@ from pipeline.train.control import Control
 from pipeline.train.job import Job
 from pipeline.train.meter import Meter
 from pipeline.train.nodes import View
+from pipeline.train.outcomes import Outcomes
 from pipeline.train.preemption import watching_node
 from pipeline.train.report_queue import StopSignal
 from pipeline.train.start import agreed_checkpoint
 from pipeline.train.state import State
-from pipeline.train.step import backward
+from pipeline.train.step import take_step
 from pipeline.train.system_metrics import sampling
 from pipeline.train.watchdog import Watchdog, watching
-from vit.loss import make_loss
 from vit.optim import set_learning_rate
 
 # errors that another attempt would meet again: a missing file, a bad sample, a refused setting
@@ -79,60 +80,54 @@ def train(job: Job, queue: ActorHandle, watchdog: Watchdog, leaves: Callable[[],
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
+    if config.deterministic:
+        use_deterministic_kernels()
     share = RankShare.of(rank, world_size, config.global_batch)
     checkpoint = agreed_checkpoint(job, rank, context.get_local_rank())
     # decoding starts while the model is made
     feed = open_feed(config.data)
     batches = device_batches(job, feed, checkpoint.step if checkpoint else 0, device)
     nodes_workers = context.get_local_world_size()
-    state = State(config, device, checkpoint, nodes_workers, weights=job.weights)
-    loss_of = make_loss(config.loss, parents=job.parents, device=device)
+    state = State(
+        config, device, checkpoint, nodes_workers, weights=job.weights, parents=job.parents
+    )
     meter = Meter(config, total, world_size)
     writer = CheckpointWriter(job, queue, rank)
     signal = StopSignal(queue) if rank == 0 else None
     elastic = bool(config.min_workers)
     control = Control(signal, leaves, config.checkpoint_minutes, elastic=elastic)
+    outcomes = Outcomes(job, state, queue, control, world_size)
 
     for batch in meter.timed(batches):
         step = state.step + 1
-        watchdog.at(step, "forward and backward")
         rate, skips = job.learning_rate(state.step), job.interventions.skips(step)
-        loss = norm = torch.zeros(1, device=device)
-        if not skips:
-            set_learning_rate(state.optimizer, rate)
-            loss = backward(state, batch, share, loss_of, rank, world_size)
-            norm = state.clip()
-        # one reduction: all workers see the same loss, number of faults, and votes
-        flags = torch.tensor([len(batch.faults), *control.votes()], device=device)
-        sums = torch.cat([loss, flags])
-        watchdog.at(step, "all-reduce")
-        torch.distributed.all_reduce(sums)
-        # and one wait for the device
-        norm, loss, num_bad, *votes = torch.cat([norm.view(1), sums]).tolist()
-        loss /= world_size
-        control.decide(*votes)
-        check_faults(state, queue, batch.faults, int(num_bad))
+        set_learning_rate(state.optimizer, rate)
+        at, votes = partial(watchdog.at, step), control.votes()
+        sums = take_step(state, batch, share, rank, world_size, votes, at, skips=skips)
+        outcomes.add(step, sums, batch.faults)
         if config.audit:
             keep_keys(job, step, batch.keys, rank)
-        if skips:
-            state.skip()
-        else:
-            try:
-                check_finite(job, step, loss, norm)
-            except FloatingPointError:
-                writer.close()  # the run goes on from the checkpoint that is being written
-                raise
-            state.update()
-        writer.check()
 
         last = step == total
-        if (last or step % config.log_every == 0) and rank == 0 and not skips:
-            epoch = step * config.global_batch / job.train.samples
-            values = {"epoch": epoch, "workers": world_size, "train/loss": loss, "lr": rate}
-            queue.put.remote(meter.record(step, {**values, "grad_norm": norm}))
+        records = (last or step % config.log_every == 0) and not skips
         evaluates = last or step % config.eval_every == 0
         probes = bool(job.probes) and (last or step % config.probe.every == 0)
-        if evaluates or probes or control.due or step % config.checkpoint_every == 0:
+        saves = evaluates or probes or step % config.checkpoint_every == 0
+        try:
+            outcomes.read(but=0 if records or saves else 1)
+            if control.due:  # no checkpoint of a step that was not read
+                saves = True
+                outcomes.read()
+        except FloatingPointError:
+            writer.close()  # the run goes on from the checkpoint that is being written
+            raise
+        writer.check()
+        if records and rank == 0:
+            epoch = step * config.global_batch / job.train.samples
+            values = {"epoch": epoch, "workers": world_size, "train/loss": outcomes.loss}
+            values |= {"lr": rate, "grad_norm": outcomes.norm}
+            queue.put.remote(meter.record(step, values))
+        if saves:
             with meter.paused(evaluates=evaluates), state.averaged():
                 metrics = {}
                 if evaluates:
@@ -154,33 +149,18 @@ def train(job: Job, queue: ActorHandle, watchdog: Watchdog, leaves: Callable[[],
     writer.close()
 
 
-def check_faults(state: State, queue: ActorHandle, faults: list[str], num_bad: int) -> None:
-    """Count unreadable images; ValueError if there are more than the run allows."""
-    allowed = state.config.data.max_bad_samples
-    state.num_bad += num_bad
-    for fault in faults:
-        queue.say.remote(f"skipped: {fault}")
-    if state.num_bad > allowed:
-        raise ValueError(
-            f"{state.num_bad} images could not be read, data.max_bad_samples allows {allowed}: "
-            f"{'; '.join(faults) or 'named by another worker'}"
-        )
+def use_deterministic_kernels() -> None:
+    """Have PyTorch choose only kernels that give the same bits in every run.
 
-
-def check_finite(job: Job, step: int, loss: float, norm: float) -> None:
-    """Raise FloatingPointError, which names the shards, unless loss and gradient are finite."""
-    if math.isfinite(norm) and math.isfinite(loss):
-        return
-    batch = job.config.global_batch
-    rows = job.order.spans((step - 1) * batch, step * batch).slice
-    names = [job.train.shards[n][1].name for n in np.unique(job.train.slices.shard[rows])]
-    raise FloatingPointError(
-        f"loss {loss}, gradient norm {norm} in step {step}; nothing was updated. "
-        f"Samples came from {', '.join(names[:20])}{' ...' if len(names) > 20 else ''}. The last "
-        f"checkpoint is unchanged. The same command with --skip-steps {step}:{step} passes "
-        f"over this batch, with --lr-factors {step}:0.5 it lowers the rate; to go further back: "
-        f"python -m pipeline rollback {job.folder.location} --step N"
-    )
+    An operation that has none raises RuntimeError. Call it before the GPU is used.
+    """
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # or products split their sums at will
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing reads such memory
+    # these attentions add gradients in any order; flash attention has a deterministic kernel
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    inductor.deterministic = True  # or measurements choose the kernels, and their order of sums
 
 
 def keep_keys(job: Job, step: int, keys: np.ndarray, rank: int) -> None:

@@ -1,0 +1,246 @@
+"""What the processes of tests/test_pipeline_train_step.py do: steps, and the formulas they follow.
+
+The reference is float64, with nothing of the implementation but the model's forward pass.
+"""
+
+import copy
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+
+from pipeline.data.order import RankShare
+from pipeline.settings.config import TrainConfig
+from pipeline.train.batches import Batch
+from pipeline.train.state import State
+from pipeline.train.step import backward, take_step
+from support.splitmix import scramble
+from vit.batch import mixing_draws
+from vit.config import LossConfig, MixConfig, OptimConfig, ViTConfig
+from vit.optim import Ema, set_learning_rate
+
+BATCH, SIDE, CLASSES, LR = 20, 16, 7, 1e-3
+PARENTS = [-1, -1, 0, 0, 1, 2, 2]  # depths 0 0 1 1 1 2 2
+MEAN, STD = 0.5, 0.5
+CPU = torch.device("cpu")
+
+
+def config(loss="softmax", parallel="ddp", optimizer="adamw", **changes):
+    settings = {
+        "model": ViTConfig(
+            image_size=SIDE,
+            patch_size=8,
+            width=32,
+            depth=2,
+            mlp_width=64,
+            heads=2,
+            num_classes=CLASSES,
+        ),
+        "mix": MixConfig(mixup=0.4, cutmix=1.0),
+        "loss": LossConfig(name=loss),
+        # a large eps: the first update is not the sign of the gradient
+        "optim": OptimConfig(name=optimizer, lr=LR, ema=0.9, clip_norm=0.05, eps=1e-2),
+        "parallel": parallel,
+        "precision": "fp32",
+        "compile": False,
+        "micro_batch": 4,
+        "global_batch": BATCH,
+        "seed": 3,
+    }
+    return TrainConfig(**{**settings, **changes})
+
+
+def make(settings):
+    state = State(settings, CPU, None, dist.get_world_size(), parents=PARENTS)
+    with torch.no_grad():  # a head of zeros would hide the gradients of all else
+        torch.manual_seed(1)
+        for name, parameter in state.model.named_parameters():
+            if name == "head.weight":
+                values = torch.randn(CLASSES, parameter.shape[1])
+                if isinstance(parameter, DTensor):
+                    rows = dist.get_rank() * -(-CLASSES // dist.get_world_size())
+                    block = parameter.to_local()
+                    block.copy_(values[rows : rows + len(block)])
+                else:
+                    parameter.copy_(values)
+    state.ema = Ema(state.model, settings.optim.ema)
+    set_learning_rate(state.optimizer, LR)
+    return state
+
+
+def global_batch(step=0):
+    draw = torch.Generator().manual_seed(step)
+    images = torch.randint(0, 256, (BATCH, SIDE, SIDE, 3), dtype=torch.uint8, generator=draw)
+    labels = torch.randint(CLASSES, (BATCH, 3), generator=draw)
+    labels[::2, 1:] = -1  # half of the images have one label
+    labels[5] = -1  # could not be read
+    return images, labels
+
+
+def share():
+    return RankShare.of(dist.get_rank(), dist.get_world_size(), BATCH)
+
+
+def own_batch(step=0):
+    rows = slice(share().low, share().high)
+    images, labels = global_batch(step)
+    return Batch(images=images[rows], labels=labels[rows], keys=np.empty(0), faults=[])
+
+
+def step(state, number=0):
+    """The numbers of a step, on the device."""
+    votes, at = [0.0, 0.0, 0.0], lambda phase: None
+    world = dist.get_rank(), dist.get_world_size()
+    return take_step(state, own_batch(number), share(), *world, votes, at)
+
+
+def whole(tensor):
+    tensor = tensor.detach()
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).clone()
+
+
+def named(model, value=lambda p: p):
+    return {name: whole(value(p)) for name, p in model.named_parameters()}
+
+
+# ------------------------------------------------------------------ the formulas, in float64
+
+
+def softmax_loss(logits, target):
+    return -(target / target.sum() * logits.log_softmax(0)).sum()
+
+
+def sigmoid_loss(logits, target):
+    p = logits.sigmoid()
+    return -(target * p.log() + (1 - target) * (1 - p).log()).sum()
+
+
+def semantic_loss(logits, target):
+    """Levels {0, 1} and {2, 3, 4}; a label counts as its ancestor of the level."""
+    target = target / target.sum()
+    first = torch.stack([target[[0, 2, 3, 5, 6]].sum(), target[[1, 4]].sum()])
+    second = torch.stack([target[[2, 5, 6]].sum(), target[3], target[4]])
+    loss = -(first * logits[[0, 1]].log_softmax(0)).sum()
+    return loss - CLASSES / 5 * (second * logits[[2, 3, 4]].log_softmax(0)).sum()
+
+
+LOSSES = {"softmax": softmax_loss, "sigmoid": sigmoid_loss, "semantic": semantic_loss}
+
+
+def mixed(images, targets, draws):
+    """Pixel by pixel: the weight of the image itself, or none within the box."""
+    out, out_targets = images.clone(), targets.clone()
+    for i, (weight, top, bottom, left, right) in enumerate(draws.double().tolist()):
+        own = torch.full((SIDE, SIDE), weight, dtype=torch.float64)
+        if right > left:
+            own = torch.ones(SIDE, SIDE, dtype=torch.float64)
+            for y in range(SIDE):
+                for x in range(SIDE):
+                    within = top * SIDE < y + 0.5 < bottom * SIDE
+                    if within and left * SIDE < x + 0.5 < right * SIDE:
+                        own[y, x] = 0
+        out[i] = own * images[i] + (1 - own) * images[i ^ 1]
+        part = own.mean()
+        out_targets[i] = part * targets[i] + (1 - part) * targets[i ^ 1]
+    return out, out_targets
+
+
+def reference(model, settings):
+    """Loss and gradients of the first global batch."""
+    images, labels = global_batch()
+    model = copy.deepcopy(model).double()
+    pixels = ((images.double() / 255 - MEAN) / STD).permute(0, 3, 1, 2)
+    targets = torch.zeros(BATCH, CLASSES, dtype=torch.float64)
+    for row, numbers in zip(targets, labels.tolist(), strict=True):
+        row[[number for number in numbers if number >= 0]] = 1
+    seed = scramble(scramble(settings.seed) ^ 0)
+    draws = mixing_draws(settings.mix, seed=seed, first=0, count=BATCH)
+    pixels, targets = mixed(pixels, targets, draws)
+    losses = map(LOSSES[settings.loss.name], model(pixels), targets)
+    loss = sum(one for one, own in zip(losses, labels, strict=True) if own[0] >= 0) / BATCH
+    loss.backward()
+    return loss.item(), {name: p.grad for name, p in model.named_parameters()}
+
+
+def follows_the_formulas(loss, parallel, *, compiled=False):
+    """One step of all ranks: loss, gradients, clipping, AdamW and average."""
+    settings = config(loss, parallel, compile=compiled)
+    # the same initial weights, outside of any wrapper
+    plain = copy.deepcopy(make(config(loss)).model)
+    for p in plain.parameters():
+        p.grad = None
+    expected, gradients = reference(plain, settings)
+    close = partial(torch.testing.assert_close, rtol=1e-4, atol=2e-6)
+
+    state = make(settings)
+    world = dist.get_rank(), dist.get_world_size()
+    before = named(state.model)
+    for name, p in plain.named_parameters():
+        close(before[name], p.detach(), msg=name)
+    backward(state, own_batch(), share(), *world)
+    for name, found in named(state.model, lambda p: p.grad).items():
+        close(found.double(), gradients[name], msg=lambda text, name=name: f"{name}: {text}")
+
+    state = make(settings)
+    norm, total, bad, *_ = step(state).tolist()
+    close(total / world[1], expected, rtol=1e-5, atol=0)
+    expected_norm = sum(g.square().sum() for g in gradients.values()).sqrt().item()
+    close(norm, expected_norm, rtol=1e-5, atol=0)
+    assert bad == 0 and norm > settings.optim.clip_norm
+    decays = {p: g["weight_decay"] for g in state.optimizer.param_groups for p in g["params"]}
+    for name, p in state.model.named_parameters():
+        gradient = gradients[name] * settings.optim.clip_norm / norm
+        first = before[name].double()
+        update = gradient / (gradient.abs() + settings.optim.eps) + decays[p] * first
+        expected = first - LR * update
+        close(whole(p).double(), expected, rtol=1e-5, atol=1e-7, msg=name)
+        average = first + 0.9 * (expected - first)  # the first decay is 1 / 10
+        found = whole(state.ema.weights[name]).double()
+        close(found, average, rtol=1e-5, atol=1e-7, msg=name)
+
+
+def bfloat16(parallel):
+    """Loss and gradients of a step in bfloat16."""
+    state = make(config(parallel=parallel, precision="bf16"))
+    loss = backward(state, own_batch(), share(), dist.get_rank(), dist.get_world_size())
+    return loss, named(state.model, lambda p: p.grad)
+
+
+def ddp_and_fsdp_compute_the_same_bits():
+    (loss, gradients), (other, others) = bfloat16("ddp"), bfloat16("fsdp")
+    assert torch.equal(loss, other), (loss, other)
+    for name, gradient in gradients.items():
+        assert torch.equal(gradient, others[name]), name
+    state = make(config(precision="fp32"))
+    exact = backward(state, own_batch(), share(), dist.get_rank(), dist.get_world_size())
+    assert not torch.equal(loss, exact)  # it was bfloat16
+
+
+def join(rank, world, meet):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=world)
+
+
+def two(rank, meet):
+    """All checks on two ranks."""
+    join(rank, 2, meet)
+    for parallel in ("ddp", "fsdp"):
+        for loss in LOSSES:
+            follows_the_formulas(loss, parallel)
+    ddp_and_fsdp_compute_the_same_bits()
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def job():
+    """As much of a job as the message about a loss needs."""
+    shard = SimpleNamespace(name="train-00000.tar")
+    return SimpleNamespace(
+        config=config(),
+        order=SimpleNamespace(spans=lambda *ends: SimpleNamespace(slice=[0])),
+        train=SimpleNamespace(slices=SimpleNamespace(shard=np.zeros(1, int)), shards=[("", shard)]),
+        folder=SimpleNamespace(location="runs/run"),
+    )

@@ -1,0 +1,212 @@
+"""A training step: the plain formulas, on one process and on two, and no wait for the device."""
+
+import importlib.util
+import multiprocessing
+import os
+from collections import Counter
+
+import pytest
+import step_ranks
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch._inductor import config as inductor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pipeline.train.control import Control
+from pipeline.train.outcomes import Outcomes
+from pipeline.train.step import passes, widened
+from pipeline.train.worker import use_deterministic_kernels
+from vit.optim import parameter_groups, set_learning_rate
+
+
+@pytest.fixture
+def alone(tmp_path):
+    """A world of one process."""
+    step_ranks.join(0, 1, tmp_path / "meet")
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("images", "limit", "mixes", "sizes"),
+    [
+        (342, 256, True, [170, 172]),
+        (340, 256, True, [170, 170]),
+        (26, 14, True, [12, 14]),
+        (256, 256, True, [256]),
+        (2, 256, True, [2]),
+        (10, 3, False, [2, 3, 2, 3]),
+        (5, 1, False, [1] * 5),
+        (7, 256, False, [7]),
+    ],
+)
+def test_passes_have_nearly_the_same_size(images, limit, mixes, sizes):
+    rows = passes(images, limit, mixes=mixes)
+    assert [each.stop - each.start for each in rows] == sizes
+
+
+def test_no_pass_exceeds_the_limit_or_separates_a_pair():
+    for images in range(2, 200, 2):
+        for limit in range(2, 64, 2):
+            rows = passes(images, limit, mixes=True)
+            sizes = [each.stop - each.start for each in rows]
+            assert sum(sizes) == images and max(sizes) <= limit
+            assert len(sizes) == -(-images // limit)
+            assert max(sizes) - min(sizes) <= 2 and not any(each.start % 2 for each in rows)
+
+
+def test_the_width_of_labels_is_a_power_of_two():
+    assert [widened(torch.zeros(2, width)).shape[1] for width in (1, 2, 3, 5)] == [1, 2, 4, 8]
+    assert widened(torch.tensor([[4, 5, 6]])).tolist() == [[4, 5, 6, -1]]
+
+
+@pytest.mark.parametrize("loss", step_ranks.LOSSES)
+def test_a_step_follows_the_plain_formulas(alone, loss):
+    step_ranks.follows_the_formulas(loss, "ddp")
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("loss", step_ranks.LOSSES)
+def test_a_compiled_step_follows_the_plain_formulas(alone, loss, parallel):
+    step_ranks.follows_the_formulas(loss, parallel, compiled=True)
+
+
+def test_on_two_processes_ddp_and_fsdp_follow_the_formulas_and_compute_the_same_bits(tmp_path):
+    multiprocessing.set_forkserver_preload(["step_ranks"])
+    arguments = step_ranks.two, (str(tmp_path / "meet"),)
+    torch.multiprocessing.start_processes(*arguments, nprocs=2, start_method="forkserver")
+
+
+@pytest.fixture
+def deterministic(monkeypatch):
+    """Kernels that give the same bits, until the end of the test."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.setattr(inductor, "deterministic", False)
+    use_deterministic_kernels()
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.backends.cuda.enable_mem_efficient_sdp(True)
+    torch.backends.cuda.enable_cudnn_sdp(True)
+
+
+@pytest.mark.parametrize("loss", step_ranks.LOSSES)
+def test_each_operation_of_a_step_has_a_deterministic_kernel(alone, deterministic, loss):
+    assert torch.are_deterministic_algorithms_enabled() and inductor.deterministic
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    first, second = (step_ranks.make(step_ranks.config(loss)) for _ in range(2))
+    assert step_ranks.step(first).tolist() == step_ranks.step(second).tolist()
+    for name, value in values(first).items():
+        assert torch.equal(values(second)[name], value), name
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations for which the host would wait for a device."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts, self.all = Counter(), 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        options = options or {}
+        name, self.all = str(function), self.all + 1
+        moves = name.startswith("aten._to_copy") and options.get("device") is not None
+        moves |= name.startswith("aten.copy_") and arguments[0].device != arguments[1].device
+        if name.startswith(("aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero")) or (
+            moves and not options.get("non_blocking") and True not in arguments[2:]
+        ):
+            self.counts[name] += 1
+        return function(*arguments, **options)
+
+
+def outcomes_of(state):
+    control = Control(None, lambda: False, 1e9)
+    return Outcomes(step_ranks.job(), state, None, control, 1)
+
+
+def values(state):
+    """Weights, moments, counts of updates and averages."""
+    found = {f"model.{name}": value for name, value in step_ranks.named(state.model).items()}
+    found |= {f"ema.{name}": value.clone() for name, value in state.ema.weights.items()}
+    for number, tensors in enumerate(state.optimizer.state.values()):
+        for key, tensor in tensors.items():
+            if key != "step" or state.config.optim.name != "adamw8bit":  # the host counts these
+                dense = tensor.dequantize() if hasattr(tensor, "codes") else tensor
+                found[f"{number}.{key}"] = dense.clone()
+    return found
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_the_host_never_waits_for_the_device_in_ten_steps(alone, optimizer):
+    state = step_ranks.make(step_ranks.config(optimizer=optimizer))
+    outcomes = outcomes_of(state)
+    step_ranks.step(state)
+    with Waits() as waits:
+        for number in range(1, 11):
+            outcomes.add(number + 1, step_ranks.step(state, number), [])
+            outcomes.read(but=1)
+    assert waits.all > 1000
+    assert waits.counts == {}
+
+
+def test_the_count_of_waits_notices_them():
+    with Waits() as waits:
+        torch.ones(()).item()
+        torch.ones(3).nonzero()
+        torch.ones(2).to("meta")
+        torch.ones(2).to("meta", non_blocking=True)
+    assert sum(waits.counts.values()) == 3
+
+
+def without_a_kernel(state):
+    """Give a state an optimizer that knows neither clipping nor skipping."""
+    state.optimizer = torch.optim.AdamW(
+        parameter_groups(state.model, state.config.optim),
+        betas=state.config.optim.betas,
+        eps=state.config.optim.eps,
+    )
+    set_learning_rate(state.optimizer, step_ranks.LR)
+
+
+def test_an_optimizer_without_a_kernel_for_it_is_clipped_and_guarded_too(alone):
+    fused, plain = (step_ranks.make(step_ranks.config()) for _ in range(2))
+    without_a_kernel(plain)
+    for number in range(2):
+        step_ranks.step(fused, number)
+        step_ranks.step(plain, number)
+    expected = values(fused)
+    for name, value in values(plain).items():
+        torch.testing.assert_close(value, expected[name], msg=name)
+    before = values(plain)
+    plain.model.head.register_forward_hook(lambda module, given, logits: logits * torch.nan)
+    step_ranks.step(plain, 2)
+    assert all(torch.equal(value, before[name]) for name, value in values(plain).items())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "adamw8bit"])
+def test_a_loss_that_is_no_number_changes_nothing_and_is_told_one_step_later(alone, optimizer):
+    if optimizer == "adamw8bit" and not importlib.util.find_spec("torchao"):
+        pytest.skip("needs torchao")
+    with torch.compiler.set_stance("force_eager"):
+        state = step_ranks.make(step_ranks.config(optimizer=optimizer))
+        outcomes = outcomes_of(state)
+        poison = torch.tensor(1.0)
+        state.model.head.register_forward_hook(lambda module, given, logits: logits * poison)
+        for number in range(1, 4):
+            outcomes.add(number, step_ranks.step(state, number), [])
+            outcomes.read(but=1)
+        before = values(state)
+        poison.fill_(torch.nan)
+        outcomes.add(4, step_ranks.step(state, 4), [])
+        outcomes.read(but=1)  # of step 3
+        after = values(state)
+        assert len(before) > 60
+        for name, value in before.items():
+            assert torch.equal(after[name], value), name
+        poison.fill_(1.0)
+        outcomes.add(5, step_ranks.step(state, 5), [])
+        assert any(not torch.equal(value, after[name]) for name, value in values(state).items())
+        with pytest.raises(FloatingPointError, match=r"loss nan, gradient norm nan in step 4; "):
+            outcomes.read(but=1)
