@@ -70,7 +70,7 @@ class EvalModel:
         if path.suffix != ".npz" and config_file.is_file():
             images, model = as_published(json.loads(config_file.read_text()), model)
         loss = LossConfig()
-        return cls(path=path, model=model, images=images, loss=loss, precision="fp32", classes=None)
+        return cls(path=path, model=model, images=images, loss=loss, precision="tf32", classes=None)
 
     @classmethod
     def _of_run(cls, checkpoint: local.Checkpoint) -> "EvalModel":
