@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pipeline.train.control import Control
 from pipeline.train.outcomes import Outcomes
 from pipeline.train.step import widened
+from pipeline.train.transfer import to_device
 from pipeline.train.worker import use_deterministic_kernels
 from vit.optim import parameter_groups, set_learning_rate
 
@@ -130,6 +131,12 @@ def test_the_host_never_waits_for_the_device_in_ten_steps(alone, optimizer):
             outcomes.read(but=1)
     assert waits.all > 1000
     assert waits.counts == {}
+
+
+def test_numbers_go_to_a_device_in_the_background():
+    with Waits() as waits:
+        to_device(torch.ones(2), torch.device("meta"))
+    assert waits.all and waits.counts == {}
 
 
 @pytest.mark.gpu

@@ -6,6 +6,8 @@ Memory of a step = weights, gradients, moments and averages + what a pass keeps 
 The second part is counted per token, channel and block.
 """
 
+import math
+
 import torch
 import torch.distributed
 
@@ -85,7 +87,7 @@ def passes(images: int, most: int, limit: int, *, mixes: bool) -> list[slice]:
     of a smaller share may be empty.
     """
     unit = 2 if mixes else 1
-    units = -(-images // unit)
-    count = -(-(-(-most // unit)) // max(limit // unit, 1))
+    units = math.ceil(images / unit)
+    count = math.ceil(math.ceil(most / unit) / max(limit // unit, 1))
     bounds = [min(unit * (units * number // count), images) for number in range(count + 1)]
     return [slice(*ends) for ends in zip(bounds, bounds[1:], strict=False)]
