@@ -15,7 +15,7 @@ from namespaces import missing
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-STEPS, BATCH, EVERY = 300, 50, 10
+STEPS, BATCH, EVERY = 180, 50, 10
 TIMEOUT_S = 600
 DATA = f"s3://{BUCKET}/digits"
 # where a run lies, and its checkpoints in the store
