@@ -20,16 +20,18 @@ import pytest
 
 # modules that take minutes, the longest first: what comes last leaves the other process idle
 LONG = (
-    "test_two_hosts",
     "test_pipeline_exact",
+    "test_two_hosts",
     "test_launch_hosts",
     "test_pipeline_launch_jobs",
     "test_demo",
-    "test_tune_resume",
     "test_wheel",
+    "test_tune_resume",
     "test_pipeline_elastic",
-    "test_tune_search",
     "test_autoscaling",
+    "test_extending",
+    "test_tune_search",
+    "test_pipeline_evaluation",
 )
 
 
