@@ -12,7 +12,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.reader import SampleReader, View
 from vit.config import ImageConfig
 
-# the parts are shown by default: a killed worker, and other numbers of workers, in exact
+# the parts are shown by default: a killed worker in exact, other numbers of workers in the order
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 # far more than are needed: the run is stopped when it has two workers again
