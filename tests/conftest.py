@@ -18,13 +18,40 @@ os.environ |= {
 
 import pytest
 
+# modules that take minutes, the longest first: what comes last leaves the other process idle
+LONG = (
+    "test_pipeline_exact",
+    "test_two_hosts",
+    "test_launch_hosts",
+    "test_pipeline_launch_jobs",
+    "test_demo",
+    "test_wheel",
+    "test_tune_resume",
+    "test_pipeline_elastic",
+    "test_autoscaling",
+    "test_extending",
+    "test_tune_search",
+    "test_pipeline_evaluation",
+)
+
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Keep the tests of a module together that share an expensive fixture."""
+    """Keep tests together that share Ray or what was made with it; begin with the longest."""
     for item in items:
-        if {"ray", "server"} & set(item.keywords) or "ray_cluster" in item.fixturenames:
+        if shares(item):
             item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.module.__name__, len(LONG)))
+
+
+def shares(item):
+    """Whether a test has an expensive fixture in common with others of its module."""
+    if "ray_cluster" in item.fixturenames:
+        return True
+    found = item._fixtureinfo.name2fixturedefs.values()
+    made = any(fixture.scope == "module" for fixtures in found for fixture in fixtures)
+    return made and bool({"ray", "server"} & set(item.keywords))
 
 
 @pytest.fixture(scope="session")

@@ -271,6 +271,10 @@ RAY = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # a lost host is noticed in seconds
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
     # it would count the memory of all that runs on this machine, and kill for it
     "RAY_memory_monitor_refresh_ms": "0",
 }

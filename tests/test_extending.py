@@ -79,6 +79,7 @@ def test_a_search_knows_them(registered):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_run_trains_evaluates_records_and_reports_with_them(tmp_path):
     result = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path), json.dumps(CHANGES)],

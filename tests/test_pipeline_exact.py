@@ -4,7 +4,7 @@ import json
 import os
 import random
 import re
-import signal
+import shutil
 import subprocess
 import sys
 import time
@@ -26,12 +26,10 @@ from vit.config import ImageConfig, MixConfig, OptimConfig, ViTConfig
 pytestmark = pytest.mark.ray
 
 STEPS, BATCH = 80, 50
-# of the full matrix, which takes minutes
-MANY_STEPS, MANY_KILLS = 200, 10
 TIMEOUT_S = 300
 
 
-def config(name: str, runs: Path, digits: Path, steps: int = STEPS, **changes) -> TrainConfig:
+def config(name: str, runs: Path, digits: Path, **changes) -> TrainConfig:
     """A small run with augmentation, mixing, averaging and accumulation in use."""
     settings = {
         "name": name,
@@ -43,28 +41,28 @@ def config(name: str, runs: Path, digits: Path, steps: int = STEPS, **changes) -
         "images": ImageConfig(crop_area=(0.5, 1.0), flip=False),
         "mix": MixConfig(mixup=0.2),
         "optim": OptimConfig(lr=1e-3, warmup=20, warmup_unit="steps", ema=0.99),
-        "epochs": steps * BATCH / 1437,
+        "epochs": STEPS * BATCH / 1437,
         "global_batch": BATCH,
         "micro_batch": 14,
         "workers": 2,
         "precision": "fp32",
         "compile": False,
         "log_every": 10,
-        "eval_every": steps // 2,
+        "eval_every": STEPS // 2,
         "checkpoint_every": 10,
         "crops": "center",
         "audit": True,
         "record": RecordConfig(models="none"),
-        "max_restarts": MANY_KILLS,
+        "max_restarts": 10,
         **changes,
     }
     return TrainConfig(**settings)
 
 
-def keys(run: Path, steps: int = STEPS) -> list[list[str]]:
+def keys(run: Path) -> list[list[str]]:
     """Keys of every global batch, in order."""
     paths = sorted((run / "samples").glob("step-*"))
-    assert [path.name for path in paths] == [f"step-{n + 1:09d}.json" for n in range(steps)]
+    assert [path.name for path in paths] == [f"step-{n + 1:09d}.json" for n in range(STEPS)]
     return [json.loads(path.read_text()) for path in paths]
 
 
@@ -73,15 +71,15 @@ def losses(run: Path) -> dict[int, float]:
     return {r["step"]: r["train/loss"] for r in records if r["kind"] == "train"}
 
 
-def weights(run: Path, steps: int = STEPS) -> dict:
-    return load_file(run / "checkpoints" / f"step-{steps:09d}" / "model.safetensors")
+def weights(run: Path, step: int = STEPS) -> dict:
+    return load_file(run / "checkpoints" / f"step-{step:09d}" / "model.safetensors")
 
 
 @pytest.fixture(scope="module")
 def undisturbed(ray_cluster, digits, tmp_path_factory):
-    """Folder of a run with two workers that nothing interrupted."""
+    """Folder of a run with two workers that nothing interrupted, with all its checkpoints."""
     runs = tmp_path_factory.mktemp("exact")
-    fit(config("undisturbed", runs, digits))
+    fit(config("undisturbed", runs, digits, keep_checkpoints=100))
     return runs / "undisturbed"
 
 
@@ -105,30 +103,35 @@ def start(settings: TrainConfig) -> subprocess.Popen:
     )
 
 
+def is_worker(process: psutil.Process) -> bool:
+    """Whether a process is a training worker that runs."""
+    try:
+        return "RayTrainWorker" in str(process.cmdline())
+    except psutil.Error:  # it has ended
+        return False
+
+
 def kill(process: subprocess.Popen, victim: str, draw: random.Random) -> None:
     """SIGKILL a training worker, the driver, or the whole tree."""
     family = psutil.Process(process.pid).children(recursive=True)
-    workers = [
-        p for p in family if p.is_running() and "RayTrainWorker" in p.name() + str(p.cmdline())
-    ]
+    workers = list(filter(is_worker, family))
     if victim == "worker" and workers:
-        os.kill(draw.choice(workers).pid, signal.SIGKILL)
+        draw.choice(workers).kill()
         return
     process.kill()
     if victim == "tree":
         for member in family:
             member.kill()
     process.communicate()
-    psutil.wait_procs(family, timeout=30)
+    psutil.wait_procs(workers, timeout=30)  # not for Ray's agents, which stay for a minute
 
 
 def train_and_kill(settings: TrainConfig, victims: Sequence[str], draw: random.Random) -> Path:
     """Train to the end, and kill each victim at a random step on the way; folder of the run."""
     run = Path(settings.runs_dir) / settings.name
-    steps = settings.steps(1437)
     process = start(settings)
     for victim, moment in zip(
-        victims, sorted(draw.sample(range(5, steps - 5), len(victims))), strict=True
+        victims, sorted(draw.sample(range(5, STEPS - 5), len(victims))), strict=True
     ):
         reached = run / "samples" / f"step-{moment:09d}.json"
         deadline = time.monotonic() + TIMEOUT_S
@@ -145,12 +148,12 @@ def train_and_kill(settings: TrainConfig, victims: Sequence[str], draw: random.R
     return run
 
 
-def assert_the_same_run(run: Path, undisturbed: Path, steps: int = STEPS) -> None:
+def assert_the_same_run(run: Path, undisturbed: Path) -> None:
     """The same batches, the same records of the loss, the same weights to the bit."""
-    assert keys(run, steps) == keys(undisturbed, steps)
+    assert keys(run) == keys(undisturbed)
     assert losses(run) == losses(undisturbed)
-    expected = weights(undisturbed, steps)
-    assert all((tensor == expected[name]).all() for name, tensor in weights(run, steps).items())
+    expected = weights(undisturbed)
+    assert all((tensor == expected[name]).all() for name, tensor in weights(run).items())
 
 
 def assert_the_same_batches_and_losses(run: Path, undisturbed: Path) -> None:
@@ -161,21 +164,24 @@ def assert_the_same_batches_and_losses(run: Path, undisturbed: Path) -> None:
     assert len(expected) == STEPS // 10
 
 
-def test_killed_once_in_each_way_the_run_ends_with_the_same_bits(undisturbed, digits, tmp_path):
-    settings = config("killed", tmp_path, digits)
-    run = train_and_kill(settings, ("worker", "driver", "tree"), random.Random(7))
-    assert_the_same_run(run, undisturbed)
+def test_a_run_that_loses_a_worker_ends_with_the_same_bits(undisturbed, digits, tmp_path):
+    killed = []
+
+    def kill_one(record: dict) -> None:
+        if record["kind"] == "train" and record["step"] == STEPS // 2 and not killed:
+            killed.append(next(filter(is_worker, psutil.Process().children(recursive=True))))
+            killed[0].kill()
+
+    fit(config("killed", tmp_path, digits), on_record=kill_one)
+    assert killed
+    assert_the_same_run(tmp_path / "killed", undisturbed)
 
 
 @pytest.mark.slow
-def test_killed_at_ten_random_moments_the_run_ends_with_the_same_bits(
-    ray_cluster, digits, tmp_path
-):
-    fit(config("undisturbed", tmp_path, digits, MANY_STEPS))
-    settings = config("killed", tmp_path, digits, MANY_STEPS)
-    victims = [("worker", "driver", "tree")[number % 3] for number in range(MANY_KILLS)]
-    run = train_and_kill(settings, victims, random.Random(7))
-    assert_the_same_run(run, tmp_path / "undisturbed", MANY_STEPS)
+def test_killed_twice_in_each_way_the_run_ends_with_the_same_bits(undisturbed, digits, tmp_path):
+    settings = config("killed", tmp_path, digits)
+    run = train_and_kill(settings, ("worker", "driver", "tree") * 2, random.Random(8))
+    assert_the_same_run(run, undisturbed)
 
 
 def test_every_sample_is_consumed_exactly_once_in_an_epoch(undisturbed):
@@ -185,6 +191,7 @@ def test_every_sample_is_consumed_exactly_once_in_an_epoch(undisturbed):
         assert len(set(consumed[epoch * 1437 : (epoch + 1) * 1437])) == 1437
 
 
+@pytest.mark.slow
 def test_three_sharded_workers_and_then_one_see_the_same_batches_and_losses(
     undisturbed, digits, tmp_path
 ):
@@ -195,15 +202,6 @@ def test_three_sharded_workers_and_then_one_see_the_same_batches_and_losses(
     settings = config("other", tmp_path, digits, workers=3, parallel="fsdp")
     assert fit(settings, on_record=halfway) is None
     fit(config("other", tmp_path, digits, workers=1, parallel="ddp"))
-    assert_the_same_batches_and_losses(tmp_path / "other", undisturbed)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 3, 4])
-def test_other_numbers_of_workers_see_the_same_batches_and_losses(
-    undisturbed, digits, tmp_path, workers
-):
-    fit(config("other", tmp_path, digits, workers=workers))
     assert_the_same_batches_and_losses(tmp_path / "other", undisturbed)
 
 
@@ -256,30 +254,32 @@ def test_a_run_that_diverged_goes_on_from_its_checkpoint_to_the_same_bits(
 def test_a_finished_run_is_rolled_back_and_takes_the_same_course_again(
     undisturbed, digits, tmp_path
 ):
-    settings = config("back", tmp_path, digits, keep_checkpoints=100)
-    fit(settings)
-    run = tmp_path / "back"
+    shutil.copytree(undisturbed.parent, tmp_path / "runs")
+    run = tmp_path / "runs" / undisturbed.name
     roll_back(str(run), 50)
     assert not (run / "result.json").exists()
-    fit(settings)
-    assert keys(run) == keys(undisturbed)
+    assert [checkpoint.step for checkpoint in local.checkpoints(run / "checkpoints")][-1] == 50
+    fit(config(run.name, run.parent, digits, keep_checkpoints=100))
+    assert_the_same_run(run, undisturbed)
     assert [record["step"] for record, _ in read_records(run) if record["kind"] == "train"] == [
         *range(10, STEPS + 1, 10)
     ]
-    expected = weights(undisturbed)
-    assert all((tensor == expected[name]).all() for name, tensor in weights(run).items())
 
 
 @pytest.mark.slow
-def test_skipped_steps_have_their_batches_and_no_update(undisturbed, digits, tmp_path):
-    fit(config("skips", tmp_path, digits, skip_steps=("31:40",), keep_checkpoints=100))
+def test_four_workers_see_the_same_batches_and_skipped_steps_have_no_update(
+    undisturbed, digits, tmp_path
+):
+    changes = {"workers": 4, "skip_steps": ("31:40",), "keep_checkpoints": 100}
+    fit(config("skips", tmp_path, digits, **changes))
     run = tmp_path / "skips"
     assert keys(run) == keys(undisturbed)
-    before, after = (
-        load_file(run / f"checkpoints/step-{step:09d}/model.safetensors") for step in (30, 40)
-    )
-    assert all((tensor == before[name]).all() for name, tensor in after.items())
-    assert 40 not in losses(run)
+    before = weights(run, 30)
+    assert all((tensor == before[name]).all() for name, tensor in weights(run, 40).items())
+    found, expected = losses(run), losses(undisturbed)
+    assert 40 not in found
+    for step in (10, 20, 30):  # up to the order of additions in float32
+        assert found[step] == pytest.approx(expected[step], abs=1e-4)
 
 
 @pytest.mark.slow
@@ -293,9 +293,7 @@ def test_a_worker_that_hangs_is_named_and_the_run_ends_with_the_same_bits(
     while not reached.exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    family = psutil.Process(process.pid).children(recursive=True)
-    workers = [p for p in family if "RayTrainWorker" in p.name() + str(p.cmdline())]
-    os.kill(workers[0].pid, signal.SIGSTOP)
+    next(filter(is_worker, psutil.Process(process.pid).children(recursive=True))).suspend()
     output, _ = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, output
     assert re.search(r"rank \d on node .* is in step \d+, phase", output), output

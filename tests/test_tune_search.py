@@ -268,15 +268,14 @@ def fragile(config, *, on_record, trial):
 def test_failed_trials_are_tried_again_when_the_search_is_resumed(tmp_path, ray_cluster):
     from tune.search import run_search
 
-    job = plan_in(tmp_path, trials=2, seeds=1, stopper="none", evals=2)
+    job = plan_in(tmp_path, trials=1, seeds=1, stopper="none", evals=2)
     with pytest.raises(ValueError, match="no trial of search .* was completed"):
         run_search(job, fit=fragile)
-    entries = read_entries(job.dir / TRIALS)
-    assert [entry.status for entry in entries] == ["failed"] * 2
-    assert "disk full" in entries[0].reason
+    (entry,) = read_entries(job.dir / TRIALS)
+    assert entry.status == "failed" and "disk full" in entry.reason
     (job.dir / "room").touch()
     found = run_search(job, fit=fragile)
-    assert found.counts() == {DONE: 2}
+    assert found.counts() == {DONE: 1}
 
 
 def finished(config, *, on_record, trial):
@@ -289,9 +288,9 @@ def finished(config, *, on_record, trial):
 def test_a_run_that_had_finished_before_the_driver_died_is_a_result(tmp_path, ray_cluster):
     from tune.search import run_search
 
-    found = run_search(plan_in(tmp_path, trials=2, seeds=1), fit=finished)
-    assert found.counts() == {DONE: 2}
-    assert [entry.step for entry in found.entries] == [112, 112]
+    found = run_search(plan_in(tmp_path, trials=1, seeds=1), fit=finished)
+    assert found.counts() == {DONE: 1}
+    assert [entry.step for entry in found.entries] == [112]
     assert found.best.mean("val/top1") == 0.5
 
 

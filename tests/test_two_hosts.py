@@ -15,7 +15,7 @@ from namespaces import missing
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-STEPS, BATCH, EVERY = 300, 50, 10
+STEPS, BATCH, EVERY = 180, 50, 10
 TIMEOUT_S = 600
 DATA = f"s3://{BUCKET}/digits"
 # where a run lies, and its checkpoints in the store
@@ -151,9 +151,8 @@ def test_no_pixels_leave_their_node(hosts, undisturbed):
 VICTIMS = ("worker", "other host", "head", "worker", "other host", "new head")
 
 
-@pytest.mark.parametrize("victims", [(VICTIMS * 2)[:10]], ids=["ten"])
-def test_killed_at_ten_random_moments_the_run_ends_with_the_same_bits(hosts, undisturbed, victims):
-    kill_and_resume(hosts, "killed", victims, random.Random(7))
+def test_killed_at_six_random_moments_the_run_ends_with_the_same_bits(hosts, undisturbed):
+    kill_and_resume(hosts, "killed", VICTIMS, random.Random(7))
     model = f"{CHECKPOINTS}step-{STEPS:09d}/model.safetensors"
     expected = hosts.store.read(model.format(name=undisturbed))
     assert hosts.store.read(model.format(name="killed")) == expected

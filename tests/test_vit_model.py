@@ -386,6 +386,7 @@ def test_compiles_without_graph_breaks(settings):
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.compile
 def test_inductor_computes_what_eager_computes():
     torch._dynamo.reset()
     model = trained(ViTConfig(**{**TINY, "depth": 1}))
