@@ -99,8 +99,9 @@ class ImageConfig(AugmentConfig):
     changes the aspect ratio."""
     crop_pct: float = 0.875
     """Share of the resized side that the evaluation crop covers (224 of 256)."""
-    eval_interpolation: Literal["area", "bilinear", "bicubic"] = "area"
-    """Area as in big_vision, or Pillow's antialiased bilinear or bicubic as in timm."""
+    eval_interpolation: Literal["area", "linear", "bilinear", "bicubic"] = "area"
+    """Area as in big_vision, linear (bilinear without antialiasing) as in vision_transformer, or
+    Pillow's antialiased bilinear or bicubic as in timm."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     """Subtracted from pixels in [0, 1], per channel."""
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
