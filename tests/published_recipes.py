@@ -78,7 +78,14 @@ RUNNING = {
     *("probe.data", "probe.train_split", "probe.eval_split", "probe.every", "probe.shots"),
     *("probe.seeds", "probe.neighbours", "probe.temperature", "record.models", "record.register"),
     *("record.system_every_s", "record.price_per_hour", "micro_batch", "parallel", "compile"),
-    *("deterministic", "log_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints"),
+    *(
+        "cuda_graphs",
+        "deterministic",
+        "log_every",
+        "checkpoint_every",
+        "checkpoint_minutes",
+        "keep_checkpoints",
+    ),
     *("audit", "max_restarts", "hang_minutes"),
 }
 
@@ -175,6 +182,7 @@ PLAIN = {
     "init_positions": "bilinear",
     "global_batch": 4096,
     "precision": "bf16",
+    "residual": "fp32",
     "seed": 0,
     "skip_steps": [],
     "lr_factors": [],

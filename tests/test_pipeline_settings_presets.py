@@ -10,6 +10,7 @@ from PIL import Image
 
 from pipeline.settings.budget import Budget
 from pipeline.settings.presets import PRESETS
+from pipeline.settings.recipes import augreg
 from vit.draws import Draws
 from vit.images import train_crop
 from vit.model import ViT
@@ -81,10 +82,17 @@ def test_augreg_reaches_what_the_paper_has_for_its_settings(name):
     else:
         assert (preset.size, epochs) == ("B/32", 300)  # table 6
         assert preset.expected.startswith("47.7 % on ImageNet-21k")
+    assert (preset.checkpoint is None) == (epochs == 30)
     at224, at384 = published.AUGREG_TABLE_3[preset.size][epochs]
     assert f"{at224} % at 224" in preset.expected and f"{at384} % at 384" in preset.expected
     assert (config.global_batch, config.loss.name, config.model.head_bias) == (4096, "sigmoid", -10)
     assert (config.optim.warmup, config.optim.warmup_unit) == (10_000, "steps")
+
+
+def test_augregs_augmentations_have_the_names_of_its_files():
+    named = augreg.AUGMENTATIONS.items()
+    found = {name: (layers, m if layers else None, mixup) for name, (layers, m, mixup) in named}
+    assert found == published.AUGREG_SETTINGS
 
 
 @pytest.mark.parametrize("size", published.AUGREG_TABLE_3)

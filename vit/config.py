@@ -162,8 +162,7 @@ class OptimConfig(Settings):
     """Optimizer and learning-rate schedule."""
 
     name: str = setting("adamw", choices=lambda: OPTIMIZERS, common=True)
-    """AdamW, AdamW with 8-bit moments (needs the extra "quant"), LAMB as DeiT III trains, or
-    momentum SGD."""
+    """AdamW, AdamW with 8-bit moments (needs the extra "quant"), LAMB, or momentum SGD."""
     lr: float = setting(1e-3, common=True)
     """Peak learning rate."""
     weight_decay: float = setting(0.1, common=True)

@@ -24,10 +24,10 @@ PUBLISHED = {
 }
 # crop and augmentations, image size, shorter side in the shards, images/s that one core of an AMD
 # EPYC decodes and augments (2026-11); for 512 pixels scaled by the ratio of synthetic JPEGs of 512
-# and of 256. The last six are those of the plain crop times a ratio that was measured in one process,
-# in turn, in CPU time, over pieces of scikit-learn's photographs (2026-11-27): 0.231, 0.376 and 0.582
-# at 224, and 0.242, 0.392 and 0.570 at 384, where RandAugment had 0.618 and 0.694. A rectangle was
-# erased in a quarter of the views.
+# and of 256. The last six are those of the plain crop times a ratio: CPU time over pieces of
+# scikit-learn's photographs, measured in turn in one process (2026-11-27), with 0.231, 0.376 and
+# 0.582 at 224, and 0.242, 0.392 and 0.570 at 384, where RandAugment had 0.618 and 0.694. In a
+# quarter of the views a rectangle was erased.
 CORE_RATES = (
     ("inception crop", 224, 256, 1448),
     ("inception crop, RandAugment", 224, 256, 792),

@@ -50,7 +50,7 @@ class Preset:
     checkpoint: str | None = None
     """Released checkpoint with the same settings, if any."""
     departs: tuple[str, ...] = ()
-    """What differs from the source, because no setting of this project says it."""
+    """What differs from the source: what no setting of this project says, and the data."""
     measured: str = "not yet"
     """Accuracy measured with this project."""
 
