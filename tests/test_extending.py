@@ -66,7 +66,7 @@ def test_settings_plan_and_help_know_them(registered, capsys):
     with pytest.raises(SystemExit):
         main(["train", "demo", "--help-all"])
     shown = capsys.readouterr().out
-    assert "adamw,adamw8bit,sgd,rmsprop" in shown and "semantic,squared" in shown
+    assert "adamw,adamw8bit,lamb,sgd,rmsprop" in shown and "semantic,squared" in shown
 
 
 def test_a_search_knows_them(registered):

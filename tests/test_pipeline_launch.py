@@ -184,7 +184,7 @@ def test_a_dry_run_says_what_would_happen_and_what_it_would_cost(pipeline):
     # token alone; forward and backward are three times forward
     mfu = int(re.search(r"at (\d+)% of the peak of H100", said)[1]) / 100
     assert 0.15 < mfu < 0.3  # as published for S/16 on one H100: 0.22
-    hours = 30 * 13_153_500 * 3 * 2 * 4.608e9 / (16 * 989e12 * mfu) / 3600
+    hours = 30 * 12_195_150 * 3 * 2 * 4.608e9 / (16 * 989e12 * mfu) / 3600
     hour = prices["head"] + 2 * prices["gpu"]
     total = float(said.split("an hour, $")[1].split()[0].replace(",", ""))
     assert total == pytest.approx(hour * hours, rel=0.1)

@@ -85,7 +85,7 @@ WRONG = {
     "device": ("GPU", "one of auto, gpu, cpu; did you mean 'gpu'"),
     "parallel": ("DDP", "one of ddp, fsdp, hsdp; did you mean 'ddp'"),
     "precision": ("BF16", "one of bf16, fp32; did you mean 'bf16'"),
-    "optim.name": ("AdamW", "one of adamw, adamw8bit, sgd; did you mean 'adamw'"),
+    "optim.name": ("AdamW", "one of adamw, adamw8bit, lamb, sgd; did you mean 'adamw'"),
     "loss.name": ("sigmod", "one of softmax, sigmoid, semantic; did you mean 'sigmoid'"),
     "optim.lr": ("0.1x", "must be a number"),
     "epochs": ("many", "must be a number"),

@@ -34,15 +34,17 @@ def test_so400m_has_the_parameters_of_siglip():
 def test_figures_are_those_worked_by_hand(tmp_path):
     config = find_preset("in21k-b16-30ep").replace({"data.dir": str(tmp_path / "in21k")})
     budget = Budget(config, gpu="H100", mfu=0.5)
-    assert budget.steps == 96_339  # 30 * 13,153,500 / 4,096 = 96,339.1
+    # 50 images of each of the 19,167 classes of winter21 are held out of 13,153,500
+    assert budget.samples == 12_195_150 == 13_153_500 - 50 * 19_167
+    assert budget.steps == 89_320  # 30 * 12,195,150 / 4,096 = 89,319.95
     # 17.56 GMAC an image with its attention and 1,000 classes, as published; the last block makes
     # one of its 197 tokens after the keys and values; the head has 19,167 classes
     saved = 196 * (768**2 + 2 * 768 * 3072) + 2 * 196 * 197 * 768
     per_image = 3 * 2 * (17.56e9 - saved + (19_167 - 1000) * 768)
-    assert budget.flops == pytest.approx(per_image * 96_339 * 4096, rel=2e-3)
+    assert budget.flops == pytest.approx(per_image * 89_320 * 4096, rel=2e-3)
     assert budget.train_s == pytest.approx(budget.flops / (8 * 989e12 * 0.5))
     # centre crops every 5,000 steps and at the end, where ten crops follow, at a third of a step
-    views = 958_350 * (20 + 1 + 10)
+    views = 958_350 * (18 + 1 + 10)
     per_image = budget.train_s / budget.images
     assert budget.seconds == pytest.approx(budget.train_s + views * per_image / 3 + START_S)
     assert "as published" in str(budget)
@@ -98,6 +100,29 @@ def test_time_is_estimated_by_model_and_gpu():
 def test_decoding_depends_on_the_augmentation_and_the_size(settings, rate):
     config = find_preset("in21k-s16-30ep").replace({"data.dir": "in21k", **settings})
     assert core_rate(config)[0] == rate
+
+
+@pytest.mark.parametrize(
+    ("preset", "kind", "ratio", "at384"),
+    # CPU time of a view, plain to this kind, in one process in turn
+    [
+        ("in21k-s16-deit3", "simple crop, 3-Augment, colour jitter", 0.231, 0.242),
+        ("in21kp-b16-miil", "squash crop, Cutout, RandAugment", 0.376, 0.392),
+    ],
+)
+def test_each_recipe_has_the_rate_of_its_own_augmentations(preset, kind, ratio, at384):
+    config = find_preset(preset)
+    config = config.replace({"data.dir": config.data.dir.removeprefix("data/")})
+    rate, condition = core_rate(config)
+    assert rate == round(1448 * ratio) and f"with {kind}, from" in condition
+    assert core_rate(config.replace({"model.image_size": 384}))[0] == round(370 * at384)
+
+
+def test_a_rate_of_augmentations_that_was_not_measured_is_not_told():
+    settings = {"data.dir": "in21k", "images.color_jitter": 0.4, "images.random_erasing": 0.1}
+    shown = str(Budget(find_preset("in21k-s16-30ep").replace(settings), gpu="H100"))
+    assert "not measured with inception crop, colour jitter, random erasing" in shown
+    assert "a core decodes about" not in shown
 
 
 def test_decoding_depends_on_the_images_in_the_shards(tmp_path):

@@ -327,6 +327,8 @@ def test_both_forms_of_the_patch_embedding_are_the_convolution():
 def test_stochastic_depth_grows_linearly_drops_whole_images_and_keeps_the_mean():
     model = ViT(ViTConfig(**{**TINY, "depth": 5}, drop_path=0.4))
     assert [b.drop_path for b in model.blocks] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+    model = ViT(ViTConfig(**{**TINY, "depth": 5}, drop_path=0.4, drop_path_rates="constant"))
+    assert [b.drop_path for b in model.blocks] == [0.4] * 5
     block = model.blocks[4].train()
     torch.manual_seed(0)
     out = block.skip(torch.ones(20_000, 2, 3))

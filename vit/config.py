@@ -99,8 +99,9 @@ class ImageConfig(AugmentConfig):
     changes the aspect ratio."""
     crop_pct: float = 0.875
     """Share of the resized side that the evaluation crop covers (224 of 256)."""
-    eval_interpolation: Literal["area", "bilinear", "bicubic"] = "area"
-    """Area as in big_vision, or Pillow's antialiased bilinear or bicubic as in timm."""
+    eval_interpolation: Literal["area", "linear", "bilinear", "bicubic"] = "area"
+    """Area as in big_vision, linear (bilinear without antialiasing) as in vision_transformer, or
+    Pillow's antialiased bilinear or bicubic as in timm."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     """Subtracted from pixels in [0, 1], per channel."""
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -161,7 +162,7 @@ class OptimConfig(Settings):
     """Optimizer and learning-rate schedule."""
 
     name: str = setting("adamw", choices=lambda: OPTIMIZERS, common=True)
-    """AdamW, AdamW with 8-bit moments (needs the extra "quant"), or momentum SGD."""
+    """AdamW, AdamW with 8-bit moments (needs the extra "quant"), LAMB, or momentum SGD."""
     lr: float = setting(1e-3, common=True)
     """Peak learning rate."""
     weight_decay: float = setting(0.1, common=True)
@@ -170,9 +171,9 @@ class OptimConfig(Settings):
     """True: each step removes lr x weight_decay, as in PyTorch and the papers. False: each step
     removes weight_decay x (lr / peak lr), as in big_vision, whose 1e-4 is 0.1 here at lr 1e-3."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW: decay rates of the two moments."""
+    """AdamW and LAMB: decay rates of the two moments."""
     eps: float = 1e-8
-    """AdamW: term added to the root of the second moment."""
+    """AdamW and LAMB: term added to the root of the second moment."""
     momentum: float = 0.9
     """SGD: momentum."""
     clip_norm: float | None = 1.0
@@ -223,5 +224,5 @@ class OptimConfig(Settings):
                 yield name, "must be below 1 as a fraction of the run"
         decoupled = OPTIMIZERS[self.name].decoupled_decay
         if self.weight_decay and not self.decay_scaled_by_lr and not decoupled:
-            rule = f"must be true for {self.name}, which adds the decay to the gradient"
+            rule = f"must be true for {self.name}, in which decay is no step of its own"
             yield "decay_scaled_by_lr", f"{rule}; set it to true, or weight_decay to 0"

@@ -184,6 +184,8 @@ class ViT(nn.Module):
             self.register_buffer("pos_embed", positions)
         self.drop = nn.Dropout(config.dropout)
         rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
+        if config.drop_path_rates == "constant":
+            rates = [config.drop_path] * config.depth
         self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
         norm = nn.LayerNorm(width, eps=config.norm_eps)
         self.norm, self.fc_norm = (nn.Identity(), norm) if config.fc_norm else (norm, nn.Identity())

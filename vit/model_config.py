@@ -55,7 +55,10 @@ class ModelConfig(Settings):
     dropout: float = 0.0
     """Dropout after the position embedding and after each dense layer except q, k and v."""
     drop_path: float = 0.0
-    """Stochastic depth of the last block; the rate grows linearly from 0 at the first."""
+    """Stochastic depth: share of the images that skip a branch of the last block."""
+    drop_path_rates: Literal["linear", "constant"] = "linear"
+    """Stochastic depth of the other blocks: growing linearly from 0 at the first, or the same in
+    all as in DeiT III."""
     head_bias: float = 0.0
     """Initial bias of the head; about -ln K (-10 for 21k classes) suits the sigmoid loss."""
     checkpoint_blocks: bool = False

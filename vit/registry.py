@@ -37,7 +37,7 @@ class OptimizerKind:
     state_bytes: int
     """Bytes of optimizer state per parameter."""
     decoupled_decay: bool = True
-    """Whether weight decay bypasses the gradient, and so can be independent of the peak rate."""
+    """Whether weight decay is a step of its own, and so can be independent of the peak rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +75,7 @@ LOSSES = {
 OPTIMIZERS = {
     "adamw": OptimizerKind(function="vit.optim:adamw", state_bytes=8),
     "adamw8bit": OptimizerKind(function="vit.optim:adamw8bit", state_bytes=2),
+    "lamb": OptimizerKind(function="vit.lamb:lamb", state_bytes=8, decoupled_decay=False),
     "sgd": OptimizerKind(function="vit.optim:sgd", state_bytes=4, decoupled_decay=False),
 }
 

@@ -22,6 +22,7 @@ ROWS = (
     project.warmup30(),
     *(vit_paper.pretraining(*row) for row in vit_paper.ROWS),
     *(deit3.pretraining(*row) for row in deit3.ROWS),
+    miil.START,
     miil.IN21KP_B16,
     project.IN1K_S32_300EP,
     *(big_vision.baseline(*row) for row in big_vision.BASELINES),

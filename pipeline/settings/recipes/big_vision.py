@@ -1,7 +1,7 @@
 """big_vision's configs for ImageNet-1k, of google-research/big_vision."""
 
-from pipeline.settings.recipes.google_finetuning import DEPARTS, sgd_finetuning
-from pipeline.settings.recipes.preset import IN1K, Preset, run
+from pipeline.settings.recipes.google_finetuning import MOMENTUM, sgd_finetuning
+from pipeline.settings.recipes.preset import ALL_IMAGES, FIRST_MOMENT, IN1K, PAIRS, Preset, run
 from vit.config import ImageConfig, LossConfig, MixConfig, OptimConfig, ViTConfig
 
 # Better plain ViT baselines, S/16 on ImageNet-1k: epochs, %
@@ -16,7 +16,7 @@ def baseline(epochs: int, accuracy: str) -> Preset:
         expected=f"{accuracy} % on ImageNet-1k",
         size="S/16",
         checkpoint=f"big_vision/vit_s16_i1k_{epochs}ep.npz",
-        departs=("trains on all images, not on 99 % of them",),
+        departs=(ALL_IMAGES, FIRST_MOMENT, PAIRS),
         config=run(
             f"in1k-s16-{epochs}ep",
             IN1K,
@@ -39,7 +39,7 @@ IN1K_B16_300EP = Preset(
     expected="81 % on 1 % of the training images, held out (figure 4)",
     size="B/16",
     checkpoint="B_16-i1k-300ep-lr_0.001-aug_medium2-wd_0.1-do_0.0-sd_0.0.npz",
-    departs=("trains on all images, not on 99 % of them",),
+    departs=(ALL_IMAGES, FIRST_MOMENT, PAIRS),
     config=run(
         "in1k-b16-300ep",
         IN1K,
@@ -49,7 +49,7 @@ IN1K_B16_300EP = Preset(
         loss=LossConfig(name="sigmoid"),
         optim=OptimConfig(lr=1e-3, weight_decay=0.1, warmup=10_000, warmup_unit="steps"),
         epochs=300,
-        eval_every=1000,
+        eval_every=2500,
     ),
 )
 
@@ -59,7 +59,7 @@ TRANSFER_B32 = sgd_finetuning(
     source="big_vision's transfer.py, model vit-i21k-augreg-b/32",
     expected="83.27 % on ImageNet-1k, from 83.22 to 83.33 in 5 runs",
     size="B/32",
-    departs=(DEPARTS[0], DEPARTS[2]),
+    departs=(ALL_IMAGES, MOMENTUM),
     images=ImageConfig(crop_pct=384 / 448),
     lr=0.03,
 )

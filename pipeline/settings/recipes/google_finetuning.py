@@ -3,15 +3,12 @@
 from typing import Any
 
 from pipeline.settings.budget import PUBLISHED
-from pipeline.settings.recipes.preset import IN1K, Preset, run
+from pipeline.settings.recipes.preset import ALL_IMAGES, IN1K, Preset, run
 from vit.config import ImageConfig, OptimConfig, ViTConfig
 
-SQUASH = {"eval_resize": "squash", "crop_pct": 1.0, "eval_interpolation": "bilinear"}
-DEPARTS = (
-    "trains on all images, not on 99 % of them",
-    "evaluation resizes with antialiasing",
-    "the momentum is float32, not bfloat16",
-)
+SQUASH = {"eval_resize": "squash", "crop_pct": 1.0, "eval_interpolation": "linear"}
+MOMENTUM = "the momentum is float32, not bfloat16"
+DEPARTS = (ALL_IMAGES, "resized pixels are rounded down to whole numbers", MOMENTUM)
 
 
 def sgd_finetuning(

@@ -9,7 +9,19 @@ from pipeline.settings.config import DataConfig, TrainConfig
 from pipeline.settings.upsampling import needs
 
 IN21K, IN21K_P, IN1K = "data/in21k", "data/in21k-p", "data/in1k"
+# departures that several sources share
 FULL_SIZE = "shards have images of 256 pixels unless they are built otherwise, not of full size"
+GOOGLE_21K = (
+    "trains on 12,195,150 images of winter21's 19,167 classes, one class each; Google's 21,843 "
+    "classes of fall11 have 14.2 million files, 12.4 million with duplicates merged, some of "
+    "several classes (google-research/vision_transformer/issues/28)"
+)
+ALL_IMAGES = "trains on all images, not on 99 % of them"
+FIRST_MOMENT = "the first moment is float32, not bfloat16"
+PAIRS = (
+    "mixup draws a weight for each pair of neighbours; big_vision draws one for the images of a "
+    "device and mixes each with the next"
+)
 # training images/s of one RTX 3090 at 224 and at 384 pixels: timm,
 # results/benchmark-train-amp-nhwc-pt112-cu113-rtx3090.csv
 RTX_3090 = {
@@ -38,7 +50,7 @@ class Preset:
     checkpoint: str | None = None
     """Released checkpoint with the same settings, if any."""
     departs: tuple[str, ...] = ()
-    """What differs from the source, because no setting of this project says it."""
+    """What differs from the source: what no setting of this project says, and the data."""
     measured: str = "not yet"
     """Accuracy measured with this project."""
 

@@ -1,7 +1,7 @@
 """Recipes of this project: the demo, and its first run."""
 
 from pipeline.settings.config import DataConfig, TrainConfig
-from pipeline.settings.recipes.augreg import pretraining
+from pipeline.settings.recipes.augreg import ROWS, pretraining
 from pipeline.settings.recipes.preset import FULL_SIZE, IN1K, Preset, run
 from vit.config import ImageConfig, OptimConfig, ViTConfig
 
@@ -52,7 +52,8 @@ IN1K_S32_300EP = Preset(
 
 def warmup30() -> Preset:
     """The first run of this project on ImageNet-21k: 30 of 300 epochs are warm-up."""
-    recipe = pretraining("S/32", 300, "none", 0.1, "43", "73.47", "79.58").config
+    (row,) = (row for row in ROWS if row[:2] == ("S/32", 300))
+    recipe = pretraining(*row).config
     name = "in21k-s32-300ep-warmup30"
     warmup = {"optim.warmup": 30, "optim.warmup_unit": "epochs"}
     return Preset(

@@ -1,7 +1,7 @@
 """The first ViT paper: Dosovitskiy et al., arXiv 2010.11929."""
 
 from pipeline.settings.recipes.google_finetuning import DEPARTS, SQUASH, sgd_finetuning
-from pipeline.settings.recipes.preset import FULL_SIZE, IN21K, Preset, run, short
+from pipeline.settings.recipes.preset import FULL_SIZE, GOOGLE_21K, IN21K, Preset, run, short
 from vit.config import ImageConfig, LossConfig, OptimConfig, ViTConfig
 
 # size, % on ImageNet-21k (the authors, google-research/vision_transformer/issues/62), % fine-tuned
@@ -22,7 +22,7 @@ def pretraining(size: str, in21k: str, at384: str, dropout: float, readme: str) 
         expected=f"{in21k} % on ImageNet-21k; {at384} % fine-tuned on ImageNet-1k at 384 (table 5)",
         size=size,
         checkpoint=f"imagenet21k/ViT-{size.replace('/', '_')}.npz (its head is zero)",
-        departs=(FULL_SIZE,),
+        departs=(FULL_SIZE, GOOGLE_21K),
         config=run(
             f"in21k-{short(size)}-paper",
             IN21K,
