@@ -222,7 +222,7 @@ def parse() -> argparse.Namespace:
     add("--rounds", type=int, default=5, help="rounds; the fastest counts")
     add("--classes", type=int, default=21_843, help="classes of the head")
     add("--image-size", type=int, default=224, help="side of the images")
-    add("--optimizer", default="adamw", help="adamw, adamw8bit or sgd")
+    add("--optimizer", default="adamw", help="adamw, adamw8bit, lamb or sgd")
     add("--threads", type=int, default=1, help="CPU threads")
     add("--json", help="file for the rows as JSON")
     parser.add_argument("--no-timm", action="store_true", help="leave timm out")
