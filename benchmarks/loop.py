@@ -2,8 +2,9 @@
 
     python benchmarks/loop.py [--rounds 3] [--size S/32]
 
-bare: forward, loss, backward, clip and step on one batch that lies on the device. loop: the same
-model, batch size and device through pipeline.run, with Ray, the stream, the record and checkpoints.
+bare: the worker's step (`pipeline.train.step.take_step`) on one batch that lies on the device.
+loop: the same model, batch size and device through pipeline.run, with Ray, the stream, the record
+and checkpoints.
 The two run in turn, each in a process of its own with the same number of threads; the ratio is the
 median of the ratios within a round.
 """
@@ -17,16 +18,18 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
+import torch.distributed
 
 from pipeline.data.digits import made
+from pipeline.data.order import RankShare
 from pipeline.run import fit
 from pipeline.settings.config import DIGITS, DataConfig, TrainConfig
-from vit.batch import normalise
+from pipeline.train.batches import Batch
+from pipeline.train.state import State
+from pipeline.train.step import take_step
 from vit.config import OptimConfig, ViTConfig
-from vit.loss import make_loss, make_targets
-from vit.model import ViT
-from vit.optim import make_optimizer
 
 CLASSES = 10
 
@@ -57,24 +60,27 @@ def bare(config: TrainConfig, steps: int) -> float:
     """Images per second of the step alone, after a quarter of warm-up."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(1)
-    model = ViT(config.model).to(device)
-    forward = torch.compile(model) if config.compile else model
-    optimizer, loss_of = make_optimizer(model, config.optim), make_loss(config.loss)
-    side = config.model.image_size
-    images = torch.randint(0, 256, (config.global_batch, side, side, 3), dtype=torch.uint8)
-    images, labels = images.to(device), torch.randint(0, CLASSES, (len(images), 1)).to(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    meet = f"file://{config.runs_dir}/meet"
+    torch.distributed.init_process_group(backend, init_method=meet, rank=0, world_size=1)
+    state, count, side = (
+        State(config, device, None, 1),
+        config.global_batch,
+        config.model.image_size,
+    )
+    batch = Batch(
+        images=torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8, device=device),
+        labels=torch.randint(0, CLASSES, (count, 1), device=device),
+        keys=np.empty(0),
+        faults=[],
+    )
+    share = RankShare.of(0, 1, count)
     for step in range(steps):
         if step == steps // 4:
             begin = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, config.precision == "bf16"):
-            logits = forward(normalise(images, config.images))
-        loss = loss_of(logits.float(), make_targets(labels, CLASSES)).mean()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        norm.item()  # the check for finite gradients waits for the device as well
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return (steps - steps // 4) * config.global_batch / (time.perf_counter() - begin)
+        sums = take_step(state, batch, share, 0, 1, (0.0, 0.0, 0.0), lambda phase: None)
+    sums.tolist()  # waits for the device
+    return (steps - steps // 4) * count / (time.perf_counter() - begin)
 
 
 def loop(config: TrainConfig) -> dict[str, float]:

@@ -1,52 +1,54 @@
 """Speed of one training step without Ray: images/s, model FLOP utilisation and memory.
 
     python benchmarks/train_step.py [--models S/32 B/16] [--modes eager compiled] [--batch 256]
+    torchrun --nproc-per-node 8 benchmarks/train_step.py ...     # with DDP
 
-Times the step of a worker, in one process with DDP: uint8 images -> `Objective` (normalise, mixup,
-model, loss of 21,843 classes; compiled as a whole) -> backward -> norm -> clip and optimizer step,
-guarded, of our model and, where timm imports, of timm's in the same objective. The variants take
-turns in rounds, and each keeps its fastest round, so that a neighbour's load hits all of them
-alike. On a GPU bfloat16 autocast and wall time; on a CPU float32, one thread and CPU time.
+Times the step of a worker, `pipeline.train.step.take_step`: uint8 images on the device, labels of
+21,843 classes and the random numbers of mixup -> normalise, mixup, model and loss, compiled as a
+whole -> backward -> norm -> clip and optimizer step, guarded. It is done with our model and, where
+timm imports, with timm's in its place. The variants take turns in rounds, and each keeps its
+fastest round, so that a neighbour's load hits all of them alike. On a GPU bfloat16 autocast and
+wall time; on a CPU float32, one thread and CPU time.
 
 Utilisation is 3 x the forward pass's matrix FLOPs over the peak: the vendor's dense bfloat16 figure
-of a known GPU, else the fastest large matrix product of this run. FLOPs are those that each model
-computes: ours leaves out what the head does not read of the last block, and is not credited for it.
+of a known GPU (pipeline/settings/gpus.py), else the fastest large matrix product of this run. FLOPs
+are those that each model computes: ours leaves out what the head does not read of the last block,
+and is not credited for it.
 """
 
 import argparse
+import contextlib
 import json
 import logging
+import os
 import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
+import numpy as np
 import torch
 import torch.distributed
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.train.objective import Objective
-from vit.batch import mixing_draws
-from vit.config import ImageConfig, LossConfig, MixConfig, OptimConfig, ViTConfig
-from vit.loss import make_loss
+from pipeline.data.order import RankShare
+from pipeline.settings.config import TrainConfig
+from pipeline.settings.gpus import find_gpu
+from pipeline.train import state as state_module
+from pipeline.train.batches import Batch
+from pipeline.train.state import State
+from pipeline.train.step import take_step
+from vit.config import MixConfig, OptimConfig, ViTConfig
 from vit.model import ViT
-from vit.optim import apply_gradients, make_optimizer, set_learning_rate
+from vit.optim import set_learning_rate
 
 log = logging.getLogger("train_step")
 
-PEAK_TFLOPS = {  # dense bfloat16, from the vendor's data sheets
-    "H200": 989.4,
-    "H100 PCIe": 756.5,
-    "H100": 989.4,
-    "A100": 312.0,
-    "L40S": 362.1,
-    "4090": 165.2,
-}
 TIMM_NAMES = {"token": {}, "mean": dict(class_token=False, global_pool="avg", fc_norm=False)}
 
 
@@ -79,36 +81,42 @@ def timm_model(config: ViTConfig) -> nn.Module:
 
 
 def make_variant(
-    name: str, model: nn.Module, config: ViTConfig, mode: str, options: argparse.Namespace
+    name: str,
+    make: Callable[[ViTConfig], nn.Module],
+    model: ViTConfig,
+    mode: str,
+    options: argparse.Namespace,
 ) -> Variant:
-    """A step of a model on fixed random images."""
-    device = torch.device(options.device)
-    model.to(device).train()
-    optim = OptimConfig(name=options.optimizer)
-    optimizer = make_optimizer(model, optim)
-    set_learning_rate(optimizer, 1e-4)
-    size, batch, classes = config.image_size, options.batch, config.num_classes
-    images = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8, device=device)
-    labels = torch.randint(0, classes, (batch, 1), device=device)
-    draws = mixing_draws(MixConfig(mixup=0.2), seed=0, first=0, count=batch).to(device)
-    precision = "bf16" if device.type == "cuda" else "fp32"
-    objective = Objective(model, ImageConfig(), make_loss(LossConfig()), classes, precision)
-    forward = DistributedDataParallel(
-        objective, gradient_as_bucket_view=True, static_graph=mode != "compiled"
+    """A worker's step on fixed random images, with the model that `make` makes."""
+    device, world = torch.device(options.device), torch.distributed.get_world_size()
+    rank, size, count = torch.distributed.get_rank(), model.image_size, options.batch
+    config = TrainConfig(
+        model=model,
+        optim=OptimConfig(name=options.optimizer),
+        mix=MixConfig(mixup=0.2),
+        global_batch=count * world,
+        micro_batch=count,
+        workers=world,
+        precision="bf16" if device.type == "cuda" else "fp32",
+        residual=options.residual,
+        compile=mode != "eager",
+        cuda_graphs=mode == "graphs",
     )
-    if mode == "compiled":
-        forward = torch.compile(forward, dynamic=False)
-
-    def step() -> None:
-        loss = forward(images, labels, draws) / batch
-        loss.backward()
-        norm = nn.utils.get_total_norm([p.grad for p in model.parameters()])
-        skip = torch.isfinite(loss.detach() + norm).logical_not().float()
-        apply_gradients(optimizer, norm, optim.clip_norm, skip)
-        optimizer.zero_grad()
-
-    flops = config.forward_flops if isinstance(model, ViT) else config.published_flops
-    return Variant(name=name, step=step, images=batch, flops=3 * batch * flops)
+    with mock.patch.object(state_module, "ViT", make):
+        state = State(config, device, None, world)
+    set_learning_rate(state.optimizer, 1e-4)
+    batch = Batch(
+        images=torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, device=device),
+        labels=torch.randint(0, model.num_classes, (count, 1), device=device),
+        keys=np.empty(0),
+        faults=[],
+    )
+    share = RankShare.of(rank, world, config.global_batch)
+    arguments = state, batch, share, rank, world, (0.0, 0.0, 0.0), lambda phase: None
+    flops = model.forward_flops if make is ViT else model.published_flops
+    return Variant(
+        name=name, step=lambda: take_step(*arguments), images=count, flops=3 * count * flops
+    )
 
 
 def clock(device: str) -> float:
@@ -119,13 +127,13 @@ def clock(device: str) -> float:
     return time.process_time()
 
 
-def ready(name: str, make: Callable[[], nn.Module], *arguments: object) -> Variant:
+def ready(name: str, *arguments: object) -> Variant:
     """Make a variant and run it twice: compiled, states allocated, its peak memory known."""
     started, on_gpu = time.perf_counter(), torch.cuda.is_available()
     before = torch.cuda.memory_allocated() if on_gpu else 0
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    variant = make_variant(name, make(), *arguments)
+    variant = make_variant(name, *arguments)
     for _ in range(2):
         variant.step()
     if on_gpu:
@@ -138,10 +146,9 @@ def ready(name: str, make: Callable[[], nn.Module], *arguments: object) -> Varia
 def peak_flops(options: argparse.Namespace) -> tuple[float, str]:
     """FLOP/s to compare with, and where the figure is from."""
     if options.device == "cuda":
-        name = torch.cuda.get_device_name()
-        for known, tflops in PEAK_TFLOPS.items():
-            if known in name:
-                return tflops * 1e12, f"data sheet of {known}"
+        gpu = find_gpu(torch.cuda.get_device_name())
+        if gpu and gpu.bf16_flops:
+            return gpu.bf16_flops, f"data sheet of {gpu.name}"
     dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
     side = 8192 if options.device == "cuda" else 1024
     a = torch.randn(side, side, device=options.device, dtype=dtype)
@@ -164,7 +171,7 @@ def run_model(name: str, options: argparse.Namespace, peak: float) -> list[dict]
     for mode in options.modes:
         torch.manual_seed(0)
         variants = [
-            ready(f"{name} {library} {mode}", partial(make, config), config, mode, options)
+            ready(f"{name} {library} {mode}", make, config, mode, options)
             for library, make in makers.items()
         ]
         for _ in range(options.rounds):
@@ -180,6 +187,7 @@ def run_model(name: str, options: argparse.Namespace, peak: float) -> list[dict]
                 "library": library,
                 "mode": mode,
                 "batch": options.batch,
+                "workers": torch.distributed.get_world_size(),
                 "images_per_s": variant.images / seconds,
                 "step_s": seconds,
                 "utilisation": variant.flops / seconds / peak,
@@ -206,7 +214,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = partial(parser.add_argument, metavar="X")
     add("--models", nargs="+", default=["S/32", "S/16", "B/16", "L/16"], help="sizes to time")
-    add("--modes", nargs="+", default=["eager", "compiled"], help="eager, compiled")
+    add("--modes", nargs="+", default=["eager", "compiled"], help="eager, compiled, graphs")
+    add("--residual", default="fp32", help="residual stream of our model: fp32 or bf16")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     add("--batch", type=int, help="images per step; default 256 on a GPU, 8 on a CPU")
     add("--steps", type=int, help="steps per round; default 20 on a GPU, 1 on a CPU")
@@ -224,6 +233,23 @@ def parse() -> argparse.Namespace:
     return options
 
 
+@contextlib.contextmanager
+def joined(backend: str) -> Iterator[None]:
+    """The processes that torchrun has started, or this one alone; only the first one reports."""
+    if "LOCAL_RANK" in os.environ:
+        if backend == "nccl":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.distributed.init_process_group(backend)
+        logging.disable(logging.INFO if torch.distributed.get_rank() else logging.NOTSET)
+        yield
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            meet = f"file://{folder}/meet"
+            torch.distributed.init_process_group(backend, init_method=meet, rank=0, world_size=1)
+            yield
+    torch.distributed.destroy_process_group()
+
+
 def main() -> None:
     """Time what the command line asks for."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
@@ -239,19 +265,17 @@ def main() -> None:
         except (ImportError, RuntimeError) as error:
             options.no_timm = True
             log.info("timm is left out, it does not import here: %s", error)
-    device = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor()
-    peak, dataset = peak_flops(options)
-    log.info(
-        "torch %s, %s, %d thread(s), peak %.4g TFLOP/s (%s)",
-        *(torch.__version__, device or platform.machine(), options.threads, peak / 1e12, dataset),
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        backend = "nccl" if options.device == "cuda" else "gloo"
-        meet = f"file://{folder}/meet"
-        torch.distributed.init_process_group(backend, init_method=meet, rank=0, world_size=1)
+    with joined("nccl" if options.device == "cuda" else "gloo"):
+        device = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor()
+        peak, source = peak_flops(options)
+        log.info(
+            "torch %s, %s, %d thread(s), peak %.4g TFLOP/s (%s)",
+            *(torch.__version__, device or platform.machine(), options.threads),
+            *(peak / 1e12, source),
+        )
         rows = [row for name in options.models for row in run_model(name, options, peak)]
-        torch.distributed.destroy_process_group()
-    if options.json:
+        is_first = torch.distributed.get_rank() == 0
+    if options.json and is_first:
         results = {"device": device, "torch": torch.__version__, "rows": rows}
         Path(options.json).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 

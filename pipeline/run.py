@@ -172,7 +172,10 @@ def evaluate_best(job: Job, best: Checkpoint) -> tuple[Path, dict]:
     """Evaluate the best checkpoint with one crop and with many; returns the folder and result."""
     config, eval_model = job.config, EvalModel.open(best.path)
     settings = eval_model.evaluation(
-        crops=(config.crops,), batch=config.micro_batch, workers=config.workers
+        crops=(config.crops,),
+        batch=config.eval_batch,
+        workers=config.workers,
+        compile=config.compile,
     )
     stage = f"evaluate {best.path.name}: {', '.join(settings.protocols)}"
     log_stage(job.num_stages, job.num_stages, stage)

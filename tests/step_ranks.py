@@ -53,8 +53,8 @@ def config(loss="softmax", parallel="ddp", optimizer="adamw", **changes):
     return TrainConfig(**{**settings, **changes})
 
 
-def make(settings):
-    state = State(settings, CPU, None, dist.get_world_size(), parents=PARENTS)
+def make(settings, device=CPU):
+    state = State(settings, device, None, dist.get_world_size(), parents=PARENTS)
     with torch.no_grad():  # a head of zeros would hide the gradients of all else
         torch.manual_seed(1)
         for name, parameter in state.model.named_parameters():
@@ -84,17 +84,17 @@ def share():
     return RankShare.of(dist.get_rank(), dist.get_world_size(), BATCH)
 
 
-def own_batch(step=0):
+def own_batch(step=0, device=CPU):
     rows = slice(share().low, share().high)
-    images, labels = global_batch(step)
-    return Batch(images=images[rows], labels=labels[rows], keys=np.empty(0), faults=[])
+    images, labels = (column[rows].to(device) for column in global_batch(step))
+    return Batch(images=images, labels=labels, keys=np.empty(0), faults=[])
 
 
-def step(state, number=0):
+def step(state, number=0, batch=None):
     """The numbers of a step, on the device."""
     votes, at = [0.0, 0.0, 0.0], lambda phase: None
     world = dist.get_rank(), dist.get_world_size()
-    return take_step(state, own_batch(number), share(), *world, votes, at)
+    return take_step(state, batch or own_batch(number), share(), *world, votes, at)
 
 
 def whole(tensor):
@@ -202,15 +202,15 @@ def follows_the_formulas(loss, parallel, *, compiled=False):
         close(found, average, rtol=1e-5, atol=1e-7, msg=name)
 
 
-def bfloat16(parallel):
+def bfloat16(parallel, residual):
     """Loss and gradients of a step in bfloat16."""
-    state = make(config(parallel=parallel, precision="bf16"))
+    state = make(config(parallel=parallel, precision="bf16", residual=residual))
     loss = backward(state, own_batch(), share(), dist.get_rank(), dist.get_world_size())
     return loss, named(state.model, lambda p: p.grad)
 
 
-def ddp_and_fsdp_compute_the_same_bits():
-    (loss, gradients), (other, others) = bfloat16("ddp"), bfloat16("fsdp")
+def ddp_and_fsdp_compute_the_same_bits(residual):
+    (loss, gradients), (other, others) = bfloat16("ddp", residual), bfloat16("fsdp", residual)
     assert torch.equal(loss, other), (loss, other)
     for name, gradient in gradients.items():
         assert torch.equal(gradient, others[name]), name
@@ -219,9 +219,26 @@ def ddp_and_fsdp_compute_the_same_bits():
     assert not torch.equal(loss, exact)  # it was bfloat16
 
 
-def join(rank, world, meet):
+def passes_of_unequal_shares():
+    """Shares of 2 and 4 images in passes of 2: sharded models must compute together."""
+    images, labels = global_batch()
+    own = RankShare.of(dist.get_rank(), 2, 6)
+    rows = slice(own.low, own.high)
+    batch = Batch(images=images[rows], labels=labels[rows], keys=np.empty(0), faults=[])
+    world = dist.get_rank(), dist.get_world_size()
+    losses, gradients = {}, {}
+    for parallel in ("ddp", "fsdp"):
+        state = make(config(parallel=parallel, micro_batch=2, global_batch=6))
+        losses[parallel] = backward(state, batch, own, *world)
+        gradients[parallel] = named(state.model, lambda p: p.grad)
+    assert torch.equal(losses["ddp"], losses["fsdp"])
+    for name, gradient in gradients["ddp"].items():
+        torch.testing.assert_close(gradients["fsdp"][name], gradient, msg=name)
+
+
+def join(rank, world, meet, backend="gloo"):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=world)
+    dist.init_process_group(backend, init_method=f"file://{meet}", rank=rank, world_size=world)
 
 
 def two(rank, meet):
@@ -230,7 +247,18 @@ def two(rank, meet):
     for parallel in ("ddp", "fsdp"):
         for loss in LOSSES:
             follows_the_formulas(loss, parallel)
-    ddp_and_fsdp_compute_the_same_bits()
+    for residual in ("fp32", "bf16"):
+        ddp_and_fsdp_compute_the_same_bits(residual)
+    passes_of_unequal_shares()
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def two_compiled(rank, meet):
+    """The compiled step on two ranks, whose gradients are reduced in buckets or by shards."""
+    join(rank, 2, meet)
+    for parallel in ("ddp", "fsdp"):
+        follows_the_formulas("softmax", parallel, compiled=True)
     dist.barrier()
     dist.destroy_process_group()
 

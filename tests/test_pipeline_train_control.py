@@ -55,6 +55,15 @@ def test_a_checkpoint_is_due_after_its_interval_by_the_clock_of_rank_0(clock):
     assert not any(worker.due for worker in workers)
 
 
+def test_what_is_due_stays_due_until_it_is_saved(clock):
+    (worker,) = group(NONE)[:1]
+    worker.decide(0, 1, 0)
+    worker.decide(0, 0, 0)  # the votes of the next step
+    assert worker.due
+    worker.saved()
+    assert not worker.due  # although no other votes were counted
+
+
 def test_one_node_that_goes_away_makes_all_save_once(clock):
     left = []
     workers = group(NONE, leaves=lambda: bool(left))
@@ -63,6 +72,8 @@ def test_one_node_that_goes_away_makes_all_save_once(clock):
     left.append("soon")
     together(workers)
     assert all(worker.due for worker in workers)
+    for worker in workers:
+        worker.saved()
     together(workers)
     assert not any(worker.due or worker.resizes for worker in workers)
 

@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.train.control import Control
 from pipeline.train.outcomes import Outcomes
-from pipeline.train.step import passes, widened
+from pipeline.train.step import widened
+from pipeline.train.transfer import to_device
 from pipeline.train.worker import use_deterministic_kernels
 from vit.optim import parameter_groups, set_learning_rate
 
@@ -26,34 +27,6 @@ def alone(tmp_path):
     step_ranks.join(0, 1, tmp_path / "meet")
     yield
     dist.destroy_process_group()
-
-
-@pytest.mark.parametrize(
-    ("images", "limit", "mixes", "sizes"),
-    [
-        (342, 256, True, [170, 172]),
-        (340, 256, True, [170, 170]),
-        (26, 14, True, [12, 14]),
-        (256, 256, True, [256]),
-        (2, 256, True, [2]),
-        (10, 3, False, [2, 3, 2, 3]),
-        (5, 1, False, [1] * 5),
-        (7, 256, False, [7]),
-    ],
-)
-def test_passes_have_nearly_the_same_size(images, limit, mixes, sizes):
-    rows = passes(images, limit, mixes=mixes)
-    assert [each.stop - each.start for each in rows] == sizes
-
-
-def test_no_pass_exceeds_the_limit_or_separates_a_pair():
-    for images in range(2, 200, 2):
-        for limit in range(2, 64, 2):
-            rows = passes(images, limit, mixes=True)
-            sizes = [each.stop - each.start for each in rows]
-            assert sum(sizes) == images and max(sizes) <= limit
-            assert len(sizes) == -(-images // limit)
-            assert max(sizes) - min(sizes) <= 2 and not any(each.start % 2 for each in rows)
 
 
 def test_the_width_of_labels_is_a_power_of_two():
@@ -74,8 +47,17 @@ def test_a_compiled_step_follows_the_plain_formulas(alone, loss, parallel):
 
 
 def test_on_two_processes_ddp_and_fsdp_follow_the_formulas_and_compute_the_same_bits(tmp_path):
+    on_two_processes(step_ranks.two, tmp_path)
+
+
+@pytest.mark.compile
+def test_on_two_processes_a_compiled_step_follows_the_formulas(tmp_path):
+    on_two_processes(step_ranks.two_compiled, tmp_path)
+
+
+def on_two_processes(function, folder):
     multiprocessing.set_forkserver_preload(["step_ranks"])
-    arguments = step_ranks.two, (str(tmp_path / "meet"),)
+    arguments = function, (str(folder / "meet"),)
     torch.multiprocessing.start_processes(*arguments, nprocs=2, start_method="forkserver")
 
 
@@ -149,6 +131,37 @@ def test_the_host_never_waits_for_the_device_in_ten_steps(alone, optimizer):
             outcomes.read(but=1)
     assert waits.all > 1000
     assert waits.counts == {}
+
+
+def test_numbers_go_to_a_device_in_the_background():
+    with Waits() as waits:
+        to_device(torch.ones(2), torch.device("meta"))
+    assert waits.all and waits.counts == {}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_pytorch_sees_no_wait_for_a_gpu_in_ten_steps(tmp_path, optimizer, compiled):
+    device = torch.device("cuda")
+    step_ranks.join(0, 1, tmp_path / "meet", "nccl")
+    try:
+        settings = step_ranks.config(optimizer=optimizer, precision="bf16", compile=compiled)
+        state = step_ranks.make(settings, device)
+        outcomes = outcomes_of(state)
+        batches = [step_ranks.own_batch(number, device) for number in range(13)]
+        for number in range(2):
+            step_ranks.step(state, batch=batches[number])
+        torch.cuda.set_sync_debug_mode("error")
+        for number in range(2, 12):
+            outcomes.add(number + 1, step_ranks.step(state, batch=batches[number]), [])
+            outcomes.read(but=1)
+        with pytest.raises(RuntimeError, match="synchroniz"):
+            batches[12].images.sum().item()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        dist.destroy_process_group()
 
 
 def test_the_count_of_waits_notices_them():

@@ -48,7 +48,7 @@ def mix(images: Tensor, targets: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]
             box that is empty leaves the weight.
     """
     height, width = images.shape[2:]
-    columns = draws.to(images.dtype).view(len(draws), -1, 1, 1, 1).unbind(1)
+    columns = draws.to(images.dtype)[:, :, None, None, None].unbind(1)
     weights = columns[0]
     if len(columns) > 1:
         top, bottom, left, right = columns[1:]
@@ -59,7 +59,8 @@ def mix(images: Tensor, targets: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]
         weights = torch.where(right > left, (~inside).to(images.dtype), weights)
     share = weights.float().mean((1, 2, 3)).view(-1, 1).to(targets.dtype)
     partners, partner_targets = (
-        tensor.unflatten(0, (-1, 2)).flip(1).flatten(0, 1) for tensor in (images, targets)
+        tensor.unflatten(0, (len(tensor) // 2, 2)).flip(1).flatten(0, 1)
+        for tensor in (images, targets)
     )
     return torch.lerp(partners, images, weights), torch.lerp(partner_targets, targets, share)
 

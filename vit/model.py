@@ -117,8 +117,8 @@ class Block(nn.Module):
         """Return the first `keep` tokens (default: all): (B, N, D) -> (B, keep, D)."""
         # contiguous: Inductor's int8 product adds the wrong rows into a view of rows (torch 2.13)
         branch = self.ls1(self.drop(self.attn(self.norm1(x), keep)))
-        x = x[:, :keep].contiguous() + self.skip(branch)
-        return x + self.skip(self.ls2(self.drop(self.mlp(self.norm2(x)))))
+        x = x[:, :keep].contiguous() + self.skip(branch).to(x.dtype)
+        return x + self.skip(self.ls2(self.drop(self.mlp(self.norm2(x))))).to(x.dtype)
 
     def skip(self, branch: Tensor) -> Tensor:
         """Stochastic depth: drop the branch of whole images; rescale the rest to keep the mean."""
@@ -159,6 +159,9 @@ class ViT(nn.Module):
     for images of another size than the config's. Dropout and stochastic depth draw from PyTorch's
     generator of the device.
     """
+
+    residual_dtype = torch.float32
+    """Type of the residual stream under autocast; without autocast it is that of the weights."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -204,6 +207,8 @@ class ViT(nn.Module):
                 " resize them, or load the weights into a model with their image_size"
             )
         x = self.drop(self.embed(self.patch_embed(images)))
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(self.residual_dtype)
         for i, block in enumerate(self.blocks, start=1):
             # the head reads only the class token, so the last block need not compute the rest
             keep = 1 if self.cls_token is not None and i == len(self.blocks) else None

@@ -40,8 +40,10 @@ class EvaluateConfig(Settings):
     """Processes that run the model on CPUs; with GPUs there is one process per GPU."""
     batch: int = setting(256, common=True)
     """Crops per forward pass."""
-    precision: Literal["bf16", "fp32"] = setting("fp32", common=True)
-    """Precision of the forward pass."""
+    precision: Literal["bf16", "tf32", "fp32"] = setting("tf32", common=True)
+    """Precision of the forward pass; tf32 is fp32 on CPUs."""
+    compile: bool = setting(True, common=True)
+    """Compile the forward pass with torch.compile on GPUs."""
     model: ViTConfig = setting(ViTConfig)
     """Shape of the model; read from its file as far as the file states it."""
     images: ImageConfig = setting(ImageConfig)

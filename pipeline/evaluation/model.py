@@ -76,7 +76,7 @@ class EvalModel:
                 if (file := weights.path.parent / name).is_file():
                     images, model = applied(parsed(file.read_text(), file), images, model)
         loss = LossConfig()
-        return cls(path=path, model=model, images=images, loss=loss, precision="fp32", classes=None)
+        return cls(path=path, model=model, images=images, loss=loss, precision="tf32", classes=None)
 
     @classmethod
     def _of_run(cls, checkpoint: local.Checkpoint) -> "EvalModel":

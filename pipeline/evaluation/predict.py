@@ -29,12 +29,12 @@ from pipeline.data.reader import SampleReader, View
 from pipeline.data.staging import Staged, Staging
 from pipeline.data.stream import Block, Stream, ahead
 from pipeline.evaluation.config import CENTER, EvaluateConfig
+from pipeline.evaluation.forward import Forward
 from pipeline.evaluation.metrics import METRICS
 from pipeline.evaluation.predictions import PredictionStore, protocol_predictions
 from pipeline.evaluation.share import EvalShare
 from pipeline.settings.config import TrainConfig
 from shards.dataset import wordnet
-from vit.batch import normalise
 from vit.config import LossConfig
 from vit.loss import LINKS, Link, Loss, make_loss, make_targets
 from vit.model import ViT
@@ -66,15 +66,14 @@ class Evaluator:
             position (B,), labels (B, M) and for each protocol PROTOCOL/top (B, 5),
             PROTOCOL/confidence (B,) and PROTOCOL/loss (B,).
         """
-        device = next(model.parameters()).device
-        scorer = Scorer(self, device)
+        forward = Forward(model, self.settings)
+        scorer = Scorer(self, forward.device)
         pending: dict[str, Tensor] | None = None
         with torch.no_grad():  # inference mode would leave its mark on sharded parameters
-            for columns in self.batches(feed, share, device):
+            for columns in self.batches(feed, share, forward.device):
                 images, labels = columns["images"], columns["labels"]
-                with torch.autocast(device.type, torch.bfloat16, self.settings.precision == "bf16"):
-                    logits = model(normalise(images.flatten(0, 1), self.settings.images))
-                scores = scorer(logits.float().unflatten(0, images.shape[:2]), labels)
+                logits = forward(images.flatten(0, 1))
+                scores = scorer(logits.unflatten(0, images.shape[:2]), labels)
                 if pending:  # fetched one batch late, so that the device never waits for the reader
                     yield fetched(pending)
                 pending = {"position": columns["position"], "labels": labels, **scores}
@@ -176,8 +175,9 @@ def center_crop_settings(config: TrainConfig) -> EvaluateConfig:
     """Settings of an evaluation in the training loop: the model of the run, one centre crop."""
     return EvaluateConfig(
         crops=(CENTER,),
-        batch=config.micro_batch,
+        batch=config.eval_batch,
         precision=config.precision,
+        compile=config.compile,
         model=config.model,
         images=config.images,
         loss=config.loss,
@@ -225,15 +225,15 @@ def evaluating(
     A worker without images in the last step therefore runs the model on a blank one at the end.
     """
     side = config.model.image_size
-    share = EvalShare.of_worker(feed, feed.rank, dataset.samples, config.micro_batch)
-    blank = torch.zeros(1, 3, side, side, device=next(model.parameters()).device)
+    share = EvalShare.of_worker(feed, feed.rank, dataset.samples, config.eval_batch)
+    forward = Forward(model, center_crop_settings(config))
+    blank = torch.zeros(1, side, side, 3, dtype=torch.uint8, device=forward.device)
     model.eval()
     with torch.no_grad():
         yield share
         for start, stop in share.batches:
-            if start == stop:
-                with torch.autocast(blank.device.type, torch.bfloat16, config.precision == "bf16"):
-                    model(blank)
+            if start == stop and forward.is_sharded:
+                forward(blank)
     model.train()
 
 

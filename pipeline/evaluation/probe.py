@@ -20,10 +20,10 @@ from torch import Tensor
 
 from pipeline.data.dataset import Dataset, set_name
 from pipeline.data.feed import NodeFeed
+from pipeline.evaluation.forward import Forward
 from pipeline.evaluation.predict import Evaluator, center_crop_settings, evaluating
 from pipeline.evaluation.share import EvalShare
 from pipeline.settings.config import ProbeConfig, TrainConfig
-from vit.batch import normalise
 from vit.model import ViT
 
 # big_vision's strength of the ridge, and a constant feature: its size all but exempts the bias
@@ -106,22 +106,21 @@ def features(
     images = {"eval_resize": "squash", "crop_pct": 0.875, "eval_interpolation": "area"}
     settings = center_crop_settings(config).replace({f"images.{k}": v for k, v in images.items()})
     evaluator = Evaluator(dataset=dataset, settings=settings)
-    device = next(model.parameters()).device
+    forward = Forward(model, settings, features=True)
+    device = forward.device
     # rows without images give width and type to a worker without batches
     rows = [torch.empty(0, config.model.width, device=device)]
     labels = [torch.empty(0, 1, dtype=torch.int64, device=device)]
     with evaluating(model, config, dataset, feed) as share:
         for columns in evaluator.batches(feed, share, device):
-            with torch.autocast(device.type, torch.bfloat16, config.precision == "bf16"):
-                pixels = normalise(columns["images"][:, 0], settings.images)
-                rows.append(model.features(pixels).float())
+            rows.append(forward(columns["images"][:, 0]))
             labels.append(columns["labels"])
             tick()
     # the workers take turns, so their rows are not in the order of the images
     taken = [
         [n for start, stop in worker.batches for n in range(start, stop)]
         for worker in (
-            EvalShare.of_worker(feed, rank, dataset.samples, config.micro_batch)
+            EvalShare.of_worker(feed, rank, dataset.samples, config.eval_batch)
             for rank in range(feed.world_size)
         )
     ]

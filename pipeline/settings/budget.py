@@ -78,8 +78,11 @@ class Budget:
         return None
 
     def _published_mfu(self) -> float:
-        rate = self.gpu.images_per_s(self.config.model, compiled=self.config.compile)
-        return 3 * self.config.model.forward_flops * rate / self.gpu.bf16_flops
+        config = self.config
+        share = config.global_batch / config.workers
+        images = None if config.cuda_graphs else min(share, config.micro_batch or share)
+        rate = self.gpu.images_per_s(config.model, compiled=config.compile, pass_images=images)
+        return 3 * config.model.forward_flops * rate / self.gpu.bf16_flops
 
     @property
     def eval_views(self) -> int:

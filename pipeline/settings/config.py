@@ -17,6 +17,8 @@ from vit.config import ImageConfig, LossConfig, MixConfig, OptimConfig, ViTConfi
 from vit.registry import num_views
 
 DIGITS = "digits"
+# images of a pass where no memory of a GPU decides: on CPUs, and in evaluations
+DEFAULT_PASS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,22 +170,28 @@ class TrainConfig(Settings):
     """Passes over the training split."""
     global_batch: int = setting(4096, common=True)
     """Images per optimizer step, over all workers."""
-    micro_batch: int = setting(256, may_change=True, common=True)
+    micro_batch: int | None = setting(None, may_change=True, common=True)
     """Most images per forward and backward pass on one worker; gradients accumulate over its share,
-    which is cut into passes of nearly the same size."""
+    which is cut into passes of nearly the same size. None: as many as fit in the memory of the
+    smallest GPU, and 256 on CPUs."""
     workers: int = setting(1, may_change=True, common=True)
     """Ray Train workers: one GPU each, or one CPU process each where there is no GPU."""
     min_workers: int | None = setting(None, may_change=True, common=True)
     """Continue with fewer workers, down to this number, while nodes are missing; None waits for
     all workers. The global batches stay the same."""
     precision: Literal["bf16", "fp32"] = setting("bf16", common=True)
-    """Precision of matrix products and attention; parameters, residual stream, norms and loss are
-    always float32."""
+    """Precision of matrix products and attention; parameters, norms and loss are always float32."""
+    residual: Literal["fp32", "bf16"] = setting("fp32", common=True)
+    """With precision bf16: type of the residual stream, which each block adds to. bf16 is faster
+    and rounds every sum."""
     parallel: Literal["ddp", "fsdp", "hsdp"] = setting("ddp", may_change=True, common=True)
     """ddp: every worker holds the whole model. fsdp: it is split over all workers. hsdp: it is
     split over the workers of a node, with one copy on each node."""
     compile: bool = setting(True, may_change=True, common=True)
     """Compile the step from pixels to the loss with torch.compile."""
+    cuda_graphs: bool = setting(False, may_change=True)
+    """Replay the compiled step as CUDA graphs, which spares small models most of the time that the
+    host takes to start kernels; needs compile and ddp."""
     deterministic: bool = setting(False, may_change=True)
     """On GPUs use only kernels that give the same bits in every run, which are slower; on CPUs they
     always do."""
@@ -238,8 +246,10 @@ class TrainConfig(Settings):
             )
         if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
             yield "min_workers", f"must be from 1 to workers ({self.workers})"
+        if self.cuda_graphs and not (self.compile and self.parallel == "ddp"):
+            yield "cuda_graphs", "needs compile, and parallel ddp"
         for name in ("global_batch", "micro_batch"):
-            if getattr(self, name) % 2 and (self.mix.mixup or self.mix.cutmix):
+            if (getattr(self, name) or 0) % 2 and (self.mix.mixup or self.mix.cutmix):
                 yield name, "must be even, because mixing pairs neighbours"
         if not self.name or "/" in self.name or self.name.startswith("."):
             yield "name", "must be a plain folder name"
@@ -247,6 +257,11 @@ class TrainConfig(Settings):
             num_views(self.crops)
         except ValueError as error:
             yield "crops", f"is not a crop protocol: {error}"
+
+    @property
+    def eval_batch(self) -> int:
+        """Images per forward pass of an evaluation."""
+        return self.micro_batch or DEFAULT_PASS
 
     def steps(self, samples: int) -> int:
         """Optimizer steps of the run over a training split of `samples` images."""

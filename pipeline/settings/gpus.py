@@ -1,11 +1,12 @@
 """GPUs by their names: peak in bf16, bandwidth of the memory, and how fast they train a ViT.
 
 A step is estimated as its matrix products at a share of the peak, and the traffic of activations at
-the bandwidth of the memory. The constants are chosen by hand after 14 published throughputs (S/16
-compiled on an H100: nvSubquadratic; g/14 on A100 and H100: NVIDIA NeMo; eleven without compilation
-on an RTX 3090: timm). The estimates are 0.69 to 1.45 times these; between them, for most sizes on
-most GPUs, nothing was measured. Small models and fast GPUs wait for memory: an H100 is estimated to
-reach 30 % of its peak with B/16, and 20 % with S/32.
+the bandwidth of the memory; small passes take as long as the host needs to start their kernels. The
+constants are chosen by hand after 14 published throughputs (S/16 compiled on an H100:
+nvSubquadratic; g/14 on A100 and H100: NVIDIA NeMo; eleven without compilation on an RTX 3090:
+timm). The estimates are 0.69 to 1.45 times these, and 0.92 to 1.01 times what four sizes reached on
+an H200 (2026-11-27). For most sizes on most GPUs nothing was measured. Small models and fast GPUs
+wait for memory: an H100 is estimated to reach 30 % of its peak with B/16.
 """
 
 import re
@@ -17,6 +18,9 @@ from vit.config import ViTConfig
 MATMUL_SHARE = 0.65
 # bytes that a training step moves per token, channel and block, by whether it is compiled
 TRAFFIC = {True: 330, False: 610}
+# the host starts the kernels of a block, forward and backward: S/32 with DDP, compiled, on the host
+# of an H200 (2026-11-27); without compilation it takes longer, which was not measured
+START_S = 0.002
 SMALLEST_WIDTH = 192  # of the models whose throughput is published
 # words in the names of parts of a GPU and of slower chips: MIG, laptops, Max-Q
 OTHER_CHIPS = {"mig", "laptop", "max"}
@@ -38,12 +42,19 @@ class Gpu:
         """What a device's name must contain."""
         return words(self.name)
 
-    def images_per_s(self, model: ViTConfig, *, compiled: bool) -> float:
-        """Estimated training throughput of a model in bf16; the GPU must have a peak in bf16."""
+    def images_per_s(
+        self, model: ViTConfig, *, compiled: bool, pass_images: int | None = None
+    ) -> float:
+        """Estimated training throughput of a model in bf16; the GPU must have a peak in bf16.
+
+        `pass_images` is the number of images of a pass whose kernels the host starts one by one;
+        None: so many, or started as CUDA graphs, that the host does not count.
+        """
         elements = model.num_tokens * model.width * model.depth
         flops = (4 if model.checkpoint_blocks else 3) * model.forward_flops
         products_s = flops / (MATMUL_SHARE * self.bf16_flops)
-        return 1 / (products_s + TRAFFIC[compiled] * elements / self.bandwidth)
+        rate = 1 / (products_s + TRAFFIC[compiled] * elements / self.bandwidth)
+        return min(rate, pass_images / (START_S * model.depth)) if pass_images else rate
 
 
 # name, dense bf16 TFLOP/s, GB/s: from NVIDIA's data sheets, whose figures with sparsity are halved

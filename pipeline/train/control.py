@@ -53,9 +53,10 @@ class Control:
         # one checkpoint before the node goes away is enough
         self._preempted |= leaves
         self.stops = request >= STOP
-        self.resizes = request >= RESIZE or (leaves and self._elastic)
-        self.due = self.stops or bool(overdue) or leaves
+        self.resizes = request >= RESIZE or (self._preempted and self._elastic)
+        self.due |= self.stops or bool(overdue) or leaves
 
     def saved(self) -> None:
-        """Note that a checkpoint is being written."""
+        """Note that a checkpoint is being written; nothing is due until other votes are counted."""
         self._saved = time.monotonic()
+        self.due = False

@@ -5,8 +5,8 @@
 It is one module, so that DDP wraps it and `torch.compile` compiles it as a whole.
 
 Precision, the same for every way to distribute the model: parameters, gradients between workers,
-the residual stream, norms, softmax and loss are float32. With "bf16", matrix products and attention
-are bfloat16, by autocast.
+norms, softmax and loss are float32. With "bf16", matrix products and attention are bfloat16, by
+autocast, and the residual stream is float32 or bfloat16.
 """
 
 import torch
@@ -16,15 +16,24 @@ from vit.batch import channel_factors, mix, scaled
 from vit.config import ImageConfig
 from vit.loss import Loss, make_targets
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
 
 class Objective(nn.Module):
     """The sum of the losses of some images, without those that could not be read."""
 
     def __init__(
-        self, model: nn.Module, images: ImageConfig, loss_of: Loss, num_classes: int, precision: str
+        self,
+        model: nn.Module,
+        images: ImageConfig,
+        loss_of: Loss,
+        num_classes: int,
+        precision: str,
+        residual: str = "fp32",
     ) -> None:
-        """Compute in "bf16" or "fp32"."""
+        """Compute in "bf16" or "fp32"; `residual` is the stream's type with "bf16"."""
         super().__init__()
+        model.residual_dtype = DTYPES[residual]
         self.model, self.loss_of = model, loss_of
         self.num_classes, self.precision = num_classes, precision
         self.register_buffer("factors", channel_factors(images), persistent=False)

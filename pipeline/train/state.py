@@ -7,7 +7,7 @@ capture -> Snapshot: this worker's part of a checkpoint, on the CPU -> files -> 
 of the three and any number of workers
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -26,6 +26,7 @@ from pipeline.checkpoint.sharded import Shard, Snapshot, mapped, own_block
 from pipeline.checkpoint.stored import StoredTensor, read_state
 from pipeline.settings.config import TrainConfig
 from pipeline.train.objective import Objective
+from pipeline.train.passes import largest_share, pass_limit
 from vit.loss import make_loss
 from vit.model import ViT
 from vit.optim import Ema, apply_gradients, make_optimizer
@@ -66,12 +67,15 @@ class State:
             how = {"positions": config.init_positions, "head": config.init_head}
             load_weights(self.model, Path(weights), **how)
         loss_of = make_loss(config.loss, parents=parents, device=device)
+        types = config.precision, config.residual
         classes = config.model.num_classes
-        objective = Objective(self.model, config.images, loss_of, classes, config.precision)
+        objective = Objective(self.model, config.images, loss_of, classes, *types)
         self.mesh = make_mesh(config.parallel, device, local_world_size)
+        shards = self.mesh.size(self.mesh.ndim - 1) if self.mesh else 1
+        self.pass_limit = pass_limit(config, device, shards)
+        """Most images of a forward and backward pass."""
         self.module = self._distributed(objective, device)
-        compiled = torch.compile(self.module, dynamic=False) if config.compile else self.module
-        self.forward = compiled
+        self.forward = self._compiled() if config.compile else self.module
         """The `Objective` of this worker's images."""
         self.optimizer = make_optimizer(self.model, config.optim)
         self.ema = Ema(self.model, config.optim.ema) if config.optim.ema else None
@@ -80,14 +84,18 @@ class State:
         self._copies: dict[str, Tensor] = {}
 
     def _distributed(self, objective: Objective, device: torch.device) -> nn.Module:
-        """The objective on the device: in DDP, or with its model sharded by FSDP2."""
+        """The objective on the device: as it is, in DDP, or with its model sharded by FSDP2."""
+        workers = torch.distributed.get_world_size()
+        if self.mesh is None and workers == 1:  # DDP would start a kernel or two a parameter
+            return objective.to(device)
         if self.mesh is None:
+            share = largest_share(self.config.global_batch, workers)
             module = DistributedDataParallel(
                 objective.to(device),
                 gradient_as_bucket_view=True,
                 # a static graph rules out the graph breaks of a compiled model at the buckets, and
                 # passes without gradient reduction
-                static_graph=not self.config.compile and not accumulates(self.config),
+                static_graph=not self.config.compile and share <= self.pass_limit,
             )
             module.broadcast_buffers = False  # they are constants; the argument depends on PyTorch
             return module
@@ -105,11 +113,17 @@ class State:
         shard(self.model, mp_policy=full)
         return objective.to(device)  # the rest of it
 
+    def _compiled(self) -> Callable[..., Tensor]:
+        """The module, compiled for each size of a pass."""
+        mode = "reduce-overhead" if self.config.cuda_graphs else None
+        return torch.compile(self.module, dynamic=False, mode=mode)
+
     def accumulating(self, *, last: bool) -> AbstractContextManager[None]:
         """Context of a forward and backward pass: only the last one of a step reduces gradients."""
-        if isinstance(self.module, DistributedDataParallel):
-            return nullcontext() if last else self.module.no_sync()
-        self.model.set_requires_gradient_sync(last)
+        if self.mesh is not None:
+            self.model.set_requires_gradient_sync(last)
+        elif isinstance(self.module, DistributedDataParallel) and not last:
+            return self.module.no_sync()
         return nullcontext()
 
     def norm(self) -> Tensor:
@@ -225,12 +239,6 @@ class State:
             value.read(buffer)
             return buffer
         return value.like(other)
-
-
-def accumulates(config: TrainConfig) -> bool:
-    """Whether any worker needs more than one pass for its share of a global batch."""
-    pairs = -(-config.global_batch // 2)
-    return 2 * -(-pairs // torch.distributed.get_world_size()) > config.micro_batch
 
 
 def make_mesh(parallel: str, device: torch.device, local_world_size: int) -> DeviceMesh | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline.data.order import RankShare
 from pipeline.train.batches import Batch
+from pipeline.train.passes import largest_share, passes
 from pipeline.train.state import State
 from pipeline.train.transfer import to_device
 from support.splitmix import scramble
@@ -52,7 +53,7 @@ def take_step(
 
 
 def backward(state: State, batch: Batch, share: RankShare, rank: int, world_size: int) -> Tensor:
-    """Gradients of the loss of a step, in passes of at most `micro_batch`; this worker's loss.
+    """Gradients of the loss of a step, in passes of at most `pass_limit`; this worker's loss.
 
     Returns the loss (1,): the mean over workers is the mean over the global batch.
     """
@@ -64,7 +65,8 @@ def backward(state: State, batch: Batch, share: RankShare, rank: int, world_size
         draws = to_device(draws, device)
     labels = widened(batch.labels)
     loss = torch.zeros(1, device=device)
-    for rows in passes(share.size, config.micro_batch, mixes=draws is not None):
+    most = largest_share(config.global_batch, world_size)
+    for rows in passes(share.size, most, state.pass_limit, mixes=draws is not None):
         with state.accumulating(last=rows.stop == share.size):
             mine = None if draws is None else draws[rows]
             part = state.forward(batch.images[rows], labels[rows], mine)
@@ -72,19 +74,6 @@ def backward(state: State, batch: Batch, share: RankShare, rank: int, world_size
             part.backward()
         loss += part.detach()
     return loss
-
-
-def passes(images: int, limit: int, *, mixes: bool) -> list[slice]:
-    """The fewest passes of at most `limit` images, all of nearly the same size.
-
-    Their sizes differ by one image at most, or by one pair if neighbours are mixed, so that
-    `torch.compile`, which compiles for each size, makes two versions at most.
-    """
-    unit = 2 if mixes else 1
-    units = -(-images // unit)
-    count = -(-units // max(limit // unit, 1))
-    bounds = [min(unit * (units * number // count), images) for number in range(count + 1)]
-    return [slice(*ends) for ends in zip(bounds, bounds[1:], strict=False)]
 
 
 def widened(labels: Tensor) -> Tensor:
