@@ -155,10 +155,22 @@ def test_a_head_that_cannot_be_dropped_is_refused(checkpoint, tmp_path, capsys):
 
 
 def test_an_export_of_a_run_states_what_the_run_computes(tmp_path):
-    settings = {"model.gelu": "tanh", "model.norm_eps": 1e-5, "model.num_classes": 2}
-    config = CONFIG.replace(settings)
+    config = CONFIG.replace(
+        {
+            "model.gelu": "tanh",
+            "model.norm_eps": 1e-5,
+            "model.num_classes": 2,
+            "model.qkv_bias": False,
+            "images.mean": IMAGENET["mean"],
+            "images.crop_pct": 0.9,
+            "images.eval_resize": "squash",
+        }
+    )
     path = write(tmp_path / "run", 1, config=config, model=ViT(config.model).state_dict())
     assert main(["export", str(path), str(tmp_path / "a.safetensors")]) == 0
     found = config_of(tmp_path / "a.safetensors")
     assert (found.gelu, found.norm_eps) == ("tanh", 1e-5)
     assert found.heads == config.model.heads
+    images = EvalModel.open(tmp_path / "a.safetensors").images
+    for name in ("mean", "std", "crop_pct", "eval_resize", "eval_interpolation"):
+        assert getattr(images, name) == getattr(config.images, name)

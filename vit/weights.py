@@ -65,13 +65,19 @@ def save_npz(path: Path | str, model: ViT, layout: str = "vit") -> None:
     write_npz(Path(path), state, model.config.heads, layout)
 
 
-def save_weights(path: Path | str, model: ViT, dialect: str = "timm", head: str = "keep") -> None:
+def save_weights(
+    path: Path | str,
+    model: ViT,
+    dialect: str = "timm",
+    head: str = "keep",
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write a model for another program; `dialect` is a key of `vit.dialects.DIALECTS`.
 
     transformers reads a folder, which gets a config.json; the others read one file: safetensors, or
-    .npz. The metadata of safetensors states what the tensors do not show. `head` "drop" leaves out
-    the head and the tanh layer before it, so that the other program computes features. ValueError
-    lists the settings of the model that the dialect's models do not have.
+    .npz. The metadata of safetensors states what the tensors do not show, and `metadata`. `head`
+    "drop" leaves out the head and the tanh layer before it, so that the other program computes
+    features. ValueError lists the settings of the model that the dialect's models do not have.
     """
     path, config, state = Path(path), model.config, dict(model.state_dict())
     if dialect.startswith("npz-"):
@@ -85,7 +91,7 @@ def save_weights(path: Path | str, model: ViT, dialect: str = "timm", head: str 
     tensors = spoken(state, config, dialect)
     if not DIALECTS[dialect].architecture:
         warn_untold(config, dialect)
-        save_safetensors(path, tensors, metadata_of(config))
+        save_safetensors(path, tensors, {**metadata_of(config), **(metadata or {})})
         return
     settings = transformers_settings(config, dialect)
     path.mkdir(parents=True, exist_ok=True)
@@ -196,6 +202,8 @@ class Weights:
     """Key of `vit.dialects.DIALECTS`."""
     stated: dict[str, object]
     """Settings of the model that the file, or a config.json beside it, states."""
+    metadata: Mapping[str, str]
+    """That of safetensors, as it is."""
 
     @property
     def facts(self) -> dict[str, object]:
@@ -226,7 +234,7 @@ def open_weights(path: Path | str) -> Weights:
         path = old if old.is_file() and not path.is_file() else path
     if path.suffix == ".npz" and path.is_file():
         tensors, heads = read_npz(path)
-        dialect, facts = "npz-vit", {"heads": heads} if heads else {}
+        dialect, metadata, facts = "npz-vit", {}, {"heads": heads} if heads else {}
     else:
         tensors, metadata = read_tensors(path)
         dialect, settings = dialect_of(tensors), path.parent / CONFIG_FILE
@@ -235,7 +243,7 @@ def open_weights(path: Path | str) -> Weights:
         ours = translated(tensors)
     except (ValueError, RuntimeError) as error:  # the latter for parts of unequal shapes
         raise ValueError(f"{path} has a layer of an impossible shape: {error}") from error
-    return Weights(path=path, tensors=ours, dialect=dialect, stated=facts)
+    return Weights(path=path, tensors=ours, dialect=dialect, stated=facts, metadata=metadata)
 
 
 def dropped(head: str) -> bool:

@@ -1,6 +1,6 @@
 """Weights of a checkpoint as files for other programs.
 
-.safetensors  timm's parameter names, as timm loads them; its metadata states the rest
+.safetensors  timm's parameter names, as timm loads them; metadata states the rest
 .npz          Google's JAX code: vision_transformer and AugReg, or big_vision
 .pt           a quantised model, for `vit.quant.load_quantised`
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 from pipeline.data.dataset import Dataset
 from pipeline.data.reader import SampleReader, View
 from pipeline.evaluation.config import CENTER
-from pipeline.evaluation.model import EvalModel
+from pipeline.evaluation.model import EvalModel, preparation
 from vit.batch import normalise
 from vit.weights import save_weights
 
@@ -34,7 +34,8 @@ def export(
     """
     eval_model = EvalModel.open(path)
     if file.suffix == ".safetensors":
-        save_weights(file, eval_model.load(eval_model.model), "timm", head)
+        model, stated = eval_model.load(eval_model.model), preparation(eval_model.images)
+        save_weights(file, model, "timm", head, stated)
     elif head != "keep":
         raise ValueError(f"--head {head} is for .safetensors; a {file.suffix} file keeps its head")
     elif file.suffix == ".npz":

@@ -3,13 +3,14 @@
     folder or file -> its settings, or the shapes of its tensors -> EvalModel -> ViT with weights
 
 A checkpoint holds its settings. A published file holds only tensors: the shape of the model follows
-from theirs, the preparation of images from the config.json (timm) or preprocessor_config.json
-(transformers) next to it in a Hugging Face repository, else from the dialect of its names, and the
-classes from the size of the head. Flags give whatever the files do not state.
+from theirs, the classes from the size of the head, and the preparation of images from the
+config.json (timm) or preprocessor_config.json (transformers) beside it, from the metadata of an
+export, or else from the dialect of its names. Flags give whatever the files do not state.
 """
 
 import dataclasses
 import hashlib
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,9 +33,10 @@ from vit.weights import CONFIG_FILE, MODEL_FILE, load_weights, open_weights
 log = logging.getLogger(__name__)
 
 PREPROCESSOR_FILE = "preprocessor_config.json"  # of transformers
+PREPARATION = "pretrained_cfg"  # in the metadata of an export
 # crop_mode in Hugging Face's pretrained_cfg -> eval_resize
 RESIZES = {"center": "short", "squash": "squash"}
-INTERPOLATIONS = ("bilinear", "bicubic")
+INTERPOLATIONS = ("area", "bilinear", "bicubic")
 RESAMPLES = {2: "bilinear", 3: "bicubic"}  # numbers in transformers' files, which are Pillow's
 
 
@@ -75,6 +77,9 @@ class EvalModel:
             for name, applied in ((CONFIG_FILE, as_published), (PREPROCESSOR_FILE, as_processed)):
                 if (file := weights.path.parent / name).is_file():
                     images, model = applied(parsed(file.read_text(), file), images, model)
+        if PREPARATION in weights.metadata:
+            settings = parsed(weights.metadata[PREPARATION], weights.path)
+            images, model = as_published(settings, images, model)
         loss = LossConfig()
         return cls(path=path, model=model, images=images, loss=loss, precision="tf32", classes=None)
 
@@ -144,6 +149,19 @@ class EvalModel:
         path = self.path / MODEL_FILE if self.path.is_dir() else self.path
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def preparation(images: ImageConfig) -> dict[str, str]:
+    """Metadata of an export: the preparation of images for evaluation, as timm states it."""
+    modes = {ours: theirs for theirs, ours in RESIZES.items()}
+    settings = {
+        "mean": images.mean,
+        "std": images.std,
+        "crop_pct": images.crop_pct,
+        "crop_mode": modes[images.eval_resize],
+        "interpolation": images.eval_interpolation,
+    }
+    return {PREPARATION: json.dumps(settings)}
 
 
 def as_published(
