@@ -1,6 +1,6 @@
 """What the training loop adds around the bare step, and how long checkpoints hold it up.
 
-    python benchmarks/loop.py [--rounds 3] [--size S/32]
+    python -m benchmarks.loop [--rounds 3] [--size S/32]
 
 bare: the worker's step (`pipeline.train.step.take_step`) on one batch that lies on the device.
 loop: the same model, batch size and device through pipeline.run, with Ray, the stream, the record
@@ -94,7 +94,7 @@ def loop(config: TrainConfig) -> dict[str, float]:
 
 def child(mode: str, options: argparse.Namespace, digits: Path) -> dict[str, float]:
     """One measurement in a process of its own."""
-    command = [sys.executable, __file__, "--mode", mode, "--digits", str(digits)]
+    command = [sys.executable, "-m", "benchmarks.loop", "--mode", mode, "--digits", str(digits)]
     for name in ("size", "batch", "steps"):
         command += [f"--{name}", str(getattr(options, name))]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout

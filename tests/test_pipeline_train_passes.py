@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pipeline.settings.config import TrainConfig
+from pipeline.train import worker
 from pipeline.train.passes import fitting, largest_share, pass_limit, passes
 from vit.config import ViTConfig
 
@@ -104,3 +105,10 @@ def test_a_model_that_fits_no_gpu_is_refused_with_what_helps():
     config = run("g/14")
     with pytest.raises(ValueError, match=r"two images need more than 80% of a GPU's 16 GiB; set"):
         fitting(config, 16 * GIB)
+
+
+def test_a_gpu_that_is_full_ends_the_run_with_what_helps():
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    assert isinstance(error, worker.FATAL)
+    assert "allocate 2.00 GiB. Resume with a smaller --micro-batch" in worker.told(error)
+    assert "micro-batch" not in worker.told(ValueError("no"))

@@ -181,7 +181,7 @@ class TrainConfig(Settings):
     all workers. The global batches stay the same."""
     precision: Literal["bf16", "fp32"] = setting("bf16", common=True)
     """Precision of matrix products and attention; parameters, norms and loss are always float32."""
-    residual: Literal["fp32", "bf16"] = setting("fp32", common=True)
+    residual: Literal["fp32", "bf16"] = setting("fp32")
     """With precision bf16: type of the residual stream, which each block adds to. bf16 is faster
     and rounds every sum."""
     parallel: Literal["ddp", "fsdp", "hsdp"] = setting("ddp", may_change=True, common=True)

@@ -44,7 +44,7 @@ from vit.optim import set_learning_rate
 # errors that another attempt would meet again: a missing file, a bad sample, a refused setting
 FATAL = (
     *(ValueError, TypeError, LookupError, AttributeError, ImportError),
-    *(FileNotFoundError, PermissionError),
+    *(FileNotFoundError, PermissionError, torch.OutOfMemoryError),
 )
 
 
@@ -66,9 +66,16 @@ def attempt(job: Job, view: View, queue: ActorHandle) -> str | None:
         return str(error)
     except FATAL as error:
         # before Ray ends the other workers, whose errors would follow from this one
-        text = f"{type(error).__name__} on node {socket.gethostname()}: {error}"
-        ray.get(queue.put.remote({"kind": "fatal", "text": text}))
+        ray.get(queue.put.remote({"kind": "fatal", "text": told(error)}))
         raise
+
+
+def told(error: Exception) -> str:
+    """An error that ends the run, where it happened, and what helps."""
+    text = f"{type(error).__name__} on node {socket.gethostname()}: {error}"
+    if isinstance(error, torch.OutOfMemoryError):
+        text += " Resume with a smaller --micro-batch; a pass of fewer images takes less memory."
+    return text
 
 
 def train(job: Job, queue: ActorHandle, watchdog: Watchdog, leaves: Callable[[], bool]) -> None:
