@@ -28,21 +28,27 @@ class Forward:
         weights = next(model.parameters())
         self.device = weights.device
         self.factors = channel_factors(settings.images).to(self.device)
-        self.is_sharded = isinstance(weights, DTensor)
         # a sharded model gathers the weights of each block, which a compiled graph cannot hold
-        self.compiles = settings.compile and not self.is_sharded and self.device.type == "cuda"
+        is_whole = not isinstance(weights, DTensor)
+        self.compiles = settings.compile and is_whole and self.device.type == "cuda"
         self.most = 0
 
     def __call__(self, images: Tensor) -> Tensor:
         """One batch; the first one must be the largest if others may be smaller."""
+        if not self.compiles:
+            return self.eager(images)
+        # one shape is compiled: the last batches are filled up
+        self.most = max(self.most, len(images))
+        whole = F.pad(images, (0, 0, 0, 0, 0, 0, 0, self.most - len(images)))
+        return self._computed(compiled(), whole)[: len(images)]
+
+    def eager(self, images: Tensor) -> Tensor:
+        """One batch of any size, which is not compiled."""
+        return self._computed(outputs, images)
+
+    def _computed(self, function: Callable[..., Tensor], images: Tensor) -> Tensor:
         with torch.no_grad(), products_in(self.precision):
-            if not self.compiles:
-                return outputs(self.model, images, self.factors, self.precision, self.features)
-            # one shape is compiled: the last batches are filled up
-            self.most = max(self.most, len(images))
-            whole = F.pad(images, (0, 0, 0, 0, 0, 0, 0, self.most - len(images)))
-            given = self.model, whole, self.factors, self.precision, self.features
-            return compiled()(*given)[: len(images)]
+            return function(self.model, images, self.factors, self.precision, self.features)
 
 
 def outputs(model: ViT, images: Tensor, factors: Tensor, precision: str, features: bool) -> Tensor:
