@@ -1,29 +1,41 @@
 """Weights of timm and transformers, both ways, and ours through every dialect.
 
-The facts about the libraries are tested with the libraries where they import. Where they do not,
-the weights and logits that they gave (timm 1.0.31, transformers 5.24) are read from
+The facts about the libraries are tested with the libraries where they are installed. Where they are
+not, the weights and logits that they gave (timm 1.0.31, transformers 5.24) are read from
 tests/data/dialects.safetensors: `library/case|tensor`, `library/case|logits` and `images`; its
 metadata holds each config.json of transformers.
+
+tests/data/originals.safetensors holds random weights in half precision, images and outputs of the
+original code of DeiT III, DINOv2 and ImageNet-21K-P (MIIL), run with torch 2.13: `case|tensor`,
+`case|images`, `case|output`. Its metadata names each source by repository, commit and file.
 """
 
 import dataclasses
-import importlib
 import itertools
 import json
-import logging
 from pathlib import Path
 
 import pytest
 import torch
+from libraries import library
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from pipeline.settings.presets import PRESETS
 from vit.config import ViTConfig
 from vit.dialects import DIALECTS, check_says, dialect_of
 from vit.model import ViT
-from vit.weights import config_of, load_weights, read_weights, save_safetensors, save_weights
+from vit.weights import (
+    config_of,
+    load_weights,
+    open_weights,
+    read_weights,
+    save_safetensors,
+    save_weights,
+)
 
 STORED = Path(__file__).parent / "data" / "dialects.safetensors"
+ORIGINALS = Path(__file__).parent / "data" / "originals.safetensors"
 SHAPE = dict(image_size=12, patch_size=4, width=8, depth=2, mlp_width=16, heads=2, num_classes=5)
 TIMM = {
     "plain": dict(),
@@ -70,14 +82,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def library(name):
-    """A library, or a skip where it does not import (timm needs torchvision)."""
-    try:
-        return importlib.import_module(name)
-    except (ImportError, RuntimeError) as error:
-        pytest.skip(f"{name} does not import: {error}")
 
 
 def timm_model(case, **more):
@@ -198,6 +202,131 @@ def test_transformers_opens_ours_and_gives_our_logits(case, tmp_path):
     torch.testing.assert_close(logits_of(theirs.eval(), images), expected, atol=2e-6, rtol=1e-5)
 
 
+ORIGINAL = {
+    "deit3": ("deit3", dict(layer_scale=1.0, class_position=False)),
+    "dinov2": ("dinov2", dict(layer_scale=1.0)),
+    "dinov2-reg": ("dinov2", dict(layer_scale=1.0, registers=3, class_position=False)),
+    "miil": ("miil", dict(qkv_bias=False)),
+}
+
+
+@pytest.mark.parametrize("case", ORIGINAL)
+def test_weights_of_the_original_code_give_its_outputs(case, tmp_path):
+    start, (dialect, settings) = f"{case}|", ORIGINAL[case]
+    stored = {k.removeprefix(start): t for k, t in load_file(ORIGINALS).items() if start in k}
+    tensors = {k: t.float() for k, t in stored.items()}
+    images, output = tensors.pop("images"), tensors.pop("output")
+    torch.save({"model": tensors}, tmp_path / "a.pth")  # as published
+    weights = open_weights(tmp_path / "a.pth")
+    assert weights.dialect == dialect
+    headless = case.startswith("dinov2")
+    expected = ViTConfig(**{**SHAPE, **settings, "num_classes": None if headless else 5})
+    assert dataclasses.replace(weights.config, heads=2) == expected
+    model = ViT(dataclasses.replace(expected, num_classes=5)).eval()
+    load_weights(model, tmp_path / "a.pth", head="drop" if headless else "keep")
+    with torch.no_grad():
+        ours = model.features(images) if headless else model(images)
+    torch.testing.assert_close(ours, output, atol=1e-5, rtol=1e-5)
+
+
+# ---------------------------------------------------------------- every preset, both ways
+
+
+def small(config):
+    """A preset's model with its own options, cut to 2 blocks of 3 heads and 3 x 3 patches."""
+    return dataclasses.replace(
+        config,
+        width=24,
+        mlp_width=round(24 * config.mlp_width / config.width),
+        depth=2,
+        heads=3,
+        image_size=3 * config.patch_size,
+        num_classes=5,
+    )
+
+
+# presets that differ in what they train, not in the model, are one case, named by the first
+PRESET_MODELS = {}
+for preset in PRESETS.values():
+    kept = dict(dropout=0.0, drop_path=0.0, head_bias=0.0, checkpoint_blocks=False)
+    PRESET_MODELS.setdefault(
+        small(dataclasses.replace(preset.config.model, **kept)), preset.config.name
+    )
+
+
+@pytest.fixture(params=PRESET_MODELS, ids=PRESET_MODELS.values())
+def preset_model(request):
+    """The small model of a preset."""
+    return make(**dataclasses.asdict(request.param)).eval()
+
+
+def comes_back(path, model, head="keep"):
+    """Whether the file says the model, and gives its features or logits."""
+    changes = dict(num_classes=None, pre_logits=False) if head == "drop" else {}
+    assert config_of(path) == dataclasses.replace(model.config, **changes)
+    other = ViT(
+        dataclasses.replace(model.config, pre_logits=model.config.pre_logits and not changes)
+    )
+    load_weights(other, path, head=head)
+    images = torch.randn(2, 3, model.config.image_size, model.config.image_size)
+    if head == "keep":
+        return torch.equal(model(images), other.eval()(images))
+    return torch.equal(body(model)(images), other.eval().features(images))
+
+
+def body(model):
+    """The features of a model without its head and the tanh layer before it."""
+    copied = ViT(dataclasses.replace(model.config, pre_logits=False)).eval()
+    copied.load_state_dict(
+        {k: t for k, t in model.state_dict().items() if not k.startswith("pre_logits.")}
+    )
+    return copied.features
+
+
+def test_every_preset_goes_to_timm_and_comes_back(preset_model, tmp_path):
+    file, head = tmp_path / "model.safetensors", "keep"
+    if preset_model.config.pre_logits:
+        with pytest.raises(ValueError, match=r"timm cannot have pre_logits=True .*--head drop"):
+            save_weights(file, preset_model, "timm")
+        head = "drop"
+    save_weights(file, preset_model, "timm", head)
+    assert comes_back(file, preset_model, head)
+    with safe_open(file, "pt") as opened:
+        arguments = json.loads(opened.metadata()["timm"])
+    theirs = library("timm.models.vision_transformer").VisionTransformer(**arguments).eval()
+    theirs.load_state_dict(load_file(file))
+    side = preset_model.config.image_size
+    images = torch.randn(2, 3, side, side)
+    ours = preset_model if head == "keep" else body(preset_model)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(images), ours(images), atol=2e-6, rtol=1e-5)
+
+
+def test_every_preset_goes_to_transformers_and_comes_back_or_is_refused(preset_model, tmp_path):
+    config, head = preset_model.config, "keep"
+    cannot = f"pool={config.pool}" if config.pool != "token" else "pre_logits=True"
+    if config.pool != "token" or config.pre_logits:
+        with pytest.raises(ValueError, match=f"transformers cannot have .*{cannot}"):
+            save_weights(tmp_path, preset_model, "transformers")
+        if config.pool != "token":
+            return
+        head = "drop"
+    save_weights(tmp_path, preset_model, "transformers", head)
+    assert comes_back(tmp_path, preset_model, head)
+    transformers = library("transformers")
+    images = torch.randn(2, 3, config.image_size, config.image_size)
+    with torch.no_grad():
+        if head == "keep":
+            opener = transformers.AutoModelForImageClassification
+            expected, theirs = preset_model(images), opener.from_pretrained(tmp_path).eval()
+            got = theirs(images).logits
+        else:
+            expected = body(preset_model)(images)
+            theirs = transformers.AutoModel.from_pretrained(tmp_path).eval()
+            got = theirs(images).last_hidden_state[:, 0]
+    torch.testing.assert_close(got, expected, atol=2e-6, rtol=1e-5)
+
+
 # ---------------------------------------------------------------- ours, through each dialect
 
 MODELS = [
@@ -224,6 +353,7 @@ SAID = {
     "transformers": {0, 1, 3},
     "transformers-dinov2": {6, 7},
     "transformers-dinov2-registers": {8},
+    "miil": {3},
     "npz-vit": {0, 1, 2, 9, 10, 12},
     "npz-big_vision": {0, 1, 2, 9, 10, 12},
 }
@@ -356,20 +486,75 @@ def test_a_head_of_dinov2_that_reads_the_patches_is_refused_and_can_be_dropped(t
     load_weights(model, tmp_path, head="drop")
 
 
-def test_another_gelu_or_epsilon_than_the_files_is_warned_of(tmp_path, caplog):
+FILES = {dialect: "model.safetensors" for dialect in ("timm", "deit3", "dinov2", "miil")}
+
+
+@pytest.mark.parametrize("dialect", FILES)
+def test_what_tensors_do_not_show_is_stated_beside_them(dialect, tmp_path, caplog):
+    settings = dict(MODELS[min(SAID[dialect])], gelu="tanh", norm_eps=1e-12, heads=4)
+    model = make(**settings)
+    save_weights(tmp_path / "model.safetensors", model, dialect)
+    assert f"{dialect} computes with gelu=exact, this model with tanh" in caplog.text
+    assert f"{dialect} computes with norm_eps=1e-06, this model with 1e-12" in caplog.text
+    caplog.clear()
+    found = config_of(tmp_path / "model.safetensors")
+    assert (found.gelu, found.norm_eps, found.heads) == ("tanh", 1e-12, 4)
+    load_weights(make(2, **settings), tmp_path / "model.safetensors")
+    assert not caplog.records
+    load_weights(make(2, **settings | dict(gelu="exact", norm_eps=1e-6)), tmp_path)
+    assert "states gelu=tanh, the model has exact" in caplog.text
+    assert "states norm_eps=1e-12, the model has 1e-06" in caplog.text
+    with pytest.raises(ValueError, match="has 4 attention heads, the model has 2; set heads"):
+        load_weights(make(2, **settings | dict(heads=2)), tmp_path)
+
+
+def test_fixed_positions_are_stated_beside_the_tensors(tmp_path):
+    model = make(pool="mean", positions="sincos2d")
+    save_weights(tmp_path / "a.safetensors", model)
+    assert config_of(tmp_path / "a.safetensors").positions == "sincos2d"
+
+
+@pytest.mark.parametrize(
+    "stated", ['{"gelu": "relu"}', '{"norm_eps": "small"}', '{"heads": [2]}', "{", "[1]"]
+)
+def test_metadata_that_no_model_has_is_refused(stated, tmp_path):
+    save_safetensors(tmp_path / "a.safetensors", make().state_dict(), {"vit": stated})
+    with pytest.raises(ValueError, match=r"a\.safetensors .*(no model has|not JSON|not a table)"):
+        config_of(tmp_path / "a.safetensors")
+
+
+def test_a_checkpoint_of_a_run_states_its_gelu_and_epsilon(tmp_path, caplog):
+    config = PRESETS["in21k-s16-30ep"].config.replace({"model.norm_eps": 1e-5})
+    save_safetensors(tmp_path / "model.safetensors", make().state_dict())
+    (tmp_path / "config.json").write_text(json.dumps(config.flat() | {"model.heads": 2}))
+    found = config_of(tmp_path)
+    assert (found.gelu, found.norm_eps, found.heads) == ("tanh", 1e-5, 2)
+    load_weights(make(), tmp_path)
+    assert "states gelu=tanh, the model has exact" in caplog.text
+    assert "states norm_eps=1e-05, the model has 1e-06" in caplog.text
+
+
+def test_another_gelu_or_epsilon_than_the_dialects_is_warned_of(tmp_path, caplog):
+    save_safetensors(tmp_path / "a.safetensors", make().state_dict())
+    load_weights(make(gelu="tanh"), tmp_path / "a.safetensors")
+    message = "a.safetensors states no gelu; timm has gelu=exact, the model has tanh"
+    assert message in caplog.text
+    caplog.clear()
     save_weights(tmp_path / "a.npz", make(gelu="tanh"), "npz-vit")
     assert not caplog.records
     load_weights(make(), tmp_path / "a.npz")
-    assert "a.npz was trained with gelu=tanh, the model has exact" in caplog.text
+    assert "a.npz states no gelu; npz-vit has gelu=tanh, the model has exact" in caplog.text
     assert config_of(tmp_path / "a.npz").gelu == "tanh"
-    save_weights(tmp_path / "hub", make(norm_eps=1e-12), "transformers")
+    save_weights(tmp_path / "hub", make(norm_eps=1e-9), "transformers")
     load_weights(make(), tmp_path / "hub")
-    assert "norm_eps=1e-12, the model has 1e-06" in caplog.text
+    assert "states norm_eps=1e-09, the model has 1e-06" in caplog.text
+    (tmp_path / "hub" / "config.json").unlink()
+    assert config_of(tmp_path / "hub").norm_eps == 1e-12
     caplog.clear()
-    with caplog.at_level(logging.WARNING):
-        load_weights(make(gelu="tanh"), tmp_path / "a.npz")
-        save_weights(tmp_path / "b.npz", make(), "npz-vit")
-    assert [record.message[:14] for record in caplog.records] == ["Google's code "]
+    load_weights(make(gelu="tanh"), tmp_path / "a.npz")
+    assert not caplog.records
+    save_weights(tmp_path / "b.npz", make(), "npz-vit")
+    assert "npz-vit computes with gelu=tanh, this model with exact" in caplog.text
 
 
 def test_another_activation_and_other_heads_of_transformers_are_refused(tmp_path):

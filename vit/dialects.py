@@ -2,20 +2,20 @@
 
     {their name: tensor} -> translated -> {our name: tensor} -> spoken -> {their name: tensor}
 
-Our names are timm's, so timm, MAE and Alibaba's ImageNet-21K-P need no table. To add a dialect, add
-a row to DIALECTS: how to recognise it, its names, and which models it has. Google's `.npz` have
-other layouts too; their names are in `vit.npz`.
+Our names are timm's, so timm, MAE and Alibaba's ImageNet-21K-P (MIIL) need no names. To add a
+dialect, add a row to DIALECTS: how to recognise it, its names, which models it has, and how its
+program runs them. Google's `.npz` have other layouts too; their names are in `vit.npz`.
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from vit.config import ViTConfig
+from vit.names import DINOV2, VIT, Name
 from vit.positions import position_slots, without_slots
 
 BLOCK = re.compile(r"(?:^|\.)(?:blocks|layer|layers)\.(\d+)\.")
@@ -43,18 +43,12 @@ RANKS = {
 POOLS = ("token", "mean", "map")
 WHY = {
     "pre_logits": " (it has no tanh layer before the head, and a tanh cannot be folded into the"
-    " head's matrix: export .npz, or fine-tune without the layer)",
+    " head's matrix: export .npz, or export without the head and the layer: --head drop)",
     "registers with positions": " (its registers have none: class_position=False)",
 }
-
-
-class Name(NamedTuple):
-    """Their module or tensor, which is part number `part` of `parts` of ours; {i} is the block."""
-
-    theirs: str
-    ours: str
-    part: int = 0
-    parts: int = 1
+TIMM_TOLD = "; create its model with act_layer and norm_layer that say the same"
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+SQUASHED = {"eval_resize": "squash", "crop_pct": 1.0, "eval_interpolation": "bilinear"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +57,8 @@ class Dialect:
 
     mark: str | None = None
     """Pattern of a key that files of this dialect have, and no others; None is never recognised."""
+    lacks: str | None = None
+    """Pattern of a key that files of this dialect do not have, if `mark` is not enough."""
     names: tuple[Name, ...] = ()
     """Names that are not ours; of several for one of ours, the first is written."""
     prefix: str = ""
@@ -77,50 +73,20 @@ class Dialect:
     """Whether the head reads the class token and the mean of the patches, side by side."""
     architecture: str = ""
     """Class of transformers, whose `config.json` states the settings."""
+    gelu: str = "exact"
+    """The form of GELU that its program computes, unless it is told another."""
+    norm_eps: float = 1e-6
+    """The term in its LayerNorms, unless it is told another."""
+    told: str = ""
+    """How to tell it."""
+    images: Mapping[str, object] = field(default_factory=dict)
+    """How its program prepares images for evaluation: fields of ImageConfig."""
 
 
-def attention(theirs: str, query: str, key: str, value: str) -> tuple[Name, ...]:
-    """Queries, keys and values as three layers."""
-    layers = enumerate((query, key, value))
-    return tuple(Name(f"{theirs}.{layer}", "blocks.{i}.attn.qkv", i, 3) for i, layer in layers)
-
-
-EMBEDDINGS = (
-    Name("embeddings.cls_token", "cls_token"),
-    Name("embeddings.register_tokens", "reg_token"),
-    Name("embeddings.position_embeddings", "pos_embed"),
-    Name("embeddings.patch_embeddings.projection", "patch_embed.proj"),
-    Name("layernorm", "norm"),
-    Name("classifier", "head"),
-)
-LAYER, NEW_LAYER = "encoder.layer.{i}", "layers.{i}"  # the latter in memory since version 5
-VIT = (
-    *EMBEDDINGS,
-    Name("pooler.dense", "pre_logits.fc"),
-    *attention(f"{LAYER}.attention.attention", "query", "key", "value"),
-    Name(f"{LAYER}.attention.output.dense", "blocks.{i}.attn.proj"),
-    Name(f"{LAYER}.intermediate.dense", "blocks.{i}.mlp.fc1"),
-    Name(f"{LAYER}.output.dense", "blocks.{i}.mlp.fc2"),
-    *attention(f"{NEW_LAYER}.attention", "q_proj", "k_proj", "v_proj"),
-    Name(f"{NEW_LAYER}.attention.o_proj", "blocks.{i}.attn.proj"),
-    *(Name(f"{NEW_LAYER}.mlp.fc{j}", f"blocks.{{i}}.mlp.fc{j}") for j in (1, 2)),
-    *(
-        Name(f"{layer}.layernorm_{place}", f"blocks.{{i}}.norm{j}")
-        for layer in (LAYER, NEW_LAYER)
-        for j, place in ((1, "before"), (2, "after"))
-    ),
-)
-DINOV2 = (
-    *EMBEDDINGS,
-    *attention(f"{LAYER}.attention.attention", "query", "key", "value"),
-    Name(f"{LAYER}.attention.output.dense", "blocks.{i}.attn.proj"),
-    *attention(f"{LAYER}.attention", "q_proj", "k_proj", "v_proj"),
-    Name(f"{LAYER}.attention.o_proj", "blocks.{i}.attn.proj"),
-    *(Name(f"{LAYER}.norm{j}", f"blocks.{{i}}.norm{j}") for j in (1, 2)),
-    *(Name(f"{LAYER}.mlp.fc{j}", f"blocks.{{i}}.mlp.fc{j}") for j in (1, 2)),
-    *(Name(f"{LAYER}.layer_scale{j}.lambda1", f"blocks.{{i}}.ls{j}.gamma") for j in (1, 2)),
-)
+# dinov2/data/transforms.py, and transformers' BitImageProcessor: 224 of 256
+DINOV2_IMAGES = {**IMAGENET, "crop_pct": 0.875, "eval_interpolation": "bicubic"}
 TRANSFORMERS_DINOV2 = {
+    "images": DINOV2_IMAGES,
     "names": DINOV2,
     "ignored": ("embeddings.mask_token",),
     "token_slot": True,
@@ -130,12 +96,16 @@ NPZ = {**PLAIN, "pool": POOLS, "pre_logits": EITHER}
 
 DIALECTS = {
     "timm": Dialect(
+        told=TIMM_TOLD,
         says={**dict.fromkeys(PLAIN, EITHER), "pool": POOLS, "pre_logits": (False,)},
     ),
     "deit3": Dialect(
         mark=r"\.gamma_1$",
         names=tuple(Name(f"blocks.{{i}}.gamma_{j}", f"blocks.{{i}}.ls{j}.gamma") for j in (1, 2)),
         token_slot=False,
+        told=TIMM_TOLD,
+        # datasets.py with --eval-crop-ratio 1.0 of README_revenge.md
+        images={**IMAGENET, "crop_pct": 1.0, "eval_interpolation": "bicubic"},
         says={**PLAIN, "layer_scale": (True,), "class_position": (False,)},
     ),
     "dinov2": Dialect(
@@ -143,6 +113,8 @@ DIALECTS = {
         names=(Name("register_tokens", "reg_token"),),
         ignored=("mask_token",),
         token_slot=True,
+        told=TIMM_TOLD,
+        images=DINOV2_IMAGES,
         says={**PLAIN, "layer_scale": (True,), "registers": EITHER},
     ),
     "transformers": Dialect(
@@ -151,6 +123,8 @@ DIALECTS = {
         prefix="vit.",
         token_slot=True,
         architecture="ViTForImageClassification",
+        norm_eps=1e-12,
+        images=SQUASHED,  # ViTImageProcessor
         says={**PLAIN, "qkv_bias": EITHER},
     ),
     "transformers-dinov2-registers": Dialect(
@@ -167,17 +141,31 @@ DIALECTS = {
         says={**PLAIN, "layer_scale": (True,), "qkv_bias": EITHER},
         **TRANSFORMERS_DINOV2,
     ),
-    "npz-vit": Dialect(says=NPZ),
-    "npz-big_vision": Dialect(says=NPZ),
+    # ImageNet-21K-P: timm's names, and of timm's models with a class token only this has no biases
+    "miil": Dialect(
+        mark=r"^cls_token$",
+        lacks=r"\.attn\.qkv\.bias$|\.attn\.q_norm\.|\.ls1\.|^reg_token$",
+        told=TIMM_TOLD,
+        # src_files/data_loading/data_loader.py
+        images={"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), **SQUASHED},
+        says={**PLAIN, "qkv_bias": (False,)},
+    ),
+    "npz-vit": Dialect(says=NPZ, gelu="tanh"),
+    "npz-big_vision": Dialect(says=NPZ, gelu="tanh"),
 }
 
 
 def dialect_of(names: Mapping[str, Tensor]) -> str:
     """The dialect of a file's keys; timm's if no other is recognised."""
     for name, dialect in DIALECTS.items():
-        if dialect.mark and any(re.search(dialect.mark, key) for key in names):
+        if has(names, dialect.mark) and not has(names, dialect.lacks):
             return name
     return "timm"
+
+
+def has(names: Iterable[str], pattern: str | None) -> bool:
+    """Whether a name matches the pattern, if there is one."""
+    return pattern is not None and any(re.search(pattern, name) for name in names)
 
 
 def table(dialect: Dialect, tensors: Mapping[str, Tensor]) -> Iterator[Name]:
@@ -240,7 +228,7 @@ def spoken(state: Mapping[str, Tensor], config: ViTConfig, dialect_name: str) ->
     if dialect.token_slot and not config.class_position:
         positions = state["pos_embed"]
         state["pos_embed"] = torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
-    if dialect.head_of_two:
+    if dialect.head_of_two and "head.weight" in state:
         state["head.weight"] = torch.nn.functional.pad(state["head.weight"], (0, config.width))
     theirs: dict[str, list[Name]] = {}
     for name in table(dialect, state):

@@ -8,20 +8,18 @@ key that does not fit, and the settings of a model that it fits.
 
 import json
 import logging
-import pickle
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from support.files import written
 from vit.config import ViTConfig
-from vit.config_json import stated, transformers_settings
-from vit.dialects import DIALECTS, check_says, spoken, translated
+from vit.config_json import metadata_of, of_metadata, stated, transformers_settings
+from vit.dialects import DIALECTS, check_says, dialect_of, spoken, translated
 from vit.model import ViT
 from vit.npz import read_npz, write_npz
 from vit.positions import (
@@ -33,14 +31,15 @@ from vit.positions import (
     without_slots,
 )
 from vit.shape import differences, shape_of
+from vit.tensor_file import read_tensors
 
 log = logging.getLogger(__name__)
 
 MODEL_FILE = "model.safetensors"  # in a checkpoint directory
 OLD_MODEL_FILE = "pytorch_model.bin"  # in older folders of transformers
 CONFIG_FILE = "config.json"  # beside it in a folder of transformers
-PICKLED = (".pth", ".pt", ".bin", ".tar")
-WRAPPERS = ("state_dict", "model")  # keys under which training programs store the weights
+HEADS = ("keep", "drop")
+HEAD_LAYERS = ("head.", "pre_logits.")
 REMEDY = (
     "Create a model of the file's shape (width, depth, patch_size, pool, pre_logits); for other"
     " classes use head='drop'"
@@ -59,33 +58,61 @@ def save_safetensors(
 def save_npz(path: Path | str, model: ViT, layout: str = "vit") -> None:
     """Write a model for Google's JAX code, in layout "vit" (also AugReg's) or "big_vision"."""
     check_says(model.config, f"npz-{layout}")
-    if model.config.gelu != "tanh":
-        log.warning("Google's code computes the tanh form of GELU, this model the exact one")
+    warn_untold(model.config, f"npz-{layout}")
     state = dict(model.state_dict())
     if model.config.num_prefix and not model.config.class_position:
         with_slots(state)
     write_npz(Path(path), state, model.config.heads, layout)
 
 
-def save_weights(path: Path | str, model: ViT, dialect: str = "timm") -> None:
+def save_weights(
+    path: Path | str,
+    model: ViT,
+    dialect: str = "timm",
+    head: str = "keep",
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write a model for another program; `dialect` is a key of `vit.dialects.DIALECTS`.
 
     transformers reads a folder, which gets a config.json; the others read one file: safetensors, or
-    .npz. ValueError lists the settings of the model that the dialect's models do not have.
+    .npz. The metadata of safetensors states what the tensors do not show, and `metadata`. `head`
+    "drop" leaves out the head and the tanh layer before it, so that the other program computes
+    features. ValueError lists the settings of the model that the dialect's models do not have.
     """
-    path = Path(path)
+    path, config, state = Path(path), model.config, dict(model.state_dict())
     if dialect.startswith("npz-"):
+        if head != "keep":
+            raise ValueError(f"head is {head!r}, but {dialect} files have a head; set it to keep")
         save_npz(path, model, dialect.removeprefix("npz-"))
         return
-    tensors = spoken(model.state_dict(), model.config, dialect)
+    if dropped(head):
+        config = replace(config, num_classes=None, pre_logits=False)
+        state = {name: t for name, t in state.items() if not name.startswith(HEAD_LAYERS)}
+    tensors = spoken(state, config, dialect)
     if not DIALECTS[dialect].architecture:
-        save_safetensors(path, tensors)
+        warn_untold(config, dialect)
+        save_safetensors(path, tensors, {**metadata_of(config), **(metadata or {})})
         return
-    settings = transformers_settings(model.config, dialect)
+    settings = transformers_settings(config, dialect)
     path.mkdir(parents=True, exist_ok=True)
     with written(path / CONFIG_FILE) as temporary:
         temporary.write_text(json.dumps(settings, indent=2))
     save_safetensors(path / MODEL_FILE, tensors)
+
+
+def warn_untold(config: ViTConfig, dialect: str) -> None:
+    """Warn of what the other program computes otherwise, since its files cannot tell it."""
+    for name in ("gelu", "norm_eps"):
+        theirs, ours = getattr(DIALECTS[dialect], name), getattr(config, name)
+        if theirs != ours:
+            log.warning(
+                "%s computes with %s=%s, this model with %s: the outputs differ a little%s",
+                dialect,
+                name,
+                theirs,
+                ours,
+                DIALECTS[dialect].told,
+            )
 
 
 def load_weights(
@@ -107,9 +134,9 @@ def load_weights(
             zero if it is new) and pre_logits layer.
     """
     path = Path(path)
-    tensors, facts = open_weights(path)
-    check_facts(path, facts, model.config)
-    state = model.state_dict()
+    weights = open_weights(path)
+    check_facts(weights, model.config)
+    tensors, state = weights.tensors, model.state_dict()
     fit_head(tensors, state, head)
     fit_positions(tensors, state, model, positions, path)
     problems = misfits(tensors, state)
@@ -122,24 +149,23 @@ def load_weights(
 
 
 def config_of(path: Path | str) -> ViTConfig:
-    """The config of a model that a file's weights fit: from their shapes, and a config.json."""
-    try:
-        return shape_of(*open_weights(path))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    """The config of a model that a file's weights fit; see `Weights.config`."""
+    return open_weights(path).config
 
 
-def check_facts(path: Path, facts: Mapping[str, object], config: ViTConfig) -> None:
+def check_facts(weights: "Weights", config: ViTConfig) -> None:
     """Refuse another number of heads than the file's; warn of another GELU or norm_eps."""
+    path, facts = weights.path, weights.facts
     if facts.get("heads", config.heads) != config.heads:
         has = f"{path} has {facts['heads']} attention heads"
         raise ValueError(f"{has}, the model has {config.heads}; set heads")
     for name in ("gelu", "norm_eps"):
-        if name in facts and facts[name] != (ours := getattr(config, name)):
+        if facts[name] != (ours := getattr(config, name)):
             log.warning(
-                "%s was trained with %s=%s, the model has %s: its outputs differ a little; set"
-                " model.%s to compute the same",
+                "%s %s %s=%s, the model has %s: its outputs differ a little; set model.%s to"
+                " compute the same",
                 path,
+                "states" if name in weights.stated else f"states no {name}; {weights.dialect} has",
                 name,
                 facts[name],
                 ours,
@@ -165,11 +191,33 @@ def misfits(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[
     return problems
 
 
-class Weights(NamedTuple):
-    """Tensors under our names, and the settings of their model that the file states elsewhere."""
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """The content of a file of weights."""
 
+    path: Path
     tensors: dict[str, Tensor]
-    facts: dict[str, object]
+    """Under our names."""
+    dialect: str
+    """Key of `vit.dialects.DIALECTS`."""
+    stated: dict[str, object]
+    """Settings of the model that the file, or a config.json beside it, states."""
+    metadata: Mapping[str, str]
+    """That of safetensors, as it is."""
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """Settings that tensors do not show: as stated, else as the dialect's program has them."""
+        dialect = DIALECTS[self.dialect]
+        return {"gelu": dialect.gelu, "norm_eps": dialect.norm_eps, **self.stated}
+
+    @property
+    def config(self) -> ViTConfig:
+        """The config of a model that the weights fit; ValueError if they are not a ViT's."""
+        try:
+            return shape_of(self.tensors, self.facts)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from error
 
 
 def read_weights(path: Path | str) -> dict[str, Tensor]:
@@ -178,11 +226,7 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
 
 
 def open_weights(path: Path | str) -> Weights:
-    """Read the tensors of a file or directory, and the settings that their shapes do not show.
-
-    These are the number of heads and GELU of an .npz file, and those that transformers states in
-    the config.json next to its weights.
-    """
+    """Read the tensors of a file or directory, and what it states of its model."""
     path = Path(path)
     if path.is_dir():
         old = path / OLD_MODEL_FILE
@@ -190,70 +234,31 @@ def open_weights(path: Path | str) -> Weights:
         path = old if old.is_file() and not path.is_file() else path
     if path.suffix == ".npz" and path.is_file():
         tensors, heads = read_npz(path)
-        facts = {"gelu": "tanh"} | ({"heads": heads} if heads else {})
+        dialect, metadata, facts = "npz-vit", {}, {"heads": heads} if heads else {}
     else:
-        tensors, settings = read_tensors(path), path.parent / CONFIG_FILE
-        facts = stated(settings) if settings.is_file() else {}
+        tensors, metadata = read_tensors(path)
+        dialect, settings = dialect_of(tensors), path.parent / CONFIG_FILE
+        facts = (stated(settings) if settings.is_file() else {}) | of_metadata(metadata, path)
     try:
-        return Weights(translated(tensors), facts)
+        ours = translated(tensors)
     except (ValueError, RuntimeError) as error:  # the latter for parts of unequal shapes
         raise ValueError(f"{path} has a layer of an impossible shape: {error}") from error
+    return Weights(path=path, tensors=ours, dialect=dialect, stated=facts, metadata=metadata)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors or .pth file as they are."""
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is not there; give a .safetensors, .pth or .npz file, or a checkpoint"
-            f" directory that contains {MODEL_FILE}"
-        )
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(
-                f"{path} is not a readable safetensors file ({error}); it may be truncated:"
-                " download it again"
-            ) from error
-    if path.suffix in PICKLED:
-        return read_pth(path)
-    known = ", ".join((".safetensors", ".npz", *PICKLED))
-    raise ValueError(f"{path}: unknown file type; known: {known}")
-
-
-def read_pth(path: Path) -> dict[str, Tensor]:
-    """Read tensors that `torch.save` wrote; raise ValueError if the file holds other objects."""
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(
-            f"{path} cannot be read as weights ({reason}); it is truncated or contains other"
-            " objects, which are not loaded because they could run code: save only its state_dict,"
-            " or use the model's safetensors file"
-        ) from error
-    for wrapper in WRAPPERS:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
-            loaded = loaded[wrapper]
-    if not isinstance(loaded, Mapping) or not all(isinstance(t, Tensor) for t in loaded.values()):
-        raise ValueError(
-            f"{path} contains no state_dict; save one: torch.save(model.state_dict(), ...)"
-        )
-    return {
-        name.removeprefix("module.").removeprefix("_orig_mod."): tensor
-        for name, tensor in loaded.items()
-    }
+def dropped(head: str) -> bool:
+    """Whether `head` is "drop"; ValueError if it is not "keep" either."""
+    if head not in HEADS:
+        raise ValueError(f"head is {head!r}; known: {', '.join(HEADS)}")
+    return head == "drop"
 
 
 def fit_head(tensors: dict[str, Tensor], state: Mapping[str, Tensor], head: str) -> None:
     """Keep or drop the head of the file in place."""
-    if head not in ("keep", "drop"):
-        raise ValueError(f"head is {head!r}; known: keep, drop")
-    if head == "drop":
-        layers = ("head.", "pre_logits.")
-        for name in [name for name in tensors if name.startswith(layers)]:
+    if dropped(head):
+        for name in [name for name in tensors if name.startswith(HEAD_LAYERS)]:
             del tensors[name]
-        tensors.update({n: tensor for n, tensor in state.items() if n.startswith(layers)})
+        tensors.update({n: tensor for n, tensor in state.items() if n.startswith(HEAD_LAYERS)})
     elif "head.weight" in tensors and not tensors["head.weight"].any():
         log.warning("the head in the file is all zeros, as in Google's first i21k files")
 

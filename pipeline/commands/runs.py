@@ -98,6 +98,9 @@ class Export:
     """Folder or URI of a run or of a checkpoint, or a file of weights."""
     file: tyro.conf.Positional[str]
     """File to write: .safetensors (timm's names), .npz (Google's names) or .pt (quantised)."""
+    head: Literal["keep", "drop"] = "keep"
+    """For .safetensors: drop leaves out the head, and the tanh layer before it, which timm lacks;
+    timm computes features with the rest."""
     layout: Literal["vit", "big_vision"] = "vit"
     """For .npz: the layout of vision_transformer and AugReg, or that of big_vision."""
     quantise: Literal["int8-static", "int8-dynamic", "int8-weight", "float8"] = "int8-static"
@@ -112,6 +115,6 @@ class Export:
         from pipeline.evaluation.export import export
 
         options = {"layout": self.layout, "scheme": self.quantise, "data": self.data}
-        export(fetched_model(self.checkpoint), Path(self.file), **options)
+        export(fetched_model(self.checkpoint), Path(self.file), head=self.head, **options)
         log.info("wrote       %s", self.file)
         return 0

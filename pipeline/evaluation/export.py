@@ -1,6 +1,6 @@
 """Weights of a checkpoint as files for other programs.
 
-.safetensors  timm's parameter names, as timm loads them
+.safetensors  timm's parameter names, as timm loads them; metadata states the rest
 .npz          Google's JAX code: vision_transformer and AugReg, or big_vision
 .pt           a quantised model, for `vit.quant.load_quantised`
 """
@@ -14,26 +14,32 @@ from torch import Tensor
 from pipeline.data.dataset import Dataset
 from pipeline.data.reader import SampleReader, View
 from pipeline.evaluation.config import CENTER
-from pipeline.evaluation.model import EvalModel
+from pipeline.evaluation.model import EvalModel, preparation
 from vit.batch import normalise
-from vit.weights import save_npz, save_safetensors
+from vit.weights import save_weights
 
 # images that int8-static measures the ranges of activations on, and images per batch
 CALIBRATION_IMAGES, BATCH = 128, 16
 
 
-def export(path: Path, file: Path, *, layout: str, scheme: str, data: str | None) -> None:
+def export(
+    path: Path, file: Path, *, head: str, layout: str, scheme: str, data: str | None
+) -> None:
     """Write the weights of a checkpoint to `file`; ValueError if its suffix is not a known format.
 
-    `path` is the folder of a run or of a checkpoint, or a file of weights. `layout`, for .npz, is
-    "vit" or "big_vision". For .pt, `scheme` is how to quantise and `data` the shard set to
-    calibrate on; None takes that of the run.
+    `path` is the folder of a run or of a checkpoint, or a file of weights. `head`, for
+    .safetensors, is "keep" or "drop", and `layout`, for .npz, "vit" or "big_vision". For .pt,
+    `scheme` is how to quantise and `data` the shard set to calibrate on; None takes that of the
+    run.
     """
     eval_model = EvalModel.open(path)
     if file.suffix == ".safetensors":
-        save_safetensors(file, eval_model.load(eval_model.model).state_dict())
+        model, stated = eval_model.load(eval_model.model), preparation(eval_model.images)
+        save_weights(file, model, "timm", head, stated)
+    elif head != "keep":
+        raise ValueError(f"--head {head} is for .safetensors; a {file.suffix} file keeps its head")
     elif file.suffix == ".npz":
-        save_npz(file, eval_model.load(eval_model.model), layout)
+        save_weights(file, eval_model.load(eval_model.model), f"npz-{layout}")
     elif file.suffix == ".pt":
         export_quantised(eval_model, file, scheme, data or eval_model.data)
     else:

@@ -3,8 +3,9 @@
     folder or file -> its settings, or the shapes of its tensors -> EvalModel -> ViT with weights
 
 A checkpoint holds its settings. A published file holds only tensors: the shape of the model follows
-from theirs, the preparation of images from the config.json next to it in a Hugging Face repository,
-and the classes from the size of the head. Flags give whatever the files do not state.
+from theirs, the classes from the size of the head, and the preparation of images from the
+config.json (timm) or preprocessor_config.json (transformers) beside it, from the metadata of an
+export, or else from the dialect of its names. Flags give whatever the files do not state.
 """
 
 import dataclasses
@@ -24,14 +25,19 @@ from pipeline.evaluation.config import EvaluateConfig
 from pipeline.settings.config import TrainConfig
 from shards.dataset.classes import BUILT_IN, class_list, mapping
 from vit.config import ImageConfig, LossConfig, ViTConfig
+from vit.config_json import parsed
+from vit.dialects import DIALECTS
 from vit.model import ViT
-from vit.weights import MODEL_FILE, config_of, load_weights
+from vit.weights import CONFIG_FILE, MODEL_FILE, load_weights, open_weights
 
 log = logging.getLogger(__name__)
 
+PREPROCESSOR_FILE = "preprocessor_config.json"  # of transformers
+PREPARATION = "pretrained_cfg"  # in the metadata of an export
 # crop_mode in Hugging Face's pretrained_cfg -> eval_resize
 RESIZES = {"center": "short", "squash": "squash"}
-INTERPOLATIONS = ("bilinear", "bicubic")
+INTERPOLATIONS = ("area", "bilinear", "bicubic")
+RESAMPLES = {2: "bilinear", 3: "bicubic"}  # numbers in transformers' files, which are Pillow's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +69,17 @@ class EvalModel:
             return cls._of_run(checkpoint)
         if (path / "meta.json").is_file():
             return cls._of_run(local.Checkpoint.open(path))
-        model, images = config_of(path), ImageConfig()
+        weights = open_weights(path)
+        model, images = weights.config, ImageConfig(**DIALECTS[weights.dialect].images)
         if model.num_classes is None:
             raise ValueError(f"{path} has no head, so it gives no classes to evaluate")
-        config_file = (path if path.is_dir() else path.parent) / "config.json"
-        if path.suffix != ".npz" and config_file.is_file():
-            images, model = as_published(json.loads(config_file.read_text()), model)
+        if path.suffix != ".npz":
+            for name, applied in ((CONFIG_FILE, as_published), (PREPROCESSOR_FILE, as_processed)):
+                if (file := weights.path.parent / name).is_file():
+                    images, model = applied(parsed(file.read_text(), file), images, model)
+        if PREPARATION in weights.metadata:
+            settings = parsed(weights.metadata[PREPARATION], weights.path)
+            images, model = as_published(settings, images, model)
         loss = LossConfig()
         return cls(path=path, model=model, images=images, loss=loss, precision="tf32", classes=None)
 
@@ -140,21 +151,82 @@ class EvalModel:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def as_published(published: Mapping, model: ViTConfig) -> tuple[ImageConfig, ViTConfig]:
-    """Preparation of images and image size from the config.json of a Hugging Face repository."""
+def preparation(images: ImageConfig) -> dict[str, str]:
+    """Metadata of an export: the preparation of images for evaluation, as timm states it."""
+    modes = {ours: theirs for theirs, ours in RESIZES.items()}
+    settings = {
+        "mean": images.mean,
+        "std": images.std,
+        "crop_pct": images.crop_pct,
+        "crop_mode": modes[images.eval_resize],
+        "interpolation": images.eval_interpolation,
+    }
+    return {PREPARATION: json.dumps(settings)}
+
+
+def as_published(
+    published: Mapping, images: ImageConfig, model: ViTConfig
+) -> tuple[ImageConfig, ViTConfig]:
+    """Preparation of images and image size from the config.json of a Hugging Face repository.
+
+    What it does not state stays. Raises ValueError if it lists other classes than the head has.
+    """
+    labels = published.get("id2label")
+    if labels is not None and len(labels) != model.num_classes:
+        raise ValueError(
+            f"config.json lists {len(labels)} classes, but the head beside it has"
+            f" {model.num_classes}; they are not of the same model"
+        )
     cfg = published.get("pretrained_cfg", published)
     changes: dict[str, object] = {n: tuple(cfg[n]) for n in ("mean", "std") if n in cfg}
     if "crop_pct" in cfg:
         changes["crop_pct"] = float(cfg["crop_pct"])
     if cfg.get("interpolation") in INTERPOLATIONS:
         changes["eval_interpolation"] = cfg["interpolation"]
-    mode = cfg.get("crop_mode", "center")
-    if mode not in RESIZES:
-        raise ValueError(f"crop_mode {mode!r} in config.json is unknown; known: {list(RESIZES)}")
-    changes["eval_resize"] = RESIZES[mode]
+    if "crop_pct" in cfg or "crop_mode" in cfg:
+        mode = cfg.get("crop_mode", "center")
+        if mode not in RESIZES:
+            known = list(RESIZES)
+            raise ValueError(f"crop_mode {mode!r} in config.json is unknown; known: {known}")
+        changes["eval_resize"] = RESIZES[mode]
     if "input_size" in cfg:
         model = dataclasses.replace(model, image_size=int(cfg["input_size"][-1]))
-    return ImageConfig(**changes), model
+    return dataclasses.replace(images, **changes), model
+
+
+def as_processed(
+    settings: Mapping, images: ImageConfig, model: ViTConfig
+) -> tuple[ImageConfig, ViTConfig]:
+    """Preparation of images and image size from the preprocessor_config.json of transformers.
+
+    Its size is a number or {height, width}, to which images are squashed, or {shortest_edge}. A
+    number is the shortest edge, too, if a crop follows.
+    """
+    changes: dict[str, object] = {}
+    for ours, theirs, off in (("mean", "image_mean", 0.0), ("std", "image_std", 1.0)):
+        if not settings.get("do_normalize", True):
+            changes[ours] = (off,) * 3
+        elif theirs in settings:
+            changes[ours] = tuple(settings[theirs])
+    if settings.get("resample") in RESAMPLES:
+        changes["eval_interpolation"] = RESAMPLES[settings["resample"]]
+    size, crop = settings.get("size"), settings.get("crop_size")
+    crops = settings.get("do_center_crop", False) and crop is not None
+    if size is not None:
+        side, resized = side_of(crop if crops else size), side_of(size)
+        short = "shortest_edge" in size if isinstance(size, Mapping) else crops
+        changes["eval_resize"] = "short" if short else "squash"
+        changes["crop_pct"] = side / resized
+        model = dataclasses.replace(model, image_size=side)
+    return dataclasses.replace(images, **changes), model
+
+
+def side_of(size: int | Mapping[str, int]) -> int:
+    """The side of a square in a file of transformers; ValueError if it is not square."""
+    sides = set(size.values()) if isinstance(size, Mapping) else {size}
+    if len(sides) != 1:
+        raise ValueError(f"size {dict(size)} in {PREPROCESSOR_FILE} is not square")
+    return int(sides.pop())
 
 
 def head_columns(

@@ -1,0 +1,176 @@
+"""How images are prepared for published weights, and what `export` writes of a checkpoint."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from checkpoints import CONFIG, write
+from safetensors.torch import load_file
+
+from pipeline.__main__ import main
+from pipeline.evaluation.model import EvalModel
+from vit.config import ImageConfig, ViTConfig
+from vit.model import ViT
+from vit.weights import config_of, load_weights, save_weights
+
+SHAPE = dict(image_size=32, patch_size=8, width=16, depth=2, mlp_width=32, heads=2, num_classes=10)
+IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+SQUASHED = dict(eval_resize="squash", crop_pct=1.0, eval_interpolation="bilinear")
+
+
+def model_of(**settings):
+    return ViT(ViTConfig(**{**SHAPE, **settings}))
+
+
+@pytest.mark.parametrize(
+    "dialect, settings, images",
+    [
+        ("timm", dict(), dict()),
+        (
+            "deit3",
+            dict(layer_scale=1.0, class_position=False),
+            dict(IMAGENET, crop_pct=1.0, eval_interpolation="bicubic"),
+        ),
+        (
+            "dinov2",
+            dict(layer_scale=1.0),
+            dict(IMAGENET, crop_pct=0.875, eval_interpolation="bicubic"),
+        ),
+        ("miil", dict(qkv_bias=False), dict(SQUASHED, mean=(0.0,) * 3, std=(1.0,) * 3)),
+        ("npz-vit", dict(), dict()),
+    ],
+)
+def test_images_are_prepared_as_the_authors_of_the_weights_do(dialect, settings, images, tmp_path):
+    file = tmp_path / ("a.npz" if dialect == "npz-vit" else "a.safetensors")
+    save_weights(file, model_of(**settings), dialect)
+    if file.suffix == ".safetensors":  # as published, without our metadata
+        torch.save(load_file(file), file.with_suffix(".pth"))
+        file = file.with_suffix(".pth")
+    assert EvalModel.open(file).images == ImageConfig(**images)
+
+
+def test_a_timm_config_changes_only_what_it_states(tmp_path):
+    save_weights(tmp_path / "model.safetensors", model_of(qkv_bias=False), "miil")
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": {"mean": [0.1, 0.2, 0.3]}}))
+    images = EvalModel.open(tmp_path / "model.safetensors").images
+    assert images == ImageConfig(**SQUASHED, mean=(0.1, 0.2, 0.3), std=(1.0,) * 3)
+
+
+VIT_PROCESSOR = {
+    "do_normalize": True,
+    "do_resize": True,
+    "image_mean": [0.1, 0.2, 0.3],
+    "image_std": [0.4, 0.5, 0.6],
+    "resample": 3,
+    "size": {"height": 16, "width": 16},
+}
+BIT_PROCESSOR = {
+    "crop_size": {"height": 24, "width": 24},
+    "do_center_crop": True,
+    "resample": 3,
+    "size": {"shortest_edge": 32},
+}
+STATED = dict(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+
+
+@pytest.mark.parametrize(
+    "processor, side, images",
+    [
+        (None, 32, SQUASHED),
+        (VIT_PROCESSOR, 16, dict(SQUASHED, eval_interpolation="bicubic", **STATED)),
+        ({"size": 16, "resample": 2}, 16, SQUASHED),
+        ({"do_normalize": False}, 32, dict(SQUASHED, mean=(0.0,) * 3, std=(1.0,) * 3)),
+        (BIT_PROCESSOR, 24, dict(crop_pct=0.75, eval_interpolation="bicubic")),
+        (
+            {"size": 32, "do_center_crop": True, "crop_size": 24, "resample": 2},
+            24,
+            dict(crop_pct=0.75, eval_interpolation="bilinear"),
+        ),
+    ],
+)
+def test_the_preprocessor_config_of_transformers_is_followed(processor, side, images, tmp_path):
+    save_weights(tmp_path, model_of(), "transformers")
+    if processor:
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    found = EvalModel.open(tmp_path)
+    assert found.images == ImageConfig(**images) and found.model.image_size == side
+    assert found.load(found.model)(torch.zeros(1, 3, side, side)).shape == (1, 10)
+
+
+def test_impossible_files_beside_the_weights_are_refused(tmp_path):
+    save_weights(tmp_path, model_of(), "transformers")
+    processor = tmp_path / "preprocessor_config.json"
+    for text, words in (
+        ("{", "preprocessor_config.json is not JSON"),
+        ('{"size": {"height": 16, "width": 32}}', "is not square"),
+        ('{"size": 12}', "multiple of patch_size"),
+    ):
+        processor.write_text(text)
+        with pytest.raises(ValueError, match=words):
+            EvalModel.open(tmp_path)
+    processor.unlink()
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"id2label": {"0": "cat"}}))
+    with pytest.raises(ValueError, match="lists 1 classes, but the head beside it has 10"):
+        EvalModel.open(tmp_path)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A folder that holds a model with a tanh layer before the head, in Google's names."""
+    model = model_of(pre_logits=True, gelu="tanh")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    save_weights(tmp_path / "a.npz", model, "npz-vit")
+    return tmp_path / "a.npz", model.eval()
+
+
+def test_a_model_that_timm_cannot_say_is_not_exported_to_it(checkpoint, tmp_path, capsys):
+    path, _ = checkpoint
+    assert main(["export", str(path), str(tmp_path / "b.safetensors")]) == 2
+    error = capsys.readouterr().err
+    assert "timm cannot have pre_logits=True" in error and "--head drop" in error
+    assert not (tmp_path / "b.safetensors").exists()
+
+
+def test_the_export_without_the_head_gives_its_features(checkpoint, tmp_path):
+    path, model = checkpoint
+    body = tmp_path / "b.safetensors"
+    assert main(["export", str(path), str(body), "--head", "drop"]) == 0
+    assert not [name for name in load_file(body) if name.startswith(("head.", "pre_logits."))]
+    changes = dict(pre_logits=False, num_classes=None)
+    assert config_of(body) == dataclasses.replace(model.config, **changes)
+    other = ViT(dataclasses.replace(model.config, pre_logits=False)).eval()
+    load_weights(other, body, head="drop")
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model.pre_logits(other.features(images)), model.features(images))
+
+
+def test_a_head_that_cannot_be_dropped_is_refused(checkpoint, tmp_path, capsys):
+    path, _ = checkpoint
+    assert main(["export", str(path), str(tmp_path / "b.npz"), "--head", "drop"]) == 2
+    assert "--head drop is for .safetensors" in capsys.readouterr().err
+
+
+def test_an_export_of_a_run_states_what_the_run_computes(tmp_path):
+    config = CONFIG.replace(
+        {
+            "model.gelu": "tanh",
+            "model.norm_eps": 1e-5,
+            "model.num_classes": 2,
+            "model.qkv_bias": False,
+            "images.mean": IMAGENET["mean"],
+            "images.crop_pct": 0.9,
+            "images.eval_resize": "squash",
+        }
+    )
+    path = write(tmp_path / "run", 1, config=config, model=ViT(config.model).state_dict())
+    assert main(["export", str(path), str(tmp_path / "a.safetensors")]) == 0
+    found = config_of(tmp_path / "a.safetensors")
+    assert (found.gelu, found.norm_eps) == ("tanh", 1e-5)
+    assert found.heads == config.model.heads
+    images = EvalModel.open(tmp_path / "a.safetensors").images
+    for name in ("mean", "std", "crop_pct", "eval_resize", "eval_interpolation"):
+        assert getattr(images, name) == getattr(config.images, name)
