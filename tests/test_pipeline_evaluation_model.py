@@ -9,7 +9,7 @@ from checkpoints import CONFIG, write
 from safetensors.torch import load_file
 
 from pipeline.__main__ import main
-from pipeline.evaluation.model import EvalModel
+from pipeline.evaluation.model import EvalModel, as_published, preparation
 from vit.config import ImageConfig, ViTConfig
 from vit.model import ViT
 from vit.weights import config_of, load_weights, save_weights
@@ -174,3 +174,11 @@ def test_an_export_of_a_run_states_what_the_run_computes(tmp_path):
     images = EvalModel.open(tmp_path / "a.safetensors").images
     for name in ("mean", "std", "crop_pct", "eval_resize", "eval_interpolation"):
         assert getattr(images, name) == getattr(config.images, name)
+
+
+@pytest.mark.parametrize("interpolation", ["area", "linear", "bilinear", "bicubic"])
+@pytest.mark.parametrize("resize", ["short", "squash"])
+def test_what_an_export_states_is_read_as_it_was(interpolation, resize):
+    images = ImageConfig(eval_interpolation=interpolation, eval_resize=resize, crop_pct=0.95)
+    (stated,) = preparation(images).values()
+    assert as_published(json.loads(stated), ImageConfig(), CONFIG.model) == (images, CONFIG.model)

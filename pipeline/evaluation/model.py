@@ -36,7 +36,7 @@ PREPROCESSOR_FILE = "preprocessor_config.json"  # of transformers
 PREPARATION = "pretrained_cfg"  # in the metadata of an export
 # crop_mode in Hugging Face's pretrained_cfg -> eval_resize
 RESIZES = {"center": "short", "squash": "squash"}
-INTERPOLATIONS = ("area", "bilinear", "bicubic")
+INTERPOLATIONS = ("area", "linear", "bilinear", "bicubic")
 RESAMPLES = {2: "bilinear", 3: "bicubic"}  # numbers in transformers' files, which are Pillow's
 
 
