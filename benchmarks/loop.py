@@ -78,7 +78,7 @@ def bare(config: TrainConfig, steps: int) -> float:
     for step in range(steps):
         if step == steps // 4:
             begin = time.perf_counter()
-        sums = take_step(state, batch, share, 0, 1, (0.0, 0.0, 0.0), lambda phase: None)
+        sums = take_step(state, batch, share, 1, (0.0, 0.0, 0.0), lambda phase: None)
     sums.tolist()  # waits for the device
     return (steps - steps // 4) * count / (time.perf_counter() - begin)
 

@@ -68,7 +68,7 @@ def timm_model(config: ViTConfig) -> nn.Module:
     """Build timm's model of the same shape and class count."""
     from timm.models.vision_transformer import VisionTransformer
 
-    return VisionTransformer(
+    model = VisionTransformer(
         img_size=config.image_size,
         patch_size=config.patch_size,
         embed_dim=config.width,
@@ -78,6 +78,8 @@ def timm_model(config: ViTConfig) -> nn.Module:
         num_classes=config.num_classes,
         **TIMM_NAMES[config.pool],
     )
+    model.drops = False  # the step asks for it
+    return model
 
 
 def make_variant(
@@ -89,7 +91,7 @@ def make_variant(
 ) -> Variant:
     """A worker's step on fixed random images, with the model that `make` makes."""
     device, world = torch.device(options.device), torch.distributed.get_world_size()
-    rank, size, count = torch.distributed.get_rank(), model.image_size, options.batch
+    size, count = model.image_size, options.batch
     config = TrainConfig(
         model=model,
         optim=OptimConfig(name=options.optimizer),
@@ -111,8 +113,8 @@ def make_variant(
         keys=np.empty(0),
         faults=[],
     )
-    share = RankShare.of(rank, world, config.global_batch)
-    arguments = state, batch, share, rank, world, (0.0, 0.0, 0.0), lambda phase: None
+    share = RankShare.of(torch.distributed.get_rank(), world, config.global_batch)
+    arguments = state, batch, share, world, (0.0, 0.0, 0.0), lambda phase: None
     flops = model.forward_flops if make is ViT else model.published_flops
     return Variant(
         name=name, step=lambda: take_step(*arguments), images=count, flops=3 * count * flops

@@ -63,7 +63,7 @@ def train(state):
         labels = torch.randint(10, (BATCH, 1), generator=draw)
         set_learning_rate(state.optimizer, 1e-2)
         batch = Batch(images=images[rows], labels=labels[rows], keys=np.empty(0), faults=[])
-        total = backward(state, batch, mine, rank, world)
+        total = backward(state, batch, mine, world)
         dist.all_reduce(total)
         state.update(total[0], state.norm())
         losses.append(total.item() / world)

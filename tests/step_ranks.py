@@ -93,8 +93,7 @@ def own_batch(step=0, device=CPU):
 def step(state, number=0, batch=None):
     """The numbers of a step, on the device."""
     votes, at = [0.0, 0.0, 0.0], lambda phase: None
-    world = dist.get_rank(), dist.get_world_size()
-    return take_step(state, batch or own_batch(number), share(), *world, votes, at)
+    return take_step(state, batch or own_batch(number), share(), dist.get_world_size(), votes, at)
 
 
 def whole(tensor):
@@ -176,17 +175,16 @@ def follows_the_formulas(loss, parallel, *, compiled=False):
     close = partial(torch.testing.assert_close, rtol=1e-4, atol=2e-6)
 
     state = make(settings)
-    world = dist.get_rank(), dist.get_world_size()
     before = named(state.model)
     for name, p in plain.named_parameters():
         close(before[name], p.detach(), msg=name)
-    backward(state, own_batch(), share(), *world)
+    backward(state, own_batch(), share(), dist.get_world_size())
     for name, found in named(state.model, lambda p: p.grad).items():
         close(found.double(), gradients[name], msg=lambda text, name=name: f"{name}: {text}")
 
     state = make(settings)
     norm, total, bad, *_ = step(state).tolist()
-    close(total / world[1], expected, rtol=1e-5, atol=0)
+    close(total / dist.get_world_size(), expected, rtol=1e-5, atol=0)
     expected_norm = sum(g.square().sum() for g in gradients.values()).sqrt().item()
     close(norm, expected_norm, rtol=1e-5, atol=0)
     assert bad == 0 and norm > settings.optim.clip_norm
@@ -205,7 +203,7 @@ def follows_the_formulas(loss, parallel, *, compiled=False):
 def bfloat16(parallel, residual):
     """Loss and gradients of a step in bfloat16."""
     state = make(config(parallel=parallel, precision="bf16", residual=residual))
-    loss = backward(state, own_batch(), share(), dist.get_rank(), dist.get_world_size())
+    loss = backward(state, own_batch(), share(), dist.get_world_size())
     return loss, named(state.model, lambda p: p.grad)
 
 
@@ -215,7 +213,7 @@ def ddp_and_fsdp_compute_the_same_bits(residual):
     for name, gradient in gradients.items():
         assert torch.equal(gradient, others[name]), name
     state = make(config(precision="fp32"))
-    exact = backward(state, own_batch(), share(), dist.get_rank(), dist.get_world_size())
+    exact = backward(state, own_batch(), share(), dist.get_world_size())
     assert not torch.equal(loss, exact)  # it was bfloat16
 
 
@@ -225,11 +223,10 @@ def passes_of_unequal_shares():
     own = RankShare.of(dist.get_rank(), 2, 6)
     rows = slice(own.low, own.high)
     batch = Batch(images=images[rows], labels=labels[rows], keys=np.empty(0), faults=[])
-    world = dist.get_rank(), dist.get_world_size()
     losses, gradients = {}, {}
     for parallel in ("ddp", "fsdp"):
         state = make(config(parallel=parallel, micro_batch=2, global_batch=6))
-        losses[parallel] = backward(state, batch, own, *world)
+        losses[parallel] = backward(state, batch, own, dist.get_world_size())
         gradients[parallel] = named(state.model, lambda p: p.grad)
     assert torch.equal(losses["ddp"], losses["fsdp"])
     for name, gradient in gradients["ddp"].items():
@@ -252,6 +249,20 @@ def two(rank, meet):
     passes_of_unequal_shares()
     dist.barrier()
     dist.destroy_process_group()
+
+
+def dropped(world, rank, **changes):
+    """Loss and gradients of one rank of a world, in passes of 4, with dropout."""
+    settings = config(**changes)
+    settings = settings.replace({"model.dropout": 0.3, "model.drop_path": 0.3})
+    own = RankShare.of(rank, world, BATCH)
+    images, labels = (column[own.low : own.high] for column in global_batch())
+    state = make(settings)
+    batch = Batch(images=images, labels=labels, keys=np.empty(0), faults=[])
+    loss = backward(state, batch, own, world)
+    return loss / world, {
+        name: g / world for name, g in named(state.model, lambda p: p.grad).items()
+    }
 
 
 def two_compiled(rank, meet):

@@ -39,6 +39,19 @@ def test_a_step_follows_the_plain_formulas(alone, loss):
     step_ranks.follows_the_formulas(loss, "ddp")
 
 
+def test_dropout_is_the_same_for_any_number_of_workers_and_size_of_passes(alone):
+    (loss, gradients), (again, others) = (
+        step_ranks.dropped(1, 0, micro_batch=size) for size in (20, 4)
+    )
+    torch.testing.assert_close(again, loss)
+    shares = [step_ranks.dropped(3, rank) for rank in range(3)]
+    torch.testing.assert_close(sum(loss for loss, _ in shares), loss)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, msg=name)
+        summed = sum(part[name] for _, part in shares)
+        torch.testing.assert_close(summed, gradient, msg=name)
+
+
 @pytest.mark.compile
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 @pytest.mark.parametrize("loss", step_ranks.LOSSES)

@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vit.config import SIZES, LossConfig, ViTConfig
+from vit.dropout import image_keys
 from vit.loss import make_loss, make_targets
 from vit.model import ViT
 
@@ -324,19 +325,13 @@ def test_both_forms_of_the_patch_embedding_are_the_convolution():
             torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_stochastic_depth_grows_linearly_drops_whole_images_and_keeps_the_mean():
+def test_stochastic_depth_grows_linearly_or_is_constant():
     model = ViT(ViTConfig(**{**TINY, "depth": 5}, drop_path=0.4))
-    assert [b.drop_path for b in model.blocks] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+    for part in ("drop_path1", "drop_path2"):
+        rates = [getattr(block, part).rate for block in model.blocks]
+        assert rates == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
     model = ViT(ViTConfig(**{**TINY, "depth": 5}, drop_path=0.4, drop_path_rates="constant"))
-    assert [b.drop_path for b in model.blocks] == [0.4] * 5
-    block = model.blocks[4].train()
-    torch.manual_seed(0)
-    out = block.skip(torch.ones(20_000, 2, 3))
-    values = out[:, 0, 0]
-    assert (out == values[:, None, None]).all()
-    assert set(values.tolist()) == {0.0, torch.tensor(1 / 0.6).item()}
-    assert values.mean().item() == pytest.approx(1, abs=0.03)
-    assert (block.eval().skip(torch.ones(9, 2, 3)) == 1).all()
+    assert {b.drop_path1.rate for b in model.blocks} == {0.4}
 
 
 def test_dropout_acts_in_training_only_and_is_a_function_of_the_seed():
@@ -378,23 +373,20 @@ def test_compiles_without_graph_breaks(settings):
     torch._dynamo.reset()
     model = trained(ViTConfig(**TINY, **settings)).train()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    images = torch.randn(2, 3, 12, 12)
-    torch.manual_seed(0)
-    expected = model(images)
-    torch.manual_seed(0)
-    got = compiled(images)
+    images, keys = torch.randn(2, 3, 12, 12), image_keys(0, 0, 2)
+    expected, got = model(images, keys), compiled(images, keys)
     got.sum().backward()
-    if not settings.get("dropout"):
-        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.compile
 def test_inductor_computes_what_eager_computes():
     torch._dynamo.reset()
-    model = trained(ViTConfig(**{**TINY, "depth": 1}))
-    images = torch.randn(2, 3, 12, 12)
-    got = torch.compile(model, fullgraph=True)(images)
-    torch.testing.assert_close(got, model(images), atol=1e-5, rtol=1e-5)
+    settings = {**TINY, "depth": 1, "dropout": 0.2, "drop_path": 0.2, "drop_path_rates": "constant"}
+    model = trained(ViTConfig(**settings)).train()
+    images, keys = torch.randn(4, 3, 12, 12), image_keys(0, 0, 4)
+    got = torch.compile(model, fullgraph=True)(images, keys)
+    torch.testing.assert_close(got, model(images, keys), atol=1e-5, rtol=1e-5)
 
 
 def test_meta_model_is_initialised_in_place():

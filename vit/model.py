@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vit.config import ViTConfig
+from vit.dropout import Dropout, DropPath, number_layers
 from vit.positions import sincos2d
 
 GELU = {"exact": nn.GELU, "tanh": partial(nn.GELU, approximate="tanh")}
@@ -79,11 +80,11 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(config.width, config.mlp_width)
         self.act = GELU[config.gelu]()
         self.fc2 = nn.Linear(config.mlp_width, config.width)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
         """Transform each token: (..., D) -> (..., D)."""
-        return self.fc2(self.drop(self.act(self.fc1(x))))
+        return self.fc2(self.drop(self.act(self.fc1(x)), keys))
 
 
 class LayerScale(nn.Module):
@@ -110,23 +111,16 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.mlp = Mlp(config, config.dropout)
         self.ls2 = scale()
-        self.drop = nn.Dropout(config.dropout)
-        self.drop_path = drop_path
+        self.drop1, self.drop2 = Dropout(config.dropout), Dropout(config.dropout)
+        self.drop_path1, self.drop_path2 = DropPath(drop_path), DropPath(drop_path)
 
-    def forward(self, x: Tensor, keep: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, keep: int | None = None, keys: Tensor | None = None) -> Tensor:
         """Return the first `keep` tokens (default: all): (B, N, D) -> (B, keep, D)."""
+        branch = self.ls1(self.drop1(self.attn(self.norm1(x), keep), keys))
         # contiguous: Inductor's int8 product adds the wrong rows into a view of rows (torch 2.13)
-        branch = self.ls1(self.drop(self.attn(self.norm1(x), keep)))
-        x = x[:, :keep].contiguous() + self.skip(branch).to(x.dtype)
-        return x + self.skip(self.ls2(self.drop(self.mlp(self.norm2(x))))).to(x.dtype)
-
-    def skip(self, branch: Tensor) -> Tensor:
-        """Stochastic depth: drop the branch of whole images; rescale the rest to keep the mean."""
-        if not self.training or not self.drop_path:
-            return branch
-        keep = 1 - self.drop_path
-        mask = torch.rand(branch.shape[0], 1, 1, device=branch.device) < keep
-        return branch * (mask / keep).to(branch.dtype)
+        x = x[:, :keep].contiguous() + self.drop_path1(branch, keys).to(x.dtype)
+        branch = self.ls2(self.drop2(self.mlp(self.norm2(x), keys), keys))
+        return x + self.drop_path2(branch, keys).to(x.dtype)
 
 
 class AttentionPool(nn.Module):
@@ -156,8 +150,9 @@ class ViT(nn.Module):
     """Vision Transformer of the shape in its config.
 
     `features` returns the head's input; calling the model returns logits. Both raise ValueError
-    for images of another size than the config's. Dropout and stochastic depth draw from PyTorch's
-    generator of the device.
+    for images of another size than the config's. In training, masks of dropout and stochastic depth
+    follow from the `keys` (B,) of the images (`vit.dropout.image_keys`); without, keys are drawn
+    from PyTorch's generator of the device.
     """
 
     residual_dtype = torch.float32
@@ -182,7 +177,7 @@ class ViT(nn.Module):
             self.pos_embed = nn.Parameter(positions)
         else:  # fixed, but stored in checkpoints, so that a loader does not need the formula
             self.register_buffer("pos_embed", positions)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
         rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
         if config.drop_path_rates == "constant":
             rates = [config.drop_path] * config.depth
@@ -194,13 +189,14 @@ class ViT(nn.Module):
         if config.pre_logits:  # the ViT paper's tanh layer for pre-training
             self.pre_logits = nn.Sequential(OrderedDict(fc=nn.Linear(width, width), act=nn.Tanh()))
         self.head = nn.Linear(width, config.num_classes)
+        self.drops = number_layers(self)
         self.init_weights()
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, keys: Tensor | None = None) -> Tensor:
         """Compute logits: (B, 3, H, W) -> (B, K)."""
-        return self.head(self.features(images))
+        return self.head(self.features(images, keys))
 
-    def features(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor, keys: Tensor | None = None) -> Tensor:
         """Compute the input of the head: (B, 3, H, W) -> (B, D)."""
         size = self.config.image_size
         if images.shape[1:] != (3, size, size):
@@ -208,16 +204,18 @@ class ViT(nn.Module):
                 f"images are {tuple(images.shape)}, but the model takes (B, 3, {size}, {size});"
                 " resize them, or load the weights into a model with their image_size"
             )
-        x = self.drop(self.embed(self.patch_embed(images)))
+        if keys is None and self.training and self.drops:
+            keys = torch.randint(2**32, (len(images),), device=images.device)
+        x = self.drop(self.embed(self.patch_embed(images)), keys)
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(self.residual_dtype)
         for i, block in enumerate(self.blocks, start=1):
             # the head reads only the class token, so the last block need not compute the rest
             keep = 1 if self.cls_token is not None and i == len(self.blocks) else None
             if self.config.checkpoint_blocks and torch.is_grad_enabled():
-                x = checkpoint(block, x, keep, use_reentrant=False)
+                x = checkpoint(block, x, keep, keys, use_reentrant=False)
             else:
-                x = block(x, keep)
+                x = block(x, keep, keys)
         return self.pre_logits(self.fc_norm(self.pool(self.norm(x))))
 
     def embed(self, patches: Tensor) -> Tensor:

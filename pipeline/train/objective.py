@@ -38,18 +38,22 @@ class Objective(nn.Module):
         self.num_classes, self.precision = num_classes, precision
         self.register_buffer("factors", channel_factors(images), persistent=False)
 
-    def forward(self, images: Tensor, labels: Tensor, draws: Tensor | None) -> Tensor:
+    def forward(
+        self, images: Tensor, labels: Tensor, draws: Tensor | None, keys: Tensor | None = None
+    ) -> Tensor:
         """Sum of the losses: a scalar.
 
         Args:
             images: (B, S, S, 3) uint8.
             labels: (B, M) int64, padded with -1; all -1 for an image that could not be read.
             draws: Rows of `vit.batch.mixing_draws` for these images, or None.
+            keys: Rows of `vit.dropout.image_keys` for these images; None if the model drops
+                nothing.
         """
         pixels = scaled(images, self.factors)
         targets = make_targets(labels, self.num_classes)
         if draws is not None:
             pixels, targets = mix(pixels, targets, draws)
         with torch.autocast(images.device.type, torch.bfloat16, self.precision == "bf16"):
-            logits = self.model(pixels)
+            logits = self.model(pixels) if keys is None else self.model(pixels, keys)
         return (self.loss_of(logits.float(), targets) * labels.ge(0).any(1)).sum()

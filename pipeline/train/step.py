@@ -17,13 +17,13 @@ from pipeline.train.state import State
 from pipeline.train.transfer import to_device
 from support.splitmix import scramble
 from vit.batch import mixing_draws
+from vit.dropout import image_keys
 
 
 def take_step(
     state: State,
     batch: Batch,
     share: RankShare,
-    rank: int,
     world_size: int,
     votes: Sequence[float],
     at: Callable[[str], None],
@@ -39,7 +39,7 @@ def take_step(
     at("forward and backward")
     loss = norm = torch.zeros(1, device=device)
     if not skips:
-        loss = backward(state, batch, share, rank, world_size)
+        loss = backward(state, batch, share, world_size)
         norm = state.norm()
     # one reduction: all workers see the same loss, number of faults, and votes
     sums = torch.cat([loss, to_device(torch.tensor([len(batch.faults), *votes]), device)])
@@ -52,24 +52,23 @@ def take_step(
     return torch.cat([norm.view(1), sums])
 
 
-def backward(state: State, batch: Batch, share: RankShare, rank: int, world_size: int) -> Tensor:
+def backward(state: State, batch: Batch, share: RankShare, world_size: int) -> Tensor:
     """Gradients of the loss of a step, in passes of at most `pass_limit`; this worker's loss.
 
     Returns the loss (1,): the mean over workers is the mean over the global batch.
     """
     config, device = state.config, batch.images.device
     seed = scramble(scramble(config.seed) ^ state.step)  # of the global batch
-    torch.manual_seed(scramble(seed ^ rank))
     draws = mixing_draws(config.mix, seed=seed, first=share.low, count=share.size)
-    if draws is not None:
-        draws = to_device(draws, device)
+    keys = image_keys(seed, share.low, share.size) if state.model.drops else None
+    draws, keys = (None if rows is None else to_device(rows, device) for rows in (draws, keys))
     labels = widened(batch.labels)
     loss = torch.zeros(1, device=device)
     most = largest_share(config.global_batch, world_size)
     for rows in passes(share.size, most, state.pass_limit, mixes=draws is not None):
         with state.accumulating(last=rows.stop == share.size):
-            mine = None if draws is None else draws[rows]
-            part = state.forward(batch.images[rows], labels[rows], mine)
+            own = (None if numbers is None else numbers[rows] for numbers in (draws, keys))
+            part = state.forward(batch.images[rows], labels[rows], *own)
             part = part * (world_size / config.global_batch)
             part.backward()
         loss += part.detach()

@@ -110,7 +110,7 @@ def train(job: Job, queue: ActorHandle, watchdog: Watchdog, leaves: Callable[[],
         rate, skips = job.learning_rate(state.step), job.interventions.skips(step)
         set_learning_rate(state.optimizer, rate)
         at, votes = partial(watchdog.at, step), control.votes()
-        sums = take_step(state, batch, share, rank, world_size, votes, at, skips=skips)
+        sums = take_step(state, batch, share, world_size, votes, at, skips=skips)
         outcomes.add(step, sums, batch.faults)
         if config.audit:
             keep_keys(job, step, batch.keys, rank)
