@@ -218,14 +218,15 @@ def ddp_and_fsdp_compute_the_same_bits(residual):
 
 
 def passes_of_unequal_shares():
-    """Shares of 2 and 4 images in passes of 2: sharded models must compute together."""
+    """Shares of 2 and 4 images in passes of 2, with dropout: sharded models compute together."""
     images, labels = global_batch()
     own = RankShare.of(dist.get_rank(), 2, 6)
     rows = slice(own.low, own.high)
     batch = Batch(images=images[rows], labels=labels[rows], keys=np.empty(0), faults=[])
     losses, gradients = {}, {}
     for parallel in ("ddp", "fsdp"):
-        state = make(config(parallel=parallel, micro_batch=2, global_batch=6))
+        settings = config(parallel=parallel, micro_batch=2, global_batch=6)
+        state = make(settings.replace({"model.dropout": 0.3, "model.drop_path": 0.3}))
         losses[parallel] = backward(state, batch, own, dist.get_world_size())
         gradients[parallel] = named(state.model, lambda p: p.grad)
     assert torch.equal(losses["ddp"], losses["fsdp"])
