@@ -245,13 +245,22 @@ def small(config):
     )
 
 
+# what only training uses, and what the factors of LayerScale start from
+TRAINING = dict(
+    dropout=0.0, drop_path=0.0, drop_path_rates="linear", head_bias=0.0, checkpoint_blocks=False
+)
+
+
+def trained(model):
+    """A model's config without what only training uses."""
+    scale = {} if model.layer_scale is None else {"layer_scale": 1.0}
+    return dataclasses.replace(model, **TRAINING, **scale)
+
+
 # presets that differ in what they train, not in the model, are one case, named by the first
 PRESET_MODELS = {}
 for preset in PRESETS.values():
-    kept = dict(dropout=0.0, drop_path=0.0, head_bias=0.0, checkpoint_blocks=False)
-    PRESET_MODELS.setdefault(
-        small(dataclasses.replace(preset.config.model, **kept)), preset.config.name
-    )
+    PRESET_MODELS.setdefault(small(trained(preset.config.model)), preset.config.name)
 
 
 @pytest.fixture(params=PRESET_MODELS, ids=PRESET_MODELS.values())
@@ -303,14 +312,17 @@ def test_every_preset_goes_to_timm_and_comes_back(preset_model, tmp_path):
 
 
 def test_every_preset_goes_to_transformers_and_comes_back_or_is_refused(preset_model, tmp_path):
-    config, head = preset_model.config, "keep"
-    cannot = f"pool={config.pool}" if config.pool != "token" else "pre_logits=True"
-    if config.pool != "token" or config.pre_logits:
-        with pytest.raises(ValueError, match=f"transformers cannot have .*{cannot}"):
+    config = preset_model.config
+    head = "drop" if config.pre_logits else "keep"
+    # what no ViT of transformers has, with or without a head
+    differs = {"pool": config.pool != "token", "layer_scale": config.layer_scale is not None}
+    refused = [name for name, holds in differs.items() if holds]
+    for name in refused or ["pre_logits"] * config.pre_logits:
+        cannot = f"transformers cannot have .*{name}={getattr(config, name)}"
+        with pytest.raises(ValueError, match=cannot):
             save_weights(tmp_path, preset_model, "transformers")
-        if config.pool != "token":
-            return
-        head = "drop"
+    if refused:
+        return
     save_weights(tmp_path, preset_model, "transformers", head)
     assert comes_back(tmp_path, preset_model, head)
     transformers = library("transformers")
