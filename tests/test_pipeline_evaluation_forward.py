@@ -68,6 +68,15 @@ def test_tf32_holds_for_the_forward_pass_alone(model, precision, during):
     assert torch.get_float32_matmul_precision() == "highest"
 
 
+def test_the_residual_stream_is_float32_whatever_the_model_trains_with(model):
+    images = crops(2)
+    expected = Forward(model, settings(precision="bf16"))(images)
+    model.residual_dtype = torch.bfloat16
+    assert torch.equal(Forward(model, settings(precision="bf16"))(images), expected)
+    assert model.residual_dtype == torch.bfloat16  # as it was
+    model.residual_dtype = torch.float32
+
+
 @pytest.mark.compile
 def test_smaller_batches_at_the_end_compile_nothing_new(model):
     forward, plain = (Forward(model, settings()) for _ in range(2))

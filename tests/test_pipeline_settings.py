@@ -60,6 +60,12 @@ def test_settings_are_replaced_by_dotted_name():
         ({"epochs": 0}, r"epochs \(0\)"),
         ({"log_every": 0, "eval_every": 0}, r"log_every \(0\).*; eval_every \(0\)"),
         ({"optim.lr": -1.0, "model.depth": 0}, r"model\.depth \(0\).*; optim\.lr \(-1\.0\)"),
+        ({"residual": "bf16", "precision": "fp32"}, r"residual .*has no effect without"),
+        ({"cuda_graphs": True, "compile": False}, r"cuda_graphs \(True\) needs compile"),
+        (
+            {"cuda_graphs": True, "parallel": "fsdp"},
+            r"cuda_graphs \(True\) needs compile, and parallel ddp",
+        ),
         ({"mix.mixup": 0.2, "micro_batch": 7}, r"micro_batch \(7\) must be even"),
         ({"name": "../x"}, "plain folder name"),
         ({"data.slice_samples": 0}, r"data\.slice_samples"),

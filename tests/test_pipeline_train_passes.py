@@ -13,6 +13,7 @@ CPU = torch.device("cpu")
 
 
 def run(name, classes=21_843, **settings):
+    settings = {"global_batch": 256, **settings}
     return TrainConfig(model=ViTConfig.named(name, num_classes=classes), **settings)
 
 
@@ -79,7 +80,7 @@ MEASURED = [
 
 @pytest.mark.parametrize(("name", "images", "residual", "peak_gib"), MEASURED)
 def test_what_was_measured_fits_and_less_than_half_is_left_free(name, images, residual, peak_gib):
-    config = run(name, residual=residual)
+    config = run(name, residual=residual, global_batch=images)
     memory = peak_gib * GIB / 0.8  # a GPU of which the run took all that is used
     assert images / 2 < fitting(config, memory) <= images
 
@@ -89,16 +90,23 @@ def test_less_fits_without_compiling_in_float32_and_of_larger_images():
     assert whole > 800 and whole % 2 == 0
     assert fitting(run("B/16", compile=False), 80 * GIB) == pytest.approx(whole / 2, rel=0.05)
     assert fitting(run("B/16", precision="fp32"), 80 * GIB) == pytest.approx(whole / 2, rel=0.05)
-    large = TrainConfig(model=ViTConfig.named("B/16", num_classes=1000, image_size=384))
+    large = run("B/16").replace({"model.image_size": 384})
     assert whole / 3.2 < fitting(large, 80 * GIB) < whole / 2.8
 
 
 def test_checkpointed_blocks_and_shards_leave_room_for_more():
-    model = ViTConfig.named("g/14", num_classes=21_843)
-    config = TrainConfig(model=model)
+    config = run("g/14")
     checkpointed = config.replace({"model.checkpoint_blocks": True})
     assert fitting(checkpointed, 80 * GIB) > 4 * fitting(config, 80 * GIB)
     assert fitting(config, 80 * GIB, shards=8) > 1.2 * fitting(config, 80 * GIB)
+
+
+def test_batches_that_wait_on_the_device_take_their_room():
+    config = run("S/32", global_batch=4096)
+    alone, eight = fitting(config, 16 * GIB), fitting(config, 16 * GIB, workers=8)
+    pixels = (4096 - 512) * 3 * 224**2 * (config.data.prefetch_batches + 2)
+    kept = 40 * 50 * 384 * 12 + 24 * 21_843 + 8 * 3 * 224**2
+    assert eight - alone == pytest.approx(pixels / kept, abs=4)
 
 
 def test_a_model_that_fits_no_gpu_is_refused_with_what_helps():

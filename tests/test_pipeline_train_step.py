@@ -29,6 +29,12 @@ def alone(tmp_path):
     dist.destroy_process_group()
 
 
+def test_graphs_that_would_lose_gradients_between_passes_are_refused(alone):
+    settings = step_ranks.config(compile=True, cuda_graphs=True, micro_batch=4)
+    with pytest.raises(ValueError, match=r"20 images need passes of at most 4, and a graph keeps"):
+        step_ranks.make(settings)
+
+
 def test_the_width_of_labels_is_a_power_of_two():
     assert [widened(torch.zeros(2, width)).shape[1] for width in (1, 2, 3, 5)] == [1, 2, 4, 8]
     assert widened(torch.tensor([[4, 5, 6]])).tolist() == [[4, 5, 6, -1]]

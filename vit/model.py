@@ -213,7 +213,7 @@ class ViT(nn.Module):
             # the head reads only the class token, so the last block need not compute the rest
             keep = 1 if self.cls_token is not None and i == len(self.blocks) else None
             if self.config.checkpoint_blocks and torch.is_grad_enabled():
-                x = checkpoint(block, x, keep, keys, use_reentrant=False)
+                x = checkpoint(block, x, keep, keys, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(x, keep, keys)
         return self.pre_logits(self.fc_norm(self.pool(self.norm(x))))

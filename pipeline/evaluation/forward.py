@@ -1,8 +1,8 @@
 """The forward pass of an evaluation: crops (B, S, S, 3) uint8 -> logits or features, float32.
 
-Precisions: "bf16" is that of training, by autocast; "fp32" is float32 throughout; "tf32" is float32
-whose products GPUs round to TF32 (10 bits of mantissa), which takes a fraction of the time. CPUs
-have no TF32.
+Precisions: "bf16" is that of training, by autocast, with a float32 residual stream; "fp32" is
+float32 throughout; "tf32" is float32 whose products GPUs round to TF32 (10 bits of mantissa), which
+takes a fraction of the time. CPUs have no TF32.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ class Forward:
         return self._computed(outputs, images)
 
     def _computed(self, function: Callable[..., Tensor], images: Tensor) -> Tensor:
-        with torch.no_grad(), products_in(self.precision):
+        with torch.no_grad(), products_in(self.precision), residual_in_float32(self.model):
             return function(self.model, images, self.factors, self.precision, self.features)
 
 
@@ -62,6 +62,16 @@ def outputs(model: ViT, images: Tensor, factors: Tensor, precision: str, feature
 def compiled() -> Callable[..., Tensor]:
     """`outputs`, compiled for each model and size of a batch."""
     return torch.compile(outputs, dynamic=False)
+
+
+@contextlib.contextmanager
+def residual_in_float32(model: ViT) -> Iterator[None]:
+    """A float32 residual stream for the block, whatever the model trains with."""
+    before, model.residual_dtype = model.residual_dtype, torch.float32
+    try:
+        yield
+    finally:
+        model.residual_dtype = before
 
 
 @contextlib.contextmanager

@@ -190,8 +190,8 @@ class TrainConfig(Settings):
     compile: bool = setting(True, may_change=True, common=True)
     """Compile the step from pixels to the loss with torch.compile."""
     cuda_graphs: bool = setting(False, may_change=True)
-    """Replay the compiled step as CUDA graphs, which spares small models most of the time that the
-    host takes to start kernels; needs compile and ddp."""
+    """On GPUs replay the compiled step as CUDA graphs, which spares small models most of the time
+    that the host takes to start kernels; needs compile, ddp, and a share that is one pass."""
     deterministic: bool = setting(False, may_change=True)
     """On GPUs use only kernels that give the same bits in every run, which are slower; on CPUs they
     always do."""
@@ -246,6 +246,8 @@ class TrainConfig(Settings):
             )
         if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
             yield "min_workers", f"must be from 1 to workers ({self.workers})"
+        if self.residual == "bf16" and self.precision != "bf16":
+            yield "residual", "has no effect without precision bf16"
         if self.cuda_graphs and not (self.compile and self.parallel == "ddp"):
             yield "cuda_graphs", "needs compile, and parallel ddp"
         for name in ("global_batch", "micro_batch"):

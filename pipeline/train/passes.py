@@ -2,8 +2,8 @@
 
 memory of the smallest GPU -> images of a pass (`pass_limit`) -> slices of the share (`passes`)
 
-Memory of a step = weights, gradients, moments and averages + what a pass keeps for its gradients.
-The second part is counted per token, channel and block.
+Memory of a step = weights, gradients, moments and averages + batches of pixels that wait + what a
+pass keeps for its gradients. The last part is counted per token, channel and block.
 """
 
 import math
@@ -17,7 +17,7 @@ from vit.registry import OPTIMIZERS
 # Bytes that a pass keeps per token, channel and block. Measured on an H200 (2026-11-27, compiled,
 # bf16, the peak of the whole step): 31 to 36 for S/32, S/16, B/16 and L/16. Not compiled: assumed.
 KEPT_BYTES = {True: 40, False: 80}
-# the rest is for workspaces, batches that wait, and pieces between allocations
+# the rest is for workspaces and pieces between allocations
 USED_SHARE = 0.8
 
 
@@ -33,15 +33,19 @@ def pass_limit(config: TrainConfig, device: torch.device, shards: int) -> int:
         return DEFAULT_PASS
     memory = torch.tensor(torch.cuda.get_device_properties(device).total_memory, device=device)
     torch.distributed.all_reduce(memory, torch.distributed.ReduceOp.MIN)
-    return fitting(config, memory.item(), shards)
+    return fitting(config, memory.item(), torch.distributed.get_world_size(), shards)
 
 
-def fitting(config: TrainConfig, memory_bytes: int, shards: int = 1) -> int:
+def fitting(config: TrainConfig, memory_bytes: int, workers: int = 1, shards: int = 1) -> int:
     """Images of a pass that fit in the memory of a GPU: an even number, for pairs that are mixed.
 
     ValueError if not even two fit.
     """
-    left = USED_SHARE * memory_bytes - state_bytes(config) / shards
+    # batches ahead, the one of this step, and one that is being copied
+    batches = config.data.prefetch_batches + 2
+    pixels = 3 * config.model.image_size**2
+    waiting = batches * largest_share(config.global_batch, workers) * pixels
+    left = USED_SHARE * memory_bytes - state_bytes(config) / shards - waiting
     images = 2 * int(left / (2 * image_bytes(config)))
     if images < 2:
         raise ValueError(
@@ -83,8 +87,8 @@ def passes(images: int, most: int, limit: int, *, mixes: bool) -> list[slice]:
 
     Their sizes differ by one image at most, or by one pair if neighbours are mixed, so that
     `torch.compile`, which compiles for each size, makes two versions at most. All workers make as
-    many as the worker that has `most` images, because sharded models compute together; the first
-    of a smaller share may be empty.
+    many as the worker that has `most` images, because sharded models compute together; some of a
+    smaller share may be empty.
     """
     unit = 2 if mixes else 1
     units = math.ceil(images / unit)

@@ -28,7 +28,7 @@ from pipeline.settings.config import TrainConfig
 from pipeline.train.objective import Objective
 from pipeline.train.passes import largest_share, pass_limit
 from vit.loss import make_loss
-from vit.model import ViT
+from vit.model import Block, ViT
 from vit.optim import Ema, apply_gradients, make_optimizer
 from vit.weights import load_weights
 
@@ -99,14 +99,14 @@ class State:
             )
             module.broadcast_buffers = False  # they are constants; the argument depends on PyTorch
             return module
-        # matrices are gathered in the type that autocast would give them; norms, and what is
-        # outside of the blocks, in their own
+        # matrices are gathered in the type that autocast would give them; norms and LayerScale, and
+        # what is outside of the blocks, in their own
         shard = partial(fully_shard, mesh=self.mesh)
         full = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
         half = replace(full, param_dtype=torch.bfloat16)
         for block in self.model.blocks:
             if self.config.precision == "bf16":
-                shard([block.norm1, block.norm2], mp_policy=full)
+                shard(float32_parts(block), mp_policy=full)
                 shard(block, mp_policy=half)
             else:
                 shard(block, mp_policy=full)
@@ -116,6 +116,17 @@ class State:
     def _compiled(self) -> Callable[..., Tensor]:
         """The module, compiled for each size of a pass."""
         mode = "reduce-overhead" if self.config.cuda_graphs else None
+        share = largest_share(self.config.global_batch, torch.distributed.get_world_size())
+        if self.config.cuda_graphs and share > self.pass_limit:
+            raise ValueError(
+                f"cuda_graphs is set, but a worker's {share} images need passes of at most"
+                f" {self.pass_limit}, and a graph keeps no gradients between two passes; use more"
+                " workers, a larger micro_batch that fits, or no cuda_graphs"
+            )
+        # the blocks of a sharded model are versions of one function, for each size of a pass and
+        # width of labels; beyond the limit PyTorch would not compile them
+        versions = 4 * (self.config.model.depth + 4)
+        torch._dynamo.config.recompile_limit = max(versions, torch._dynamo.config.recompile_limit)
         return torch.compile(self.module, dynamic=False, mode=mode)
 
     def accumulating(self, *, last: bool) -> AbstractContextManager[None]:
@@ -239,6 +250,13 @@ class State:
             value.read(buffer)
             return buffer
         return value.like(other)
+
+
+def float32_parts(block: Block) -> list[nn.Module]:
+    """The parts of a block with weights that autocast leaves in float32."""
+    attention = block.attn
+    parts = (block.norm1, attention.q_norm, attention.k_norm, block.ls1, block.norm2, block.ls2)
+    return [part for part in parts if part is not None and any(True for _ in part.parameters())]
 
 
 def make_mesh(parallel: str, device: torch.device, local_world_size: int) -> DeviceMesh | None:

@@ -23,7 +23,7 @@ class Readback:
         self._host.copy_(numbers, non_blocking=True)
         self._copied = None
         if numbers.is_cuda:
-            self._copied = torch.cuda.Event()
+            self._copied = torch.cuda.Event(blocking=True)  # a core that spins decodes no images
             self._copied.record()
 
     def numbers(self) -> list[float]:

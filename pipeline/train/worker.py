@@ -5,7 +5,8 @@
 A worker computes its contiguous share of every global batch. DDP and FSDP average the gradients
 over the workers; the loss is weighted so that this average is the mean over the global batch, even
 if the shares differ in size. Step k depends on (settings, k) alone, so a restart repeats it
-exactly. The host waits for the device only before a record, an evaluation or a checkpoint.
+exactly. The host waits for the step before the one that it has queued; for that one only before a
+record, an evaluation or a checkpoint.
 """
 
 import json
