@@ -83,3 +83,25 @@ def digits(tmp_path_factory):
     config = BuildConfig(val_per_class=36, shard_samples=100, val_shards=2)
     build([folder / "digits.tar"], folder / "shards", config)
     return folder / "shards"
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Threads that wait for each other are slow where the cores are shared."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def alone(tmp_path):
+    """A world of one process."""
+    import step_ranks
+    import torch.distributed
+
+    step_ranks.join(0, 1, tmp_path / "meet")
+    yield
+    torch.distributed.destroy_process_group()

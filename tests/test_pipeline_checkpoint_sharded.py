@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import multiprocessing
 import shutil
 import warnings
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 import sharded_ranks
 import torch
 import torch.distributed.checkpoint as dcp
-import torch.multiprocessing
+from processes import run_ranks
 from safetensors.torch import load_file
 
 from pipeline.checkpoint.sharded import mapped
@@ -25,9 +24,7 @@ def ranks(tmp_path_factory):
     """Folder of the checkpoints, and what each rank found: results(phase) is a list by rank."""
     root = tmp_path_factory.mktemp("sharded")
     (root / "results").mkdir()
-    multiprocessing.set_forkserver_preload(["sharded_ranks"])  # imports once
-    arguments = sharded_ranks.main, (str(root),)
-    torch.multiprocessing.start_processes(*arguments, nprocs=4, start_method="forkserver")
+    run_ranks(sharded_ranks.main, str(root), count=4)
 
     def results(phase: str) -> list[dict]:
         paths = sorted((root / "results").glob(f"{phase}-?.pt"))

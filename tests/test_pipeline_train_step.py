@@ -1,17 +1,15 @@
 """A training step: the plain formulas, on one process and on two, and no wait for the device."""
 
 import importlib.util
-import multiprocessing
 import os
-from collections import Counter
 
 import pytest
 import step_ranks
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
+from processes import run_ranks
 from torch._inductor import config as inductor
-from torch.utils._python_dispatch import TorchDispatchMode
+from waits import Waits
 
 from pipeline.train.control import Control
 from pipeline.train.outcomes import Outcomes
@@ -19,14 +17,6 @@ from pipeline.train.step import widened
 from pipeline.train.transfer import to_device
 from pipeline.train.worker import use_deterministic_kernels
 from vit.optim import parameter_groups, set_learning_rate
-
-
-@pytest.fixture
-def alone(tmp_path):
-    """A world of one process."""
-    step_ranks.join(0, 1, tmp_path / "meet")
-    yield
-    dist.destroy_process_group()
 
 
 def test_graphs_that_would_lose_gradients_between_passes_are_refused(alone):
@@ -66,18 +56,12 @@ def test_a_compiled_step_follows_the_plain_formulas(alone, loss, parallel):
 
 
 def test_on_two_processes_ddp_and_fsdp_follow_the_formulas_and_compute_the_same_bits(tmp_path):
-    on_two_processes(step_ranks.two, tmp_path)
+    run_ranks(step_ranks.two, str(tmp_path / "meet"), count=2)
 
 
 @pytest.mark.compile
 def test_on_two_processes_a_compiled_step_follows_the_formulas(tmp_path):
-    on_two_processes(step_ranks.two_compiled, tmp_path)
-
-
-def on_two_processes(function, folder):
-    multiprocessing.set_forkserver_preload(["step_ranks"])
-    arguments = function, (str(folder / "meet"),)
-    torch.multiprocessing.start_processes(*arguments, nprocs=2, start_method="forkserver")
+    run_ranks(step_ranks.two_compiled, str(tmp_path / "meet"), count=2)
 
 
 @pytest.fixture
@@ -101,25 +85,6 @@ def test_each_operation_of_a_step_has_a_deterministic_kernel(alone, deterministi
     assert step_ranks.step(first).tolist() == step_ranks.step(second).tolist()
     for name, value in values(first).items():
         assert torch.equal(values(second)[name], value), name
-
-
-class Waits(TorchDispatchMode):
-    """Counts the operations for which the host would wait for a device."""
-
-    def __init__(self):
-        super().__init__()
-        self.counts, self.all = Counter(), 0
-
-    def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        options = options or {}
-        name, self.all = str(function), self.all + 1
-        moves = name.startswith("aten._to_copy") and options.get("device") is not None
-        moves |= name.startswith("aten.copy_") and arguments[0].device != arguments[1].device
-        if name.startswith(("aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero")) or (
-            moves and not options.get("non_blocking") and True not in arguments[2:]
-        ):
-            self.counts[name] += 1
-        return function(*arguments, **options)
 
 
 def outcomes_of(state):

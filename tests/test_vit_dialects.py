@@ -75,13 +75,7 @@ OURS_OF_TRANSFORMERS = {
 CASES = [*(("timm", case) for case in TIMM), *(("transformers", case) for case in TRANSFORMERS)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for each other are slow where the cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def timm_model(case, **more):

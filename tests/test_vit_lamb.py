@@ -1,7 +1,6 @@
 """LAMB: the formula of apex's FusedLAMB in float64, skipped steps, and shards of FSDP2."""
 
 import math
-import multiprocessing
 from functools import partial
 from pathlib import Path
 
@@ -10,8 +9,8 @@ import sharded_ranks
 import step_ranks
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
-from test_pipeline_train_step import Waits
+from processes import run_ranks
+from waits import Waits
 
 from vit.config import OptimConfig
 from vit.lamb import Lamb
@@ -24,13 +23,7 @@ SHAPES = ((4, 6), (3, 5), (1, 1, 6), (7,))  # of which the last two do not decay
 close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-7)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for each other are slow where the cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def parameters():
@@ -186,14 +179,6 @@ def test_the_decay_cannot_be_independent_of_the_rate():
 # --------------------------------------------------------------------- a training run
 
 
-@pytest.fixture
-def alone(tmp_path):
-    """A world of one process."""
-    step_ranks.join(0, 1, tmp_path / "meet")
-    yield
-    dist.destroy_process_group()
-
-
 def test_the_host_never_waits_for_the_device(alone):
     state = step_ranks.make(step_ranks.config(optimizer="lamb"))
     step_ranks.step(state)
@@ -245,6 +230,4 @@ def two(rank, meet, folder):
 
 
 def test_on_two_processes_norms_are_those_of_whole_parameters_and_checkpoints_hold(tmp_path):
-    multiprocessing.set_forkserver_preload(["sharded_ranks", "step_ranks"])
-    arguments = two, (str(tmp_path / "meet"), str(tmp_path / "checkpoint"))
-    torch.multiprocessing.start_processes(*arguments, nprocs=2, start_method="forkserver")
+    run_ranks(two, str(tmp_path / "meet"), str(tmp_path / "checkpoint"), count=2)

@@ -13,14 +13,7 @@ from vit.dropout import image_keys
 from vit.loss import make_loss, make_targets
 from vit.model import ViT
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for each other are slow where the cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 TINY = dict(image_size=12, patch_size=4, width=24, depth=2, mlp_width=40, heads=3, num_classes=7)

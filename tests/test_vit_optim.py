@@ -15,14 +15,7 @@ from vit.config import OptimConfig, ViTConfig
 from vit.model import ViT
 from vit.optim import Ema, learning_rate, make_optimizer, plain_name, set_learning_rate
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for each other are slow where the cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 TINY = ViTConfig(

@@ -30,16 +30,7 @@ CONFIG = ViTConfig(
 )
 
 
-pytestmark = pytest.mark.compile
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for each other are slow where the cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = [pytest.mark.compile, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture(scope="module")
