@@ -18,15 +18,13 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.distributed
 
+from benchmarks.train_step import joined, random_batch
 from pipeline.data.digits import made
 from pipeline.data.order import RankShare
 from pipeline.run import fit
 from pipeline.settings.config import DIGITS, DataConfig, TrainConfig
-from pipeline.train.batches import Batch
 from pipeline.train.state import State
 from pipeline.train.step import take_step
 from vit.config import OptimConfig, ViTConfig
@@ -60,27 +58,16 @@ def bare(config: TrainConfig, steps: int) -> float:
     """Images per second of the step alone, after a quarter of warm-up."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(1)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    meet = f"file://{config.runs_dir}/meet"
-    torch.distributed.init_process_group(backend, init_method=meet, rank=0, world_size=1)
-    state, count, side = (
-        State(config, device, None, 1),
-        config.global_batch,
-        config.model.image_size,
-    )
-    batch = Batch(
-        images=torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8, device=device),
-        labels=torch.randint(0, CLASSES, (count, 1), device=device),
-        keys=np.empty(0),
-        faults=[],
-    )
-    share = RankShare.of(0, 1, count)
-    for step in range(steps):
-        if step == steps // 4:
-            begin = time.perf_counter()
-        sums = take_step(state, batch, share, 1, (0.0, 0.0, 0.0), lambda phase: None)
-    sums.tolist()  # waits for the device
-    return (steps - steps // 4) * count / (time.perf_counter() - begin)
+    count = config.global_batch
+    batch, share = random_batch(config.model, count, device), RankShare.of(0, 1, count)
+    with joined("nccl" if device.type == "cuda" else "gloo"):
+        state = State(config, device, None, 1)
+        for step in range(steps):
+            if step == steps // 4:
+                begin = time.perf_counter()
+            sums = take_step(state, batch, share, 1, (0.0, 0.0, 0.0), lambda phase: None)
+        sums.tolist()  # waits for the device
+        return (steps - steps // 4) * count / (time.perf_counter() - begin)
 
 
 def loop(config: TrainConfig) -> dict[str, float]:

@@ -44,12 +44,11 @@ from pipeline.train.batches import Batch
 from pipeline.train.state import State
 from pipeline.train.step import take_step
 from vit.config import MixConfig, OptimConfig, ViTConfig
+from vit.config_json import timm_arguments
 from vit.model import ViT
 from vit.optim import set_learning_rate
 
 log = logging.getLogger("train_step")
-
-TIMM_NAMES = {"token": {}, "mean": dict(class_token=False, global_pool="avg", fc_norm=False)}
 
 
 @dataclass(kw_only=True)
@@ -68,18 +67,20 @@ def timm_model(config: ViTConfig) -> nn.Module:
     """Build timm's model of the same shape and class count."""
     from timm.models.vision_transformer import VisionTransformer
 
-    model = VisionTransformer(
-        img_size=config.image_size,
-        patch_size=config.patch_size,
-        embed_dim=config.width,
-        depth=config.depth,
-        num_heads=config.heads,
-        mlp_ratio=config.mlp_width / config.width,
-        num_classes=config.num_classes,
-        **TIMM_NAMES[config.pool],
-    )
+    model = VisionTransformer(**timm_arguments(config))
     model.drops = False  # the step asks for it
     return model
+
+
+def random_batch(model: ViTConfig, count: int, device: torch.device) -> Batch:
+    """A batch of random pixels and classes on the device."""
+    side = model.image_size
+    return Batch(
+        images=torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8, device=device),
+        labels=torch.randint(0, model.num_classes, (count, 1), device=device),
+        keys=np.empty(0),
+        faults=[],
+    )
 
 
 def make_variant(
@@ -91,7 +92,7 @@ def make_variant(
 ) -> Variant:
     """A worker's step on fixed random images, with the model that `make` makes."""
     device, world = torch.device(options.device), torch.distributed.get_world_size()
-    size, count = model.image_size, options.batch
+    count = options.batch
     config = TrainConfig(
         model=model,
         optim=OptimConfig(name=options.optimizer),
@@ -107,12 +108,7 @@ def make_variant(
     with mock.patch.object(state_module, "ViT", make):
         state = State(config, device, None, world)
     set_learning_rate(state.optimizer, 1e-4)
-    batch = Batch(
-        images=torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, device=device),
-        labels=torch.randint(0, model.num_classes, (count, 1), device=device),
-        keys=np.empty(0),
-        faults=[],
-    )
+    batch = random_batch(model, count, device)
     share = RankShare.of(torch.distributed.get_rank(), world, config.global_batch)
     arguments = state, batch, share, world, (0.0, 0.0, 0.0), lambda phase: None
     flops = model.forward_flops if make is ViT else model.published_flops

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from pipeline.data.order import largest_share
 from pipeline.settings.config import TrainConfig
 from pipeline.train import worker
-from pipeline.train.passes import fitting, largest_share, pass_limit, passes
+from pipeline.train.passes import fitting, pass_limit, passes
 from vit.config import ViTConfig
 
 GIB = 2**30

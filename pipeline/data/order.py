@@ -221,3 +221,9 @@ def share_bounds(rank: int, workers: int, samples: int) -> tuple[int, int]:
     pairs = (samples + 1) // 2
     low, high = (min(2 * (pairs * r // workers), samples) for r in (rank, rank + 1))
     return low, high
+
+
+def largest_share(samples: int, workers: int) -> int:
+    """Samples of the worker of `share_bounds` that has most."""
+    pairs = (samples + 1) // 2
+    return min(2 * -(-pairs // workers), samples)

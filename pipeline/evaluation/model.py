@@ -15,6 +15,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from pipeline.data import digits
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.settings.config import TrainConfig
 from shards.dataset.classes import BUILT_IN, class_list, mapping
+from support.settings import type_hints
 from vit.config import ImageConfig, LossConfig, ViTConfig
 from vit.config_json import parsed
 from vit.dialects import DIALECTS
@@ -36,7 +38,7 @@ PREPROCESSOR_FILE = "preprocessor_config.json"  # of transformers
 PREPARATION = "pretrained_cfg"  # in the metadata of an export
 # crop_mode in Hugging Face's pretrained_cfg -> eval_resize
 RESIZES = {"center": "short", "squash": "squash"}
-INTERPOLATIONS = ("area", "linear", "bilinear", "bicubic")
+INTERPOLATIONS = get_args(type_hints(ImageConfig)["eval_interpolation"])
 RESAMPLES = {2: "bilinear", 3: "bicubic"}  # numbers in transformers' files, which are Pillow's
 
 

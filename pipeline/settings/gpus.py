@@ -20,7 +20,7 @@ MATMUL_SHARE = 0.65
 TRAFFIC = {True: 330, False: 610}
 # the host starts the kernels of a block, forward and backward: S/32 with DDP, compiled, on the host
 # of an H200 (2026-11-27); without compilation it takes longer, which was not measured
-START_S = 0.002
+LAUNCH_S = 0.002
 SMALLEST_WIDTH = 192  # of the models whose throughput is published
 # words in the names of parts of a GPU and of slower chips: MIG, laptops, Max-Q
 OTHER_CHIPS = {"mig", "laptop", "max"}
@@ -54,7 +54,7 @@ class Gpu:
         flops = (4 if model.checkpoint_blocks else 3) * model.forward_flops
         products_s = flops / (MATMUL_SHARE * self.bf16_flops)
         rate = 1 / (products_s + TRAFFIC[compiled] * elements / self.bandwidth)
-        return min(rate, pass_images / (START_S * model.depth)) if pass_images else rate
+        return min(rate, pass_images / (LAUNCH_S * model.depth)) if pass_images else rate
 
 
 # name, dense bf16 TFLOP/s, GB/s: from NVIDIA's data sheets, whose figures with sparsity are halved

@@ -11,6 +11,7 @@ import math
 import torch
 import torch.distributed
 
+from pipeline.data.order import largest_share
 from pipeline.settings.config import DEFAULT_PASS, TrainConfig
 from vit.registry import OPTIMIZERS
 
@@ -74,12 +75,6 @@ def image_bytes(config: TrainConfig) -> int:
     logits = 24 * (model.num_classes or 0)  # with targets and gradients
     pixels = 8 * 3 * model.image_size**2  # uint8, float32 and patches
     return per_token * model.num_tokens * model.width + logits + pixels
-
-
-def largest_share(global_batch: int, workers: int) -> int:
-    """Images of the worker that has most; shares differ by a pair at most."""
-    pairs = -(-global_batch // 2)
-    return min(2 * -(-pairs // workers), global_batch)
 
 
 def passes(images: int, most: int, limit: int, *, mixes: bool) -> list[slice]:

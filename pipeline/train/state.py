@@ -24,9 +24,10 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.checkpoint.local import Checkpoint
 from pipeline.checkpoint.sharded import Shard, Snapshot, mapped, own_block
 from pipeline.checkpoint.stored import StoredTensor, read_state
+from pipeline.data.order import largest_share
 from pipeline.settings.config import TrainConfig
 from pipeline.train.objective import Objective
-from pipeline.train.passes import largest_share, pass_limit
+from pipeline.train.passes import pass_limit
 from vit.loss import make_loss
 from vit.model import Block, ViT
 from vit.optim import Ema, apply_gradients, make_optimizer
@@ -74,6 +75,8 @@ class State:
         shards = self.mesh.size(self.mesh.ndim - 1) if self.mesh else 1
         self.pass_limit = pass_limit(config, device, shards)
         """Most images of a forward and backward pass."""
+        share = largest_share(config.global_batch, torch.distributed.get_world_size())
+        self._accumulates = share > self.pass_limit
         self.module = self._distributed(objective, device)
         self.forward = self._compiled() if config.compile else self.module
         """The `Objective` of this worker's images."""
@@ -85,17 +88,15 @@ class State:
 
     def _distributed(self, objective: Objective, device: torch.device) -> nn.Module:
         """The objective on the device: as it is, in DDP, or with its model sharded by FSDP2."""
-        workers = torch.distributed.get_world_size()
-        if self.mesh is None and workers == 1:  # DDP would start a kernel or two a parameter
-            return objective.to(device)
+        if self.mesh is None and torch.distributed.get_world_size() == 1:
+            return objective.to(device)  # DDP would start a kernel or two a parameter
         if self.mesh is None:
-            share = largest_share(self.config.global_batch, workers)
             module = DistributedDataParallel(
                 objective.to(device),
                 gradient_as_bucket_view=True,
                 # a static graph rules out the graph breaks of a compiled model at the buckets, and
                 # passes without gradient reduction
-                static_graph=not self.config.compile and share <= self.pass_limit,
+                static_graph=not self.config.compile and not self._accumulates,
             )
             module.broadcast_buffers = False  # they are constants; the argument depends on PyTorch
             return module
@@ -116,8 +117,8 @@ class State:
     def _compiled(self) -> Callable[..., Tensor]:
         """The module, compiled for each size of a pass."""
         mode = "reduce-overhead" if self.config.cuda_graphs else None
-        share = largest_share(self.config.global_batch, torch.distributed.get_world_size())
-        if self.config.cuda_graphs and share > self.pass_limit:
+        if self.config.cuda_graphs and self._accumulates:
+            share = largest_share(self.config.global_batch, torch.distributed.get_world_size())
             raise ValueError(
                 f"cuda_graphs is set, but a worker's {share} images need passes of at most"
                 f" {self.pass_limit}, and a graph keeps no gradients between two passes; use more"

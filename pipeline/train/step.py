@@ -10,9 +10,9 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.data.order import RankShare
+from pipeline.data.order import RankShare, largest_share
 from pipeline.train.batches import Batch
-from pipeline.train.passes import largest_share, passes
+from pipeline.train.passes import passes
 from pipeline.train.state import State
 from pipeline.train.transfer import to_device
 from support.splitmix import scramble
