@@ -1,6 +1,7 @@
 """Shared by all tests: one Ray for each process of tests, and the digits as a small shard set."""
 
 import os
+import signal
 
 # before Ray and PyTorch are imported anywhere: a private, quiet Ray with short pauses, and one
 # thread for each of the processes that share the cores
@@ -17,6 +18,9 @@ os.environ |= {
 }
 
 import pytest
+
+# a shell lets jobs in its background ignore Ctrl-C, which tests send to the commands they start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # modules that take minutes, the longest first: what comes last leaves the other process idle
 LONG = (
