@@ -1,30 +1,21 @@
-"""Settings of a search: number and length of trials, space, objective, repeats of the best.
+"""Settings of a search: rungs, space, objective, seeds of the confirmation.
 
 Nothing here imports PyTorch or Ray.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from pipeline.evaluation.metrics import METRICS
 from support.settings import Rule, Settings, below, setting, suggestion
+from tune.rungs import Rung
 
-
-def objectives() -> dict[str, bool]:
-    """The possible objectives, and whether more is better: metrics, speed and memory."""
-    metrics = {f"val/{name}": metric.higher_is_better for name, metric in METRICS.items()}
-    return {**metrics, "images_per_s": True, "memory_gib": False}
-
-
-def sign_of(objective: str) -> int:
-    """1 if more of an objective is better, otherwise -1."""
-    return 1 if objectives()[objective] else -1
+PROBE = "probe/"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig(Settings):
-    """One search: many short runs of one preset."""
+    """One search: runs of one preset in rungs, each of which is shorter than the real run."""
 
     name: str = setting("", common=True)
     """Name of the search in MLflow, and of its folder under runs_dir; empty: PRESET-SPACE."""
@@ -33,65 +24,57 @@ class SearchConfig(Settings):
     set: tuple[str, ...] = setting((), common=True)
     """Changes of the space: optim.lr=loguniform(1e-4,1e-2), randint(1,4), choice(0.03,0.1), or a
     plain value that all trials share."""
-    trials: int = setting(32, may_change=True, common=True)
-    """Number of trials; the first one is the baseline, the preset with its own settings."""
-    sampler: Literal["tpe", "random", "grid"] = setting("tpe", common=True)
-    """Tree-structured Parzen estimator (Optuna) after a first third at random; all at random (an
-    evenly spread sequence); or a grid, as fine as `trials` allows."""
-    objective: tuple[str, ...] = setting(("val/top1",), common=True)
-    """Metrics to optimize: val/top1, val/top5, val/loss, images_per_s or memory_gib. Settings are
-    ranked by the first one; with several, TPE searches for the Pareto front."""
-    stopper: Literal["asha", "median", "none"] = "asha"
-    """Stop trials that are behind: asynchronous successive halving, the median rule, or never."""
-    reduction: int = 2
-    """ASHA: of the trials that reach a rung, one in this many continues."""
-    rungs_from: float = 0.5
-    """Share of a trial's decay from its peak rate before which it is not stopped; nor is it stopped
-    before the longest warm-up of the space is over."""
-    horizon: float | None = setting(None, common=True)
-    """Length of a trial as a share of the real run; its schedule is complete. None: 0.25, and 1 for
-    the space finetune."""
-    evals: int = 10
-    """Evaluations of each trial, equally spaced; after each one the stopper decides."""
-    decay: Literal["alone", "product"] = "alone"
-    """What is constant while the rate is searched: weight_decay alone, or lr x weight_decay."""
+    rungs: tuple[str, ...] = setting((), common=True)
+    """Rungs, each as TRIALS/PARTS: 32/64 8/16 3/4 are 32 trials at 1/64 of the run, the best of
+    them and the preset again at 1/16, and at 1/4; the fractions add up to the cost in real runs.
+    Empty: as the budget allows."""
+    budget: float | None = setting(None, common=True)
+    """GPU-hours that the search may take; rungs and trials are chosen so that they suffice. None:
+    as many as one real run, unless `rungs` are given."""
+    objective: str = setting("val/loss", common=True)
+    """What to improve: val/loss, val/top1, val/top5, or a probe, such as probe/NAME/knn."""
+    seeds: int = setting(4, may_change=True, common=True)
+    """Pairs of runs that confirm the answer, of the settings found and of the preset, each pair
+    with a seed of its own."""
     global_batch: int | None = None
     """Global batch of the trials; None: that of the preset."""
-    transfer: Literal["examples", "fraction"] = "examples"
-    """How a warm-up is carried from trials to the real run: as the same number of examples, or as
-    the same share of the run."""
-    lr_rule: Literal["sqrt", "linear", "same"] = "sqrt"
-    """How a learning rate is carried to another batch: times the square root of their ratio, times
-    the ratio, or unchanged. No effect on trials with the batch of the real run."""
-    seeds: int = setting(3, may_change=True, common=True)
-    """Seeds that the best trials and the baseline are run with; 1 repeats none."""
-    top: int = setting(2, may_change=True)
-    """Number of best trials that are repeated, in addition to the baseline."""
-    workers: int = setting(1, common=True)
-    """Ray Train workers of each trial; they do not change the global batch. Concurrent trials wait
-    for each other less than workers do."""
+    warm_start: tuple[str, ...] = setting((), common=True)
+    """Folders of earlier searches; what was best in them is tried first."""
+    workers: int | None = setting(None, may_change=True, common=True)
+    """Ray Train workers of each trial; None: as many as the trials of a rung can share. They do
+    not change the global batch."""
     concurrent: int | None = setting(None, may_change=True, common=True)
     """Trials that run at the same time; None: as many as the cluster can run and feed with data."""
     seed: int = 0
-    """Seed of the sampler, and of the first run of each trial."""
+    """Seed of the first rung, and of the choice of its trials; each further rung has the next."""
 
     def rules(self) -> Iterator[Rule]:
-        """Counts must be large enough, shares in range, objectives known."""
-        yield from below(self, 2, "reduction", "evals")
-        yield from below(self, 1, "trials", "seeds", "top", "workers", "concurrent", "global_batch")
-        for name, highest in (("horizon", 1.0), ("rungs_from", 0.95)):
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= highest:
-                yield name, f"must be above 0 and at most {highest:g}"
-        if not self.objective:
-            yield "objective", f"must name at least one of {', '.join(objectives())}"
-        for name in self.objective:
-            if name not in objectives():
-                text = f"has {name!r}, which is unknown; {suggestion(name, objectives())}"
-                yield "objective", text
-        if len(self.objective) > 1 and self.stopper != "none":
-            count = len(self.objective)
-            text = f"compares trials in one objective, and there are {count}; set --stopper none"
-            yield "stopper", text
+        """Counts that are large enough, rungs that grow longer, a known objective."""
+        yield from below(self, 1, "workers", "concurrent", "global_batch")
+        yield from below(self, 2, "seeds")
+        try:
+            rungs = [Rung.of(text) for text in self.rungs]
+        except ValueError as error:
+            yield "rungs", str(error)
+        else:
+            if any(b.horizon <= a.horizon for a, b in zip(rungs, rungs[1:], strict=False)):
+                yield "rungs", "must grow longer from rung to rung, as 32/64 8/16 3/4"
+        if self.budget is not None and not self.budget > 0:
+            yield "budget", "must be above 0"
+        if self.budget is not None and self.rungs:
+            yield "budget", "chooses the rungs, so it cannot be given along with them"
+        known = objectives()
+        if self.objective not in known and not self.objective.startswith(PROBE):
+            yield "objective", f"is unknown; {suggestion(self.objective, known)}, {PROBE}NAME/knn"
         if "/" in self.name or self.name.startswith("."):
             yield "name", "must be a plain folder name"
+
+    @property
+    def sign(self) -> int:
+        """1 if less of the objective is better, otherwise -1."""
+        return -1 if objectives().get(self.objective, True) else 1
+
+
+def objectives() -> dict[str, bool]:
+    """The metrics of an evaluation, and whether more is better; of a probe more always is."""
+    return {f"val/{name}": metric.higher_is_better for name, metric in METRICS.items()}

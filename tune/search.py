@@ -1,41 +1,46 @@
-"""A search from a job to its result; the driver's side.
+"""A search from its plan to its answer; the driver's side.
 
-    job -> Ray Tune: trials -> the best ones again with other seeds -> result -> best.json, page
+    plan -> Ray Tune: rung after rung, then the pairs that confirm -> answer -> best.json, page
 
-The state of a search is its folder. A resumed search keeps the trials that have ended, continues
-those that were running, and continues the same run in MLflow.
+The state of a search is its study. A resumed search keeps the trials that have ended, continues
+those that were running, and continues the same experiment in Ray Tune and the same run in MLflow.
 """
 
+import contextlib
+import dataclasses
+import json
 import logging
-import operator
 import os
 import time
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import ray.tune
-from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig
+from ray.tune import CheckpointConfig, ExperimentAnalysis, FailureConfig, RunConfig, TuneConfig
 from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
-from ray.tune.experiment import Trial
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.logger import JsonLoggerCallback
 from ray.tune.search import Searcher
 
 from pipeline import run
+from pipeline.checkpoint.run_folder import fetched_run
 from pipeline.cluster.autoscaler import HEAD
 from pipeline.cluster.session import ray_session
+from pipeline.tracking.journal import EVENTS, RECORDS
+from pipeline.tracking.mlflow_sync import CURSOR
 from pipeline.tracking.recorder import Recorder
+from support.console import duration
 from support.files import AlreadyLocked, locked, write_json
+from support.lease import leased
 from support.redact import NAMED
-from tune.config import objectives
-from tune.job import SEARCH, SearchJob
-from tune.page import BEST, PAGE, write_result
-from tune.prepare import check_same, read_job
-from tune.result import SearchResult
-from tune.search_state import SearchState
-from tune.stopper import make_stopper
-from tune.trial import Fit, TrialActor, TrialSetup
-from tune.trial_log import FAILED, STOPPED, TRIALS, Key, TrialLog
-from tune.trial_slots import TrialSlots
+from tune.actor import Fit, Setup, TrialActor, slots_of, tune_config
+from tune.answer import Answer, read_answer
+from tune.ladder import planned
+from tune.page import BEST, PAGE, write_answer
+from tune.plan import SEARCH, Plan, read_plan, resumed, shown
+from tune.slots import Slots
+from tune.study import STUDY, Study
+from tune.trial import DONE, ENDED, FAILED, RUNNING, Outcome
 
 log = logging.getLogger(__name__)
 
@@ -43,155 +48,282 @@ log = logging.getLogger(__name__)
 # show; the nodes have keys of their own
 ENV_VARS_TO_PROPAGATE.difference_update(set(filter(NAMED.search, ENV_VARS_TO_PROPAGATE)))
 
-LOCK = "search.lock"
+LOCK, TUNE = "search.lock", "tune"
 # memory of the process that drives a trial, mostly its imports
 TRIAL_BYTES = 512 * 2**20
 # times that a trial's driver may die and be restarted from the last checkpoint
 MAX_DEATHS = 2
-# seconds to wait until the trials of a dead driver release their folders
+# seconds to wait until the trials of a dead driver release their folders, and until the parent run
+# is in MLflow
 PATIENCE_S = 30.0
+# seconds for which the resources of the cluster are taken to be the same
+LOOK_S = 30.0
+# trials of an earlier search that are tried first
+WARM = 3
+# the record of a search; the cursor comes first, because it must not be ahead of the journal
+JOURNAL = (CURSOR, RECORDS, EVENTS)
 
 
-def open_folder(job: SearchJob, *, resume: bool) -> None:
-    """Create the folder of a search, or check that it holds the search to resume."""
-    path = job.dir / SEARCH
+def run_search(
+    plan: Plan, *, resume: bool = False, verbose: bool = False, fit: Fit = run.fit
+) -> Answer:
+    """Run the trials that have not ended, and write the answer into the folder of the search.
+
+    Raises ValueError if the folder holds another search, and RuntimeError if trials have failed.
+    """
+    plan.dir.mkdir(parents=True, exist_ok=True)
+    message = f"another process runs the search in {plan.dir}; wait for it"
+    with locked(plan.dir / LOCK, message), leased(plan.folder):
+        plan.folder.pull()
+        plan = opened(plan, resume=resume)
+        with recording(plan) as recorder:
+            search = Search(plan, recorder)
+            with ray_session(extra_cpus=os.cpu_count() or 1, verbose=verbose):
+                search.run(fit)
+            answer = write_answer(plan, search.study.trials())
+            files = (BEST, PAGE, STUDY, SEARCH)
+            recorder.finish("FINISHED", {plan.dir / name: "" for name in files})
+            plan.folder.push(*JOURNAL, *files, TUNE)
+    return answer
+
+
+def opened(plan: Plan, *, resume: bool) -> Plan:
+    """The plan of a new search, or of the one in its folder, which is to be continued."""
+    if (plan.dir / SEARCH).exists():
+        if not resume:
+            raise ValueError(
+                f"search {plan.name!r} already exists in {plan.folder.location}; continue it with "
+                f"--resume, or choose another --name"
+            )
+        return resumed(read_plan(plan.dir), plan)
     if resume:
-        check_same(read_job(job.dir), job)
-    elif path.exists():
-        raise ValueError(
-            f"search {job.name!r} already exists in {job.dir}; continue it with --resume, or "
-            f"choose another --name"
-        )
-    job.dir.mkdir(parents=True, exist_ok=True)
-    write_json(path, job.flat())
+        raise ValueError(f"there is no search {plan.name!r} in {plan.folder.location} to resume")
+    plan = dataclasses.replace(plan, first=tuple(warm_samples(plan)))
+    write_json(plan.dir / SEARCH, plan.flat())
+    plan.folder.push(SEARCH)
+    return plan
 
 
-def run_search(job: SearchJob, *, verbose: bool = False, fit: Fit = run.fit) -> SearchResult:
-    """Run the trials that have not ended, and write the result into the folder of the search."""
-    with locked(job.dir / LOCK, f"another process runs the search in {job.dir}; wait for it"):
-        trial_log = TrialLog(job.dir / TRIALS)
-        recorder = Recorder(
-            job.dir,
-            name=job.name,
-            experiment=job.run.experiment,
-            settings={
-                **job.run.flat(),
-                **{f"search.{k}": v for k, v in job.config.flat().items()},
-                **{f"space.{k}": str(v) for k, v in job.space.dimensions.items()},
-            },
-        )
-        state = SearchState(job, trial_log, recorder)
+def warm_samples(plan: Plan) -> Iterator[dict[str, object]]:
+    """The best samples of the earlier searches, as far as the space of this one contains them."""
+    for location in plan.config.warm_start:
+        folder = fetched_run(location)
+        old = read_plan(folder)
+        last = [t for t in Study(old, folder).trials() if t.status == DONE and t.sample]
+        last.sort(key=lambda t: (-t.rung, old.config.sign * t.value(old.config.objective)))
+        samples = [trial.sample for trial in last if plan.space.contains(trial.sample)]
+        log.info("warm      %d trials of %s are in the space", len(samples), location)
+        yield from [dict(s) for n, s in enumerate(samples) if s not in samples[:n]][:WARM]
+
+
+@contextlib.contextmanager
+def recording(plan: Plan) -> Iterator[Recorder]:
+    """The record of the search; an exception in the block ends it as failed or killed."""
+    settings = {
+        **plan.run.flat(),
+        **{f"search.{name}": value for name, value in plan.config.flat().items()},
+        **{f"space.{name}": str(value) for name, value in plan.space.dimensions.items()},
+        "search.rungs": " ".join(map(str, plan.rungs)),
+    }
+    experiment = plan.run.experiment
+    recorder = Recorder(plan.dir, name=plan.name, experiment=experiment, settings=settings)
+    try:
+        yield recorder
+    except (Exception, KeyboardInterrupt) as error:
+        recorder.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+
+
+class Search:
+    """The driver's view of a search: its study, its record, and what is running now."""
+
+    def __init__(self, plan: Plan, recorder: Recorder) -> None:
+        self.plan, self._recorder = plan, recorder
+        self.study = Study(plan, plan.dir)
+        self.study.retry_failed()
+        self.study.plan(planned(plan, self.study.trials()))
+        self._live: set[str] = set()
+        self._slots: dict[int, tuple[float, Slots]] = {}
+        self._error: Exception | None = None
+        self._record_ended()
+
+    def run(self, fit: Fit) -> None:
+        """Run all trials on Ray Tune; RuntimeError if some have failed."""
+        left = [t for t in self.study.trials() if t.status not in ENDED]
+        if not left:
+            return
+        slots = self._slots_of(left[0].rung)
+        text = "trials    %d at the same time, %d workers each, on %s"
+        log.info(text, slots.trials, slots.workers, slots.device)
+        wait_until_free(path.parent for path in self.plan.dir.glob(f"trials/*/{run.LOCK}"))
+        self._wait_for_parent()
+        IN_PROGRESS[str(self.plan.dir)] = self
         try:
-            with ray_session(extra_cpus=max(os.cpu_count(), job.config.workers), verbose=verbose):
-                run_all(job, state, fit)
-            result = write_result(job)
-        except (Exception, KeyboardInterrupt) as error:
-            recorder.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-            raise
-        recorder.finish("FINISHED", {job.dir / name: "" for name in (BEST, PAGE, TRIALS, SEARCH)})
-    return result
+            self._tuner(fit).fit()
+        finally:
+            del IN_PROGRESS[str(self.plan.dir)]
+        if self._error:
+            raise self._error
+        if failed := [t for t in self.study.trials() if t.status == FAILED]:
+            reason = failed[0].outcome.reason.splitlines()[0]
+            raise RuntimeError(
+                f"{len(failed)} trials failed, {failed[0].name} with: {reason}. --resume runs them "
+                f"again from their last checkpoints"
+            )
+
+    def _tuner(self, fit: Fit) -> ray.tune.Tuner:
+        """A new experiment of Ray Tune, or the one of an earlier start."""
+        ended = {t.name: t.outcome for t in self.study.trials() if t.status in ENDED}
+        actor = ray.tune.with_resources(
+            ray.tune.with_parameters(
+                TrialActor, setup=Setup(plan=self.plan, ended=ended, fit=fit)
+            ),
+            # the workers belong to Ray Train; this process only follows them and takes no core. It
+            # is on the head, which is no spot machine, and alone reaches a cluster's MLflow server
+            {"memory": TRIAL_BYTES, HEAD: 0.001},
+        )
+        path, config = self.plan.dir / TUNE, self.plan.config
+        if ray.tune.Tuner.can_restore(path):
+            found = ExperimentAnalysis(path).trials
+            self._live = {t.config["trial"] for t in found if not t.is_finished()}
+            return ray.tune.Tuner.restore(str(path), actor, resume_unfinished=True)
+        mode = "min" if config.sign > 0 else "max"
+        proposer = Proposer(str(self.plan.dir), metric=config.objective, mode=mode)
+        return ray.tune.Tuner(
+            actor,
+            tune_config=TuneConfig(
+                metric=config.objective,
+                mode=mode,
+                search_alg=proposer,
+                num_samples=-1,
+                reuse_actors=True,
+                trial_dirname_creator=folder_of,
+            ),
+            run_config=RunConfig(
+                name=TUNE,
+                storage_path=str(self.plan.dir),
+                failure_config=FailureConfig(max_failures=MAX_DEATHS),
+                # the runs write their own
+                checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
+                callbacks=[JsonLoggerCallback(), TrialCallback(str(self.plan.dir))],
+                verbose=0,
+            ),
+        )
+
+    def propose(self) -> dict[str, object] | str | None:
+        """The next trial for Ray Tune; None while none can start, FINISHED after the last."""
+        left = [t for t in self.study.trials() if t.status not in (*ENDED, FAILED)]
+        waiting = [t for t in left if t.name not in self._live]
+        if not waiting or self._error:
+            return None if self._live else Searcher.FINISHED
+        if len(self._live) >= self._slots_of(waiting[0].rung).trials:
+            return None
+        # those that were running when an earlier driver died come first
+        orphans = [trial for trial in waiting if trial.status == RUNNING]
+        trial = orphans[0] if orphans else self.study.begin()
+        self._live.add(trial.name)
+        return tune_config(trial)
+
+    def end(self, name: str, outcome: Outcome) -> None:
+        """Record how a trial ended, and plan what follows from it."""
+        self._live.discard(name)
+        if not self.study.end(name, outcome):
+            return
+        self._record_ended()
+        trials = self.study.trials()
+        ended = sum(trial.status in ENDED for trial in trials)
+        (trial,) = (trial for trial in trials if trial.name == name)
+        value = outcome.values.get(self.plan.config.objective, float("nan"))
+        reason = f"  {outcome.reason.splitlines()[0]}" if outcome.reason else ""
+        text = "%s  %-8s  %s %.4f  %s  %s  (%d of %d)%s"
+        log.info(text, name, outcome.status, self.plan.config.objective, value, shown(trial.sample),
+                 duration(outcome.seconds), ended, self._total, reason)  # fmt: skip
+        try:
+            self.study.plan(planned(self.plan, trials))
+        except ValueError as error:  # Ray Tune would wrap it
+            self._error = error
+        self.plan.folder.push(*(name for name in (STUDY, *JOURNAL) if (self.plan.dir / name).exists()))
+
+    @property
+    def _total(self) -> int:
+        return sum(rung.trials for rung in self.plan.rungs) + 2 * self.plan.config.seeds
+
+    def _slots_of(self, rung: int) -> Slots:
+        """The slots of a rung; the cluster is looked at again after LOOK_S, as it may grow."""
+        looked, slots = self._slots.get(rung, (-LOOK_S, None))
+        if time.monotonic() - looked >= LOOK_S or slots is None:
+            slots = slots_of(self.plan, rung)
+            self._slots[rung] = time.monotonic(), slots
+        return slots
+
+    def _record_ended(self) -> None:
+        """Record the ended trials in the parent run; the recorder skips what it has already."""
+        ended = [trial for trial in self.study.trials() if trial.status in ENDED]
+        for count, trial in enumerate(sorted(ended, key=lambda t: t.outcome.ended), start=1):
+            objective = self.plan.config.objective
+            value = trial.value(objective)
+            values = {} if value is None else {f"trial/{objective}": value}
+            facts = {"trial/rung": trial.rung + 1, "trial/horizon": self.plan.horizon(trial.rung)}
+            self._recorder.add({"kind": "trial", "step": count, **facts, **values})
+
+    def _wait_for_parent(self) -> None:
+        """Wait until the parent run is in MLflow; after PATIENCE_S the trials start without it."""
+        deadline, path = time.monotonic() + PATIENCE_S, self.plan.dir / CURSOR
+        while time.monotonic() < deadline:
+            servers = json.loads(path.read_text())["servers"] if path.exists() else {}
+            if any(server["run_id"] for server in servers.values()):
+                return
+            time.sleep(0.1)
 
 
-def run_all(job: SearchJob, state: SearchState, fit: Fit) -> None:
-    """Run the trials of the search, then the best ones with other seeds."""
-    config = job.config
-    slots = TrialSlots.here(workers=config.workers, wanted=config.concurrent)
-    log.info("trials   %d at the same time, %d workers each", slots.trials, config.workers)
-    if slots.idle_gpus:
-        log.info("idle     %d GPUs; --workers gives each trial more", slots.idle_gpus)
-    wait_until_free(path.parent for path in job.dir.glob(f"trials/*/{run.LOCK}"))
-    state.wait_for_parent()
-    trial = run.Trial(search_dir=job.dir, worker_cpus=slots.worker_cpus)
-    setup = TrialSetup(trial=trial, search=config, longest_warmup=job.longest_warmup, fit=fit)
-    trials = [(number, 0) for number in range(config.trials)]
-    run_trials(state, setup, slots, state.unfinished(trials), stops=True)
-    best = state.best_numbers()
-    repeats = [(number, repeat) for number in best for repeat in range(1, config.seeds)]
-    if repeats:
-        log.info("seeds    %d runs of the best with other seeds", len(repeats))
-    run_trials(state, setup, slots, state.unfinished(repeats), stops=False)
+IN_PROGRESS: dict[str, Search] = {}
+"""The searches of this process by folder: Ray Tune makes its callbacks anew when it restores."""
 
 
-def run_trials(
-    state: SearchState, setup: TrialSetup, slots: TrialSlots, keys: Sequence[Key], *, stops: bool
-) -> None:
-    """Run trials on Ray Tune, as many at the same time as there are slots."""
-    if not keys:
-        return
-    objective = setup.search.objective[0]
-    actor = ray.tune.with_parameters(TrialActor, setup=setup)
-    tuner = ray.tune.Tuner(
-        # the workers belong to Ray Train; this process only observes them and takes no core. It is
-        # on the head, which is no spot machine, and alone reaches a cluster's MLflow server
-        ray.tune.with_resources(actor, {"memory": TRIAL_BYTES, HEAD: 0.001}),
-        tune_config=TuneConfig(
-            metric=objective,
-            mode="max" if objectives()[objective] else "min",
-            search_alg=Proposer(state, keys, judged=stops),
-            scheduler=make_stopper(setup.search) if stops else None,
-            num_samples=len(keys),
-            max_concurrent_trials=slots.trials,
-            reuse_actors=True,
-            trial_dirname_creator=operator.attrgetter("trial_id"),
-        ),
-        # a folder for Ray alone: each start is new to Ray, and resumed from our trial log
-        run_config=RunConfig(
-            name=f"start-{time.time_ns()}",
-            storage_path=str(setup.trial.search_dir / "ray"),
-            failure_config=FailureConfig(max_failures=MAX_DEATHS),
-            # the runs write their own
-            checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
-            callbacks=[TrialCallback(state)],
-            verbose=0,
-        ),
-    )
-    tuner.fit()
+class Proposer(Searcher):
+    """Gives Ray Tune the next trial of the search in a folder; its state is the study."""
 
+    def __init__(self, folder: str, *, metric: str, mode: str) -> None:
+        super().__init__(metric=metric, mode=mode)
+        self._folder = folder
 
-class Stateless:
-    """Pickled without its state: Ray Tune saves it in its own folder and never reads it."""
-
-    def __getstate__(self) -> dict:
-        return {}
-
-
-class Proposer(Stateless, Searcher):
-    """Gives Ray Tune the next trial whenever there is a slot for it."""
-
-    def __init__(self, state: SearchState, keys: Sequence[Key], *, judged: bool) -> None:
-        super().__init__()
-        self._state, self._left, self._judged = state, deque(keys), judged
-
-    def suggest(self, trial_id: str) -> dict[str, object] | str:  # noqa: ARG002
-        """The next trial; its sample follows from all trials that have ended by now."""
-        if not self._left:
-            return Searcher.FINISHED
-        return {"task": self._state.begin(self._left.popleft(), judged=self._judged)}
+    def suggest(self, trial_id: str) -> dict[str, object] | str | None:  # noqa: ARG002
+        """The next trial."""
+        return IN_PROGRESS[self._folder].propose()
 
     def on_trial_complete(self, *_: object, **__: object) -> None:
-        """Do nothing, since `TrialCallback` logs it; Ray Tune requires the method."""
+        """Do nothing, since `TrialCallback` records it; Ray Tune requires the method."""
 
-    def save(self, checkpoint_path: str) -> None:
-        """Do nothing, since the state is in the trial log; without it Ray Tune logs a warning."""
+    def save_to_dir(self, *_: object, **__: object) -> None:
+        """Do nothing, since the state is in the study."""
+
+    def restore_from_dir(self, *_: object, **__: object) -> None:
+        """Do nothing, since the state is in the study."""
 
 
-class TrialCallback(Stateless, ray.tune.Callback):
-    """Logs how each trial ended."""
+class TrialCallback(ray.tune.Callback):
+    """Records how each trial ended."""
 
-    def __init__(self, state: SearchState) -> None:
-        self._state = state
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
 
-    def on_trial_complete(self, *_: object, trial: Trial, **__: object) -> None:
-        """Log a trial that has ended, or that Tune has stopped."""
-        task, result = trial.config["task"], trial.last_result
-        status = result.get("status") or STOPPED
-        self._state.end((task.number, task.repeat), result, status, result.get("reason", ""))
+    def on_trial_complete(self, *_: object, trial: TuneTrial, **__: object) -> None:
+        """Record a trial that has ended."""
+        names = {field.name for field in dataclasses.fields(Outcome)}
+        outcome = Outcome(**{k: v for k, v in trial.last_result.items() if k in names})
+        IN_PROGRESS[self._folder].end(trial.config["trial"], outcome)
 
-    def on_trial_error(self, *_: object, trial: Trial, **__: object) -> None:
-        """Log a trial whose driver has died too often."""
-        task, error = trial.config["task"], trial.get_pickled_error()
-        reason = f"{type(error).__name__}: {error}"
-        self._state.end((task.number, task.repeat), trial.last_result, FAILED, reason)
+    def on_trial_error(self, *_: object, trial: TuneTrial, **__: object) -> None:
+        """Record a trial whose driver has died again and again."""
+        lines = [line for line in (trial.get_error() and str(trial.get_error()) or "").splitlines()]
+        reason = lines[-1] if lines else "its driver died"
+        outcome = Outcome(status=FAILED, reason=reason, ended=time.time())
+        IN_PROGRESS[self._folder].end(trial.config["trial"], outcome)
+
+
+def folder_of(trial: TuneTrial) -> str:
+    """Name of the folder of a trial in Ray Tune's experiment."""
+    return f"{trial.config['trial']}-{trial.trial_id}"
 
 
 def wait_until_free(folders: Iterable[Path]) -> None:

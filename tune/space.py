@@ -134,6 +134,8 @@ class Space:
     dimensions: Mapping[str, Dimension]
     shared: Mapping[str, object] = field(default_factory=dict)
     """Settings that differ from the preset and are the same in all trials."""
+    rungs: Sequence[str] = ()
+    """Rungs of a search of it, if those that the budget allows do not suit."""
 
     def settings(self, sample: Mapping[str, object]) -> dict[str, object]:
         """Settings of a sample, by dotted name."""
@@ -303,7 +305,8 @@ def augment(base: TrainConfig, samples: int) -> Space:  # noqa: ARG001
         "regularisation": Levels(options=tuple(dropout), settings=dropout),
         "optim.weight_decay": Choice(options=(0.03, 0.1)),
     }
-    return Space(name="augment", dimensions=dimensions)
+    # whether strong augmentation helps shows late
+    return Space(name="augment", dimensions=dimensions, rungs=("29/64", "8/16", "3/4"))
 
 
 def finetune(base: TrainConfig, samples: int) -> Space:  # noqa: ARG001
@@ -316,7 +319,7 @@ def finetune(base: TrainConfig, samples: int) -> Space:  # noqa: ARG001
     }
     rates = Choice(options=(0.003, 0.01, 0.03, 0.06))
     dimensions = {"optim.lr": rates, "epochs": Choice(options=lengths)}
-    return Space(name="finetune", dimensions=dimensions, shared=shared)
+    return Space(name="finetune", dimensions=dimensions, shared=shared, rungs=("9/1",))
 
 
 SPACES: dict[str, Callable[[TrainConfig, int], Space]] = {
@@ -355,6 +358,6 @@ def make_space(name: str, changes: Sequence[str], base: TrainConfig, samples: in
         (shared if searched else dimensions).pop(setting, None)
     if not dimensions:
         raise ValueError(f"space {space.name!r} is empty: give at least one setting a range")
-    space = Space(name=space.name, dimensions=dimensions, shared=shared)
+    space = replace(space, dimensions=dimensions, shared=shared)
     space.check(base)
     return space

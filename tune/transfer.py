@@ -1,20 +1,24 @@
-"""The rule that carries settings between the real run and its short trials, in both directions.
+"""Carries the real run to the length of a trial, and the settings that were found back to it.
 
     real run: epochs E, batch B  <->  trial: epochs h E, batch b
 
-- The schedule is always complete: a trial warms up and decays to the end within its own length. A
-  warm-up is carried as a number of examples (the references warm up for 41 M examples, 10,000 steps
-  of 4,096, in runs of 30 and of 300 epochs alike), or as a share of the run.
-- A learning rate does not depend on the length. From batch b to B it is multiplied by sqrt(B / b),
-  which suits Adam, by B / b, which suits SGD, or by 1.
-- All other settings are unchanged.
+- The schedule is always complete: a trial warms up and decays to the end within its own length, and
+  lengths of the schedule keep their share of it.
+- From batch b to B a learning rate is multiplied by (B / b) ** power, with the power of its
+  optimizer. With the square root, Adam's betas and eps follow (Malladi et al., arXiv 2205.10287).
+- How the best settings move with the length is measured by the rungs (`tune.surface`). `SLOPES` is
+  what is assumed where they do not show it.
 """
 
 from collections.abc import Mapping
 
 from pipeline.settings.config import TrainConfig
+from vit.registry import OPTIMIZERS
 
-POWERS = {"same": 0.0, "sqrt": 0.5, "linear": 1.0}
+# d log(best value) / d log(length of the run), and its standard deviation. The rate of Adam: Björck
+# et al., arXiv 2409.19913. The warm-up as a share of the run: between the same share (0) and the
+# same number of examples (-1), as big_vision has it in runs of 30 and of 300 epochs
+SLOPES = {"optim.lr": (-0.32, 0.2), "optim.warmup": (-0.5, 0.5)}
 
 
 def share_of_run(config: TrainConfig, name: str, samples: int) -> float:
@@ -29,59 +33,46 @@ def share_of_run(config: TrainConfig, name: str, samples: int) -> float:
     return length / run[unit]
 
 
-def rate_factor(rule: str, old_batch: int, new_batch: int) -> float:
+def rate_factor(optimizer: str, old_batch: int, new_batch: int) -> float:
     """The factor of a learning rate from one batch to another."""
-    return (new_batch / old_batch) ** POWERS[rule]
+    return (new_batch / old_batch) ** OPTIMIZERS[optimizer].batch_power
 
 
-def to_trial(
-    run: TrainConfig, *, horizon: float, batch: int, samples: int, transfer: str, lr_rule: str
-) -> TrainConfig:
-    """The run as a trial: shorter, with its warm-up and learning rates carried by the rule."""
-    warmup = share_of_run(run, "warmup", samples) / (horizon if transfer == "examples" else 1)
-    if warmup >= 1:
-        raise ValueError(
-            f"optim.warmup ({run.optim.warmup:g} {run.optim.warmup_unit}) is {warmup:.2f} of a "
-            f"trial of horizon {horizon:g}; set --horizon above {horizon * warmup:.2g}, or carry "
-            f"it as a share of the run with --transfer fraction"
-        )
-    factor = rate_factor(lr_rule, run.global_batch, batch)
-    rates = ("lr", "warmup_lr", "final_lr")
+def in_shares(run: TrainConfig, samples: int) -> TrainConfig:
+    """The run with its warm-up and cooldown as shares of it."""
+    shares = {f"optim.{n}": rounded(share_of_run(run, n, samples)) for n in ("warmup", "cooldown")}
+    units = {"optim.warmup_unit": "fraction", "optim.cooldown_unit": "fraction"}
+    return run.replace({**shares, **units})
+
+
+def to_trial(run: TrainConfig, *, horizon: float, batch: int, samples: int) -> TrainConfig:
+    """The run as a trial: shorter, with its schedule in shares and its rates for another batch."""
+    optim, factor = run.optim, rate_factor(run.optim.name, run.global_batch, batch)
+    steps = horizon * run.global_batch / batch  # of the trial, for each of the run
     settings = {
         "epochs": run.epochs * horizon,
         "global_batch": batch,
-        **{f"optim.{name}": getattr(run.optim, name) * factor for name in rates},
-        "optim.warmup": rounded(warmup),
-        "optim.warmup_unit": "fraction",
-        "optim.cooldown": rounded(share_of_run(run, "cooldown", samples)),
-        "optim.cooldown_unit": "fraction",
+        **{f"optim.{n}": getattr(optim, n) * factor for n in ("lr", "warmup_lr", "final_lr")},
+        "optim.rsqrt_timescale": max(1, round(optim.rsqrt_timescale * steps)),
     }
-    return run.replace(settings)
+    if optim.ema is not None:  # averages the same share of the run
+        settings["optim.ema"] = 1 - min(0.9, (1 - optim.ema) / steps)
+    if batch != run.global_batch and OPTIMIZERS[optim.name].batch_power == 0.5:
+        ratio = batch / run.global_batch
+        settings["optim.betas"] = [max(0.0, 1 - (1 - beta) * ratio) for beta in optim.betas]
+        settings["optim.eps"] = optim.eps / ratio**0.5
+    return in_shares(run, samples).replace(settings)
 
 
-def to_run(
-    trial: TrainConfig,
-    settings: Mapping[str, object],
-    *,
-    horizon: float,
-    batch: int,
-    samples: int,
-    transfer: str,
-    lr_rule: str,
-) -> dict[str, object]:
-    """Settings of the real run with global batch `batch`, from the settings of a trial."""
-    carried = {name: value for name, value in settings.items() if name != "optim.warmup_unit"}
+def to_run(run: TrainConfig, settings: Mapping[str, object], batch: int) -> dict[str, object]:
+    """Settings for the real run, from those that were found with trials of another batch."""
+    carried = dict(settings)
+    optimizer = str(settings.get("optim.name", run.optim.name))
     if "optim.lr" in carried:
-        factor = rate_factor(lr_rule, trial.global_batch, batch)
-        carried["optim.lr"] = rounded(trial.optim.lr * factor)
-    if "epochs" in carried:
-        carried["epochs"] = rounded(trial.epochs / horizon)
+        target = settings.get("global_batch", run.global_batch)
+        carried["optim.lr"] = rounded(carried["optim.lr"] * rate_factor(optimizer, batch, target))
     if "optim.warmup" in carried:
-        share = share_of_run(trial, "warmup", samples)
-        carried["optim.warmup_unit"] = transfer
-        carried["optim.warmup"] = rounded(share)
-        if transfer == "examples":
-            carried["optim.warmup"] = float(round(share * trial.epochs * samples))
+        carried.setdefault("optim.warmup_unit", "fraction")
     return carried
 
 

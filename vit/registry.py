@@ -38,6 +38,8 @@ class OptimizerKind:
     """Bytes of optimizer state per parameter."""
     decoupled_decay: bool = True
     """Whether weight decay is a step of its own, and so can be independent of the peak rate."""
+    batch_power: float = 0.5
+    """The best learning rate grows with this power of the global batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +78,9 @@ OPTIMIZERS = {
     "adamw": OptimizerKind(function="vit.optim:adamw", state_bytes=8),
     "adamw8bit": OptimizerKind(function="vit.optim:adamw8bit", state_bytes=2),
     "lamb": OptimizerKind(function="vit.lamb:lamb", state_bytes=8, decoupled_decay=False),
-    "sgd": OptimizerKind(function="vit.optim:sgd", state_bytes=4, decoupled_decay=False),
+    "sgd": OptimizerKind(
+        function="vit.optim:sgd", state_bytes=4, decoupled_decay=False, batch_power=1.0
+    ),
 }
 
 CROPS = {

@@ -1,0 +1,200 @@
+"""One trial under Ray Tune: a run of the pipeline in a thread, followed by its records.
+
+    tuner -> TrialActor -> pipeline.run.fit in a thread -> Ray Train workers
+                  ^ records of the run, which its driver receives
+
+Ray Train 2.60 cannot report to Tune through a class, and its callback for functions blocks the run
+until Tune has answered. Here the thread that drives the run sees its records, and ends a run that
+has diverged.
+"""
+
+import dataclasses
+import math
+import queue
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray.tune
+
+from pipeline import run
+from pipeline.checkpoint.run_folder import RunFolder
+from pipeline.outcome import Outcome as RunOutcome
+from pipeline.settings.config import TrainConfig
+from pipeline.tracking.journal import PLACE, read_records
+from tune.plan import Plan
+from tune.slots import Slots
+from tune.trial import DIVERGED, DONE, FAILED, Outcome, Trial
+from vit.registry import LOSSES
+
+# a trial has diverged if its loss exceeds this multiple of the chance loss
+FAR_ABOVE = 2.0
+# seconds that a run has to end when it is told to; its processes are ended after that
+STOP_S = 60.0
+# reason of a run that its search ends
+STOPPED = "stopped"
+# settings of a trial in Ray Tune besides its sample
+FACTS = ("rung", "place", "seed")
+Fit = Callable[..., RunOutcome | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What all trials of a search share."""
+
+    plan: Plan
+    ended: Mapping[str, Outcome]
+    """Trials that had ended before this start, by name."""
+    fit: Fit
+
+
+def tune_config(trial: Trial) -> dict[str, object]:
+    """A trial as Ray Tune shows it: its name and place, and its sample by dotted name."""
+    facts = {name: getattr(trial, name) for name in FACTS}
+    return {"trial": trial.name, **facts, "preset": trial.sample is None, **(trial.sample or {})}
+
+
+def trial_of(config: Mapping[str, object]) -> Trial:
+    """The trial of `tune_config`."""
+    names = {"trial", "preset", *FACTS}
+    sample = {name: value for name, value in config.items() if name not in names}
+    facts = {name: config[name] for name in FACTS}
+    return Trial(**facts, sample=None if config["preset"] else sample)
+
+
+def slots_of(plan: Plan, rung: int) -> Slots:
+    """The trials of a rung that run at the same time on the cluster, and the workers of each."""
+    last = rung == len(plan.rungs)
+    return Slots.here(
+        trials=2 * plan.config.seeds if last else plan.rungs[rung].trials,
+        batch=plan.batch,
+        workers=plan.config.workers,
+        concurrent=plan.config.concurrent,
+        device=plan.run.device,
+    )
+
+
+class TrialActor(ray.tune.Trainable):
+    """Runs one trial after another; `step` waits for the end of the trial."""
+
+    def setup(self, config: Mapping[str, object], setup: Setup) -> None:
+        """Start the first trial."""
+        self._setup = setup
+        self._start(trial_of(config))
+
+    def reset_config(self, new_config: Mapping[str, object]) -> bool:
+        """Start another trial in the same process, which saves its imports."""
+        self.cleanup()
+        self._start(trial_of(new_config))
+        return True
+
+    def step(self) -> dict[str, object]:
+        """How the trial ended, with its metrics."""
+        outcome = self._ended.get()
+        result = {**dataclasses.asdict(outcome), **outcome.values, "done": True}
+        config = self._setup.plan.config
+        return {config.objective: config.sign * math.inf, **result}
+
+    def cleanup(self) -> None:
+        """End the trial if it is running, and wait for its end, but not for ever."""
+        if self._follower:
+            self._follower.stop()
+        self._thread.shutdown(wait=False)
+        deadline = time.monotonic() + STOP_S
+        while self._future and not self._future.done() and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+    def _start(self, trial: Trial) -> None:
+        self._ended: queue.Queue[Outcome] = queue.Queue()
+        self._thread = ThreadPoolExecutor(1, "trial")
+        self._follower = self._future = None
+        if known := self._setup.ended.get(trial.name):
+            self._ended.put(known)
+            return
+        plan = self._setup.plan
+        slots = slots_of(plan, trial.rung)
+        config = plan.trial_config(trial, slots.workers, slots.device)
+        self._follower = Follower(config, plan)
+        own = run.Trial(search_dir=plan.dir, worker_cpus=slots.worker_cpus)
+        self._future = self._thread.submit(
+            self._setup.fit, config, on_record=self._follower.on_record, trial=own
+        )
+        self._future.add_done_callback(lambda ended: self._ended.put(self._follower.end(ended)))
+
+
+class Follower:
+    """Follows one run by its records, and ends it if it has diverged."""
+
+    def __init__(self, config: TrainConfig, plan: Plan) -> None:
+        self._config, self._objective = config, plan.config.objective
+        self._folder = RunFolder.of(config.runs_dir, config.name)
+        self._stop_reason: str | None = None
+        self._explanation = ""
+        self._limit = FAR_ABOVE * chance_loss(config)
+        # the run may have been interrupted: its records contain the time before that
+        times = [record["time"] for record, _ in read_records(self._folder.path)]
+        self._started = time.monotonic() - (times[-1] - times[0] if times else 0.0)
+
+    def stop(self) -> None:
+        """Let the run end at its next record."""
+        self._stop_reason = self._stop_reason or STOPPED
+
+    def on_record(self, record: Mapping[str, str | int | float]) -> str | None:
+        """Take a record of the run; the return value is None, or the reason to end the run."""
+        loss = record.get("train/loss", 0.0)
+        if not loss <= self._limit:
+            self._stop_reason = DIVERGED
+            self._explanation = (
+                f"loss {loss:.3g} in step {record['step']}: above {self._limit:.3g}, "
+                f"{FAR_ABOVE:g} times the loss of a model that guesses"
+            )
+        return self._stop_reason
+
+    def end(self, ended: Future) -> Outcome:
+        """How the run ended, from what it returned and from its records."""
+        error, last = ended.exception(), {}
+        for record, _ in read_records(self._folder.path):
+            last |= record
+        if isinstance(error, FloatingPointError):
+            status, self._explanation = DIVERGED, str(error)
+        elif error:
+            status, self._explanation = FAILED, f"{type(error).__name__}: {error}"
+        else:
+            status = DONE if ended.result() else self._stop_reason
+        if status == DONE and self._objective not in last:
+            status = FAILED
+            self._explanation = (
+                f"the run has no metric {self._objective!r}; it has "
+                f"{', '.join(name for name in last if '/' in name)}"
+            )
+        if status in (DONE, DIVERGED):
+            self._remove_checkpoints()
+        step = int(last.get("step", 0))
+        numbers = {name: value for name, value in last.items() if name not in PLACE}
+        return Outcome(
+            status=status if status in (DONE, DIVERGED) else FAILED,
+            reason=self._explanation or ("" if status == DONE else str(status)),
+            values={k: v for k, v in numbers.items() if isinstance(v, int | float)},
+            step=step,
+            images=step * self._config.global_batch,
+            seconds=round(time.monotonic() - self._started, 1),
+            workers=self._config.workers,
+            ended=time.time(),
+        )
+
+    def _remove_checkpoints(self) -> None:
+        """Only the record of an ended trial is needed."""
+        checkpoints = self._folder.checkpoints
+        for checkpoint in checkpoints.all():
+            checkpoints.delete(checkpoint)
+        shutil.rmtree(self._folder.path / "ray", ignore_errors=True)
+
+
+def chance_loss(config: TrainConfig) -> float:
+    """Loss of a model with a new head on images of one class each; infinite if unknown."""
+    if config.model.num_classes is None:
+        return math.inf
+    return LOSSES[config.loss.name].chance(config.model.num_classes, config.model.head_bias)

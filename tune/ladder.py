@@ -1,0 +1,96 @@
+"""Which trials a search runs: rung by rung, as a pure function of the trials that have ended.
+
+    spread points and the preset -> the best of them and the preset -> ... -> pairs that confirm
+
+A killed search plans the same trials again, and a test needs no Ray to run thousands of searches.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from tune.plan import Plan
+from tune.surface import Run, Surface
+from tune.transfer import SLOPES
+from tune.trial import DONE, ENDED, Trial
+
+
+def planned(plan: Plan, trials: Sequence[Trial]) -> list[Trial]:
+    """All trials that can be planned by now: of the rungs up to the first that has not ended.
+
+    Raises ValueError if a rung has ended without a completed trial.
+    """
+    ended = {trial.name: trial for trial in trials if trial.status in ENDED}
+    wanted = first_rung(plan)
+    for rung in range(1, len(plan.rungs) + 1):
+        before = [ended[t.name] for t in wanted if t.rung == rung - 1 and t.name in ended]
+        if len(before) < sum(trial.rung == rung - 1 for trial in wanted):
+            break
+        if not any(trial.status == DONE and trial.sample for trial in before):
+            raise ValueError(
+                f"all trials of rung {rung} diverged ({before[-1].outcome.reason}); "
+                f"search lower learning rates, such as --set 'optim.lr=loguniform(1e-5,1e-3)'"
+            )
+        if rung < len(plan.rungs):
+            wanted += next_rung(plan, rung, before)
+        else:
+            wanted += confirmation(plan, found(plan, list(ended.values())))
+    return wanted
+
+
+def first_rung(plan: Plan) -> list[Trial]:
+    """The preset, what was best in earlier searches, and spread points."""
+    number, control = plan.rungs[0].trials - 1, plan.preset_sample()
+    spread = plan.space.spread(min(number + 1 + len(plan.first), 2**15), plan.config.seed)
+    samples = [*plan.first, *(s for s in spread if s != control and s not in plan.first)]
+    return trials_of(plan, 0, samples[:number])
+
+
+def next_rung(plan: Plan, rung: int, before: Sequence[Trial]) -> list[Trial]:
+    """The preset, and the best trials of the rung before."""
+    done = [trial for trial in before if trial.status == DONE and trial.sample]
+    key = plan.config.objective
+    best = sorted(done, key=lambda trial: plan.config.sign * trial.value(key))
+    return trials_of(plan, rung, [t.sample for t in best[: plan.rungs[rung].trials - 1]])
+
+
+def trials_of(
+    plan: Plan, rung: int, samples: Sequence[Mapping[str, object]]
+) -> list[Trial]:
+    """A rung: the preset first, then the samples, all with the rung's own seed."""
+    seed = plan.config.seed + rung
+    return [
+        Trial(rung=rung, place=place, sample=sample, seed=seed)
+        for place, sample in enumerate([None, *samples])
+    ]
+
+
+def confirmation(plan: Plan, sample: Mapping[str, object]) -> list[Trial]:
+    """Pairs of the preset and of the settings found, each pair with a seed of its own."""
+    rung = len(plan.rungs)
+    if plan.tuned(sample, plan.horizon(rung)) == plan.tuned(None, plan.horizon(rung)):
+        return []  # the preset itself was found
+    return [
+        Trial(rung=rung, place=2 * pair + side, sample=one, seed=plan.config.seed + rung + pair)
+        for pair in range(plan.config.seeds)
+        for side, one in enumerate((None, sample))
+    ]
+
+
+def surface(plan: Plan, trials: Sequence[Trial]) -> Surface:
+    """The surface over the trials of all rungs; those that confirm take no part in the choice."""
+    control, key = plan.preset_sample(), plan.config.objective
+    runs = [
+        Run(
+            horizon=plan.horizon(trial.rung),
+            block=trial.rung,
+            sample=control if trial.sample is None else trial.sample,
+            loss=plan.config.sign * trial.value(key),
+        )
+        for trial in trials
+        if trial.status == DONE and trial.rung < len(plan.rungs)
+    ]
+    return Surface.fit(plan.space, runs, slopes=SLOPES, preset=control, seed=plan.config.seed)
+
+
+def found(plan: Plan, trials: Sequence[Trial]) -> dict[str, object]:
+    """The best settings at the length of the last rung."""
+    return surface(plan, trials).best(plan.rungs[-1].horizon)

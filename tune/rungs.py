@@ -1,0 +1,91 @@
+"""Rungs: how many trials run at which horizon, and what that costs.
+
+    32/256   32 trials, each with a complete schedule over 1/256 of the real run
+    8/64     the best of them and the preset, with new seeds
+    3/16     the best of these and the preset
+
+A rung as written is its cost in real runs. Trials are compared within a rung alone, where all of
+them have ended their schedules: nothing is judged half-way, while rates differ.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# trials of the first rung, and by how much the rungs differ in trials and in length
+FIRST, LAST, GROWTH = 32, 3, 4
+# a shorter schedule than this says little about a warm-up
+MIN_STEPS = 50
+# the shortest rungs that the default takes, as a share of the run
+SHORTEST = 2.0**-10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """Trials of one length, one of which is the preset."""
+
+    trials: int
+    horizon: float
+    """Length of a trial as a share of the real run."""
+
+    @classmethod
+    def of(cls, text: str) -> "Rung":
+        """A rung from TRIALS/PARTS; ValueError if it has another form."""
+        match = re.fullmatch(r"(\d+)/(\d+(?:\.\d+)?)", text)
+        if not match or int(match[1]) < 2 or float(match[2]) < 1:
+            raise ValueError(
+                f"has {text!r}, and must be TRIALS/PARTS: at least 2 trials, one of which is the "
+                f"preset, at one of at least 1 parts of the run, as 8/16"
+            )
+        return cls(trials=int(match[1]), horizon=1 / float(match[2]))
+
+    def __str__(self) -> str:
+        return f"{self.trials}/{1 / self.horizon:g}"
+
+    @property
+    def cost(self) -> float:
+        """Cost in real runs."""
+        return self.trials * self.horizon
+
+
+def cost(rungs: Sequence[Rung], seeds: int) -> float:
+    """Cost in real runs of the rungs and of the confirmation, which is as long as the last one."""
+    return sum(rung.cost for rung in rungs) + 2 * seeds * rungs[-1].horizon
+
+
+def choose_rungs(share: float, *, steps: int, seeds: int, strict: bool) -> list[Rung]:
+    """The rungs with the longest trials that cost at most `share` of the real run.
+
+    A trial has at least MIN_STEPS steps. Where that is too much, the rungs have fewer trials; where
+    even the fewest are, it is a ValueError if `strict`, else they are taken.
+
+    Args:
+        share: Most that the search may cost, in real runs.
+        steps: Steps of the real run.
+        seeds: Pairs of the confirmation.
+        strict: Whether the share must not be exceeded.
+    """
+    parts = [2**power for power in range(11)]
+    for first in (FIRST, 24, 16, 12, 8):
+        for part in parts:  # the last rung's; the longest first
+            rungs = _ladder(first, 1 / part)
+            if rungs[0].horizon < max(MIN_STEPS / steps, SHORTEST):
+                break
+            if cost(rungs, seeds) <= share:
+                return rungs
+    shortest = min(1.0, MIN_STEPS / steps)
+    last = min(1.0, GROWTH * shortest)
+    rungs = [Rung(trials=8, horizon=shortest), Rung(trials=LAST, horizon=last)][shortest >= 1 :]
+    if strict and (least := cost(rungs, seeds)) > share:
+        raise ValueError(
+            f"budget: the search would cost {least:.2g} real runs at least, with trials of "
+            f"{MIN_STEPS} steps, and may cost {share:.2g}; give it a larger --budget, or its --rungs"
+        )
+    return rungs
+
+
+def _ladder(first: int, last: float) -> list[Rung]:
+    """Three rungs from the trials of the first to the length of the last."""
+    trials = (first, max(LAST + 1, first // GROWTH), LAST)
+    lengths = (last / GROWTH**2, last / GROWTH, last)
+    return [Rung(trials=n, horizon=h) for n, h in zip(trials, lengths, strict=True)]

@@ -1,0 +1,83 @@
+"""How many trials run at the same time, and the workers of each.
+
+A trial needs all of its workers at once and a core for their data. With fewer it would wait and
+hold resources that other trials wait for. So both numbers follow from what the cluster has, or can
+get from its autoscaler: a rung of many trials runs many side by side, one of few gives each of them
+more workers.
+"""
+
+from dataclasses import dataclass
+
+from pipeline.cluster.autoscaler import node_types, possible_nodes, possible_resources
+
+# without GPUs more trials are no faster
+MAX_CPU_TRIALS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slots:
+    """The trials of a rung that run at the same time, and the resources of each."""
+
+    trials: int
+    workers: int
+    worker_cpus: int
+    device: str
+    """Device of the workers: gpu, also while the autoscaler is still bringing the GPUs, or cpu."""
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        cpus: int,
+        gpus: int,
+        trials: int,
+        batch: int,
+        workers: int | None = None,
+        concurrent: int | None = None,
+        device: str = "auto",
+    ) -> "Slots":
+        """The slots of a cluster for a rung; ValueError if it can run no trial, or fewer than asked.
+
+        Args:
+            cpus: CPUs that the cluster has or can get.
+            gpus: GPUs that the cluster has or can get.
+            trials: Trials that are to be run.
+            batch: Global batch of a trial, of which each worker takes the same share.
+            workers: Workers of each trial; None for as many as the trials can share.
+            concurrent: Most trials at the same time; None for as many as fit.
+            device: Device of the preset: auto, gpu or cpu.
+        """
+        on_gpus = device == "gpu" or (device == "auto" and gpus > 0)
+        # a core for each worker beside a GPU and at least one for the data; without GPUs half of the
+        # cores compute, and the others read and decode
+        units = min(gpus, cpus - 1) if on_gpus else cpus // 2
+        most = min(trials, concurrent or trials, *(() if on_gpus else (MAX_CPU_TRIALS,)))
+        if workers is None:
+            workers = shared(batch, max(1, units // max(1, most))) if on_gpus else 1
+        fitting = units // workers
+        if fitting < 1 or (concurrent and min(concurrent, trials) > fitting):
+            kind = "GPUs and a core each, and one for the data" if on_gpus else "pairs of CPUs"
+            raise ValueError(
+                f"{concurrent or 1} trials of {workers} workers at the same time need "
+                f"{(concurrent or 1) * workers} {kind}; the cluster has {gpus} GPUs and {cpus} "
+                f"CPUs: lower --workers or --concurrent"
+            )
+        running = min(most, fitting)
+        return cls(
+            trials=running,
+            workers=workers,
+            worker_cpus=1 if on_gpus else max(1, cpus // 2 // (running * workers)),
+            device="gpu" if on_gpus else "cpu",
+        )
+
+    @classmethod
+    def here(cls, **how: object) -> "Slots":
+        """The slots of the cluster that Ray is connected to, with nodes that can still come."""
+        possible_nodes()  # machines that come by themselves have told what they have
+        resources = possible_resources(node_types())
+        return cls.of(cpus=int(resources.get("CPU", 0)), gpus=int(resources.get("GPU", 0)), **how)
+
+
+def shared(batch: int, most: int) -> int:
+    """The largest number of workers, up to `most`, that take equal shares of a global batch."""
+    return max(number for number in range(1, most + 1) if batch % (2 * number) == 0 or number == 1)
