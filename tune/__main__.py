@@ -16,11 +16,11 @@ import tyro
 from pipeline.settings.config import TrainConfig
 from pipeline.settings.presets import PRESETS, find_preset
 from support.command import dispatch, first_value
-from support.console import open_console
+from support.console import open_console, table
 from tune.config import SearchConfig
 
 if TYPE_CHECKING:
-    from tune.result import SearchResult
+    from tune.answer import Answer
 
 log = logging.getLogger("tune")
 
@@ -37,20 +37,27 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """Search for the best settings of a preset by many short runs; the preset's own come first."""
+    """Search for the best settings of a preset by rungs of short runs that grow longer."""
 
     preset: tyro.conf.Fixed[str]
     config: SearchConfig
     base: TrainConfig
     resume: bool = False
     """Resume the search of that name; trials that have ended are kept."""
+    plan: bool = False
+    """Only show the rungs and the expected cost: images, GPU-hours, bytes, share of the run."""
+    plan_gpu: str = "H100"
+    """Kind of GPU for the GPU-hours, such as H100 or H100-PCIe."""
+    plan_mfu: float | None = None
+    """Share of the GPU's peak to assume for the GPU-hours; None estimates it."""
     verbose: bool = False
     """Show the output of Ray and the other libraries."""
 
     @classmethod
     def prepare(cls, arguments: Sequence[str]) -> tuple[Self, Sequence[str], Sequence[str]]:
         """Take the defaults from the preset that the arguments name."""
-        name, rest = first_value(arguments, SearchConfig(), flags=("resume", "verbose"))
+        flags = ("resume", "plan", "verbose")
+        name, rest = first_value(arguments, SearchConfig(), flags=flags)
         if name:
             return cls(preset=name, config=SearchConfig(), base=find_preset(name)), [name], rest
         if "--help" in arguments or "-h" in arguments:
@@ -70,58 +77,69 @@ class Search:
         )
 
     def __call__(self) -> int:
-        """Run the search; returns 1 if trials failed."""
+        """Run the search, or only show what it will cost."""
+        from tune.cost import described
+        from tune.plan import make_plan
+
+        how = {"gpu": self.plan_gpu, "mfu": self.plan_mfu}
+        plan = make_plan(self.preset, self.base, self.config, **how)
+        text = described(plan, **how)
+        if self.plan:
+            sys.stdout.write(f"{text}\n")
+            return 0
         open_console(verbose=self.verbose)
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        from tune.prepare import prepare_job
+        from pipeline.train.job import prepare
 
-        job = prepare_job(self.preset, self.base, self.config)
-        from tune.search import open_folder, run_search
+        # each trial would find later what does not fit; in the folder of the search is no run
+        prepare(plan.run.replace({"name": plan.name}))
+        from tune.search import run_search
 
-        open_folder(job, resume=self.resume)
-        log.info("%s\n", job.describe())
+        log.info("%s\n", text)
         if not self.verbose:
             logging.getLogger("ray.tune").setLevel(logging.ERROR)
         try:
-            result = run_search(job, verbose=self.verbose)
+            answer = run_search(plan, resume=self.resume, verbose=self.verbose)
         except KeyboardInterrupt:
             log.info("--resume continues the search")
             raise
-        log.info("\n%s", ending(result))
-        if num_failed := result.counts().get("failed", 0):
-            log.error("error: %d trials failed; --resume runs them again", num_failed)
-        return int(num_failed > 0)
+        log.info("\n%s", ending(answer))
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Compute the result of a search again, and write its preset file and page."""
+    """Compute the answer of a search again, and write its preset file and page."""
 
     search: tyro.conf.Positional[str]
-    """Folder of the search."""
+    """Folder of the search, or its prefix in a store."""
 
     def __call__(self) -> int:
         """Write the preset file and the page."""
         open_console(verbose=False)
-        from tune.page import write_result
-        from tune.prepare import read_job
+        from pipeline.checkpoint.run_folder import fetched_run
+        from tune.page import write_answer
+        from tune.plan import read_plan
+        from tune.study import Study
 
-        log.info("%s", ending(write_result(read_job(Path(self.search).absolute()))))
+        folder = fetched_run(self.search)
+        plan = read_plan(folder)
+        log.info("%s", ending(write_answer(plan, Study(plan, folder).trials())))
         return 0
 
 
-def ending(result: "SearchResult") -> str:
-    """The result of a search for the console."""
+def ending(answer: "Answer") -> str:
+    """The answer of a search for the console."""
     from tune.page import BEST, PAGE
-    from tune.summary import cost, result_table, sentences
 
+    counts = ", ".join(f"{number} {status}" for status, number in answer.counts().items())
     lines = [
-        result_table(result),
-        f"cost        {cost(result)}",
-        f"page        {result.job.dir / PAGE}",
-        f"train       python -m pipeline train --preset-file {result.job.dir / BEST}\n",
-        *sentences(result),
+        f"{table(answer.table())}\n",
+        f"trials      {counts}",
+        f"page        {answer.plan.dir / PAGE}",
+        f"train       python -m pipeline train --preset-file {answer.plan.dir / BEST}\n",
+        *answer.sentences(),
     ]
     return "\n".join(lines)
 

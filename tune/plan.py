@@ -140,10 +140,18 @@ class Plan:
 NUMBERS = ("preset", "samples", "eval_samples", "num_classes", "image_bytes")
 
 
-def make_plan(preset: str, base: TrainConfig, config: SearchConfig) -> Plan:
+def make_plan(
+    preset: str,
+    base: TrainConfig,
+    config: SearchConfig,
+    *,
+    gpu: str = "H100",
+    mfu: float | None = None,
+) -> Plan:
     """Plan a search; ValueError or OSError if preset, space, rungs and data do not fit.
 
-    Without the data, the published size of its set counts.
+    Without the data, the published size of its set counts. A budget in hours is in hours of a kind
+    of GPU, at a share of its peak, as for `pipeline train --plan`.
     """
     run = base.absolute()
     samples, eval_samples, num_classes, _ = data_size(run)
@@ -161,7 +169,7 @@ def make_plan(preset: str, base: TrainConfig, config: SearchConfig) -> Plan:
     rungs = [Rung.of(text) for text in config.rungs or plan.space.rungs]
     if config.budget is not None or not rungs:
         rungs = choose_rungs(
-            1.0 if config.budget is None else config.budget / gpu_hours(run),
+            1.0 if config.budget is None else config.budget / gpu_hours(run, gpu, mfu),
             steps=plan.control(1.0).steps(samples),
             seeds=config.seeds,
             strict=config.budget is not None,
@@ -173,9 +181,9 @@ def make_plan(preset: str, base: TrainConfig, config: SearchConfig) -> Plan:
     return plan
 
 
-def gpu_hours(run: TrainConfig) -> float:
+def gpu_hours(run: TrainConfig, gpu: str, mfu: float | None) -> float:
     """Hours that the run takes on one GPU; ValueError if its speed is unknown."""
-    budget = Budget(run, gpu="H100")
+    budget = Budget(run, gpu=gpu, mfu=mfu)
     if budget.unknown:
         raise ValueError(f"budget: {budget.unknown}; choose the --rungs instead")
     return budget.seconds * run.workers / 3600
