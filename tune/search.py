@@ -34,13 +34,13 @@ from support.files import AlreadyLocked, locked, write_json
 from support.lease import leased
 from support.redact import NAMED
 from tune.actor import Fit, Setup, TrialActor, slots_of, tune_config
-from tune.answer import Answer, read_answer
+from tune.answer import Answer
 from tune.ladder import planned
 from tune.page import BEST, PAGE, write_answer
 from tune.plan import SEARCH, Plan, read_plan, resumed, shown
 from tune.slots import Slots
 from tune.study import STUDY, Study
-from tune.trial import DONE, ENDED, FAILED, RUNNING, Outcome
+from tune.trial import DONE, ENDED, FAILED, RUNNING, Outcome, Trial
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +143,8 @@ class Search:
         self.study.retry_failed()
         self.study.plan(planned(plan, self.study.trials()))
         self._live: set[str] = set()
+        # ended after Ray Tune last saved its experiment, before an earlier driver died
+        self._unknown: list[Trial] = []
         self._slots: dict[int, tuple[float, Slots]] = {}
         self._error: Exception | None = None
         self._record_ended()
@@ -175,17 +177,18 @@ class Search:
         """A new experiment of Ray Tune, or the one of an earlier start."""
         ended = {t.name: t.outcome for t in self.study.trials() if t.status in ENDED}
         actor = ray.tune.with_resources(
-            ray.tune.with_parameters(
-                TrialActor, setup=Setup(plan=self.plan, ended=ended, fit=fit)
-            ),
+            ray.tune.with_parameters(TrialActor, setup=Setup(plan=self.plan, ended=ended, fit=fit)),
             # the workers belong to Ray Train; this process only follows them and takes no core. It
             # is on the head, which is no spot machine, and alone reaches a cluster's MLflow server
             {"memory": TRIAL_BYTES, HEAD: 0.001},
         )
         path, config = self.plan.dir / TUNE, self.plan.config
         if ray.tune.Tuner.can_restore(path):
-            found = ExperimentAnalysis(path).trials
-            self._live = {t.config["trial"] for t in found if not t.is_finished()}
+            known = {t.config["trial"]: t for t in ExperimentAnalysis(path).trials}
+            self._live = {name for name, trial in known.items() if not trial.is_finished()}
+            self._unknown = [
+                t for t in self.study.trials() if t.name in ended.keys() - known.keys()
+            ]
             return ray.tune.Tuner.restore(str(path), actor, resume_unfinished=True)
         mode = "min" if config.sign > 0 else "max"
         proposer = Proposer(str(self.plan.dir), metric=config.objective, mode=mode)
@@ -212,6 +215,8 @@ class Search:
 
     def propose(self) -> dict[str, object] | str | None:
         """The next trial for Ray Tune; None while none can start, FINISHED after the last."""
+        if self._unknown:  # the actor knows how it ended
+            return tune_config(self._unknown.pop())
         left = [t for t in self.study.trials() if t.status not in (*ENDED, FAILED)]
         waiting = [t for t in left if t.name not in self._live]
         if not waiting or self._error:
@@ -242,7 +247,9 @@ class Search:
             self.study.plan(planned(self.plan, trials))
         except ValueError as error:  # Ray Tune would wrap it
             self._error = error
-        self.plan.folder.push(*(name for name in (STUDY, *JOURNAL) if (self.plan.dir / name).exists()))
+        self.plan.folder.push(
+            *(name for name in (STUDY, *JOURNAL) if (self.plan.dir / name).exists())
+        )
 
     @property
     def _total(self) -> int:
