@@ -21,6 +21,7 @@ from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.logger import JsonLoggerCallback
 from ray.tune.search import Searcher
+from ray.tune.search.search_generator import SearchGenerator
 
 from pipeline import run
 from pipeline.checkpoint.run_folder import fetched_run
@@ -166,12 +167,15 @@ class Search:
             del IN_PROGRESS[str(self.plan.dir)]
         if self._error:
             raise self._error
-        if failed := [t for t in self.study.trials() if t.status == FAILED]:
+        trials = self.study.trials()
+        if failed := [trial for trial in trials if trial.status == FAILED]:
             reason = failed[0].outcome.reason.splitlines()[0]
             raise RuntimeError(
                 f"{len(failed)} trials failed, {failed[0].name} with: {reason}. --resume runs them "
                 f"again from their last checkpoints"
             )
+        if left := [trial.name for trial in trials if trial.status not in ENDED]:
+            raise RuntimeError(f"Ray Tune ended before {', '.join(left)}; --resume runs them")
 
     def _tuner(self, fit: Fit) -> ray.tune.Tuner:
         """A new experiment of Ray Tune, or the one of an earlier start."""
@@ -197,7 +201,7 @@ class Search:
             tune_config=TuneConfig(
                 metric=config.objective,
                 mode=mode,
-                search_alg=proposer,
+                search_alg=Proposals(proposer),
                 num_samples=-1,
                 reuse_actors=True,
                 trial_dirname_creator=folder_of,
@@ -306,6 +310,14 @@ class Proposer(Searcher):
 
     def restore_from_dir(self, *_: object, **__: object) -> None:
         """Do nothing, since the state is in the study."""
+
+
+class Proposals(SearchGenerator):
+    """Ray Tune's wrapper of the proposer; an experiment that had ended goes on with new trials."""
+
+    def set_state(self, state: dict[str, object]) -> None:
+        """Take up the state of an earlier start."""
+        super().set_state({**state, "finished": False})
 
 
 class TrialCallback(ray.tune.Callback):
