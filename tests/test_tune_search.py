@@ -1,16 +1,12 @@
 """A search from its command to its answer: on Ray, with runs that cost nothing."""
 
 import json
-import os
-import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import optuna
 import pytest
-import tune_runs
 from ray import cloudpickle
 from tune_runs import fit, loss_of, optimum, plan_in
 
@@ -193,70 +189,6 @@ def test_a_search_whose_trials_all_diverge_says_so(tmp_path, ray_cluster):
     plan = plan_in(tmp_path, rungs=["3/8", "3/4"], seeds=2)
     with pytest.raises(ValueError, match="all trials of rung 1 diverged .*lower learning rates"):
         run_search(plan, fit=everything_diverges)
-
-
-SEARCH = """
-import os, sys
-from tune.__main__ import ENVIRONMENT
-os.environ |= {**ENVIRONMENT, "RAY_AUTH_MODE": "disabled"}
-import tune_runs
-from tune.search import run_search
-plan = tune_runs.plan_in(sys.argv[1], rungs=["12/8", "4/4"], seeds=2)
-answer = run_search(plan, resume=len(sys.argv) > 2, fit=tune_runs.fit)
-print(answer.sentences())
-"""
-
-
-def start(runs, *more, **env):
-    """Start a search in a process with a Ray of its own."""
-    paths = [str(Path(tune_runs.__file__).parent), *sys.path]
-    return subprocess.Popen(
-        [sys.executable, "-c", SEARCH, runs, *more],
-        env={**os.environ, "PYTHONPATH": ":".join(paths), **env},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-@pytest.mark.ray
-def test_a_killed_driver_loses_no_trial_and_runs_none_twice(tmp_path):
-    plan = plan_in(tmp_path, rungs=["12/8", "4/4"], seeds=2)
-
-    def done():
-        trials = Study(plan, plan.dir).trials() if (plan.dir / STUDY).exists() else []
-        return {trial.name: trial.outcome for trial in trials if trial.status == DONE}
-
-    first = start(str(tmp_path))
-    while len(done()) < 7:
-        assert first.poll() is None
-        time.sleep(0.2)
-    first.kill()
-    first.communicate()
-    before = done()
-    second = start(str(tmp_path), "resume")
-    second.communicate()
-    assert second.returncode == 0
-    assert len(done()) == len(Study(plan, plan.dir).trials()) == 12 + 4 + 4
-    assert {name: outcome for name, outcome in done().items() if name in before} == before
-    from ray.tune import ExperimentAnalysis
-
-    shown = [trial.config["trial"] for trial in ExperimentAnalysis(str(plan.dir / "tune")).trials]
-    assert sorted(shown) == sorted(done())
-
-
-@pytest.mark.ray
-def test_a_search_in_a_store_goes_on_without_the_machine_that_it_began_on(tmp_path):
-    runs = (tmp_path / "store").as_uri()
-    first = start(runs, XDG_CACHE_HOME=str(tmp_path / "one"))
-    said, _ = first.communicate()
-    assert first.returncode == 0
-    shutil.rmtree(tmp_path / "one")
-    second = start(runs, "resume", XDG_CACHE_HOME=str(tmp_path / "two"))
-    again, _ = second.communicate()
-    assert second.returncode == 0
-    assert again.splitlines()[-1] == said.splitlines()[-1]
-    files = {path.name for path in (tmp_path / "store" / "demo-warmup-lr").iterdir()}
-    assert {"search.json", "study.log", "best.json", "report.html", "metrics.jsonl"} <= files
 
 
 def test_bad_input_is_status_2_and_names_what_to_do(tmp_path, capsys):

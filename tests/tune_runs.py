@@ -1,7 +1,12 @@
-"""Runs of a search that cost nothing: their loss is a formula of settings, length and seed."""
+"""Runs of a search that cost nothing: their loss is a formula of settings, length and seed.
+
+python tests/tune_runs.py RUNS_DIR [resume]    # a search of such runs, with a Ray of its own
+"""
 
 import math
+import os
 import random
+import subprocess
 import sys
 import time
 
@@ -22,6 +27,8 @@ SAMPLES = 1437
 # where the loss is lowest at the length of the real run, and how that moves with the length
 LR, WARMUP, LR_SLOPE, WARMUP_SLOPE = 3e-3, 0.05, -0.4, -0.25
 CHANCE = math.log(10)
+SMALL = {"rungs": ["12/8", "4/4"], "seeds": 2}
+SMALL_TRIALS = 12 + 4 + 4
 
 
 def optimum(horizon):
@@ -64,3 +71,29 @@ def plan_in(folder, changes=None, **settings):
     base = find_preset("demo").replace({"runs_dir": str(folder), **(changes or {})})
     settings = {"rungs": ["16/16", "5/4", "3/2"], "seeds": 3, **settings}
     return make_plan("demo", base, SearchConfig().replace(settings))
+
+
+def start(runs, *more, **env):
+    """Start a small search in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, __file__, str(runs), *more],
+        env={**os.environ, "PYTHONPATH": ":".join(sys.path), **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def main():
+    from tune.__main__ import ENVIRONMENT
+
+    os.environ |= {**ENVIRONMENT, "RAY_AUTH_MODE": "disabled"}
+    from tune.search import run_search
+
+    plan = plan_in(sys.argv[1], **SMALL)
+    answer = run_search(plan, resume="resume" in sys.argv, fit=fit)
+    sys.stdout.write(" ".join(answer.sentences()) + "\n")
+
+
+if __name__ == "__main__":
+    main()

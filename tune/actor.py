@@ -69,7 +69,7 @@ def slots_of(plan: Plan, rung: int) -> Slots:
     last = rung == len(plan.rungs)
     return Slots.here(
         trials=2 * plan.config.seeds if last else plan.rungs[rung].trials,
-        batch=plan.batch,
+        batch=int(plan.space.shared.get("global_batch", plan.batch)),
         workers=plan.config.workers,
         concurrent=plan.config.concurrent,
         device=plan.run.device,

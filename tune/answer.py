@@ -85,7 +85,10 @@ class Answer:
 
     @property
     def found(self) -> dict[str, object]:
-        """The best settings at the length of the last rung, as a sample."""
+        """The best settings at the length of the last rung, as a sample: those of the pairs."""
+        for trial in self.trials:
+            if trial.rung == len(self.plan.rungs) and trial.sample:
+                return dict(trial.sample)
         return self.surface.best(self.plan.rungs[-1].horizon)
 
     @property

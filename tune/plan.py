@@ -115,7 +115,8 @@ class Plan:
 
     def carried(self, sample: Mapping[str, object]) -> dict[str, object]:
         """Settings of the real run for a sample that is the best at its length."""
-        return transfer.to_run(self.run, self.space.settings(sample), self.batch)
+        settings = self.space.settings(sample)
+        return transfer.to_run(self.run, settings, settings.get("global_batch", self.batch))
 
     @property
     def cost(self) -> float:

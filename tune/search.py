@@ -12,11 +12,12 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import ray.tune
 from ray.tune import CheckpointConfig, ExperimentAnalysis, FailureConfig, RunConfig, TuneConfig
+from ray.tune.error import TuneError
 from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.logger import JsonLoggerCallback
@@ -143,7 +144,8 @@ class Search:
         self.study = Study(plan, plan.dir)
         self.study.retry_failed()
         self.study.plan(planned(plan, self.study.trials()))
-        self._live: set[str] = set()
+        self.live: set[str] = set()
+        """Names of the trials that Ray Tune has, and that have not ended."""
         # ended after Ray Tune last saved its experiment, before an earlier driver died
         self._unknown: list[Trial] = []
         self._slots: dict[int, tuple[float, Slots]] = {}
@@ -163,6 +165,8 @@ class Search:
         IN_PROGRESS[str(self.plan.dir)] = self
         try:
             self._tuner(fit).fit()
+        except TuneError as error:  # it has no other name for what went wrong
+            self._error = self._error or RuntimeError(f"Ray Tune failed: {error}")
         finally:
             del IN_PROGRESS[str(self.plan.dir)]
         if self._error:
@@ -189,7 +193,7 @@ class Search:
         path, config = self.plan.dir / TUNE, self.plan.config
         if ray.tune.Tuner.can_restore(path):
             known = {t.config["trial"]: t for t in ExperimentAnalysis(path).trials}
-            self._live = {name for name, trial in known.items() if not trial.is_finished()}
+            self.live = {name for name, trial in known.items() if not trial.is_finished()}
             self._unknown = [
                 t for t in self.study.trials() if t.name in ended.keys() - known.keys()
             ]
@@ -222,22 +226,22 @@ class Search:
         if self._unknown:  # the actor knows how it ended
             return tune_config(self._unknown.pop())
         left = [t for t in self.study.trials() if t.status not in (*ENDED, FAILED)]
-        waiting = [t for t in left if t.name not in self._live]
-        if not waiting or self._error:
-            return None if self._live else Searcher.FINISHED
-        if len(self._live) >= self._slots_of(waiting[0].rung).trials:
+        waiting = [t for t in left if t.name not in self.live]
+        if not waiting:
+            return None if self.live else Searcher.FINISHED
+        if len(self.live) >= self._slots_of(waiting[0].rung).trials:
             return None
         # those that were running when an earlier driver died come first
         orphans = [trial for trial in waiting if trial.status == RUNNING]
         trial = orphans[0] if orphans else self.study.begin()
-        self._live.add(trial.name)
+        self.live.add(trial.name)
         return tune_config(trial)
 
     def end(self, name: str, outcome: Outcome) -> None:
         """Record how a trial ended, and plan what follows from it."""
-        self._live.discard(name)
         if not self.study.end(name, outcome):
             return
+        self.study.plan(planned(self.plan, self.study.trials()))
         self._record_ended()
         trials = self.study.trials()
         ended = sum(trial.status in ENDED for trial in trials)
@@ -247,13 +251,22 @@ class Search:
         text = "%s  %-8s  %s %.4f  %s  %s  (%d of %d)%s"
         log.info(text, name, outcome.status, self.plan.config.objective, value, shown(trial.sample),
                  duration(outcome.seconds), ended, self._total, reason)  # fmt: skip
-        try:
-            self.study.plan(planned(self.plan, trials))
-        except ValueError as error:  # Ray Tune would wrap it
-            self._error = error
         self.plan.folder.push(
             *(name for name in (STUDY, *JOURNAL) if (self.plan.dir / name).exists())
         )
+
+    def guarded(self, step: Callable[..., object], *arguments: object) -> object:
+        """Do a step for Ray Tune; after an error, such as a full disk, no other is done.
+
+        What is running then ends, and the error is raised by `run`: Ray Tune would wrap it. A study
+        of which a line was cut off must not be written to before it is opened anew.
+        """
+        if not self._error:
+            try:
+                return step(*arguments)
+            except (OSError, ValueError, RuntimeError) as error:
+                self._error = error
+        return None if self.live else Searcher.FINISHED
 
     @property
     def _total(self) -> int:
@@ -300,7 +313,8 @@ class Proposer(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, object] | str | None:  # noqa: ARG002
         """The next trial."""
-        return IN_PROGRESS[self._folder].propose()
+        search = IN_PROGRESS[self._folder]
+        return search.guarded(search.propose)
 
     def on_trial_complete(self, *_: object, **__: object) -> None:
         """Do nothing, since `TrialCallback` records it; Ray Tune requires the method."""
@@ -330,14 +344,17 @@ class TrialCallback(ray.tune.Callback):
         """Record a trial that has ended."""
         names = {field.name for field in dataclasses.fields(Outcome)}
         outcome = Outcome(**{k: v for k, v in trial.last_result.items() if k in names})
-        IN_PROGRESS[self._folder].end(trial.config["trial"], outcome)
+        self._end(trial, outcome)
 
     def on_trial_error(self, *_: object, trial: TuneTrial, **__: object) -> None:
         """Record a trial whose driver has died again and again."""
-        lines = [line for line in (trial.get_error() and str(trial.get_error()) or "").splitlines()]
-        reason = lines[-1] if lines else "its driver died"
-        outcome = Outcome(status=FAILED, reason=reason, ended=time.time())
-        IN_PROGRESS[self._folder].end(trial.config["trial"], outcome)
+        lines = str(trial.get_pickled_error() or "its driver died").strip().splitlines()
+        self._end(trial, Outcome(status=FAILED, reason=lines[-1], ended=time.time()))
+
+    def _end(self, trial: TuneTrial, outcome: Outcome) -> None:
+        search = IN_PROGRESS[self._folder]
+        search.live.discard(trial.config["trial"])
+        search.guarded(search.end, trial.config["trial"], outcome)
 
 
 def folder_of(trial: TuneTrial) -> str:
