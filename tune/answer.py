@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 from scipy import stats
 
-from support.console import duration
 from tune import cost, ladder, transfer
 from tune.plan import Plan, shown
 from tune.space import Choice, Range

@@ -157,9 +157,7 @@ class Search:
         left = [t for t in self.study.trials() if t.status not in ENDED]
         if not left:
             return
-        slots = self._slots_of(left[0].rung)
-        text = "trials    %d at the same time, %d workers each, on %s"
-        log.info(text, slots.trials, slots.workers, slots.device)
+        self._slots_of(left[0].rung)  # an error if the cluster is too small
         wait_until_free(path.parent for path in self.plan.dir.glob(f"trials/*/{run.LOCK}"))
         self._wait_for_parent()
         IN_PROGRESS[str(self.plan.dir)] = self
@@ -276,7 +274,14 @@ class Search:
         """The slots of a rung; the cluster is looked at again after LOOK_S, as it may grow."""
         looked, slots = self._slots.get(rung, (-LOOK_S, None))
         if time.monotonic() - looked >= LOOK_S or slots is None:
-            slots = slots_of(self.plan, rung)
+            found = slots_of(self.plan, rung)
+            if found != slots:
+                log.info(
+                    "rung %d    at 1/%g of the run: %d trials at the same time, each on %d x %s",
+                    *(rung + 1, 1 / self.plan.horizon(rung)),
+                    *(found.trials, found.workers, found.device),
+                )
+            slots = found
             self._slots[rung] = time.monotonic(), slots
         return slots
 
