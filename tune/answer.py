@@ -186,8 +186,8 @@ def recommendation(answer: Answer) -> str:
     if answer.keeps:
         return (
             f"Keep the preset's settings: {length}, the best that the search found "
-            f"({shown(answer.found)}) change {answer.objective} for the better by {gain} {runs}, "
-            f"which is within the noise."
+            f"({shown(answer.found)}) gain {gain} in {answer.objective} over them, {runs}: "
+            f"{'they are worse' if gain.interval[1] < 0 else 'that is within the noise'}."
         )
     return (
         f"Use {settings_text(answer)}: {length}, what was best there ({shown(answer.found)}) "

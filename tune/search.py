@@ -11,7 +11,9 @@ import dataclasses
 import json
 import logging
 import os
+import pickle
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -142,14 +144,15 @@ class Search:
     def __init__(self, plan: Plan, recorder: Recorder) -> None:
         self.plan, self._recorder = plan, recorder
         self.study = Study(plan, plan.dir)
-        self.study.retry_failed()
+        self.study.retry()
         self.study.plan(planned(plan, self.study.trials()))
         self.live: set[str] = set()
         """Names of the trials that Ray Tune has, and that have not ended."""
-        # ended after Ray Tune last saved its experiment, before an earlier driver died
+        # ended trials that Ray Tune does not know: it had not saved them when a driver died
         self._unknown: list[Trial] = []
         self._slots: dict[int, tuple[float, Slots]] = {}
         self._error: Exception | None = None
+        self._deaths: Counter[str] = Counter()
         self._record_ended()
 
     def run(self, fit: Fit) -> None:
@@ -189,13 +192,11 @@ class Search:
             {"memory": TRIAL_BYTES, HEAD: 0.001},
         )
         path, config = self.plan.dir / TUNE, self.plan.config
-        if ray.tune.Tuner.can_restore(path):
-            known = {t.config["trial"]: t for t in ExperimentAnalysis(path).trials}
-            self.live = {name for name, trial in known.items() if not trial.is_finished()}
-            self._unknown = [
-                t for t in self.study.trials() if t.name in ended.keys() - known.keys()
-            ]
-            return ray.tune.Tuner.restore(str(path), actor, resume_unfinished=True)
+        tuner, known = restored(path, actor)
+        self.live = {name for name, trial in known.items() if not trial.is_finished()}
+        self._unknown = [t for t in self.study.trials() if t.name in ended.keys() - known.keys()]
+        if tuner:
+            return tuner
         mode = "min" if config.sign > 0 else "max"
         proposer = Proposer(str(self.plan.dir), metric=config.objective, mode=mode)
         return ray.tune.Tuner(
@@ -253,6 +254,12 @@ class Search:
             *(name for name in (STUDY, *JOURNAL) if (self.plan.dir / name).exists())
         )
 
+    def revive(self, name: str) -> None:
+        """Run a trial again whose process has died; Ray Tune does so only once it has started."""
+        self._deaths[name] += 1
+        if self._deaths[name] <= MAX_DEATHS:
+            self.study.retry(name)
+
     def guarded(self, step: Callable[..., object], *arguments: object) -> object:
         """Do a step for Ray Tune; after an error, such as a full disk, no other is done.
 
@@ -305,6 +312,23 @@ class Search:
             time.sleep(0.1)
 
 
+def restored(
+    path: Path, actor: ray.tune.Trainable
+) -> tuple[ray.tune.Tuner | None, dict[str, TuneTrial]]:
+    """The experiment of an earlier start and its trials by name; None if it cannot be read."""
+    if not ray.tune.Tuner.can_restore(path):
+        return None, {}
+    try:
+        trials = ExperimentAnalysis(path).trials
+        tuner = ray.tune.Tuner.restore(str(path), actor, resume_unfinished=True)
+    except (ValueError, EOFError, pickle.UnpicklingError) as error:  # written to a full disk
+        aside = path.with_name(f"{TUNE}-{time.time_ns()}")
+        log.warning("tune      its experiment is damaged and is now in %s: %s", aside, error)
+        path.rename(aside)
+        return None, {}
+    return tuner, {trial.config["trial"]: trial for trial in trials}
+
+
 IN_PROGRESS: dict[str, Search] = {}
 """The searches of this process by folder: Ray Tune makes its callbacks anew when it restores."""
 
@@ -355,6 +379,8 @@ class TrialCallback(ray.tune.Callback):
         """Record a trial whose driver has died again and again."""
         lines = str(trial.get_pickled_error() or "its driver died").strip().splitlines()
         self._end(trial, Outcome(status=FAILED, reason=lines[-1], ended=time.time()))
+        search = IN_PROGRESS[self._folder]
+        search.guarded(search.revive, trial.config["trial"])
 
     def _end(self, trial: TuneTrial, outcome: Outcome) -> None:
         search = IN_PROGRESS[self._folder]

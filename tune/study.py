@@ -9,7 +9,6 @@ machine that it began on.
 
 import dataclasses
 import json
-import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -64,10 +63,10 @@ class Study:
             if trial.name not in known:
                 self._enqueue(trial)
 
-    def retry_failed(self) -> None:
-        """Plan the trials that have failed once more; they go on from their checkpoints."""
+    def retry(self, *names: str) -> None:
+        """Plan trials that have failed once more, by default all; they go on from checkpoints."""
         for trial in self.trials():
-            if trial.status == FAILED:
+            if trial.status == FAILED and (not names or trial.name in names):
                 self._enqueue(trial)
 
     def _enqueue(self, trial: Trial) -> None:
