@@ -43,7 +43,7 @@ def values(output: str) -> dict[str, str]:
 
 def test_a_search_in_a_store_ends_on_two_hosts_like_on_one(hosts):
     both = hosts.h1.done(*search(RUNS))
-    alone = hosts.h1.done(*search(f"{WORK}/runs"), RAY_ADDRESS="local")
+    alone = hosts.h1.done("env", "-u", "RAY_ADDRESS", *search(f"{WORK}/runs"))
     assert len(values(both)) == 3 + 2 + 4
     assert values(both) == values(alone)
     keys = set(hosts.store.keys(f"runs/{NAME}/"))
