@@ -1,7 +1,7 @@
 """The answer of a search: what to use, how sure that is, and what it rests on.
 
     trials -> surface -> settings at the last rung's length -> pairs with the preset -> gain
-                     \\-> settings at the length of the real run, with an interval
+                      -> settings at the length of the real run, with an interval
 
 The trials of the rungs choose the settings; the pairs, which took no part in that, estimate what
 they gain. Where zero is in the interval of the gain, the answer is to keep the preset.
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from scipy import stats
 
+from support.redact import redacted
 from tune import cost, ladder, transfer
 from tune.plan import Plan, shown
 from tune.space import Choice, Range
@@ -97,8 +98,14 @@ class Answer:
 
     @property
     def keeps(self) -> bool:
-        """Whether the answer is to keep the preset."""
-        return self.gain is None or not self.gain.is_real
+        """Whether the answer is to keep the preset, also if what was found may diverge."""
+        return self.gain is None or not self.gain.is_real or self.diverged > 0
+
+    @property
+    def diverged(self) -> int:
+        """Number of the pairs in which the settings found diverged."""
+        last = len(self.plan.rungs)
+        return sum(t.status == DIVERGED and t.rung == last and bool(t.sample) for t in self.trials)
 
     def settings(self) -> dict[str, object]:
         """Settings of the real run that differ from the preset's; none if it is kept."""
@@ -143,9 +150,10 @@ class Answer:
     def preset_file(self) -> Mapping[str, object]:
         """The content of the file for `python -m pipeline train --preset-file`."""
         plan, name = self.plan, f"{self.plan.name}-{'preset' if self.keeps else 'best'}"
+        settings = redacted(plan.run.replace(self.settings()).flat())
         return {
             "preset": plan.preset,
-            "settings": {**plan.run.replace(self.settings()).flat(), "name": name},
+            "settings": {**settings, "name": name},
             "found": {
                 "search": plan.name,
                 "gain": None if self.gain is None else str(self.gain),
@@ -176,6 +184,11 @@ def recommendation(answer: Answer) -> str:
     """Which settings to use, and what they gain."""
     gain, plan = answer.gain, answer.plan
     length = f"at 1/{1 / plan.rungs[-1].horizon:g} of the run"
+    if answer.diverged:
+        return (
+            f"Keep the preset's settings: {length}, the best that the search found "
+            f"({shown(answer.found)}) diverged in {answer.diverged} of {plan.config.seeds} runs."
+        )
     if gain is None:
         if any(trial.rung == len(plan.rungs) for trial in answer.trials):
             return f"Keep the preset's settings: {length}, no pair of runs could be compared."

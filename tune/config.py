@@ -59,6 +59,8 @@ class SearchConfig(Settings):
         else:
             if any(b.horizon <= a.horizon for a, b in zip(rungs, rungs[1:], strict=False)):
                 yield "rungs", "must grow longer from rung to rung, as 32/64 8/16 3/4"
+            if any(b.trials > a.trials for a, b in zip(rungs, rungs[1:], strict=False)):
+                yield "rungs", "must not have more trials than the rung before, as 32/64 8/16 3/4"
         if self.budget is not None and not self.budget > 0:
             yield "budget", "must be above 0"
         if self.budget is not None and self.rungs:

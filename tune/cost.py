@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pipeline.settings.budget import Budget
 from support.console import duration, table
-from tune.plan import Plan, alone
+from tune.plan import Plan, trial_s
 from tune.trial import Trial
 
 
@@ -35,23 +35,21 @@ class Cost:
 
 
 def planned(plan: Plan, *, gpu: str, mfu: float | None) -> list[Cost]:
-    """Cost of each rung and of the confirmation, on GPUs of one kind as in `pipeline train --plan`."""
+    """Cost of each rung and of the confirmation at most, on GPUs as in `pipeline train --plan`."""
     parts = [(f"rung {n}", rung.trials, rung.horizon) for n, rung in enumerate(plan.rungs, start=1)]
     parts.append(("confirmation", 2 * plan.config.seeds, plan.rungs[-1].horizon))
     costs = []
     for label, trials, horizon in parts:
-        config = plan.tuned(None, horizon)
-        steps = config.steps(plan.samples)
-        budget = Budget(alone(config), gpu=gpu, mfu=mfu)
+        budget = Budget(plan.longest(horizon), gpu=gpu, mfu=mfu)
         costs.append(
             Cost(
                 label=label,
                 trials=trials,
                 horizon=horizon,
-                steps=steps,
-                images=trials * steps * config.global_batch,
+                steps=budget.steps,
+                images=trials * budget.images,
                 evaluated=trials * plan.eval_samples,
-                gpu_hours=None if budget.unknown else trials * budget.seconds / 3600,
+                gpu_hours=None if budget.unknown else trials * trial_s(budget) / 3600,
             )
         )
     return costs
@@ -63,12 +61,13 @@ def described(plan: Plan, *, gpu: str, mfu: float | None) -> str:
     heads = ["", "trials", "of the run", "steps", "images", "evaluated", "GPU-hours", "TB read"]
     real = Budget(plan.run.replace({"workers": 1, "min_workers": None}), gpu=gpu, mfu=mfu)
     hours = [one.gpu_hours for one in costs]
-    total = f"{plan.cost:.3g} real runs"
+    trained = sum(one.images for one in costs)
+    total = f"{trained / real.images:.2g} real runs"
     if None not in hours and not real.unknown:
         whole = real.seconds / 3600
         total += f" in images; {sum(hours):,.0f} GPU-hours on {real.gpu.name}, of {whole:,.0f} of "
         total += f"the real run ({sum(hours) / whole:.0%}), with evaluations and starts"
-    read = sum(one.images + one.evaluated for one in costs) * plan.image_bytes
+    read = (trained + sum(one.evaluated for one in costs)) * plan.image_bytes
     facts = {
         "search": f"{plan.name}, for {plan.config.objective}",
         "space": "; ".join(f"{name} {one}" for name, one in plan.space.dimensions.items()),

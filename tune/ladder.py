@@ -40,7 +40,8 @@ def first_rung(plan: Plan) -> list[Trial]:
     """The preset, what was best in earlier searches, and spread points."""
     number, control = plan.rungs[0].trials - 1, plan.preset_sample()
     spread = plan.space.spread(min(number + 1 + len(plan.first), 2**15), plan.config.seed)
-    samples = [*plan.first, *(s for s in spread if s != control and s not in plan.first)]
+    samples = [*plan.first, *(s for s in spread if s not in plan.first)]
+    samples = [s for s in samples if s != control or not plan.is_preset(s)]
     return trials_of(plan, 0, samples[:number])
 
 
@@ -64,8 +65,8 @@ def trials_of(plan: Plan, rung: int, samples: Sequence[Mapping[str, object]]) ->
 def confirmation(plan: Plan, sample: Mapping[str, object]) -> list[Trial]:
     """Pairs of the preset and of the settings found, each pair with a seed of its own."""
     rung = len(plan.rungs)
-    if plan.tuned(sample, plan.horizon(rung)) == plan.tuned(None, plan.horizon(rung)):
-        return []  # the preset itself was found
+    if plan.is_preset(sample):
+        return []
     return [
         Trial(rung=rung, place=2 * pair + side, sample=one, seed=plan.config.seed + rung + pair)
         for pair in range(plan.config.seeds)

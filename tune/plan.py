@@ -5,6 +5,7 @@ runs/NAME/search.json  study.log  tune/  trials/rung-1-00/...  best.json  report
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from support.redact import redacted
 from tune import transfer
 from tune.config import PROBE, SearchConfig
 from tune.rungs import Rung, choose_rungs, cost
-from tune.space import Space, make_space
+from tune.space import Space, alike, make_space
 from tune.trial import Trial
 
 SEARCH = "search.json"
@@ -86,15 +87,26 @@ class Plan:
         flat = self.control(1.0).flat()
         return self.space.sample_of(flat)
 
+    def is_preset(self, sample: Mapping[str, object]) -> bool:
+        """Whether a trial of the sample would be the preset over again."""
+        tried, control = (self.tuned(one, 1.0).flat() for one in (sample, None))
+        return all(alike(control[name], value) for name, value in tried.items())
+
     def tuned(self, sample: Mapping[str, object] | None, horizon: float) -> TrainConfig:
         """The config of a trial without its name and folders; None is the preset."""
         control = self.control(horizon)
         if sample is None:
             return control
         settings = self.space.settings(sample)
-        if "epochs" in settings:
-            settings["epochs"] *= horizon
-        return control.replace(settings)
+        whole = control.replace({"epochs": self.run.epochs, **settings})
+        lengths = transfer.in_shares(whole, self.samples)  # of its own run, also those in steps
+        return lengths.replace({"epochs": whole.epochs * horizon})
+
+    def longest(self, horizon: float) -> TrainConfig:
+        """The trial that costs most: the preset, or a corner of the space."""
+        size = {"model.num_classes": self.num_classes}
+        trials = (self.tuned(one, horizon).replace(size) for one in (None, *self.space.corners()))
+        return max(trials, key=lambda trial: trial.epochs * trial.model.forward_flops)
 
     def trial_config(self, trial: Trial, workers: int, device: str) -> TrainConfig:
         """The complete config of a trial."""
@@ -154,11 +166,14 @@ def make_plan(
     """
     run = base.absolute()
     samples, eval_samples, num_classes, _ = data_size(run)
+    # the ranges are around the preset at the batch of the trials
+    batch = config.global_batch or run.global_batch
+    control = transfer.to_trial(run, horizon=1.0, batch=batch, samples=samples)
     plan = Plan(
         preset=preset,
         run=run,
         config=config,
-        space=make_space(config.space, config.set, transfer.in_shares(run, samples), samples),
+        space=make_space(config.space, config.set, control, samples),
         rungs=(),
         samples=samples,
         eval_samples=eval_samples,
@@ -167,8 +182,10 @@ def make_plan(
     )
     rungs = [Rung.of(text) for text in config.rungs or plan.space.rungs]
     if config.budget is not None or not rungs:
-        rungs = rungs_within(plan, Budget(alone(plan.control(1.0)), gpu=gpu, mfu=mfu))
-    most = plan.space.size + 1  # with the preset
+        rungs = rungs_within(plan, Budget(plan.longest(1.0), gpu=gpu, mfu=mfu))
+    control = plan.preset_sample()
+    known = plan.space.contains(control) and plan.is_preset(control)
+    most = plan.space.size + (not known)  # with the preset
     rungs = [dataclasses.replace(rung, trials=int(min(rung.trials, most))) for rung in rungs]
     plan = dataclasses.replace(plan, rungs=tuple(rungs))
     check(plan)
@@ -178,24 +195,33 @@ def make_plan(
 def rungs_within(plan: Plan, real: Budget) -> list[Rung]:
     """Rungs that the budget of the search allows; without one, they cost as much as the real run.
 
-    Raises ValueError if there is a budget, and the speed of the run is unknown or it is too small.
+    `real` is the cost of the longest trial at the length of the real run. Raises ValueError if
+    there is a budget, and the speed of the run is unknown or it is too small.
     """
-    budget, evaluation = plan.config.budget, plan.eval_samples / (3 * real.images)
+    budget = plan.config.budget
     if budget is not None and real.unknown:
         raise ValueError(f"budget: {real.unknown}; choose the --rungs instead")
-    return choose_rungs(
-        1.0 if budget is None else 3600 * budget / real.train_s,
-        steps=real.steps,
-        seeds=plan.config.seeds,
-        overhead=evaluation + (0.0 if real.unknown else START_S / real.train_s),
-        strict=budget is not None,
-    )
+    overhead = evaluation_share(real) if real.unknown else trial_s(real) / real.train_s - 1
+    overhead += 0.5 / real.steps  # a trial has a whole number of steps
+    share = 1.0 if budget is None else 3600 * budget / real.train_s
+    rungs = choose_rungs(share, steps=real.steps, seeds=plan.config.seeds, overhead=overhead)
+    if budget is not None and (least := cost(rungs, plan.config.seeds, overhead)) > share:
+        hours = math.ceil(least * real.train_s / 36) / 100
+        raise ValueError(
+            f"budget ({budget:g}): the shortest and fewest trials, {' '.join(map(str, rungs))}, "
+            f"take {hours:g} GPU-hours; give it --budget {hours:g} at least"
+        )
+    return rungs
 
 
-def alone(trial: TrainConfig) -> TrainConfig:
-    """A trial on one worker, which is evaluated once, for its cost."""
-    often = {"eval_every": 10**9, "crops": "center"}
-    return trial.replace({**often, "workers": 1, "min_workers": None})
+def trial_s(trial: Budget) -> float:
+    """Seconds of a trial on one GPU: training, one evaluation at its end, and the start."""
+    return trial.train_s * (1 + evaluation_share(trial)) + START_S
+
+
+def evaluation_share(trial: Budget) -> float:
+    """An evaluation in trainings; a forward pass is a third of a training step."""
+    return trial.eval_samples / (3 * trial.images)
 
 
 def bytes_of_image(run: TrainConfig) -> float:
@@ -215,17 +241,10 @@ def check(plan: Plan) -> None:
                 f"space {plan.space.name!r} at {shown(sample)}, in a trial of {horizon:.3g} runs"
             )
             try:
-                config = plan.tuned(sample, horizon)
+                plan.tuned(sample, horizon).replace({"workers": plan.config.workers or 1})
                 plan.run.replace(plan.carried(sample or {}))
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from error
-            for name in ("warmup", "cooldown"):
-                share = transfer.share_of_run(config, name, plan.samples)
-                if share >= 1:
-                    raise ValueError(
-                        f"{where}: optim.{name} takes {share:.0%} of it; give it a shorter range, "
-                        f"or trials of more than {horizon * share:.2g} of the run (--rungs)"
-                    )
 
 
 def read_plan(folder: Path) -> Plan:

@@ -58,20 +58,17 @@ def cost(rungs: Sequence[Rung], seeds: int, overhead: float = 0.0) -> float:
     return sum(rung.cost for rung in rungs) + 2 * seeds * rungs[-1].horizon + trials * overhead
 
 
-def choose_rungs(
-    share: float, *, steps: int, seeds: int, overhead: float, strict: bool
-) -> list[Rung]:
+def choose_rungs(share: float, *, steps: int, seeds: int, overhead: float) -> list[Rung]:
     """The rungs with the longest trials that cost at most `share` of the real run.
 
     A trial has at least MIN_STEPS steps. Where that is too much, the rungs have fewer trials; where
-    even the fewest are, it is a ValueError if `strict`, else they are taken.
+    even the fewest are, they are taken all the same.
 
     Args:
         share: Most that the search may cost, in real runs.
         steps: Steps of the real run.
         seeds: Pairs of the confirmation.
         overhead: Cost of a trial besides its training, in real runs.
-        strict: Whether the share must not be exceeded.
     """
     for trials in ((32, 24), (16, 12, 8)):
         for part, first in itertools.product(PARTS, trials):
@@ -82,13 +79,7 @@ def choose_rungs(
                 return rungs
     shortest = min(1.0, MIN_STEPS / steps)
     last = min(1.0, GROWTH * shortest)
-    rungs = [Rung(trials=8, horizon=shortest), Rung(trials=LAST, horizon=last)][shortest >= 1 :]
-    if strict and (least := cost(rungs, seeds, overhead)) > share:
-        raise ValueError(
-            f"budget: the search would cost {least:.2g} real runs at least, with trials of "
-            f"{MIN_STEPS} steps, and may cost {share:.2g}; give it a larger --budget, or its --rungs"
-        )
-    return rungs
+    return [Rung(trials=8, horizon=shortest), Rung(trials=LAST, horizon=last)][shortest >= 1 :]
 
 
 def ladder(first: int, last: float) -> list[Rung]:

@@ -36,7 +36,7 @@ class Slots:
         concurrent: int | None = None,
         device: str = "auto",
     ) -> "Slots":
-        """The slots of a cluster for a rung; ValueError if it can run no trial, or fewer than asked.
+        """The slots of a cluster for a rung; ValueError if it runs no trial, or fewer than asked.
 
         Args:
             cpus: CPUs that the cluster has or can get.
@@ -48,10 +48,12 @@ class Slots:
             device: Device of the preset: auto, gpu or cpu.
         """
         on_gpus = device == "gpu" or (device == "auto" and gpus > 0)
-        # a core for each worker beside a GPU and at least one for the data; without GPUs half of the
-        # cores compute, and the others read and decode
+        # a core for each worker beside a GPU and at least one for the data; without GPUs half of
+        # the cores compute, and the others read and decode
         units = min(gpus, cpus - 1) if on_gpus else cpus // 2
         most = min(trials, concurrent or trials, *(() if on_gpus else (MAX_CPU_TRIALS,)))
+        if device == "gpu" and not gpus:  # one trial waits for them
+            units, most, concurrent = workers or 1, 1, None
         if workers is None:
             workers = shared(batch, max(1, units // max(1, most))) if on_gpus else 1
         fitting = units // workers

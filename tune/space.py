@@ -152,12 +152,13 @@ class Space:
         for name, dimension in self.dimensions.items():
             if isinstance(dimension, Levels):
                 rows = dimension.settings.items()
-                names = [level for level, settings in rows if settings.items() <= flat.items()]
-                sample |= {name: level for level in names[:1]}
+                same = [level for level, settings in rows if settings.items() <= flat.items()]
             elif isinstance(dimension, Choice):
-                sample |= {name: flat[name]} if dimension.contains(flat[name]) else {}
-            elif not dimension.log or flat[name] > 0:
-                sample[name] = flat[name]
+                same = [option for option in dimension.options if alike(option, flat[name])]
+            else:
+                same = [flat[name]] if not dimension.log or flat[name] > 0 else []
+            if same:
+                sample[name] = same[0]
         return sample
 
     def contains(self, sample: Mapping[str, object]) -> bool:
@@ -176,7 +177,7 @@ class Space:
         return math.prod(sizes)
 
     def spread(self, number: int, seed: int) -> list[dict[str, object]]:
-        """`number` different samples, evenly spread; all samples of a space that has no more.
+        """`number` different samples, evenly spread; about all of a space that has no more.
 
         Points of a scrambled Sobol sequence; of a small space all samples in random order.
         """
@@ -186,11 +187,16 @@ class Space:
             rows = list(itertools.product(*whole))
             order = np.random.default_rng(seed).permutation(len(rows))[:number]
             return [self._sample(rows[index]) for index in order]
-        sobol, found = qmc.Sobol(len(self.dimensions), rng=seed), {}
+        sobol, power = qmc.Sobol(len(self.dimensions), rng=seed), max(1, (number - 1).bit_length())
+        samples, found = [self.at(shares) for shares in sobol.random_base2(power)], {}
         while len(found) < number:
-            shares = sobol.random_base2(max(1, (number - 1).bit_length()))
-            for sample in map(self.at, shares):
-                found.setdefault(tuple(sample.values()), sample)
+            known = len(found)
+            for sample in samples:
+                found.setdefault(str(sample), sample)
+            if len(found) == known:
+                break
+            samples = [self.at(shares) for shares in sobol.random_base2(power)]
+            power += 1  # all points so far are a power of two again
         return list(found.values())[:number]
 
     def at(self, shares: Sequence[float]) -> dict[str, object]:
@@ -213,6 +219,8 @@ class Space:
     def check(self, base: TrainConfig) -> None:
         """Raise ValueError with the name of the setting if the preset's config rejects a value."""
         samples = [{name: end} for name, d in self.dimensions.items() for end in d.ends]
+        ranges = {name: d for name, d in self.dimensions.items() if isinstance(d, Range)}
+        samples += [{name: d.at(0.3)} for name, d in ranges.items()]  # whole numbers are whole
         for sample in [{}, *samples]:
             try:
                 base.replace(self.settings(sample))
@@ -237,6 +245,13 @@ class Space:
                 dimension = Levels(options=dimension.options, settings=levels[name])
             dimensions[name] = dimension
         return cls(name=flat["name"], dimensions=dimensions, shared=flat["shared"])
+
+
+def alike(one: object, other: object) -> bool:
+    """Whether two values are the same but for the rounding of numbers."""
+    if isinstance(one, float) and isinstance(other, int | float):
+        return math.isclose(one, other, rel_tol=1e-5)
+    return one == other
 
 
 def parse(text: str) -> Dimension | object:
@@ -359,5 +374,12 @@ def make_space(name: str, changes: Sequence[str], base: TrainConfig, samples: in
     if not dimensions:
         raise ValueError(f"space {space.name!r} is empty: give at least one setting a range")
     space = replace(space, dimensions=dimensions, shared=shared)
+    for length in dimensions.keys() & {"optim.warmup", "optim.cooldown"}:
+        unit = f"{length}_unit"
+        if unit in dimensions or shared.get(unit, "fraction") != "fraction":
+            raise ValueError(
+                f"space {space.name!r}, {unit}: {length} is searched as a share of the run, which "
+                f"fits runs of all lengths; leave out the unit"
+            )
     space.check(base)
     return space

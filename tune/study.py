@@ -9,6 +9,7 @@ machine that it began on.
 
 import dataclasses
 import json
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -80,21 +81,25 @@ class Study:
         waiting = [one for one in self._latest().values() if one.state == TrialState.WAITING]
         if not waiting:
             return None
-        params = waiting[0].system_attrs["fixed_params"]
+        first = min(waiting, key=lambda one: one.number)  # as `ask` takes them
+        params = first.system_attrs["fixed_params"]
         asked = {name: distribution(self._space.dimensions[name]) for name in params}
         with warnings.catch_warnings():  # the preset may lie outside of the space
             warnings.filterwarnings("ignore", "Fixed parameter")
             self._study.ask(asked)
-        return dataclasses.replace(trial_of(waiting[0]), status=RUNNING)
+        return dataclasses.replace(trial_of(first), status=RUNNING)
 
     def end(self, name: str, outcome: Outcome) -> bool:
         """Record how a trial ended; False if that is known already."""
         frozen = self._latest()[name]
         if frozen.state != TrialState.RUNNING:
             return False
+        value = outcome.values.get(self._objective) if outcome.status == DONE else None
+        if value is not None and not math.isfinite(value):
+            reason, value = f"{self._objective} is {value}", None
+            outcome = dataclasses.replace(outcome, status=DIVERGED, reason=reason)
         trial = optuna.Trial(self._study, frozen._trial_id)  # noqa: SLF001 - one of an earlier process
         trial.set_user_attr("outcome", dataclasses.asdict(outcome))
-        value = outcome.values.get(self._objective) if outcome.status == DONE else None
         self._study.tell(frozen.number, value, STATES[outcome.status])
         return True
 
@@ -114,7 +119,7 @@ def trial_of(frozen: FrozenTrial) -> Trial:
 def distribution(dimension: Dimension) -> kinds.BaseDistribution:
     """A dimension as Optuna's distribution."""
     if isinstance(dimension, Choice):
-        return kinds.CategoricalDistribution(map(encoded, dimension.options))
+        return kinds.CategoricalDistribution([*map(encoded, dimension.options)])
     if dimension.whole:
         return kinds.IntDistribution(int(dimension.low), int(dimension.high))
     return kinds.FloatDistribution(dimension.low, dimension.high, log=dimension.log)

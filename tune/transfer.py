@@ -50,6 +50,7 @@ def to_trial(run: TrainConfig, *, horizon: float, batch: int, samples: int) -> T
     optim, factor = run.optim, rate_factor(run.optim.name, run.global_batch, batch)
     steps = horizon * run.global_batch / batch  # of the trial, for each of the run
     settings = {
+        **{"workers": 1, "min_workers": None},  # the slots of its rung give it more
         "epochs": run.epochs * horizon,
         "global_batch": batch,
         **{f"optim.{n}": getattr(optim, n) * factor for n in ("lr", "warmup_lr", "final_lr")},
@@ -71,8 +72,8 @@ def to_run(run: TrainConfig, settings: Mapping[str, object], batch: int) -> dict
     if "optim.lr" in carried:
         target = settings.get("global_batch", run.global_batch)
         carried["optim.lr"] = rounded(carried["optim.lr"] * rate_factor(optimizer, batch, target))
-    if "optim.warmup" in carried:
-        carried.setdefault("optim.warmup_unit", "fraction")
+    for length in carried.keys() & {"optim.warmup", "optim.cooldown"}:
+        carried.setdefault(f"{length}_unit", "fraction")
     return carried
 
 
