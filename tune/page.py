@@ -231,7 +231,7 @@ def curves_chart(answer: Answer, rung: int) -> tuple[str, str]:
     values = [y for trial, line in lines if trial.status != DIVERGED for _, y in line]
     if not values:
         return title, ""
-    low, high = np.quantile(values, (0.0, 0.99))  # a rate that is too high may start far above
+    low, high = np.quantile(values, (0.0, 0.98))  # a rate that is too high may start far above
     figure = Chart(f"curves-{rung + 1}", height=230, left=LEFT)
     figure.axes.set(xlim=(0, 1), ylim=(low - 0.05 * (high - low), high), ylabel="train/loss")
     figure.axes.xaxis.set_major_formatter(chart.percentage)
