@@ -1,118 +1,222 @@
-"""A real search of tiny runs whose driver is killed in the middle, and which is resumed."""
+"""A search that loses its driver, a trial, the disk or the machine, and is resumed."""
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import psutil
 import pytest
+from tune_runs import SMALL, SMALL_TRIALS, plan_in, start
 
 from pipeline.tracking.journal import RECORDS
 from support.files import read_lines
-from tune.trial_log import DIVERGED, DONE, ENDED, STARTED, TRIALS, read_entries
+from tune.plan import read_plan
+from tune.study import STUDY, Study
+from tune.trial import DIVERGED, DONE, RUNNING
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 TIMEOUT_S = 420
-# the baseline's rate, one at which a run cannot but diverge, and a lower one
-RATES = ["optim.lr=choice(1000,0.001)", "optim.warmup=0.1"]
-TRIALS_IN_ALL, EPOCHS = 3, 6
-SEARCH = ["--trials", str(TRIALS_IN_ALL), "--sampler", "grid", "--set", *RATES]
-SHORT = ["--seeds", "1", "--evals", "2", "--base.epochs", str(EPOCHS), "--stopper", "none"]
 
 
-def start(runs, *more):
-    command = [sys.executable, "-m", "tune", "search", "demo", "--base.runs-dir", str(runs)]
-    return subprocess.Popen(
-        [*command, *SEARCH, *SHORT, *more],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        process_group=0,
-    )
+def trials_of(plan):
+    """The trials of a search, read as another process may: without a change of the file."""
+    if not (plan.dir / STUDY).exists():
+        return []
+    copy = plan.dir.parent / "copy"
+    copy.mkdir(exist_ok=True)
+    shutil.copy(plan.dir / STUDY, copy)
+    return Study(plan, copy).trials()
 
 
-def lines(folder):
-    return [line for line, _ in read_lines(folder / TRIALS)]
+def done(plan):
+    """How the trials ended that have ended, by name."""
+    return {t.name: t.outcome for t in trials_of(plan) if t.status in (DONE, DIVERGED)}
 
 
-def halfway(folder):
-    """Whether a trial has ended, and another is running."""
-    written = lines(folder)
-    ended = [line for line in written if line["status"] in ENDED]
-    return bool(ended) and len(written) - len(ended) > len(ended)
+def wait_for(process, condition):
+    """Wait until something is so, while the search runs."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "nothing happened in time"
+        time.sleep(0.1)
+
+
+def actors(process):
+    """The processes below another one that drive trials."""
+    return [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "TrialActor" in " ".join(child.cmdline()) or "Trainable" in " ".join(child.cmdline())
+    ]
+
+
+def resumed(runs, **env):
+    """The output of a search that goes on to its end."""
+    process = start(runs, "resume", **env)
+    output, _ = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, output
+    return output
+
+
+def assert_complete(plan, before):
+    """All trials have ended, once, and those that had are as they were."""
+    after = done(plan)
+    assert len(trials_of(plan)) == len(after) == SMALL_TRIALS
+    assert {name: after[name] for name in before} == before
+
+
+def test_a_killed_driver_loses_no_trial_and_runs_none_twice(tmp_path):
+    plan = plan_in(tmp_path, **SMALL)
+    first = start(tmp_path)
+    wait_for(first, lambda: len(done(plan)) >= 7)
+    first.kill()
+    first.communicate()
+    before = done(plan)
+    resumed(tmp_path)
+    assert_complete(plan, before)
+    from ray.tune import ExperimentAnalysis
+
+    shown = [trial.config["trial"] for trial in ExperimentAnalysis(str(plan.dir / "tune")).trials]
+    assert sorted(shown) == sorted(done(plan))
+
+
+def test_a_killed_trial_is_run_again(tmp_path):
+    plan = plan_in(tmp_path, **SMALL)
+    search = start(tmp_path)
+    wait_for(search, lambda: len(done(plan)) >= 3 and actors(search))
+    for actor in actors(search):
+        actor.kill()
+    output, _ = search.communicate(timeout=TIMEOUT_S)
+    assert search.returncode == 0, output
+    assert_complete(plan, {})
+
+
+def test_a_hung_trial_does_not_keep_ctrl_c_from_ending_the_search(tmp_path):
+    plan = plan_in(tmp_path, **SMALL)
+    search = start(tmp_path)
+    wait_for(search, lambda: len(done(plan)) >= 3 and actors(search))
+    for actor in actors(search):
+        actor.suspend()
+    time.sleep(5)
+    search.send_signal(signal.SIGINT)
+    search.communicate(timeout=90)
+    before = done(plan)
+    assert len(before) < SMALL_TRIALS
+    resumed(tmp_path)
+    assert_complete(plan, before)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a small disk")
+def test_a_full_disk_ends_the_search_with_its_name_and_it_goes_on_when_there_is_room(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk)], check=True)
+    with contextlib.ExitStack() as stack:
+        stack.callback(subprocess.run, ["umount", "-l", str(disk)], check=True)
+        plan = plan_in(disk, **SMALL)
+        search = start(disk)
+        wait_for(search, lambda: len(done(plan)) >= 4)
+        ballast = disk / "ballast"
+        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(1 << 10))
+        output, _ = search.communicate(timeout=TIMEOUT_S)
+        assert search.returncode != 0
+        assert "No space left on device" in output
+        ballast.unlink()
+        before = done(plan)
+        resumed(disk)
+        assert_complete(plan, before)
+
+
+def test_a_search_in_a_store_goes_on_without_the_machine_that_it_began_on(tmp_path):
+    runs = (tmp_path / "store").as_uri()
+    first = start(runs, XDG_CACHE_HOME=str(tmp_path / "one"))
+    said, _ = first.communicate(timeout=TIMEOUT_S)
+    assert first.returncode == 0, said
+    shutil.rmtree(tmp_path / "one")
+    again = resumed(runs, XDG_CACHE_HOME=str(tmp_path / "two"))
+    assert again.splitlines()[-1] == said.splitlines()[-1]
+    files = {path.name for path in (tmp_path / "store" / "demo-warmup-lr").iterdir()}
+    assert {"search.json", STUDY, "best.json", "report.html", RECORDS} <= files
+
+
+# the preset's rate, one at which a run cannot but diverge, and a lower one
+SPACE = ["--set", "optim.lr=choice(1000,0.001)", "optim.warmup=0.1"]
+EPOCHS = 6
+SHORT = ["--rungs", "3/2", "2/1", "--seeds", "2", "--base.epochs", str(EPOCHS)]
 
 
 @pytest.fixture(scope="module")
-def resumed(tmp_path_factory):
-    """A search that was killed between its trials and resumed, and its log before and after."""
+def real(tmp_path_factory):
+    """A search of real runs that was killed between its trials and resumed."""
     runs = tmp_path_factory.mktemp("resume")
+    command = [sys.executable, "-m", "tune", "search", "demo", "--base.runs-dir", str(runs)]
+    command += [*SPACE, *SHORT]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    first = subprocess.Popen(command, **pipes)
     folder = runs / "demo-warmup-lr"
-    first = start(runs)
-    deadline = time.monotonic() + TIMEOUT_S
-    while not halfway(folder):
-        assert first.poll() is None, first.communicate()[0]
-        assert time.monotonic() < deadline, "nothing happened in time"
-        time.sleep(0.05)
-    os.kill(first.pid, signal.SIGKILL)
+    wait_for(first, (folder / "search.json").exists)
+    plan = read_plan(folder)
+    wait_for(
+        first, lambda: done(plan) and any(trial.status == RUNNING for trial in trials_of(plan))
+    )
+    first.kill()
     first.communicate()
-    before = lines(folder)
-    second = start(runs, "--resume")
+    before = done(plan)
+    second = subprocess.Popen([*command, "--resume"], **pipes)
     output, _ = second.communicate(timeout=TIMEOUT_S)
     assert second.returncode == 0, output
-    return {"folder": folder, "before": before, "output": output, "runs": runs}
+    return {"plan": plan, "before": before, "output": output, "runs": runs}
 
 
-def test_no_trial_is_run_twice_and_none_is_missing(resumed):
-    after = lines(resumed["folder"])
-    assert after[: len(resumed["before"])] == resumed["before"]
-    started = [line["number"] for line in after if line["status"] == STARTED]
-    ended = [line["number"] for line in after if line["status"] in ENDED]
-    assert sorted(started) == sorted(ended) == list(range(TRIALS_IN_ALL))
-
-
-def test_a_running_trial_is_resumed_with_its_own_settings(resumed):
-    entries = {entry.number: entry for entry in read_entries(resumed["folder"] / TRIALS)}
-    for line in resumed["before"]:
-        assert entries[line["number"]].sample == line["sample"]
-    for entry in entries.values():
-        path = resumed["folder"] / "trials" / entry.name / RECORDS
+def test_a_search_of_real_runs_ends_after_its_driver_was_killed(real):
+    after = done(real["plan"])
+    assert len(trials_of(real["plan"])) == len(after) == 3 + 2 + 4
+    assert {name: after[name] for name in real["before"]} == real["before"]
+    for name in after:
+        path = real["plan"].dir / "trials" / name / RECORDS
         steps = [line["step"] for line, _ in read_lines(path) if line["kind"] == "train"]
         assert steps == sorted(set(steps)), "a step was recorded twice"
 
 
-def test_a_rate_far_too_high_is_recorded_as_diverged(resumed):
-    for entry in read_entries(resumed["folder"] / TRIALS):
-        high = entry.sample["optim.lr"] > 1
-        assert entry.status == (DIVERGED if high else DONE)
-        assert ("loss" in entry.reason) == high
-    assert "Traceback" not in resumed["output"]
+def test_a_rate_far_too_high_is_recorded_as_diverged(real):
+    diverged = [name for name, outcome in done(real["plan"]).items() if outcome.status == DIVERGED]
+    assert len(diverged) == 1
+    assert "Traceback" not in real["output"]
 
 
-def test_mlflow_has_one_parent_with_all_trials_below_it(resumed):
+def test_mlflow_has_one_parent_with_all_trials_below_it(real):
     from mlflow.tracking import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{resumed['runs']}/mlflow.db")
+    client = MlflowClient(f"sqlite:///{real['runs']}/mlflow.db")
     found = client.search_runs([client.get_experiment_by_name("vit").experiment_id])
     (parent,) = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
     children = [run for run in found if run is not parent]
     assert parent.info.run_name == "demo-warmup-lr"
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
-    names = [f"trial-{n:03d}" for n in range(TRIALS_IN_ALL)]
-    assert sorted(run.info.run_name for run in children) == names
+    assert sorted(run.info.run_name for run in children) == sorted(done(real["plan"]))
     assert {run.info.status for run in found} == {"FINISHED"}
     outcomes = [run.data.tags["outcome"] for run in children]
-    assert sorted(outcomes) == ["diverged", "done", "done"]
-    assert parent.data.metrics["best"] > 0
+    assert sorted(outcomes) == ["diverged", *["done"] * 8]
 
 
-def test_train_takes_the_best_settings_as_they_are(resumed):
-    best = json.loads((resumed["folder"] / "best.json").read_text())
+def test_checkpoints_of_ended_trials_are_removed(real):
+    assert not list(real["plan"].dir.glob("trials/*/checkpoints/*"))
+
+
+def test_train_takes_the_answer_as_it_is(real):
+    best = json.loads((real["plan"].dir / "best.json").read_text())
     assert best["settings"]["epochs"] == EPOCHS
     command = [sys.executable, "-m", "pipeline", "train", "--preset-file"]
-    command += [str(resumed["folder"] / "best.json"), "--plan"]
+    command += [str(real["plan"].dir / "best.json"), "--plan"]
     planned = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert planned.returncode == 0, planned.stdout + planned.stderr
     assert f" {EPOCHS} epochs" in planned.stdout

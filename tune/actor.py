@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import ray.tune
 
@@ -70,7 +69,7 @@ def slots_of(plan: Plan, rung: int) -> Slots:
     last = rung == len(plan.rungs)
     return Slots.here(
         trials=2 * plan.config.seeds if last else plan.rungs[rung].trials,
-        batch=plan.batch,
+        batch=int(plan.space.shared.get("global_batch", plan.batch)),
         workers=plan.config.workers,
         concurrent=plan.config.concurrent,
         device=plan.run.device,

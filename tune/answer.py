@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 from scipy import stats
 
-from support.console import duration
 from tune import cost, ladder, transfer
 from tune.plan import Plan, shown
 from tune.space import Choice, Range
@@ -85,7 +84,10 @@ class Answer:
 
     @property
     def found(self) -> dict[str, object]:
-        """The best settings at the length of the last rung, as a sample."""
+        """The best settings at the length of the last rung, as a sample: those of the pairs."""
+        for trial in self.trials:
+            if trial.rung == len(self.plan.rungs) and trial.sample:
+                return dict(trial.sample)
         return self.surface.best(self.plan.rungs[-1].horizon)
 
     @property
@@ -108,28 +110,23 @@ class Answer:
 
     def table(self) -> list[list[str]]:
         """The heads, then a row for each of the settings that came furthest, and the preset."""
-        rows = {shown(trial.sample): trial for trial in self._ranked()}
-        kept = [t for n, t in enumerate(rows.values()) if n < TABLE_ROWS or t.sample is None]
+        sign, last = self.plan.config.sign, len(self.plan.rungs)
+        done = [trial for trial in self.trials if trial.status == DONE and trial.rung < last]
+        done.sort(key=lambda trial: (-trial.rung, sign * trial.value(self.objective)))
+        rows: dict[str, Trial] = {}
+        for trial in done:  # settings in several rungs count where they came furthest
+            rows.setdefault(shown(trial.sample), trial)
+        kept = [t for place, t in enumerate(rows.values()) if place < TABLE_ROWS or not t.sample]
         heads = ["rung", "of the run", *self.plan.space.dimensions, self.objective, "gain"]
-        return [heads, *(self._row(trial) for trial in kept)]
+        presets = {trial.rung: trial.value(self.objective) for trial in done if not trial.sample}
+        return [heads, *(self._row(trial, presets.get(trial.rung)) for trial in kept)]
 
-    def _ranked(self) -> list[Trial]:
-        """The completed trials of the rungs, the last rung and the best first."""
-        done = [t for t in self.trials if t.status == DONE and t.rung < len(self.plan.rungs)]
-        sign = self.plan.config.sign
-        return [
-            # the first of equal settings counts, so the furthest
-            trial
-            for trial in sorted(
-                done, key=lambda t: (t.rung, -sign * t.value(self.objective))
-            )
-        ]
-
-    def _row(self, trial: Trial) -> list[str]:
-        value, sign = trial.value(self.objective), self.plan.config.sign
-        sample = self.plan.preset_sample() if trial.sample is None else trial.sample
-        preset = next((t for t in self._ranked() if t.rung == trial.rung and not t.sample), None)
-        gain = sign * (preset.value(self.objective) - value) if preset and trial.sample else None
+    def _row(self, trial: Trial, preset: float | None) -> list[str]:
+        """The row of a trial; `preset` is the objective of the preset in its rung."""
+        value, sample = trial.value(self.objective), trial.sample or self.plan.preset_sample()
+        gain = None
+        if preset is not None and trial.sample:
+            gain = self.plan.config.sign * (preset - value)
         return [
             f"{trial.rung + 1}" if trial.sample else f"{trial.rung + 1}, the preset",
             f"1/{1 / self.plan.horizon(trial.rung):g}",
@@ -249,7 +246,9 @@ def basis(answer: Answer) -> str:
         factor = transfer.rate_factor(plan.run.optim.name, plan.batch, plan.run.global_batch)
         moved += f"; for the batch of the real run the rate is multiplied by {factor:.3g}, a rule"
     edges = " and ".join(at_edge(answer))
-    warning = f"; {edges} lies at the edge of its range, beyond which may be better" if edges else ""
+    warning = (
+        f"; {edges} lies at the edge of its range, beyond which may be better" if edges else ""
+    )
     return f"{moved}{warning}. The search cost {cost.spent(plan, answer.trials)}."
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pipeline.settings.budget import Budget
 from support.console import duration, table
-from tune.plan import Plan
+from tune.plan import Plan, alone
 from tune.trial import Trial
 
 
@@ -42,8 +42,7 @@ def planned(plan: Plan, *, gpu: str, mfu: float | None) -> list[Cost]:
     for label, trials, horizon in parts:
         config = plan.tuned(None, horizon)
         steps = config.steps(plan.samples)
-        single = {"workers": 1, "min_workers": None, "eval_every": steps, "crops": "center"}
-        budget = Budget(config.replace(single), gpu=gpu, mfu=mfu)
+        budget = Budget(alone(config), gpu=gpu, mfu=mfu)
         costs.append(
             Cost(
                 label=label,
@@ -62,11 +61,11 @@ def described(plan: Plan, *, gpu: str, mfu: float | None) -> str:
     """The planned search and its cost, for the console."""
     costs = planned(plan, gpu=gpu, mfu=mfu)
     heads = ["", "trials", "of the run", "steps", "images", "evaluated", "GPU-hours", "TB read"]
-    real = Budget(plan.run, gpu=gpu, mfu=mfu)
+    real = Budget(plan.run.replace({"workers": 1, "min_workers": None}), gpu=gpu, mfu=mfu)
     hours = [one.gpu_hours for one in costs]
     total = f"{plan.cost:.3g} real runs"
     if None not in hours and not real.unknown:
-        whole = real.seconds * plan.run.workers / 3600
+        whole = real.seconds / 3600
         total += f" in images; {sum(hours):,.0f} GPU-hours on {real.gpu.name}, of {whole:,.0f} of "
         total += f"the real run ({sum(hours) / whole:.0%}), with evaluations and starts"
     read = sum(one.images + one.evaluated for one in costs) * plan.image_bytes

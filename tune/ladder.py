@@ -52,9 +52,7 @@ def next_rung(plan: Plan, rung: int, before: Sequence[Trial]) -> list[Trial]:
     return trials_of(plan, rung, [t.sample for t in best[: plan.rungs[rung].trials - 1]])
 
 
-def trials_of(
-    plan: Plan, rung: int, samples: Sequence[Mapping[str, object]]
-) -> list[Trial]:
+def trials_of(plan: Plan, rung: int, samples: Sequence[Mapping[str, object]]) -> list[Trial]:
     """A rung: the preset first, then the samples, all with the rung's own seed."""
     seed = plan.config.seed + rung
     return [

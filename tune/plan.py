@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.checkpoint.run_folder import RunFolder
 from pipeline.data.digits import located
-from pipeline.settings.budget import Budget, data_size
+from pipeline.settings.budget import START_S, Budget, data_size
 from pipeline.settings.config import TrainConfig
 from shards.dataset import store
 from shards.dataset.format import open_set
@@ -79,9 +79,7 @@ class Plan:
 
     def control(self, horizon: float) -> TrainConfig:
         """The preset as a trial."""
-        return transfer.to_trial(
-            self.run, horizon=horizon, batch=self.batch, samples=self.samples
-        )
+        return transfer.to_trial(self.run, horizon=horizon, batch=self.batch, samples=self.samples)
 
     def preset_sample(self) -> dict[str, object]:
         """The preset as a sample, as far as the space can express it."""
@@ -117,7 +115,8 @@ class Plan:
 
     def carried(self, sample: Mapping[str, object]) -> dict[str, object]:
         """Settings of the real run for a sample that is the best at its length."""
-        return transfer.to_run(self.run, self.space.settings(sample), self.batch)
+        settings = self.space.settings(sample)
+        return transfer.to_run(self.run, settings, settings.get("global_batch", self.batch))
 
     @property
     def cost(self) -> float:
@@ -168,12 +167,7 @@ def make_plan(
     )
     rungs = [Rung.of(text) for text in config.rungs or plan.space.rungs]
     if config.budget is not None or not rungs:
-        rungs = choose_rungs(
-            1.0 if config.budget is None else config.budget / gpu_hours(run, gpu, mfu),
-            steps=plan.control(1.0).steps(samples),
-            seeds=config.seeds,
-            strict=config.budget is not None,
-        )
+        rungs = rungs_within(plan, Budget(alone(plan.control(1.0)), gpu=gpu, mfu=mfu))
     most = plan.space.size + 1  # with the preset
     rungs = [dataclasses.replace(rung, trials=int(min(rung.trials, most))) for rung in rungs]
     plan = dataclasses.replace(plan, rungs=tuple(rungs))
@@ -181,12 +175,27 @@ def make_plan(
     return plan
 
 
-def gpu_hours(run: TrainConfig, gpu: str, mfu: float | None) -> float:
-    """Hours that the run takes on one GPU; ValueError if its speed is unknown."""
-    budget = Budget(run, gpu=gpu, mfu=mfu)
-    if budget.unknown:
-        raise ValueError(f"budget: {budget.unknown}; choose the --rungs instead")
-    return budget.seconds * run.workers / 3600
+def rungs_within(plan: Plan, real: Budget) -> list[Rung]:
+    """Rungs that the budget of the search allows; without one, they cost as much as the real run.
+
+    Raises ValueError if there is a budget, and the speed of the run is unknown or it is too small.
+    """
+    budget, evaluation = plan.config.budget, plan.eval_samples / (3 * real.images)
+    if budget is not None and real.unknown:
+        raise ValueError(f"budget: {real.unknown}; choose the --rungs instead")
+    return choose_rungs(
+        1.0 if budget is None else 3600 * budget / real.train_s,
+        steps=real.steps,
+        seeds=plan.config.seeds,
+        overhead=evaluation + (0.0 if real.unknown else START_S / real.train_s),
+        strict=budget is not None,
+    )
+
+
+def alone(trial: TrainConfig) -> TrainConfig:
+    """A trial on one worker, which is evaluated once, for its cost."""
+    often = {"eval_every": 10**9, "crops": "center"}
+    return trial.replace({**often, "workers": 1, "min_workers": None})
 
 
 def bytes_of_image(run: TrainConfig) -> float:
@@ -202,7 +211,9 @@ def check(plan: Plan) -> None:
     """Raise ValueError if a trial, or the real run with what may be found, has invalid settings."""
     for horizon in {rung.horizon for rung in plan.rungs}:
         for sample in [None, *plan.space.corners()]:
-            where = f"space {plan.space.name!r} at {shown(sample)}, in a trial of {horizon:.3g} runs"
+            where = (
+                f"space {plan.space.name!r} at {shown(sample)}, in a trial of {horizon:.3g} runs"
+            )
             try:
                 config = plan.tuned(sample, horizon)
                 plan.run.replace(plan.carried(sample or {}))

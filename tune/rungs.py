@@ -8,16 +8,17 @@ A rung as written is its cost in real runs. Trials are compared within a rung al
 them have ended their schedules: nothing is judged half-way, while rates differ.
 """
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# trials of the first rung, and by how much the rungs differ in trials and in length
-FIRST, LAST, GROWTH = 32, 3, 4
+# by how much the rungs differ in trials and in length, and trials of the last one
+GROWTH, LAST = 4, 3
+# parts of the run of which the budget chooses one as the length of the last rung
+PARTS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 # a shorter schedule than this says little about a warm-up
 MIN_STEPS = 50
-# the shortest rungs that the default takes, as a share of the run
-SHORTEST = 2.0**-10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +49,18 @@ class Rung:
         return self.trials * self.horizon
 
 
-def cost(rungs: Sequence[Rung], seeds: int) -> float:
-    """Cost in real runs of the rungs and of the confirmation, which is as long as the last one."""
-    return sum(rung.cost for rung in rungs) + 2 * seeds * rungs[-1].horizon
+def cost(rungs: Sequence[Rung], seeds: int, overhead: float = 0.0) -> float:
+    """Cost in real runs of the rungs and of the confirmation, which is as long as the last one.
+
+    `overhead` is the cost of a trial besides its training: its start and its evaluation.
+    """
+    trials = sum(rung.trials for rung in rungs) + 2 * seeds
+    return sum(rung.cost for rung in rungs) + 2 * seeds * rungs[-1].horizon + trials * overhead
 
 
-def choose_rungs(share: float, *, steps: int, seeds: int, strict: bool) -> list[Rung]:
+def choose_rungs(
+    share: float, *, steps: int, seeds: int, overhead: float, strict: bool
+) -> list[Rung]:
     """The rungs with the longest trials that cost at most `share` of the real run.
 
     A trial has at least MIN_STEPS steps. Where that is too much, the rungs have fewer trials; where
@@ -63,20 +70,20 @@ def choose_rungs(share: float, *, steps: int, seeds: int, strict: bool) -> list[
         share: Most that the search may cost, in real runs.
         steps: Steps of the real run.
         seeds: Pairs of the confirmation.
+        overhead: Cost of a trial besides its training, in real runs.
         strict: Whether the share must not be exceeded.
     """
-    parts = [2**power for power in range(11)]
-    for first in (FIRST, 24, 16, 12, 8):
-        for part in parts:  # the last rung's; the longest first
-            rungs = _ladder(first, 1 / part)
-            if rungs[0].horizon < max(MIN_STEPS / steps, SHORTEST):
+    for trials in ((32, 24), (16, 12, 8)):
+        for part, first in itertools.product(PARTS, trials):
+            rungs = ladder(first, 1 / part)
+            if rungs[0].horizon * steps < MIN_STEPS:
                 break
-            if cost(rungs, seeds) <= share:
+            if cost(rungs, seeds, overhead) <= share:
                 return rungs
     shortest = min(1.0, MIN_STEPS / steps)
     last = min(1.0, GROWTH * shortest)
     rungs = [Rung(trials=8, horizon=shortest), Rung(trials=LAST, horizon=last)][shortest >= 1 :]
-    if strict and (least := cost(rungs, seeds)) > share:
+    if strict and (least := cost(rungs, seeds, overhead)) > share:
         raise ValueError(
             f"budget: the search would cost {least:.2g} real runs at least, with trials of "
             f"{MIN_STEPS} steps, and may cost {share:.2g}; give it a larger --budget, or its --rungs"
@@ -84,8 +91,8 @@ def choose_rungs(share: float, *, steps: int, seeds: int, strict: bool) -> list[
     return rungs
 
 
-def _ladder(first: int, last: float) -> list[Rung]:
-    """Three rungs from the trials of the first to the length of the last."""
+def ladder(first: int, last: float) -> list[Rung]:
+    """Three rungs, from the trials of the first and the length of the last."""
     trials = (first, max(LAST + 1, first // GROWTH), LAST)
     lengths = (last / GROWTH**2, last / GROWTH, last)
     return [Rung(trials=n, horizon=h) for n, h in zip(trials, lengths, strict=True)]

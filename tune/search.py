@@ -12,15 +12,17 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import ray.tune
 from ray.tune import CheckpointConfig, ExperimentAnalysis, FailureConfig, RunConfig, TuneConfig
+from ray.tune.error import TuneError
 from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.logger import JsonLoggerCallback
 from ray.tune.search import Searcher
+from ray.tune.search.search_generator import SearchGenerator
 
 from pipeline import run
 from pipeline.checkpoint.run_folder import fetched_run
@@ -34,13 +36,13 @@ from support.files import AlreadyLocked, locked, write_json
 from support.lease import leased
 from support.redact import NAMED
 from tune.actor import Fit, Setup, TrialActor, slots_of, tune_config
-from tune.answer import Answer, read_answer
+from tune.answer import Answer
 from tune.ladder import planned
 from tune.page import BEST, PAGE, write_answer
 from tune.plan import SEARCH, Plan, read_plan, resumed, shown
 from tune.slots import Slots
 from tune.study import STUDY, Study
-from tune.trial import DONE, ENDED, FAILED, RUNNING, Outcome
+from tune.trial import DONE, ENDED, FAILED, RUNNING, Outcome, Trial
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +144,10 @@ class Search:
         self.study = Study(plan, plan.dir)
         self.study.retry_failed()
         self.study.plan(planned(plan, self.study.trials()))
-        self._live: set[str] = set()
+        self.live: set[str] = set()
+        """Names of the trials that Ray Tune has, and that have not ended."""
+        # ended after Ray Tune last saved its experiment, before an earlier driver died
+        self._unknown: list[Trial] = []
         self._slots: dict[int, tuple[float, Slots]] = {}
         self._error: Exception | None = None
         self._record_ended()
@@ -152,40 +157,44 @@ class Search:
         left = [t for t in self.study.trials() if t.status not in ENDED]
         if not left:
             return
-        slots = self._slots_of(left[0].rung)
-        text = "trials    %d at the same time, %d workers each, on %s"
-        log.info(text, slots.trials, slots.workers, slots.device)
+        self._slots_of(left[0].rung)  # an error if the cluster is too small
         wait_until_free(path.parent for path in self.plan.dir.glob(f"trials/*/{run.LOCK}"))
         self._wait_for_parent()
         IN_PROGRESS[str(self.plan.dir)] = self
         try:
             self._tuner(fit).fit()
+        except TuneError as error:  # it has no other name for what went wrong
+            self._error = self._error or RuntimeError(f"Ray Tune failed: {error}")
         finally:
             del IN_PROGRESS[str(self.plan.dir)]
         if self._error:
             raise self._error
-        if failed := [t for t in self.study.trials() if t.status == FAILED]:
+        trials = self.study.trials()
+        if failed := [trial for trial in trials if trial.status == FAILED]:
             reason = failed[0].outcome.reason.splitlines()[0]
             raise RuntimeError(
                 f"{len(failed)} trials failed, {failed[0].name} with: {reason}. --resume runs them "
                 f"again from their last checkpoints"
             )
+        if left := [trial.name for trial in trials if trial.status not in ENDED]:
+            raise RuntimeError(f"Ray Tune ended before {', '.join(left)}; --resume runs them")
 
     def _tuner(self, fit: Fit) -> ray.tune.Tuner:
         """A new experiment of Ray Tune, or the one of an earlier start."""
         ended = {t.name: t.outcome for t in self.study.trials() if t.status in ENDED}
         actor = ray.tune.with_resources(
-            ray.tune.with_parameters(
-                TrialActor, setup=Setup(plan=self.plan, ended=ended, fit=fit)
-            ),
+            ray.tune.with_parameters(TrialActor, setup=Setup(plan=self.plan, ended=ended, fit=fit)),
             # the workers belong to Ray Train; this process only follows them and takes no core. It
             # is on the head, which is no spot machine, and alone reaches a cluster's MLflow server
             {"memory": TRIAL_BYTES, HEAD: 0.001},
         )
         path, config = self.plan.dir / TUNE, self.plan.config
         if ray.tune.Tuner.can_restore(path):
-            found = ExperimentAnalysis(path).trials
-            self._live = {t.config["trial"] for t in found if not t.is_finished()}
+            known = {t.config["trial"]: t for t in ExperimentAnalysis(path).trials}
+            self.live = {name for name, trial in known.items() if not trial.is_finished()}
+            self._unknown = [
+                t for t in self.study.trials() if t.name in ended.keys() - known.keys()
+            ]
             return ray.tune.Tuner.restore(str(path), actor, resume_unfinished=True)
         mode = "min" if config.sign > 0 else "max"
         proposer = Proposer(str(self.plan.dir), metric=config.objective, mode=mode)
@@ -194,7 +203,7 @@ class Search:
             tune_config=TuneConfig(
                 metric=config.objective,
                 mode=mode,
-                search_alg=proposer,
+                search_alg=Proposals(proposer),
                 num_samples=-1,
                 reuse_actors=True,
                 trial_dirname_creator=folder_of,
@@ -212,23 +221,25 @@ class Search:
 
     def propose(self) -> dict[str, object] | str | None:
         """The next trial for Ray Tune; None while none can start, FINISHED after the last."""
+        if self._unknown:  # the actor knows how it ended
+            return tune_config(self._unknown.pop())
         left = [t for t in self.study.trials() if t.status not in (*ENDED, FAILED)]
-        waiting = [t for t in left if t.name not in self._live]
-        if not waiting or self._error:
-            return None if self._live else Searcher.FINISHED
-        if len(self._live) >= self._slots_of(waiting[0].rung).trials:
+        waiting = [t for t in left if t.name not in self.live]
+        if not waiting:
+            return None if self.live else Searcher.FINISHED
+        if len(self.live) >= self._slots_of(waiting[0].rung).trials:
             return None
         # those that were running when an earlier driver died come first
         orphans = [trial for trial in waiting if trial.status == RUNNING]
         trial = orphans[0] if orphans else self.study.begin()
-        self._live.add(trial.name)
+        self.live.add(trial.name)
         return tune_config(trial)
 
     def end(self, name: str, outcome: Outcome) -> None:
         """Record how a trial ended, and plan what follows from it."""
-        self._live.discard(name)
         if not self.study.end(name, outcome):
             return
+        self.study.plan(planned(self.plan, self.study.trials()))
         self._record_ended()
         trials = self.study.trials()
         ended = sum(trial.status in ENDED for trial in trials)
@@ -238,11 +249,22 @@ class Search:
         text = "%s  %-8s  %s %.4f  %s  %s  (%d of %d)%s"
         log.info(text, name, outcome.status, self.plan.config.objective, value, shown(trial.sample),
                  duration(outcome.seconds), ended, self._total, reason)  # fmt: skip
-        try:
-            self.study.plan(planned(self.plan, trials))
-        except ValueError as error:  # Ray Tune would wrap it
-            self._error = error
-        self.plan.folder.push(*(name for name in (STUDY, *JOURNAL) if (self.plan.dir / name).exists()))
+        self.plan.folder.push(
+            *(name for name in (STUDY, *JOURNAL) if (self.plan.dir / name).exists())
+        )
+
+    def guarded(self, step: Callable[..., object], *arguments: object) -> object:
+        """Do a step for Ray Tune; after an error, such as a full disk, no other is done.
+
+        What is running then ends, and the error is raised by `run`: Ray Tune would wrap it. A study
+        of which a line was cut off must not be written to before it is opened anew.
+        """
+        if not self._error:
+            try:
+                return step(*arguments)
+            except (OSError, ValueError, RuntimeError) as error:
+                self._error = error
+        return None if self.live else Searcher.FINISHED
 
     @property
     def _total(self) -> int:
@@ -252,7 +274,14 @@ class Search:
         """The slots of a rung; the cluster is looked at again after LOOK_S, as it may grow."""
         looked, slots = self._slots.get(rung, (-LOOK_S, None))
         if time.monotonic() - looked >= LOOK_S or slots is None:
-            slots = slots_of(self.plan, rung)
+            found = slots_of(self.plan, rung)
+            if found != slots:
+                log.info(
+                    "rung %d    at 1/%g of the run: %d trials at the same time, each on %d x %s",
+                    *(rung + 1, 1 / self.plan.horizon(rung)),
+                    *(found.trials, found.workers, found.device),
+                )
+            slots = found
             self._slots[rung] = time.monotonic(), slots
         return slots
 
@@ -289,7 +318,8 @@ class Proposer(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, object] | str | None:  # noqa: ARG002
         """The next trial."""
-        return IN_PROGRESS[self._folder].propose()
+        search = IN_PROGRESS[self._folder]
+        return search.guarded(search.propose)
 
     def on_trial_complete(self, *_: object, **__: object) -> None:
         """Do nothing, since `TrialCallback` records it; Ray Tune requires the method."""
@@ -299,6 +329,14 @@ class Proposer(Searcher):
 
     def restore_from_dir(self, *_: object, **__: object) -> None:
         """Do nothing, since the state is in the study."""
+
+
+class Proposals(SearchGenerator):
+    """Ray Tune's wrapper of the proposer; an experiment that had ended goes on with new trials."""
+
+    def set_state(self, state: dict[str, object]) -> None:
+        """Take up the state of an earlier start."""
+        super().set_state({**state, "finished": False})
 
 
 class TrialCallback(ray.tune.Callback):
@@ -311,14 +349,17 @@ class TrialCallback(ray.tune.Callback):
         """Record a trial that has ended."""
         names = {field.name for field in dataclasses.fields(Outcome)}
         outcome = Outcome(**{k: v for k, v in trial.last_result.items() if k in names})
-        IN_PROGRESS[self._folder].end(trial.config["trial"], outcome)
+        self._end(trial, outcome)
 
     def on_trial_error(self, *_: object, trial: TuneTrial, **__: object) -> None:
         """Record a trial whose driver has died again and again."""
-        lines = [line for line in (trial.get_error() and str(trial.get_error()) or "").splitlines()]
-        reason = lines[-1] if lines else "its driver died"
-        outcome = Outcome(status=FAILED, reason=reason, ended=time.time())
-        IN_PROGRESS[self._folder].end(trial.config["trial"], outcome)
+        lines = str(trial.get_pickled_error() or "its driver died").strip().splitlines()
+        self._end(trial, Outcome(status=FAILED, reason=lines[-1], ended=time.time()))
+
+    def _end(self, trial: TuneTrial, outcome: Outcome) -> None:
+        search = IN_PROGRESS[self._folder]
+        search.live.discard(trial.config["trial"])
+        search.guarded(search.end, trial.config["trial"], outcome)
 
 
 def folder_of(trial: TuneTrial) -> str:
