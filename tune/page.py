@@ -66,10 +66,10 @@ def write_page(answer: Answer, path: Path) -> None:
 def costs(answer: Answer) -> dict[str, str]:
     """What was planned and what was spent, by label."""
     plan, ended = answer.plan, [trial.outcome for trial in answer.trials if trial.outcome]
+    spent = sum(one.images for one in ended) / (plan.run.epochs * plan.samples)
     return {
         **{f"trials {status}": f"{number:,}" for status, number in answer.counts().items()},
-        "real runs, as planned": f"{plan.cost:.2g}",
-        "real runs, spent": f"{sum(one.images for one in ended) / plan.run.epochs / plan.samples:.2g}",
+        f"real runs, of {plan.cost:.2g} planned": f"{spent:.2g}",
         "of workers": duration(sum(one.seconds * one.workers for one in ended)),
     }
 
@@ -130,14 +130,14 @@ class Map:
         self.has_rows = all(isinstance(dimension, Choice) for dimension in dimensions.values())
         if self.has_rows:
             self.probes = [{name: one} for name, d in dimensions.items() for one in d.ends]
-            rows = map(shown, reversed(self.probes))
         samples = [{**self.best, **probe} for probe in self.probes]
         self.excess, self.noise = answer.surface.excess(samples, 1.0), answer.surface.noise
         share = 1.0 if self.has_rows else 0.75  # steep edges take no part in the scale
         self.depth = max(4 * self.noise, float(np.quantile(self.excess, share))) or 1.0
         gap, self.axes = Range(low=-self.depth / 20, high=self.depth), plane.dimensions
         if self.has_rows:
-            self.axes = {GAP: gap, ROW: Choice(options=tuple(dict.fromkeys(rows)))}
+            rows = dict.fromkeys(map(shown, reversed(self.probes)))
+            self.axes = {GAP: gap, ROW: Choice(options=tuple(rows))}
         elif len(names) == 1:
             self.axes = {**plane.dimensions, GAP: gap}
         self.has_scale = GAP not in self.axes
