@@ -75,8 +75,8 @@ def costs(answer: Answer) -> dict[str, str]:
 
 
 def part(horizon: float) -> str:
-    """A share of the run in words."""
-    return f"1/{1 / horizon:.3g}" if horizon < 1 else "the run"
+    """A share of the run, as 1/16."""
+    return f"1/{1 / horizon:.3g}"
 
 
 def told(answer: Answer, trial: Trial) -> str:
