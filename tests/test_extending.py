@@ -13,9 +13,9 @@ from pipeline.__main__ import main
 from pipeline.evaluation import metrics
 from pipeline.settings.budget import Budget
 from pipeline.settings.presets import find_preset
+from tune.actor import chance_loss
 from tune.config import SearchConfig
 from tune.space import make_space
-from tune.trial import chance_loss
 from vit import registry
 
 TESTS = Path(__file__).parent
@@ -74,7 +74,7 @@ def test_a_search_knows_them(registered):
     base = find_preset("demo").replace({**CHANGES, "model.num_classes": 10})
     assert chance_loss(base) == 2.5
     changes = ("optim.name=choice(adamw,rmsprop)", "loss.name=choice(squared,softmax)")
-    space = make_space("warmup-lr", changes, base, scale=1.0, samples=1437)
+    space = make_space("warmup-lr", changes, base, 1437)
     assert space.dimensions["optim.name"].options == ("adamw", "rmsprop")
 
 

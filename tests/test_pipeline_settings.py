@@ -119,7 +119,7 @@ def test_a_wrong_value_is_refused_with_the_choices_wherever_it_comes_from(name, 
     assert named in str(raised.value) and "preset.json" in str(raised.value)
     (tmp_path / "space.json").write_text(json.dumps({name: f"choice({json.dumps(value)})"}))
     with pytest.raises(ValueError, match=field):
-        make_space(str(tmp_path / "space.json"), (), TrainConfig(), scale=1, samples=100)
+        make_space(str(tmp_path / "space.json"), (), TrainConfig(), 100)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from tune.config import SearchConfig
 from tune.ladder import planned
 from tune.page import BEST, PAGE, write_answer, write_page
 from tune.plan import make_plan
-from tune.space import Range
+from tune.dimension import Range
 from tune.trial import DIVERGED, DONE, RUNNING, Outcome
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

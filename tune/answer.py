@@ -16,8 +16,8 @@ from scipy import stats
 
 from support.redact import redacted
 from tune import cost, ladder, transfer
+from tune.dimension import Choice, Range
 from tune.plan import Plan, shown
-from tune.space import Choice, Range
 from tune.surface import Surface
 from tune.trial import DIVERGED, DONE, Trial
 

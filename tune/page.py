@@ -23,8 +23,9 @@ from support.console import duration
 from support.files import write_bytes, write_json
 from support.page import Table, render
 from tune.answer import Answer, answer_of, cell
+from tune.dimension import Choice, Dimension, Range
 from tune.plan import Plan, shown
-from tune.space import Choice, Dimension, Range, Space
+from tune.space import Space
 from tune.trial import DIVERGED, DONE, ENDED, Trial
 
 BEST, PAGE = "best.json", "report.html"

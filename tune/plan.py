@@ -180,6 +180,11 @@ def make_plan(
         num_classes=num_classes,
         image_bytes=bytes_of_image(run),
     )
+    if config.objective.startswith(PROBE) and not run.probe.data:
+        raise ValueError(
+            f"objective ({config.objective}) is a probe, and probe.data names no shard set; set "
+            f"--base.probe.data"
+        )
     rungs = [Rung.of(text) for text in config.rungs or plan.space.rungs]
     if config.budget is not None or not rungs:
         rungs = rungs_within(plan, Budget(plan.longest(1.0), gpu=gpu, mfu=mfu))

@@ -78,7 +78,7 @@ def choose_rungs(share: float, *, steps: int, seeds: int, overhead: float) -> li
             if cost(rungs, seeds, overhead) <= share:
                 return rungs
     shortest = min(1.0, MIN_STEPS / steps)
-    last = min(1.0, GROWTH * shortest)
+    last = min(1.0, (GROWTH - 1) * shortest)
     return [Rung(trials=8, horizon=shortest), Rung(trials=LAST, horizon=last)][shortest >= 1 :]
 
 

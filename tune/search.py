@@ -11,33 +11,25 @@ import dataclasses
 import json
 import logging
 import os
-import pickle
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
-import ray.tune
-from ray.tune import CheckpointConfig, ExperimentAnalysis, FailureConfig, RunConfig, TuneConfig
 from ray.tune.error import TuneError
-from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
-from ray.tune.experiment import Trial as TuneTrial
-from ray.tune.logger import JsonLoggerCallback
 from ray.tune.search import Searcher
-from ray.tune.search.search_generator import SearchGenerator
 
 from pipeline import run
 from pipeline.checkpoint.run_folder import fetched_run
-from pipeline.cluster.autoscaler import HEAD
 from pipeline.cluster.session import ray_session
 from pipeline.tracking.journal import EVENTS, RECORDS
 from pipeline.tracking.mlflow_sync import CURSOR
 from pipeline.tracking.recorder import Recorder
 from support.console import duration
 from support.files import AlreadyLocked, locked, write_json
-from support.lease import leased
-from support.redact import NAMED
-from tune.actor import Fit, Setup, TrialActor, slots_of, tune_config
+from support.lease import Lease, leased
+from tune.actor import Fit, Setup, slots_of, tune_config
 from tune.answer import Answer
 from tune.ladder import planned
 from tune.page import BEST, PAGE, write_answer
@@ -45,18 +37,12 @@ from tune.plan import SEARCH, Plan, read_plan, resumed, shown
 from tune.slots import Slots
 from tune.study import STUDY, Study
 from tune.trial import DONE, ENDED, FAILED, RUNNING, Outcome, Trial
+from tune.tuner import DRIVERS, MAX_DEATHS, TUNE, make_tuner
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
-# Ray Tune would send the keys of AWS in the environment of its actors, which logs and the dashboard
-# show; the nodes have keys of their own
-ENV_VARS_TO_PROPAGATE.difference_update(set(filter(NAMED.search, ENV_VARS_TO_PROPAGATE)))
-
-LOCK, TUNE = "search.lock", "tune"
-# memory of the process that drives a trial, mostly its imports
-TRIAL_BYTES = 512 * 2**20
-# times that a trial's driver may die and be restarted from the last checkpoint
-MAX_DEATHS = 2
+LOCK = "search.lock"
 # seconds to wait until the trials of a dead driver release their folders, and until the parent run
 # is in MLflow
 PATIENCE_S = 30.0
@@ -77,11 +63,11 @@ def run_search(
     """
     plan.dir.mkdir(parents=True, exist_ok=True)
     message = f"another process runs the search in {plan.dir}; wait for it"
-    with locked(plan.dir / LOCK, message), leased(plan.folder):
+    with locked(plan.dir / LOCK, message), leased(plan.folder) as lease:
         plan.folder.pull()
         plan = opened(plan, resume=resume)
         with recording(plan) as recorder:
-            search = Search(plan, recorder)
+            search = Search(plan, recorder, lease)
             with ray_session(extra_cpus=os.cpu_count() or 1, verbose=verbose):
                 search.run(fit)
             answer = write_answer(plan, search.study.trials())
@@ -141,13 +127,13 @@ def recording(plan: Plan) -> Iterator[Recorder]:
 class Search:
     """The driver's view of a search: its study, its record, and what is running now."""
 
-    def __init__(self, plan: Plan, recorder: Recorder) -> None:
-        self.plan, self._recorder = plan, recorder
+    def __init__(self, plan: Plan, recorder: Recorder, lease: Lease) -> None:
+        self.plan, self._recorder, self._lease = plan, recorder, lease
         self.study = Study(plan, plan.dir)
         self.study.retry()
         self.study.plan(planned(plan, self.study.trials()))
-        self.live: set[str] = set()
-        """Names of the trials that Ray Tune has, and that have not ended."""
+        # names of the trials that Ray Tune has, and that have not ended
+        self._live: set[str] = set()
         # ended trials that Ray Tune does not know: it had not saved them when a driver died
         self._unknown: list[Trial] = []
         self._slots: dict[int, tuple[float, Slots]] = {}
@@ -163,13 +149,18 @@ class Search:
         self._slots_of(left[0].rung)  # an error if the cluster is too small
         wait_until_free(path.parent for path in self.plan.dir.glob(f"trials/*/{run.LOCK}"))
         self._wait_for_parent()
-        IN_PROGRESS[str(self.plan.dir)] = self
+        ended = {t.name: t for t in self.study.trials() if t.status in ENDED}
+        outcomes = {name: trial.outcome for name, trial in ended.items()}
+        tuner, known = make_tuner(Setup(plan=self.plan, ended=outcomes, fit=fit))
+        self._live = {name for name, trial in known.items() if not trial.is_finished()}
+        self._unknown = [trial for name, trial in ended.items() if name not in known]
+        DRIVERS[str(self.plan.dir)] = self
         try:
-            self._tuner(fit).fit()
+            tuner.fit()
         except TuneError as error:  # it has no other name for what went wrong
             self._error = self._error or RuntimeError(f"Ray Tune failed: {error}")
         finally:
-            del IN_PROGRESS[str(self.plan.dir)]
+            del DRIVERS[str(self.plan.dir)]
         if self._error:
             raise self._error
         trials = self.study.trials()
@@ -182,96 +173,75 @@ class Search:
         if left := [trial.name for trial in trials if trial.status not in ENDED]:
             raise RuntimeError(f"Ray Tune ended before {', '.join(left)}; --resume runs them")
 
-    def _tuner(self, fit: Fit) -> ray.tune.Tuner:
-        """A new experiment of Ray Tune, or the one of an earlier start."""
-        ended = {t.name: t.outcome for t in self.study.trials() if t.status in ENDED}
-        actor = ray.tune.with_resources(
-            ray.tune.with_parameters(TrialActor, setup=Setup(plan=self.plan, ended=ended, fit=fit)),
-            # the workers belong to Ray Train; this process only follows them and takes no core. It
-            # is on the head, which is no spot machine, and alone reaches a cluster's MLflow server
-            {"memory": TRIAL_BYTES, HEAD: 0.001},
-        )
-        path, config = self.plan.dir / TUNE, self.plan.config
-        tuner, known = restored(path, actor)
-        self.live = {name for name, trial in known.items() if not trial.is_finished()}
-        self._unknown = [t for t in self.study.trials() if t.name in ended.keys() - known.keys()]
-        if tuner:
-            return tuner
-        mode = "min" if config.sign > 0 else "max"
-        proposer = Proposer(str(self.plan.dir), metric=config.objective, mode=mode)
-        return ray.tune.Tuner(
-            actor,
-            tune_config=TuneConfig(
-                metric=config.objective,
-                mode=mode,
-                search_alg=Proposals(proposer),
-                num_samples=-1,
-                reuse_actors=True,
-                trial_dirname_creator=folder_of,
-            ),
-            run_config=RunConfig(
-                name=TUNE,
-                storage_path=str(self.plan.dir),
-                failure_config=FailureConfig(max_failures=MAX_DEATHS),
-                # the runs write their own
-                checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
-                callbacks=[JsonLoggerCallback(), TrialCallback(str(self.plan.dir))],
-                verbose=0,
-            ),
-        )
-
     def propose(self) -> dict[str, object] | str | None:
         """The next trial for Ray Tune; None while none can start, FINISHED after the last."""
+        if trial := self._guarded(self._next):
+            return tune_config(trial)
+        left = not self._error and any(
+            t.status not in (*ENDED, FAILED) for t in self.study.trials()
+        )
+        return None if self._live or left else Searcher.FINISHED
+
+    def _next(self) -> Trial | None:
+        """The next trial, if one can start now."""
         if self._unknown:  # the actor knows how it ended
-            return tune_config(self._unknown.pop())
+            return self._unknown.pop()
         left = [t for t in self.study.trials() if t.status not in (*ENDED, FAILED)]
-        waiting = [t for t in left if t.name not in self.live]
-        if not waiting:
-            return None if self.live else Searcher.FINISHED
-        if len(self.live) >= self._slots_of(waiting[0].rung).trials:
+        waiting = [trial for trial in left if trial.name not in self._live]
+        if not waiting or len(self._live) >= self._slots_of(waiting[0].rung).trials:
             return None
         # those that were running when an earlier driver died come first
         orphans = [trial for trial in waiting if trial.status == RUNNING]
         trial = orphans[0] if orphans else self.study.begin()
-        self.live.add(trial.name)
-        return tune_config(trial)
+        self._live.add(trial.name)
+        return trial
 
     def end(self, name: str, outcome: Outcome) -> None:
         """Record how a trial ended, and plan what follows from it."""
+        self._live.discard(name)
+        self._guarded(self._end, name, outcome)
+
+    def die(self, name: str, outcome: Outcome) -> None:
+        """Record that the process of a trial has died; it runs again, but not for ever.
+
+        Ray Tune starts a process anew only if it dies after its trial has started.
+        """
+        self.end(name, outcome)
+        self._deaths[name] += 1
+        if self._deaths[name] <= MAX_DEATHS:
+            self._guarded(self.study.retry, name)
+
+    def _end(self, name: str, outcome: Outcome) -> None:
         if not self.study.end(name, outcome):
-            return
-        self.study.plan(planned(self.plan, self.study.trials()))
-        self._record_ended()
+            return  # it was known: an earlier driver died before Ray Tune had saved it
         trials = self.study.trials()
-        ended = sum(trial.status in ENDED for trial in trials)
+        self.study.plan(planned(self.plan, trials))
+        self._record_ended()
         (trial,) = (trial for trial in trials if trial.name == name)
         value = outcome.values.get(self.plan.config.objective, float("nan"))
         reason = f"  {outcome.reason.splitlines()[0]}" if outcome.reason else ""
         text = "%s  %-8s  %s %.4f  %s  %s  (%d of %d)%s"
+        ended = sum(trial.status in ENDED for trial in trials)
         log.info(text, name, outcome.status, self.plan.config.objective, value, shown(trial.sample),
                  duration(outcome.seconds), ended, self._total, reason)  # fmt: skip
+        self._lease.check()
         self.plan.folder.push(
             *(name for name in (STUDY, *JOURNAL) if (self.plan.dir / name).exists())
         )
 
-    def revive(self, name: str) -> None:
-        """Run a trial again whose process has died; Ray Tune does so only once it has started."""
-        self._deaths[name] += 1
-        if self._deaths[name] <= MAX_DEATHS:
-            self.study.retry(name)
-
-    def guarded(self, step: Callable[..., object], *arguments: object) -> object:
+    def _guarded(self, step: Callable[..., T], *arguments: object) -> T | None:
         """Do a step for Ray Tune; after an error, such as a full disk, no other is done.
 
         What is running then ends, and the error is raised by `run`: Ray Tune would wrap it. A study
         of which a line was cut off must not be written to before it is opened anew.
         """
-        if not self._error:
-            try:
-                return step(*arguments)
-            except (OSError, ValueError, RuntimeError) as error:
-                self._error = error
-        return None if self.live else Searcher.FINISHED
+        if self._error:
+            return None
+        try:
+            return step(*arguments)
+        except (OSError, ValueError, RuntimeError) as error:
+            self._error = error
+            return None
 
     @property
     def _total(self) -> int:
@@ -310,87 +280,6 @@ class Search:
             if any(server["run_id"] for server in servers.values()):
                 return
             time.sleep(0.1)
-
-
-def restored(
-    path: Path, actor: ray.tune.Trainable
-) -> tuple[ray.tune.Tuner | None, dict[str, TuneTrial]]:
-    """The experiment of an earlier start and its trials by name; None if it cannot be read."""
-    if not ray.tune.Tuner.can_restore(path):
-        return None, {}
-    try:
-        trials = ExperimentAnalysis(path).trials
-        tuner = ray.tune.Tuner.restore(str(path), actor, resume_unfinished=True)
-    except (ValueError, EOFError, pickle.UnpicklingError) as error:  # written to a full disk
-        aside = path.with_name(f"{TUNE}-{time.time_ns()}")
-        log.warning("tune      its experiment is damaged and is now in %s: %s", aside, error)
-        path.rename(aside)
-        return None, {}
-    return tuner, {trial.config["trial"]: trial for trial in trials}
-
-
-IN_PROGRESS: dict[str, Search] = {}
-"""The searches of this process by folder: Ray Tune makes its callbacks anew when it restores."""
-
-
-class Proposer(Searcher):
-    """Gives Ray Tune the next trial of the search in a folder; its state is the study."""
-
-    def __init__(self, folder: str, *, metric: str, mode: str) -> None:
-        super().__init__(metric=metric, mode=mode)
-        self._folder = folder
-
-    def suggest(self, trial_id: str) -> dict[str, object] | str | None:  # noqa: ARG002
-        """The next trial."""
-        search = IN_PROGRESS[self._folder]
-        return search.guarded(search.propose)
-
-    def on_trial_complete(self, *_: object, **__: object) -> None:
-        """Do nothing, since `TrialCallback` records it; Ray Tune requires the method."""
-
-    def save_to_dir(self, *_: object, **__: object) -> None:
-        """Do nothing, since the state is in the study."""
-
-    def restore_from_dir(self, *_: object, **__: object) -> None:
-        """Do nothing, since the state is in the study."""
-
-
-class Proposals(SearchGenerator):
-    """Ray Tune's wrapper of the proposer; an experiment that had ended goes on with new trials."""
-
-    def set_state(self, state: dict[str, object]) -> None:
-        """Take up the state of an earlier start."""
-        super().set_state({**state, "finished": False})
-
-
-class TrialCallback(ray.tune.Callback):
-    """Records how each trial ended."""
-
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
-
-    def on_trial_complete(self, *_: object, trial: TuneTrial, **__: object) -> None:
-        """Record a trial that has ended."""
-        names = {field.name for field in dataclasses.fields(Outcome)}
-        outcome = Outcome(**{k: v for k, v in trial.last_result.items() if k in names})
-        self._end(trial, outcome)
-
-    def on_trial_error(self, *_: object, trial: TuneTrial, **__: object) -> None:
-        """Record a trial whose driver has died again and again."""
-        lines = str(trial.get_pickled_error() or "its driver died").strip().splitlines()
-        self._end(trial, Outcome(status=FAILED, reason=lines[-1], ended=time.time()))
-        search = IN_PROGRESS[self._folder]
-        search.guarded(search.revive, trial.config["trial"])
-
-    def _end(self, trial: TuneTrial, outcome: Outcome) -> None:
-        search = IN_PROGRESS[self._folder]
-        search.live.discard(trial.config["trial"])
-        search.guarded(search.end, trial.config["trial"], outcome)
-
-
-def folder_of(trial: TuneTrial) -> str:
-    """Name of the folder of a trial in Ray Tune's experiment."""
-    return f"{trial.config['trial']}-{trial.trial_id}"
 
 
 def wait_until_free(folders: Iterable[Path]) -> None:

@@ -21,8 +21,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from support.files import cut_unfinished_line, read_lines
+from tune.dimension import Choice, Dimension
 from tune.plan import Plan
-from tune.space import Choice, Dimension
 from tune.trial import DIVERGED, DONE, FAILED, RUNNING, WAITING, Outcome, Trial
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -1,0 +1,148 @@
+"""Ray Tune as the search uses it: one experiment, whose trials the driver of the search chooses.
+
+    Tuner -> Proposer -> driver: what is next    Tuner -> TrialCallback -> driver: how it ended
+
+The driver decides by its study, so the experiment is a copy: Ray Tune saves it now and then, makes
+its parts anew when it restores it, and lacks what happened since it saved it last.
+"""
+
+import dataclasses
+import logging
+import pickle
+import time
+from typing import Protocol
+
+import ray.tune
+from ray.tune import CheckpointConfig, ExperimentAnalysis, FailureConfig, RunConfig, TuneConfig
+from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.logger import JsonLoggerCallback
+from ray.tune.search import Searcher
+from ray.tune.search.search_generator import SearchGenerator
+
+from pipeline.cluster.autoscaler import HEAD
+from support.redact import NAMED
+from tune.actor import Setup, TrialActor
+from tune.trial import FAILED, Outcome
+
+log = logging.getLogger(__name__)
+
+# Ray Tune would send the keys of AWS in the environment of its actors, which logs and the dashboard
+# show; the nodes have keys of their own
+ENV_VARS_TO_PROPAGATE.difference_update(set(filter(NAMED.search, ENV_VARS_TO_PROPAGATE)))
+
+TUNE = "tune"
+# memory of the process that drives a trial, mostly its imports
+TRIAL_BYTES = 512 * 2**20
+# times that the process of a trial may die and be started again
+MAX_DEATHS = 2
+
+
+class Driver(Protocol):
+    """What decides for Ray Tune; its methods raise nothing."""
+
+    def propose(self) -> dict[str, object] | str | None:
+        """The next trial; None while none can start, Searcher.FINISHED after the last."""
+
+    def end(self, name: str, outcome: Outcome) -> None:
+        """A trial has ended."""
+
+    def die(self, name: str, outcome: Outcome) -> None:
+        """The process of a trial has died."""
+
+
+DRIVERS: dict[str, Driver] = {}
+"""The drivers of this process by the folders of their searches."""
+
+
+def make_tuner(setup: Setup) -> tuple[ray.tune.Tuner, dict[str, TuneTrial]]:
+    """The experiment of a search, new or of an earlier start, and its trials by name."""
+    actor = ray.tune.with_resources(
+        ray.tune.with_parameters(TrialActor, setup=setup),
+        # the workers belong to Ray Train; this process only follows them and takes no core. It is
+        # on the head, which is no spot machine, and alone reaches a cluster's MLflow server
+        {"memory": TRIAL_BYTES, HEAD: 0.001},
+    )
+    path, config = setup.plan.dir / TUNE, setup.plan.config
+    if ray.tune.Tuner.can_restore(path):
+        try:
+            trials = {trial.config["trial"]: trial for trial in ExperimentAnalysis(path).trials}
+            return ray.tune.Tuner.restore(str(path), actor, resume_unfinished=True), trials
+        except (ValueError, EOFError, pickle.UnpicklingError) as error:  # written to a full disk
+            aside = path.with_name(f"{TUNE}-{time.time_ns()}")
+            log.warning("tune      its experiment is damaged and is now in %s: %s", aside, error)
+            path.rename(aside)
+    objective = {"metric": config.objective, "mode": "min" if config.sign > 0 else "max"}
+    tuner = ray.tune.Tuner(
+        actor,
+        tune_config=TuneConfig(
+            **objective,
+            search_alg=Proposals(Proposer(str(setup.plan.dir), **objective)),
+            num_samples=-1,
+            reuse_actors=True,
+            trial_dirname_creator=folder_of,
+        ),
+        run_config=RunConfig(
+            name=TUNE,
+            storage_path=str(setup.plan.dir),
+            failure_config=FailureConfig(max_failures=MAX_DEATHS),
+            # the runs write their own
+            checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
+            callbacks=[JsonLoggerCallback(), TrialCallback(str(setup.plan.dir))],
+            verbose=0,
+        ),
+    )
+    return tuner, {}
+
+
+class Proposer(Searcher):
+    """Asks the driver of the search in a folder for the next trial."""
+
+    def __init__(self, folder: str, *, metric: str, mode: str) -> None:
+        super().__init__(metric=metric, mode=mode)
+        self._folder = folder
+
+    def suggest(self, trial_id: str) -> dict[str, object] | str | None:  # noqa: ARG002
+        """The next trial."""
+        return DRIVERS[self._folder].propose()
+
+    def on_trial_complete(self, *_: object, **__: object) -> None:
+        """Do nothing, since `TrialCallback` tells the driver; Ray Tune requires the method."""
+
+    def save_to_dir(self, *_: object, **__: object) -> None:
+        """Do nothing, since the state is in the study."""
+
+    def restore_from_dir(self, *_: object, **__: object) -> None:
+        """Do nothing, since the state is in the study."""
+
+
+class Proposals(SearchGenerator):
+    """Ray Tune's wrapper of the proposer; an experiment that had ended goes on with new trials."""
+
+    def set_state(self, state: dict[str, object]) -> None:
+        """Take up the state of an earlier start."""
+        super().set_state({**state, "finished": False})
+
+
+class TrialCallback(ray.tune.Callback):
+    """Tells the driver of the search in a folder how trials end."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def on_trial_complete(self, *_: object, trial: TuneTrial, **__: object) -> None:
+        """Take the result of a trial."""
+        names = {field.name for field in dataclasses.fields(Outcome)}
+        outcome = Outcome(**{k: v for k, v in trial.last_result.items() if k in names})
+        DRIVERS[self._folder].end(trial.config["trial"], outcome)
+
+    def on_trial_error(self, *_: object, trial: TuneTrial, **__: object) -> None:
+        """Take the end of a process that died while it started, or again and again."""
+        lines = str(trial.get_pickled_error() or "its process died").strip().splitlines()
+        outcome = Outcome(status=FAILED, reason=lines[-1], ended=time.time())
+        DRIVERS[self._folder].die(trial.config["trial"], outcome)
+
+
+def folder_of(trial: TuneTrial) -> str:
+    """Name of the folder of a trial in Ray Tune's experiment."""
+    return f"{trial.config['trial']}-{trial.trial_id}"
