@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from tune.space import Range, Space
+from tune.dimension import Range
+from tune.space import Space
 from tune.surface import Run, Surface
 
 LR, WARMUP = "optim.lr", "optim.warmup"
@@ -156,7 +157,12 @@ def flat(number: int, random: np.random.Generator) -> Iterator[Row]:
 
 
 def quadratic(
-    number: int, random: np.random.Generator, name: str, noise: float, required: bool, **settings: float
+    number: int,
+    random: np.random.Generator,
+    name: str,
+    noise: float,
+    required: bool,
+    **settings: float,
 ) -> Iterator[Row]:
     """A known optimum."""
     errors, gains, within = [], [], []

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from tune.space import Choice, Levels, Range, Space
+from tune.dimension import Choice, Levels, Range
+from tune.space import Space
 from tune.surface import Run, Surface
 
 LR, WARMUP = "optim.lr", "optim.warmup"
