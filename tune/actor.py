@@ -10,11 +10,10 @@ has diverged.
 
 import dataclasses
 import math
-import queue
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import ray.tune
@@ -92,7 +91,7 @@ class TrialActor(ray.tune.Trainable):
 
     def step(self) -> dict[str, object]:
         """How the trial ended, with its metrics."""
-        outcome = self._ended.get()
+        outcome = self._future.result()
         result = {**dataclasses.asdict(outcome), **outcome.values, "done": True}
         config = self._setup.plan.config
         return {config.objective: config.sign * math.inf, **result}
@@ -101,34 +100,27 @@ class TrialActor(ray.tune.Trainable):
         """End the trial if it is running, and wait for its end, but not for ever."""
         if self._follower:
             self._follower.stop()
-        self._thread.shutdown(wait=False)
-        deadline = time.monotonic() + STOP_S
-        while self._future and not self._future.done() and time.monotonic() < deadline:
-            time.sleep(0.1)
+        wait([self._future], timeout=STOP_S)
 
     def _start(self, trial: Trial) -> None:
-        self._ended: queue.Queue[Outcome] = queue.Queue()
-        self._thread = ThreadPoolExecutor(1, "trial")
-        self._follower = self._future = None
+        self._follower, self._future = None, Future()
         if known := self._setup.ended.get(trial.name):
-            self._ended.put(known)
+            self._future.set_result(known)
             return
         plan = self._setup.plan
         slots = slots_of(plan, trial.rung)
         config = plan.trial_config(trial, slots.workers, slots.device)
-        self._follower = Follower(config, plan)
+        self._follower = Follower(config, plan.config.objective)
         own = run.Trial(search_dir=plan.dir, worker_cpus=slots.worker_cpus)
-        self._future = self._thread.submit(
-            self._setup.fit, config, on_record=self._follower.on_record, trial=own
-        )
-        self._future.add_done_callback(lambda ended: self._ended.put(self._follower.end(ended)))
+        thread = ThreadPoolExecutor(1, "trial")
+        self._future = thread.submit(self._follower.follow, self._setup.fit, own)
 
 
 class Follower:
     """Follows one run by its records, and ends it if it has diverged."""
 
-    def __init__(self, config: TrainConfig, plan: Plan) -> None:
-        self._config, self._objective = config, plan.config.objective
+    def __init__(self, config: TrainConfig, objective: str) -> None:
+        self._config, self._objective = config, objective
         self._folder = RunFolder.of(config.runs_dir, config.name)
         self._stop_reason: str | None = None
         self._explanation = ""
@@ -152,17 +144,17 @@ class Follower:
             )
         return self._stop_reason
 
-    def end(self, ended: Future) -> Outcome:
-        """How the run ended, from what it returned and from its records."""
-        error, last = ended.exception(), {}
+    def follow(self, fit: Fit, own: run.Trial) -> Outcome:
+        """Run it, and tell how it ended, from what it returned and from its records."""
+        try:
+            status = DONE if fit(self._config, on_record=self.on_record, trial=own) else None
+        except FloatingPointError as error:
+            status, self._explanation = DIVERGED, str(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the search tells it
+            status, self._explanation = FAILED, f"{type(error).__name__}: {error}"
+        status, last = status or self._stop_reason, {}
         for record, _ in read_records(self._folder.path):
             last |= record
-        if isinstance(error, FloatingPointError):
-            status, self._explanation = DIVERGED, str(error)
-        elif error:
-            status, self._explanation = FAILED, f"{type(error).__name__}: {error}"
-        else:
-            status = DONE if ended.result() else self._stop_reason
         if status == DONE and self._objective not in last:
             status = FAILED
             self._explanation = (
