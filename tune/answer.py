@@ -18,6 +18,7 @@ from support.redact import redacted
 from tune import cost, ladder, transfer
 from tune.dimension import Choice, Range
 from tune.plan import Plan, shown
+from tune.rungs import part
 from tune.surface import Surface
 from tune.trial import DIVERGED, DONE, Trial
 
@@ -136,7 +137,7 @@ class Answer:
             gain = self.plan.config.sign * (preset - value)
         return [
             f"{trial.rung + 1}" if trial.sample else f"{trial.rung + 1}, the preset",
-            f"1/{1 / self.plan.horizon(trial.rung):g}",
+            part(self.plan.horizon(trial.rung)),
             *(cell(sample.get(name, "")) for name in self.plan.space.dimensions),
             f"{value:.4f}",
             "" if gain is None else f"{gain:+.4f}",
@@ -183,7 +184,7 @@ def gain_of(plan: Plan, trials: Sequence[Trial]) -> Gain | None:
 def recommendation(answer: Answer) -> str:
     """Which settings to use, and what they gain."""
     gain, plan = answer.gain, answer.plan
-    length = f"at 1/{1 / plan.rungs[-1].horizon:g} of the run"
+    length = f"at {part(plan.rungs[-1].horizon)} of the run"
     if answer.diverged:
         return (
             f"Keep the preset's settings: {length}, the best that the search found "
@@ -254,7 +255,9 @@ def basis(answer: Answer) -> str:
             words.append(f"{name} by length ** {slope:.2f} ({low:.2f} to {high:.2f})")
     moved = f"From rung to rung the best moved with the length of the run: {', '.join(words)}"
     if not words:
-        moved = f"The settings are those of the last rung, at {plan.rungs[-1].horizon:g} of the run"
+        moved = (
+            f"The settings are those of the last rung, at {part(plan.rungs[-1].horizon)} of the run"
+        )
     if plan.batch != plan.run.global_batch and "optim.lr" in plan.space.dimensions:
         factor = transfer.rate_factor(plan.run.optim.name, plan.batch, plan.run.global_batch)
         moved += f"; for the batch of the real run the rate is multiplied by {factor:.3g}, a rule"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pipeline.settings.budget import Budget
 from support.console import duration, table
 from tune.plan import Plan, trial_s
+from tune.rungs import part
 from tune.trial import Trial
 
 
@@ -29,8 +30,7 @@ class Cost:
         """The row of the table for the console."""
         hours = "unknown" if self.gpu_hours is None else f"{self.gpu_hours:,.1f}"
         read = f"{(self.images + self.evaluated) * image_bytes / 1e12:.3g}"
-        size = f"1/{1 / self.horizon:g}"
-        return [self.label, f"{self.trials}", size, f"{self.steps:,}", f"{self.images:,}",
+        return [self.label, f"{self.trials}", part(self.horizon), f"{self.steps:,}", f"{self.images:,}",
                 f"{self.evaluated:,}", hours, read]  # fmt: skip
 
 

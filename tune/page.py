@@ -25,6 +25,7 @@ from support.page import Table, render
 from tune.answer import Answer, answer_of, cell
 from tune.dimension import Choice, Dimension, Range
 from tune.plan import Plan, shown
+from tune.rungs import part
 from tune.space import Space
 from tune.trial import DIVERGED, DONE, ENDED, Trial
 
@@ -73,11 +74,6 @@ def costs(answer: Answer) -> dict[str, str]:
         f"real runs, of {plan.cost:.2g} planned": f"{spent:.2g}",
         "of workers": duration(sum(one.seconds * one.workers for one in ended)),
     }
-
-
-def part(horizon: float) -> str:
-    """A share of the run, as 1/16."""
-    return f"1/{1 / horizon:.3g}"
 
 
 def told(answer: Answer, trial: Trial) -> str:

@@ -84,8 +84,7 @@ class Plan:
 
     def preset_sample(self) -> dict[str, object]:
         """The preset as a sample, as far as the space can express it."""
-        flat = self.control(1.0).flat()
-        return self.space.sample_of(flat)
+        return self.space.sample_of(self.control(1.0).flat())
 
     def is_preset(self, sample: Mapping[str, object]) -> bool:
         """Whether a trial of the sample would be the preset over again."""
@@ -242,9 +241,7 @@ def check(plan: Plan) -> None:
     """Raise ValueError if a trial, or the real run with what may be found, has invalid settings."""
     for horizon in {rung.horizon for rung in plan.rungs}:
         for sample in [None, *plan.space.corners()]:
-            where = (
-                f"space {plan.space.name!r} at {shown(sample)}, in a trial of {horizon:.3g} runs"
-            )
+            where = f"space {plan.space.name!r} at {shown(sample)}, {horizon:.3g} of the run"
             try:
                 plan.tuned(sample, horizon).replace({"workers": plan.config.workers or 1})
                 plan.run.replace(plan.carried(sample or {}))

@@ -49,6 +49,11 @@ class Rung:
         return self.trials * self.horizon
 
 
+def part(horizon: float) -> str:
+    """A share of the run, as 1/16."""
+    return f"1/{1 / horizon:.4g}"
+
+
 def cost(rungs: Sequence[Rung], seeds: int, overhead: float = 0.0) -> float:
     """Cost in real runs of the rungs and of the confirmation, which is as long as the last one.
 

@@ -34,6 +34,7 @@ from tune.answer import Answer
 from tune.ladder import planned
 from tune.page import BEST, PAGE, write_answer
 from tune.plan import SEARCH, Plan, read_plan, resumed, shown
+from tune.rungs import part
 from tune.slots import Slots
 from tune.study import STUDY, Study
 from tune.trial import DONE, ENDED, FAILED, RUNNING, Outcome, Trial
@@ -254,8 +255,8 @@ class Search:
             found = slots_of(self.plan, rung)
             if found != slots:
                 log.info(
-                    "rung %d    at 1/%g of the run: %d trials at the same time, each on %d x %s",
-                    *(rung + 1, 1 / self.plan.horizon(rung)),
+                    "rung %d    at %s of the run: %d trials at the same time, each on %d x %s",
+                    *(rung + 1, part(self.plan.horizon(rung))),
                     *(found.trials, found.workers, found.device),
                 )
             slots = found
