@@ -30,8 +30,8 @@ class Cost:
         """The row of the table for the console."""
         hours = "unknown" if self.gpu_hours is None else f"{self.gpu_hours:,.1f}"
         read = f"{(self.images + self.evaluated) * image_bytes / 1e12:.3g}"
-        return [self.label, f"{self.trials}", part(self.horizon), f"{self.steps:,}", f"{self.images:,}",
-                f"{self.evaluated:,}", hours, read]  # fmt: skip
+        return [self.label, f"{self.trials}", part(self.horizon), f"{self.steps:,}",
+                f"{self.images:,}", f"{self.evaluated:,}", hours, read]  # fmt: skip
 
 
 def planned(plan: Plan, *, gpu: str, mfu: float | None) -> list[Cost]:
