@@ -17,7 +17,7 @@ samples, D coordinates, K options, P parameters.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from scipy.optimize import least_squares
@@ -57,9 +57,7 @@ class Axes:
             if isinstance(dimension, Range):
                 self.free += [] if dimension.whole else [len(self.ranges)]
                 self.ranges[name] = dimension
-            elif len(dimension.options) > 2 and all(
-                type(option) in (int, float) for option in dimension.options
-            ):
+            elif len(dimension.options) > 2 and {*map(type, dimension.options)} <= {int, float}:
                 low, high = min(dimension.options), max(dimension.options)
                 self.ranges[name] = Range(low=low, high=high, log=low > 0)
             else:
@@ -106,44 +104,58 @@ class Design:
         linear = self.linear @ theta[-self.linear.shape[1] :]
         return _quadratic(theta[None], self.x, self.t)[0] + linear
 
-    def slopes(self, theta: np.ndarray) -> np.ndarray:
-        """Derivatives of `loss`: (n, P)."""
+    def slopes(self, theta: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        """Derivatives of what `solve` squares, of the runs and of the priors: (n + P, P)."""
         # by complex steps, exact to the last digits; one row for each parameter
         steps = theta + 1e-20j * np.eye(len(theta))[: -self.linear.shape[1]]
-        return np.hstack([_quadratic(steps, self.x, self.t).imag.T * 1e20, self.linear])
-
-    def normal(self, slopes: np.ndarray, weight: np.ndarray) -> np.ndarray:
-        """The matrix of the normal equations: (P, P)."""
-        return (slopes.T * weight) @ slopes + np.diag(self.deviation**-2)
+        runs = np.hstack([_quadratic(steps, self.x, self.t).imag.T * 1e20, self.linear])
+        return np.vstack([np.sqrt(weight)[:, None] * runs, np.diag(1 / self.deviation)])
 
     def solve(self, theta: np.ndarray, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
         """Parameters of least squares for losses y, from a first guess."""
-        root, scale = np.sqrt(weight), np.diag(1 / self.deviation)
-        return least_squares(
-            lambda p: np.append(root * (self.loss(p) - y), scale @ (p - self.mean)),
-            theta,
-            lambda p: np.vstack([root[:, None] * self.slopes(p), scale]),
-            method="lm",
-            x_scale="jac",
-        ).x
+
+        def apart(theta: np.ndarray) -> np.ndarray:
+            prior = (theta - self.mean) / self.deviation
+            return np.append(np.sqrt(weight) * (self.loss(theta) - y), prior)
+
+        slopes = partial(self.slopes, weight=weight)
+        return least_squares(apart, theta, slopes, method="lm", x_scale="jac").x
 
     def fit(self, y: np.ndarray, spread: float) -> tuple[np.ndarray, np.ndarray, float]:
         """Parameters, weights and noise, found in turns."""
         theta, noise, weight = self.mean, spread, np.full(len(y), spread**-2)
         for _ in range(20):
             theta, before = self.solve(theta, y, weight), noise
-            excess = _quadratic(theta[None], self.x, self.t)[0]
+            excess, slopes = _quadratic(theta[None], self.x, self.t)[0], self.slopes(theta, weight)
             near = max(NEAR_NOISES * noise, np.quantile(excess, NEAR_SHARE))
-            shape, slopes = 1 / (1 + (excess / near) ** 2), self.slopes(theta)
+            shape = 1 / (1 + (excess / near) ** 2)
             # what the fit leaves of each run's own error
-            taken = np.linalg.solve(self.normal(slopes, weight), slopes.T).T * slopes
-            left = 1 - weight * taken.sum(1)
+            left = 1 - (slopes * np.linalg.pinv(slopes).T).sum(1)[: len(y)]
             squares = shape @ (y - self.loss(theta)) ** 2
             noise = max(math.sqrt(squares / (shape @ left)), LEAST_NOISE * spread)
             weight = shape / noise**2
             if abs(noise / before - 1) < 0.01:
                 break
         return theta, weight, noise
+
+
+def _prior(
+    axes: Axes, slopes: Mapping, preset: Mapping, typical: np.ndarray, spread: float
+) -> np.ndarray:
+    """Means and deviations of the parameters: (2, P)."""
+    D, K, curve = len(axes.ranges), len(axes.options), 2 * math.sqrt(spread)
+    # a preset without a place in a range says nothing: its middle
+    shares = [r.share(preset[n]) if n in preset else 0.5 for n, r in axes.ranges.items()]
+    rows = [
+        *[(min(max(share, 0.0), 1.0), CENTRE_SD) for share in shares],
+        *[np.array(slopes.get(name, SLOPE)) / width for name, width in axes.widths.items()],
+        *[(math.log(curve), LOG_CURVE_SD)] * D + [(0, curve)] * (D * (D - 1) // 2),
+        (0, GROWTH_SD),
+        *[(level, math.inf) for level in typical],
+        # over all rungs an effect may change by its own size
+        *[(0, spread)] * K + [(0, spread / 4)] * K,
+    ]
+    return np.array(rows, float).T
 
 
 @dataclass(frozen=True)
@@ -154,8 +166,7 @@ class Surface:
     design: Design
     theta: np.ndarray
     weight: np.ndarray
-    noise: float
-    """Standard deviation of a run around the surface."""
+    noise: float  # standard deviation of a run around the surface
     seed: int
 
     @classmethod
@@ -181,43 +192,25 @@ class Surface:
         # an order of their own: equal runs give equal intervals
         runs.sort(key=lambda r: (r.horizon, r.block, str([r.sample[n] for n in names]), r.loss))
         blocks = sorted({run.block for run in runs})
-        least = max(len(blocks), 1) + len(names) + 1
-        if len(runs) < least:
-            raise ValueError(
-                f"{len(runs)} ended runs are too few for a surface over {', '.join(names)}: "
-                f"with runs of {max(len(blocks), 1)} seeds it takes at least {least}"
-            )
+        if len(runs) < (least := max(len(blocks), 1) + len(names) + 1):
+            over = f"a surface over {', '.join(names)} takes at least {least}"
+            raise ValueError(f"{len(runs)} runs ended, and {over}: run more trials")
         y, t = np.array([(run.loss, math.log(run.horizon)) for run in runs]).T
         levels = np.array([[run.block == block for block in blocks] for run in runs], float)
         typical = np.array([np.median(y[level > 0]) for level in levels.T])
         spread = max(1.5 * np.median(np.abs(y - levels @ typical)), 1e-12)
         axes = Axes(space)
-        (x, z), D, K = axes([run.sample for run in runs]), len(axes.ranges), len(axes.options)
-        curve, widths = 2 * math.sqrt(spread), axes.widths
-        # a preset without a place in a range says nothing: its middle
-        centre = [r.share(preset[n]) if n in preset else 0.5 for n, r in axes.ranges.items()]
-        prior = [
-            *[(min(max(share, 0.0), 1.0), CENTRE_SD) for share in centre],
-            *[np.array(slopes.get(name, SLOPE)) / width for name, width in widths.items()],
-            *[(math.log(curve), LOG_CURVE_SD)] * D,
-            *[(0, curve)] * (D * (D - 1) // 2),
-            (0, GROWTH_SD),
-            *[(level, math.inf) for level in typical],
-            # over all rungs an effect may change by its own size
-            *[(0, spread)] * K + [(0, spread / 4)] * K,
-        ]
-        design = Design(x, t, np.hstack([levels, z, z * t[:, None]]), *np.array(prior, float).T)
+        x, z = axes([run.sample for run in runs])
+        prior = _prior(axes, slopes, preset, typical, spread)
+        design = Design(x, t, np.hstack([levels, z, z * t[:, None]]), *prior)
         return cls(axes, design, *design.fit(y, spread), seed)
 
     @cached_property
     def draws(self) -> np.ndarray:
         """Parameters for losses and means of priors drawn anew: (B, P), by one Newton step."""
-        random, deviation = np.random.default_rng(self.seed), self.design.deviation
-        slopes = self.design.slopes(self.theta)
-        normal = self.design.normal(slopes, self.weight)
-        errors = random.standard_normal((DRAWS, len(self.weight))) * np.sqrt(self.weight)
-        priors = random.standard_normal((DRAWS, len(deviation))) / deviation
-        return self.theta + np.linalg.solve(normal, (errors @ slopes + priors).T).T
+        inverse = np.linalg.pinv(self.design.slopes(self.theta, self.weight))
+        errors = np.random.default_rng(self.seed).standard_normal((DRAWS, inverse.shape[1]))
+        return self.theta + errors @ inverse.T
 
     @cached_property
     def candidates(self) -> tuple[list[dict[str, object]], np.ndarray, np.ndarray]:
