@@ -17,14 +17,15 @@ samples, D coordinates, K options, P parameters.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
+from scipy.optimize import least_squares
 
 from tune.dimension import Range
 from tune.space import Space
 
-DRAWS, CANDIDATES, SWEEPS, STEPS = 200, 2048, 30, 30
+DRAWS, CANDIDATES, SWEEPS = 200, 2048, 30
 # a slope without an entry, and the units of log that a linear range counts for in it
 SLOPE, LINEAR_WIDTH = (0.0, 0.3), 4.0
 # standard deviations of the priors that `Surface.fit` describes
@@ -34,7 +35,7 @@ CENTRE_SD, LOG_CURVE_SD, GROWTH_SD = 0.4, 1.0, 0.3
 # not shrink to a few runs that it meets by chance
 NEAR_NOISES, NEAR_SHARE = 3.0, 0.25
 # the least noise, as a share of the spread of the losses
-LEAST_NOISE = 0.005
+LEAST_NOISE = 0.001
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ class Axes:
             if isinstance(dimension, Range):
                 self.free += [] if dimension.whole else [len(self.ranges)]
                 self.ranges[name] = dimension
-            elif len(dimension.options) > 2 and all(map(_is_number, dimension.options)):
+            elif len(dimension.options) > 2 and {*map(type, dimension.options)} <= {int, float}:
                 low, high = min(dimension.options), max(dimension.options)
                 self.ranges[name] = Range(low=low, high=high, log=low > 0)
             else:
@@ -69,17 +70,7 @@ class Axes:
         """The ordered values as shares (n, D), and 1 for each option that a sample has (n, K)."""
         x = [[r.share(sample[name]) for name, r in self.ranges.items()] for sample in samples]
         z = [[sample[name] == option for name, option in self.options] for sample in samples]
-        return np.array(x, float).reshape(len(samples), -1), np.array(z, float)
-
-    def share(self, name: str, value: object) -> float:
-        """Where a value lies in a range, 0 to 1; the middle for what has no place."""
-        one = self.ranges[name]
-        placed = _is_number(value) and (value > 0 or not one.log)
-        return min(max(one.share(value), 0.0), 1.0) if placed else 0.5
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+        return np.array(x, float), np.array(z, float)
 
 
 def _parts(theta: np.ndarray, D: int) -> tuple[np.ndarray, ...]:
@@ -110,64 +101,62 @@ class Design:
     deviation: np.ndarray
 
     def loss(self, theta: np.ndarray) -> np.ndarray:
-        """Fitted losses: (B, n)."""
-        linear = theta[:, -self.linear.shape[1] :] @ self.linear.T
-        return _quadratic(theta, self.x, self.t) + linear
+        """Fitted losses (n,) of parameters (P,)."""
+        linear = self.linear @ theta[-self.linear.shape[1] :]
+        return _quadratic(theta[None], self.x, self.t)[0] + linear
 
-    def system(self, theta: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Derivatives of `loss` (B, n, P), and the matrix of the normal equations (B, P, P)."""
-        # by complex steps, exact to the last digits
-        steps = 1e-20j * np.eye(theta.shape[1])[: -self.linear.shape[1]]
-        bent = [_quadratic(theta + step, self.x, self.t).imag * 1e20 for step in steps]
-        linear = np.broadcast_to(self.linear, (len(theta), *self.linear.shape))
-        jacobian = np.concatenate([np.stack(bent, -1), linear], -1)
-        normal = jacobian.transpose(0, 2, 1) * weight @ jacobian
-        return jacobian, normal + np.diag(self.deviation**-2)
+    def slopes(self, theta: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        """Derivatives of what `solve` squares, of the runs and of the priors: (n + P, P)."""
+        # by complex steps, exact to the last digits; one row for each parameter
+        steps = theta + 1e-20j * np.eye(len(theta))[: -self.linear.shape[1]]
+        runs = np.hstack([_quadratic(steps, self.x, self.t).imag.T * 1e20, self.linear])
+        return np.vstack([np.sqrt(weight)[:, None] * runs, np.diag(1 / self.deviation)])
 
-    def solve(
-        self, theta: np.ndarray, y: np.ndarray, weight: np.ndarray, mean: np.ndarray
-    ) -> np.ndarray:
-        """Parameters of least squares for losses y and means of the priors, by row (B, P).
+    def solve(self, theta: np.ndarray, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        """Parameters of least squares for losses y, from a first guess."""
 
-        Levenberg and Marquardt's steps from a first guess.
-        """
+        def apart(theta: np.ndarray) -> np.ndarray:
+            prior = (theta - self.mean) / self.deviation
+            return np.append(np.sqrt(weight) * (self.loss(theta) - y), prior)
 
-        def cost(theta: np.ndarray) -> np.ndarray:
-            prior = ((theta - mean) / self.deviation) ** 2
-            return (weight * (y - self.loss(theta)) ** 2).sum(-1) + prior.sum(-1)
-
-        now, damping = cost(theta), np.full((len(theta), 1), 1e-2)
-        for _ in range(STEPS):
-            jacobian, normal = self.system(theta, weight)
-            down = ((weight * (y - self.loss(theta)))[:, None] @ jacobian)[:, 0]
-            down -= (theta - mean) * self.deviation**-2
-            np.einsum("bpp->bp", normal)[:] *= 1 + damping
-            new = theta + np.linalg.solve(normal, down[..., None])[..., 0]
-            gain = now - cost(new)
-            better = gain >= 0
-            theta, now = np.where(better[:, None], new, theta), now - np.where(better, gain, 0)
-            damping *= np.where(better, 0.2, 5.0)[:, None]
-            if (better & (gain <= 1e-6 * (1 + now))).all():
-                break
-        return theta
+        slopes = partial(self.slopes, weight=weight)
+        return least_squares(apart, theta, slopes, method="lm", x_scale="jac").x
 
     def fit(self, y: np.ndarray, spread: float) -> tuple[np.ndarray, np.ndarray, float]:
-        """Parameters (1, P), weights (n,) and noise, found in turns."""
-        theta, noise, weight = self.mean[None], spread, np.full(len(y), spread**-2)
+        """Parameters, weights and noise, found in turns."""
+        theta, noise, weight = self.mean, spread, np.full(len(y), spread**-2)
         for _ in range(20):
-            theta, before = self.solve(theta, y, weight, self.mean), noise
-            excess = _quadratic(theta, self.x, self.t)[0]
+            theta, before = self.solve(theta, y, weight), noise
+            excess, slopes = _quadratic(theta[None], self.x, self.t)[0], self.slopes(theta, weight)
             near = max(NEAR_NOISES * noise, np.quantile(excess, NEAR_SHARE))
             shape = 1 / (1 + (excess / near) ** 2)
-            (jacobian,), (normal,) = self.system(theta, weight)
             # what the fit leaves of each run's own error
-            left = 1 - weight * (jacobian * np.linalg.solve(normal, jacobian.T).T).sum(1)
-            squares = shape @ (y - self.loss(theta)[0]) ** 2
+            left = 1 - (slopes * np.linalg.pinv(slopes).T).sum(1)[: len(y)]
+            squares = shape @ (y - self.loss(theta)) ** 2
             noise = max(math.sqrt(squares / (shape @ left)), LEAST_NOISE * spread)
             weight = shape / noise**2
             if abs(noise / before - 1) < 0.01:
                 break
         return theta, weight, noise
+
+
+def _prior(
+    axes: Axes, slopes: Mapping, preset: Mapping, typical: np.ndarray, spread: float
+) -> np.ndarray:
+    """Means and deviations of the parameters: (2, P)."""
+    D, K, curve = len(axes.ranges), len(axes.options), 2 * math.sqrt(spread)
+    # a preset without a place in a range says nothing: its middle
+    shares = [r.share(preset[n]) if n in preset else 0.5 for n, r in axes.ranges.items()]
+    rows = [
+        *[(min(max(share, 0.0), 1.0), CENTRE_SD) for share in shares],
+        *[np.array(slopes.get(name, SLOPE)) / width for name, width in axes.widths.items()],
+        *[(math.log(curve), LOG_CURVE_SD)] * D + [(0, curve)] * (D * (D - 1) // 2),
+        (0, GROWTH_SD),
+        *[(level, math.inf) for level in typical],
+        # over all rungs an effect may change by its own size
+        *[(0, spread)] * K + [(0, spread / 4)] * K,
+    ]
+    return np.array(rows, float).T
 
 
 @dataclass(frozen=True)
@@ -178,8 +167,7 @@ class Surface:
     design: Design
     theta: np.ndarray
     weight: np.ndarray
-    noise: float
-    """Standard deviation of a run around the surface."""
+    noise: float  # standard deviation of a run around the surface
     seed: int
 
     @classmethod
@@ -205,41 +193,25 @@ class Surface:
         # an order of their own: equal runs give equal intervals
         runs.sort(key=lambda r: (r.horizon, r.block, str([r.sample[n] for n in names]), r.loss))
         blocks = sorted({run.block for run in runs})
-        least = max(len(blocks), 1) + len(names) + 1
-        if len(runs) < least:
-            raise ValueError(
-                f"{len(runs)} ended runs are too few for a surface over {', '.join(names)}: "
-                f"with runs of {max(len(blocks), 1)} seeds it takes at least {least}"
-            )
+        if len(runs) < (least := max(len(blocks), 1) + len(names) + 1):
+            over = f"a surface over {', '.join(names)} takes at least {least}"
+            raise ValueError(f"{len(runs)} runs ended, and {over}: run more trials")
         y, t = np.array([(run.loss, math.log(run.horizon)) for run in runs]).T
         levels = np.array([[run.block == block for block in blocks] for run in runs], float)
         typical = np.array([np.median(y[level > 0]) for level in levels.T])
         spread = max(1.5 * np.median(np.abs(y - levels @ typical)), 1e-12)
         axes = Axes(space)
-        (x, z), D, K = axes([run.sample for run in runs]), len(axes.ranges), len(axes.options)
-        curve, widths = 2 * math.sqrt(spread), axes.widths
-        prior = [
-            *[(axes.share(name, preset.get(name)), CENTRE_SD) for name in widths],
-            *[np.array(slopes.get(name, SLOPE)) / width for name, width in widths.items()],
-            *[(math.log(curve), LOG_CURVE_SD)] * D,
-            *[(0, curve)] * (D * (D - 1) // 2),
-            (0, GROWTH_SD),
-            *[(level, math.inf) for level in typical],
-            # over all rungs an effect may change by its own size
-            *[(0, spread)] * K + [(0, spread / 4)] * K,
-        ]
-        design = Design(x, t, np.hstack([levels, z, z * t[:, None]]), *np.array(prior, float).T)
+        x, z = axes([run.sample for run in runs])
+        prior = _prior(axes, slopes, preset, typical, spread)
+        design = Design(x, t, np.hstack([levels, z, z * t[:, None]]), *prior)
         return cls(axes, design, *design.fit(y, spread), seed)
 
     @cached_property
     def draws(self) -> np.ndarray:
-        """Parameters fitted to losses and means of priors drawn anew: (B, P)."""
-        random, design = np.random.default_rng(self.seed), self.design
-        errors = random.standard_normal((DRAWS, len(self.weight))) / np.sqrt(self.weight)
-        known = np.where(np.isfinite(design.deviation), design.deviation, 0)
-        mean = design.mean + known * random.standard_normal((DRAWS, len(known)))
-        start = np.repeat(self.theta, DRAWS, axis=0)
-        return design.solve(start, design.loss(self.theta) + errors, self.weight, mean)
+        """Parameters for losses and means of priors drawn anew: (B, P), by one Newton step."""
+        inverse = np.linalg.pinv(self.design.slopes(self.theta, self.weight))
+        errors = np.random.default_rng(self.seed).standard_normal((DRAWS, inverse.shape[1]))
+        return self.theta + errors @ inverse.T
 
     @cached_property
     def candidates(self) -> tuple[list[dict[str, object]], np.ndarray, np.ndarray]:
@@ -270,12 +242,13 @@ class Surface:
 
     def best(self, horizon: float) -> dict[str, object]:
         """The best sample of the space at a horizon."""
-        return self._best(self.theta, horizon)[0]
+        return self._best(self.theta[None], horizon)[0]
 
     def excess(self, samples: Sequence[Mapping], horizon: float) -> np.ndarray:
         """Predicted loss of samples above that of the best at a horizon: (n,)."""
-        loss = self._loss(self.theta, *self.axes([*samples, self.best(horizon)]), math.log(horizon))
-        return loss[0, :-1] - loss[0, -1]
+        x, z = self.axes([*samples, self.best(horizon)])
+        (loss,) = self._loss(self.theta[None], x, z, math.log(horizon))
+        return loss[:-1] - loss[-1]
 
     def region(self, horizon: float) -> list[dict[str, object]]:
         """The best and samples all over the space whose excess is within the noise."""
@@ -292,4 +265,4 @@ class Surface:
         """How log best moves with log horizon, for an ordered dimension; ends of its interval."""
         column = len(self.axes.ranges) + list(self.axes.ranges).index(name)
         ends = np.quantile(self.draws[:, column], [(1 - level) / 2, (1 + level) / 2])
-        return tuple(float(b * self.axes.widths[name]) for b in (self.theta[0, column], *ends))
+        return tuple(float(b * self.axes.widths[name]) for b in (self.theta[column], *ends))
