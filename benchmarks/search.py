@@ -3,43 +3,41 @@
     python -m benchmarks.search [--searches 2000] [--seed 0] [--json FILE]
 
 Nothing is trained and Ray is not started: a formula gives the loss of a run, and noise is added,
-of its seed (the same for all runs of a block) and its own. The rungs, the surface and the pairs of
-runs that confirm are those of a search as shipped. Prints a table, each row with what it requires,
+of its seed (the same for all runs of a block) and its own. Which trials are run, the surface and
+the answer are those of a search as shipped. Prints a table, each row with what it requires,
 and exits with 1 if a row does not hold. Its figures stand in docs/search-simulation.md.
 """
 
 import argparse
+import dataclasses
 import json
 import math
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
 
-from tune.dimension import Range
-from tune.space import Space
-from tune.surface import Run, Surface
+from pipeline.settings.presets import find_preset
+from tune import answer, ladder
+from tune.answer import Answer
+from tune.config import SearchConfig
+from tune.plan import make_plan
+from tune.trial import DONE, Outcome
 
 LR, WARMUP = "optim.lr", "optim.warmup"
-# the spaces of tune.space, the rate as a multiple of the preset's
-SPACE = Space(
-    name="warmup-lr",
-    dimensions={
-        LR: Range(low=0.3, high=10.0, log=True),
-        WARMUP: Range(low=0.005, high=0.5, log=True),
-    },
-)
-PRESET = {LR: 1.0, WARMUP: 0.04}
-SLOPES = {LR: (-0.32, 0.2), WARMUP: (-0.5, 0.5)}
-RUNGS, SEEDS = ((32, 1 / 256), (8, 1 / 64), (3, 1 / 16)), 4
-LAST, REAL = RUNGS[-1][1], 1.0
+RUNGS, SEEDS = ("32/256", "8/64", "3/16"), 4
+CONFIG = SearchConfig(rungs=RUNGS, seeds=SEEDS)
+PLAN = make_plan("in21k-b16-30ep", find_preset("in21k-b16-30ep"), CONFIG)
+PRESET = PLAN.preset_sample()
+LAST, REAL = PLAN.rungs[-1].horizon, 1.0
 COST_BEFORE = 32 * 0.25
 # loss of a rate that is off by a factor of e; noise of a seed, which pairs take away; of a run
 CURVE, BLOCK, NOISES = 0.03, 0.02, (0.003, 0.01)
-LEVEL, GAIN_LEVEL = 0.9, 0.95
+LEVEL = 0.9
 # intervals take several times as long as fits
 INTERVAL_EVERY = 5
 
@@ -73,7 +71,8 @@ class Bowl:
 def bowls(random: np.random.Generator, **settings: float) -> Iterator[Bowl]:
     """Bowls with their optimum somewhere around the preset."""
     while True:
-        lr, warmup = random.uniform(-0.7, 0.7), math.log(0.02) + random.uniform(0, math.log(10))
+        lr = math.log(PRESET[LR]) + random.uniform(-0.7, 0.7)
+        warmup = math.log(0.02) + random.uniform(0, math.log(10))
         yield Bowl(lr=lr, warmup=warmup, **settings)
 
 
@@ -82,47 +81,39 @@ def late_bloomer(sample: Mapping, horizon: float, share: float = 1.0) -> float: 
     warmup = sample[WARMUP]
     area = share**2 / (2 * warmup) if share < warmup else share - warmup / 2
     top = 0.55 + 0.35 * math.log(warmup / 0.02) / math.log(24)
-    return 1 - (top - 0.05 * math.log(sample[LR] / 1.5) ** 2) * (1 - math.exp(-4 * area))
+    return 1 - (top - 0.05 * math.log(sample[LR] / PRESET[LR] / 1.5) ** 2) * (
+        1 - math.exp(-4 * area)
+    )
 
 
 Objective = Callable[[Mapping, float], float]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Search:
-    """One simulated search."""
+def search(truth: Objective, noise: float, random: np.random.Generator) -> Answer:
+    """The answer of one simulated search."""
+    config = CONFIG.replace({"seed": int(random.integers(2**31))})
+    plan, trials = dataclasses.replace(PLAN, config=config), {}
+    levels = defaultdict(partial(random.normal, 0, BLOCK))
+    while new := [
+        trial for trial in ladder.planned(plan, [*trials.values()]) if trial.name not in trials
+    ]:
+        for trial in new:
+            loss = truth(trial.sample or PRESET, plan.horizon(trial.rung))
+            loss += levels[trial.seed] + random.normal(0, noise)
+            outcome = Outcome(status=DONE, values={"val/loss": float(loss)})
+            trials[trial.name] = dataclasses.replace(trial, status=DONE, outcome=outcome)
+    return answer.answer_of(plan, [*trials.values()])
 
-    first: Mapping
-    """The best trial of the first rung."""
-    last: Mapping
-    """The best trial of the last rung."""
-    surface: Surface
 
-    @classmethod
-    def run(cls, truth: Objective, noise: float, random: np.random.Generator) -> "Search":
-        """Run all rungs: the best of a rung go on, the preset is in each."""
-        samples, runs, best = SPACE.spread(RUNGS[0][0], int(random.integers(2**31))), [], []
-        for block, (number, horizon) in enumerate(RUNGS):
-            others = [sample for sample in samples if sample != PRESET]
-            samples = [PRESET, *others[: number - 1]]
-            losses = np.array([truth(one, horizon) for one in samples])
-            losses += random.normal(0, BLOCK) + random.normal(0, noise, len(samples))
-            rows = zip(samples, losses.tolist(), strict=True)
-            runs += [Run(horizon=horizon, block=block, sample=s, loss=loss) for s, loss in rows]
-            samples = [samples[index] for index in np.argsort(losses)]
-            best.append(samples[0])
-        surface = Surface.fit(SPACE, runs, slopes=SLOPES, preset=PRESET)
-        return cls(first=best[0], last=best[-1], surface=surface)
+def best_trial(found: Answer, rung: int) -> Mapping[str, object]:
+    """The sample of the best trial of a rung."""
+    trials = [trial for trial in found.trials if trial.rung == rung]
+    return min(trials, key=lambda trial: trial.value("val/loss")).sample or PRESET
 
-    def gain(
-        self, truth: Objective, noise: float, random: np.random.Generator
-    ) -> tuple[float, float, float]:
-        """Gain of the settings found over the preset by fresh pairs; its interval; the truth."""
-        found = self.surface.best(LAST)
-        true = truth(PRESET, LAST) - truth(found, LAST)
-        pairs = true + random.normal(0, noise * math.sqrt(2), SEEDS)
-        reach = stats.t.ppf((1 + GAIN_LEVEL) / 2, SEEDS - 1) * stats.sem(pairs)
-        return pairs.mean() - reach, pairs.mean() + reach, true
+
+def true_gain(found: Answer, truth: Objective) -> float:
+    """What the settings found gain over the preset without noise."""
+    return truth(PRESET, LAST) - truth(found.found, LAST)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,63 +143,61 @@ def least_of(level: float, number: int) -> float:
 
 def flat(number: int, random: np.random.Generator) -> Iterator[Row]:
     """No setting has an effect."""
-    truth, gains = Bowl(lr=0, warmup=-3, lr_slope=0, curve=0), []
-    for _ in range(number):
-        gains.append(Search.run(truth, NOISES[1], random).gain(truth, NOISES[1], random))
-    low, high, _ = np.array(gains).T
-    yield Row(what="no effect: the preset is kept", figure=(low <= 0).mean(), least=0.95)
-    covered = (low <= 0) & (high >= 0)
-    yield Row(what="no effect: the gain's 95 % interval holds 0", figure=covered.mean(),
-              least=least_of(GAIN_LEVEL, number))  # fmt: skip
+    truth = Bowl(lr=0, warmup=-3, lr_slope=0, curve=0)
+    found = [search(truth, NOISES[1], random) for _ in range(number)]
+    kept = np.mean([one.keeps for one in found])
+    yield Row(what="no effect: the preset is kept", figure=kept, least=0.95)
+    covered = [low <= 0 <= high for one in found for low, high in [one.gain.interval]]
+    yield Row(what="no effect: the gain's 95 % interval holds 0", figure=np.mean(covered),
+              least=least_of(answer.LEVEL, number))  # fmt: skip
 
 
 def quadratic(
     number: int, random: np.random.Generator, noise: float, **settings: float
 ) -> Iterator[Row]:
     """A known optimum."""
-    # with a cliff the truth has not the surface's form, and its interval is below its level;
-    # with so much noise no fit could: by Cramer and Rao's bound the error of a slope of -0.1 is
-    # more than a third of that of the best trial, even if the form is known
-    shaped, known = "cliff" not in settings, noise <= NOISES[0]
+    # with a cliff the truth has not the surface's form; with so much noise no fit could: by Cramer
+    # and Rao's bound the error of a slope of -0.1 is more than a third of that of the best trial
+    shaped, known = "cliff" not in settings, noise <= NOISES[0] and "cliff" not in settings
     name = f"slope {settings['lr_slope']}, signal/noise {CURVE / noise:.0f}"
     name = name if shaped else f"cliff, {name}"
-    errors, gains, within = [], [], []
+    errors, within, covered, used = [], [], [], []
     for count, truth in zip(range(number), bowls(random, **settings), strict=False):
-        search = Search.run(truth, noise, random)
-        gains.append(search.gain(truth, noise, random))
+        found = search(truth, noise, random)
+        low, high = found.gain.interval
+        covered.append(low <= true_gain(found, truth) <= high)
+        used.append(not found.keeps)
         for horizon in (LAST, REAL):
-            best = truth.best(horizon)
-            tried = (search.surface.best(horizon), search.first, search.last)
+            best, surface = truth.best(horizon), found.surface
+            tried = (surface.best(horizon), best_trial(found, 0), best_trial(found, len(RUNGS) - 1))
             errors.append([abs(math.log(sample[LR]) - best[0]) for sample in tried])
             if count % INTERVAL_EVERY == 0:
                 for dimension, value in zip((LR, WARMUP), np.exp(best), strict=True):
-                    low, high = search.surface.interval(dimension, horizon, LEVEL)
+                    low, high = surface.interval(dimension, horizon, LEVEL)
                     within.append(low <= value <= high)
-    low, high, true = np.array(gains).T
-    found = np.median(np.reshape(errors, (number, 2, 3)), axis=0)
-    for (surface, first, last), where in zip(found, ("last rung", "real run"), strict=True):
+    medians = np.median(np.reshape(errors, (number, 2, 3)), axis=0)
+    for (error, first, last), where in zip(medians, ("last rung", "real run"), strict=True):
         told = f"{name}, {where}: error in log lr"
-        yield Row(what=told, figure=surface)
-        yield Row(what=f"{told} / of best trial of first rung", figure=surface / first,
+        yield Row(what=told, figure=error)
+        yield Row(what=f"{told} / of best trial of first rung", figure=error / first,
                   most=1 / 3 if known else math.inf)  # fmt: skip
-        yield Row(what=f"{told} / of best trial of last rung", figure=surface / last)
+        yield Row(what=f"{told} / of best trial of last rung", figure=error / last)
     yield Row(what=f"{name}: the optimum's 90 % interval covers it", figure=np.mean(within),
               least=least_of(LEVEL, number // INTERVAL_EVERY) if shaped else -math.inf)  # fmt: skip
-    covered = (low <= true) & (true <= high)
-    yield Row(what=f"{name}: the gain's 95 % interval covers it", figure=covered.mean(),
-              least=least_of(GAIN_LEVEL, number))  # fmt: skip
-    yield Row(what=f"{name}: the gain is called real", figure=(low > 0).mean())
+    yield Row(what=f"{name}: the gain's 95 % interval covers it", figure=np.mean(covered),
+              least=least_of(answer.LEVEL, number))  # fmt: skip
+    yield Row(what=f"{name}: the answer is to use what was found", figure=np.mean(used))
 
 
 def bloomer(number: int, random: np.random.Generator, noise: float = NOISES[0]) -> Iterator[Row]:
     """A long warm-up that looks worse until late, in whole runs and in stopped ones."""
-    longest, found = SPACE.dimensions[WARMUP].high, []
+    space, warmups = PLAN.space, []
     for _ in range(number):
-        search = Search.run(late_bloomer, noise, random)
-        samples = [PRESET, *SPACE.spread(RUNGS[0][0] - 1, int(random.integers(2**31)))]
-        found.append([search.surface.best(LAST)[WARMUP], *(
-            asha(samples, keep, noise, random)[WARMUP] for keep in (2, 4))])  # fmt: skip
-    shares = (np.array(found) > longest / 1.5).mean(0)
+        found = search(late_bloomer, noise, random)
+        samples = [PRESET, *space.spread(PLAN.rungs[0].trials - 1, int(random.integers(2**31)))]
+        stopped = [asha(samples, keep, noise, random)[WARMUP] for keep in (2, 4)]
+        warmups.append([found.found[WARMUP], *stopped])
+    shares = (np.array(warmups) > space.dimensions[WARMUP].high / 1.5).mean(0)
     what = "late bloomer: a warm-up within 1.5 of the best is found by"
     yield Row(what=f"{what} the search", figure=shares[0], least=0.95)
     yield Row(what=f"{what} ASHA, halving", figure=shares[1], most=0.1)
@@ -228,7 +217,7 @@ def asha(
 def rows(number: int, seed: int) -> Iterator[Row]:
     """All rows of the table."""
     random = np.random.default_rng(seed)
-    cost = sum(trials * horizon for trials, horizon in RUNGS)
+    cost = sum(rung.cost for rung in PLAN.rungs)
     yield Row(what="cost before seeds, in real runs (before: 8)", figure=cost, most=2)
     yield from flat(number, random)
     for noise, cliff in ((NOISES[0], {}), (NOISES[1], {}), (NOISES[0], {"cliff": 0.7})):
