@@ -31,6 +31,7 @@ LONG = (
     "test_demo",
     "test_wheel",
     "test_tune_resume",
+    "test_tune_hosts",
     "test_pipeline_elastic",
     "test_autoscaling",
     "test_extending",

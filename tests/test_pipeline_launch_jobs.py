@@ -202,7 +202,8 @@ def test_a_search_runs_as_a_job(cluster, shards):
     base = {"runs-dir": cluster.runs, "data.dir": shards, "model.depth": 1, "model.width": 32}
     base |= {"model.heads": 2, "epochs": 8}
     options = [word for key, value in base.items() for word in (f"--base.{key}", str(value))]
-    command = ("tune", "search", "demo", "--trials", "2", "--seeds", "1", "--evals", "2", *options)
+    rungs = ("--rungs", "3/4", "--seeds", "2", "--set", "optim.warmup=0.1")
+    command = ("tune", "search", "demo", *rungs, *options)
     done = cluster.pipeline("launch", "--address", cluster.address, "--", *command)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (cluster.runs / "demo-warmup-lr" / "best.json").exists()
