@@ -19,10 +19,10 @@ from pipeline.settings.presets import find_preset, read_preset
 from pipeline.tracking.journal import write_record
 from tune.answer import answer_of
 from tune.config import SearchConfig
+from tune.dimension import Range
 from tune.ladder import planned
 from tune.page import BEST, PAGE, write_answer, write_page
 from tune.plan import make_plan
-from tune.dimension import Range
 from tune.trial import DIVERGED, DONE, RUNNING, Outcome
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from pipeline.settings.presets import find_preset
 from tune.config import SearchConfig
-from tune.plan import make_plan
 from tune.dimension import Choice, Range, parse
+from tune.plan import make_plan
 from tune.space import AUGREG, SPACES, Space
 
 PAPER, B16 = "in1k-finetune-b16-paper", "in21k-b16-30ep"
