@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from support.settings import suggestion
 from tune.dimension import Choice, Dimension, Levels, Range, parse
 
 # at most this many corners are checked before the start
-MAX_CORNERS = 256
+MAX_CORNERS, CANDIDATES = 256, 2048
 # the peak rate as a multiple of the preset's, around 1e-3 in the recipes; at the shortest horizon
 # the best rate may be several times higher
 LR_OF_PRESET, LR_OF_SHORTEST = (0.3, 3.0), 10.0
@@ -112,6 +113,11 @@ class Space:
             samples = [self.at(shares) for shares in sobol.random_base2(power)]
             power += 1  # all points so far are a power of two again
         return list(found.values())[:number]
+
+    @cached_property
+    def candidates(self) -> list[dict[str, object]]:
+        """Samples all over the space, of which a surface chooses the best."""
+        return self.spread(CANDIDATES, 0)
 
     def at(self, shares: Sequence[float]) -> dict[str, object]:
         """The sample at a point of the unit cube."""

@@ -25,7 +25,7 @@ from scipy.optimize import least_squares
 from tune.dimension import Range
 from tune.space import Space
 
-DRAWS, CANDIDATES, SWEEPS = 200, 2048, 30
+DRAWS, SWEEPS = 200, 30
 # a slope without an entry, and the units of log that a linear range counts for in it
 SLOPE, LINEAR_WIDTH = (0.0, 0.3), 4.0
 # standard deviations of the priors that `Surface.fit` describes
@@ -216,7 +216,7 @@ class Surface:
     @cached_property
     def candidates(self) -> tuple[list[dict[str, object]], np.ndarray, np.ndarray]:
         """Samples all over the space, with their coordinates."""
-        samples = self.axes.space.spread(CANDIDATES, 0)
+        samples = self.axes.space.candidates
         return samples, *self.axes(samples)
 
     def _loss(self, theta: np.ndarray, x: np.ndarray, z: np.ndarray, t: float) -> np.ndarray:
