@@ -25,7 +25,7 @@ from pipeline.settings.presets import find_preset
 from tune import answer, ladder
 from tune.answer import Answer
 from tune.config import SearchConfig
-from tune.plan import make_plan
+from tune.prepare import make_plan
 from tune.trial import DONE, Outcome
 
 LR, WARMUP = "optim.lr", "optim.warmup"

@@ -36,7 +36,7 @@ def measure(trials: int, epochs: float) -> dict[str, float]:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         wall_s = time.perf_counter() - since
         plan = read_plan(Path(runs) / "overhead")
-        outcomes = [trial.outcome for trial in Study(plan, plan.dir).trials()]
+        outcomes = [trial.outcome for trial in Study.read(plan, plan.dir).trials()]
     # as on this machine, whose Ray counts each core twice
     how = {"batch": plan.batch, "trials": trials}
     at_once = Slots.of(cpus=2 * os.cpu_count(), gpus=0, **how).trials

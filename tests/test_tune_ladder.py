@@ -14,7 +14,7 @@ from pipeline.settings.presets import find_preset
 from tune.answer import Gain, answer_of
 from tune.config import SearchConfig
 from tune.ladder import confirmation, planned
-from tune.plan import make_plan
+from tune.prepare import make_plan
 from tune.trial import DIVERGED, DONE, Outcome
 
 RUNGS = {"rungs": ["16/64", "5/16", "3/4"], "seeds": 4}
@@ -129,7 +129,9 @@ def test_what_was_best_in_earlier_searches_comes_first_and_once(plan):
 
 def test_a_rung_in_which_all_diverged_ends_the_search_with_the_way_out(tmp_path):
     plan = plan_in(tmp_path, set=["optim.lr=loguniform(1,10)"], **RUNGS)
-    with pytest.raises(ValueError, match=r"all trials of rung 1 diverged \(loss 50.*--set 'optim"):
+    with pytest.raises(
+        ValueError, match=r"all trials of rung 1 but the preset diverged \(loss 50.*--set 'optim"
+    ):
         searched(plan)
 
 
@@ -196,6 +198,27 @@ def test_settings_that_diverged_for_a_seed_are_not_recommended(plan, trials):
     assert len(found.gain.pairs) == 3 and found.gain.is_real and found.keeps
     assert "diverged in 1 of 4 runs" in found.sentences()[0]
     assert not preset.keeps  # of the preset that is no argument against them
+
+
+def test_a_preset_that_diverges_where_the_settings_found_do_not_is_left(plan, trials):
+    last = len(plan.rungs)
+    lost = [
+        dataclasses.replace(trial, status=DIVERGED, outcome=Outcome(status=DIVERGED, reason="nan"))
+        if trial.rung == last and trial.place == 0
+        else trial
+        for trial in trials
+    ]
+    answer = answer_of(plan, lost)
+    assert not answer.keeps
+    assert "diverged in 1 of 4 runs, and the best" in answer.sentences()[0]
+    assert answer.settings()["optim.lr"] == pytest.approx(answer.carried["optim.lr"])
+
+
+def test_pairs_keep_the_settings_that_they_began_with(plan, trials):
+    begun = [trial for trial in trials if trial.rung < len(plan.rungs) or trial.place < 2]
+    moved = dataclasses.replace(begun[-1], sample={"optim.lr": 1e-3, "optim.warmup": 0.2})
+    pairs = [t for t in planned(plan, [*begun[:-1], moved]) if t.rung == len(plan.rungs)]
+    assert {str(trial.sample) for trial in pairs if trial.sample} == {str(moved.sample)}
 
 
 def test_without_any_effect_the_preset_is_kept(tmp_path):

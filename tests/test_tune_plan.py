@@ -15,7 +15,8 @@ from shards.dataset.format import MANIFEST, Manifest, Shard
 from tune import cost
 from tune.__main__ import main
 from tune.config import SearchConfig
-from tune.plan import SEARCH, make_plan, read_plan, resumed
+from tune.plan import SEARCH, read_plan, resumed
+from tune.prepare import make_plan
 from tune.rungs import Rung
 from tune.transfer import share_of_run, to_run, to_trial
 
@@ -232,13 +233,40 @@ def test_no_secret_is_written_or_shown(tmp_path, monkeypatch, capsys):
     def missing(run):
         raise FileNotFoundError(f"there is no {run.data.dir}")
 
-    monkeypatch.setattr("tune.plan.data_size", missing)
+    monkeypatch.setattr("tune.prepare.data_size", missing)
     assert main(["search", "demo", "--base.data.dir", SECRET, "--plan"]) == 2
-    monkeypatch.setattr("tune.plan.data_size", lambda _: (1437, 360, 10, ""))
-    monkeypatch.setattr("tune.plan.bytes_of_image", lambda _: 100.0)
+    monkeypatch.setattr("tune.prepare.data_size", lambda _: (1437, 360, 10, ""))
+    monkeypatch.setattr("tune.prepare.bytes_of_image", lambda _: 100.0)
     monkeypatch.setattr("pipeline.settings.budget.data_size", lambda _: (1437, 360, 10, ""))
     assert main(["search", "demo", "--base.data.dir", SECRET, "--plan"]) == 0
     said = capsys.readouterr()
     assert "there is no s3://***@bucket/x" in said.err and "TB read" in said.out
     texts = [(plan.dir / SEARCH).read_text(), said.out, said.err]
     assert not any("wJalr" in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"rungs": ["3/4"]}, "3 trials, and a surface over optim.lr, optim.warmup takes 4"),
+        ({"set": ["optim.lr=choice(0.002)", "optim.warmup=0.1"]}, "holds the preset alone"),
+        ({"objective": "probe/pets/knn"}, "is no probe of the run; .* it has none"),
+    ],
+)
+def test_a_search_that_could_not_end_is_refused_before_it_starts(tmp_path, settings, said):
+    with pytest.raises(ValueError, match=said):
+        plan_in(tmp_path, **settings)
+
+
+def test_a_probe_is_named_by_its_set_and_kind(tmp_path):
+    changes = {"probe.data": ["s3://bucket/pets"], "probe.shots": [5]}
+    assert plan_in(tmp_path, changes, objective="probe/pets/5shot").config.sign == -1
+    with pytest.raises(ValueError, match="it has probe/pets/5shot, probe/pets/knn"):
+        plan_in(tmp_path, changes, objective="probe/pet/knn")
+
+
+@given(budget=st.floats(1.2, 60))
+@settings(deadline=None, max_examples=10)
+def test_the_lengths_of_rungs_survive_the_file(budget):
+    plan = plan_of(budget=budget)
+    assert [Rung.of(str(rung)) for rung in plan.rungs] == list(plan.rungs)

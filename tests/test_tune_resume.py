@@ -31,7 +31,7 @@ def trials_of(plan):
     copy = plan.dir.parent / "copy"
     copy.mkdir(exist_ok=True)
     shutil.copy(plan.dir / STUDY, copy)
-    return Study(plan, copy).trials()
+    return Study.read(plan, copy).trials()
 
 
 def done(plan):
@@ -57,9 +57,9 @@ def actors(process):
     ]
 
 
-def resumed(runs, **env):
+def resumed(runs):
     """The output of a search that goes on to its end."""
-    process = start(runs, "resume", **env)
+    process = start(runs, "resume")
     output, _ = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, output
     return output
@@ -136,14 +136,22 @@ def test_a_full_disk_ends_the_search_with_its_name_and_it_goes_on_when_there_is_
         assert_complete(plan, before)
 
 
-def test_a_search_in_a_store_goes_on_without_the_machine_that_it_began_on(tmp_path):
-    runs = (tmp_path / "store").as_uri()
-    first = start(runs, XDG_CACHE_HOME=str(tmp_path / "one"))
-    said, _ = first.communicate(timeout=TIMEOUT_S)
-    assert first.returncode == 0, said
-    shutil.rmtree(tmp_path / "one")
-    again = resumed(runs, XDG_CACHE_HOME=str(tmp_path / "two"))
-    assert again.splitlines()[-1] == said.splitlines()[-1]
+def test_a_search_in_a_store_goes_on_here_and_without_the_machine_that_it_began_on(
+    tmp_path, monkeypatch
+):
+    runs, here = (tmp_path / "store").as_uri(), str(tmp_path / "one")
+    monkeypatch.setenv("XDG_CACHE_HOME", here)
+    plan = plan_in(runs, **SMALL)
+    first = start(runs)
+    wait_for(first, lambda: len(done(plan)) >= 3)
+    first.kill()
+    first.communicate()
+    before = done(plan)
+    said = resumed(runs)
+    assert_complete(plan, before)
+    shutil.rmtree(here)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "two"))
+    assert resumed(runs).splitlines()[-1] == said.splitlines()[-1]
     files = {path.name for path in (tmp_path / "store" / "demo-warmup-lr").iterdir()}
     assert {"search.json", STUDY, "best.json", "report.html", RECORDS} <= files
 

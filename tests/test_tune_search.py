@@ -1,6 +1,7 @@
 """A search from its command to its answer: on Ray, with runs that cost nothing."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +96,16 @@ def test_report_computes_the_same_answer_from_the_folder(searched):
 
 
 @pytest.mark.ray
+def test_report_writes_into_the_folder_that_it_is_given(searched, tmp_path):
+    plan, answer = searched
+    moved = tmp_path / "moved"
+    shutil.copytree(plan.dir, moved, ignore=shutil.ignore_patterns("trials", "*.html", "best.json"))
+    assert main(["report", str(moved)]) == 0
+    assert read_preset(moved / "best.json") == read_preset(plan.dir / "best.json")
+    assert (moved / "report.html").exists()
+
+
+@pytest.mark.ray
 def test_ray_tunes_own_analysis_has_all_trials_with_flat_settings_and_metrics(searched):
     from ray.tune import ExperimentAnalysis
 
@@ -166,7 +177,7 @@ def test_a_failed_trial_holds_the_next_rung_and_is_run_again(tmp_path, ray_clust
     plan = plan_in(tmp_path, rungs=["5/8", "3/4"], seeds=2)
     with pytest.raises(RuntimeError, match="1 trials failed, rung-1-02 .*disk is full.* --resume"):
         run_search(plan, fit=failing)
-    trials = Study(plan, plan.dir).trials()
+    trials = Study.read(plan, plan.dir).trials()
     assert [trial.status for trial in trials].count(DONE) == len(trials) - 1 == 4
     (tmp_path / "mended").touch()
     answer = run_search(plan, resume=True, fit=failing)
@@ -187,7 +198,9 @@ def test_a_search_whose_trials_all_diverge_says_so(tmp_path, ray_cluster):
     from tune.search import run_search
 
     plan = plan_in(tmp_path, rungs=["3/8", "3/4"], seeds=2)
-    with pytest.raises(ValueError, match="all trials of rung 1 diverged .*lower learning rates"):
+    with pytest.raises(
+        ValueError, match="all trials of rung 1 but the preset diverged .*lower learning rates"
+    ):
         run_search(plan, fit=everything_diverges)
 
 

@@ -3,8 +3,10 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tune_runs import plan_in
 
-from tune.slots import Slots
+from tune import slots
+from tune.slots import Cluster, Slots
 
 
 def shape(cpus=430, gpus=32, trials=32, batch=4096, **how):
@@ -27,7 +29,8 @@ def test_gpus_that_are_still_to_come_are_used():
     assert shape(device="auto", gpus=8, trials=8) == (8, 1, "gpu")
     # for those that nothing has announced one trial waits, as a run does
     assert shape(device="gpu", gpus=0, cpus=4) == (1, 1, "gpu")
-    assert shape(device="gpu", gpus=0, cpus=0, workers=4, concurrent=8) == (1, 4, "gpu")
+    # whose number is known to the one who gives both, such as on Kubernetes
+    assert shape(device="gpu", gpus=0, cpus=0, workers=4, concurrent=8) == (8, 4, "gpu")
 
 
 def test_without_gpus_half_of_the_cores_compute():
@@ -68,3 +71,23 @@ def test_more_than_the_cluster_has_is_refused_in_words():
         shape(gpus=2, workers=4)
     # a rung with fewer trials than that runs them all
     assert shape(trials=3, workers=4, concurrent=16) == (3, 4, "gpu")
+
+
+def test_nodes_that_are_lost_for_a_while_neither_end_the_search_nor_move_it_to_cpus(
+    tmp_path, monkeypatch
+):
+    here = {"CPU": 40, "GPU": 8}
+    monkeypatch.setattr(slots, "possible_nodes", list)
+    monkeypatch.setattr(slots, "node_types", list)
+    monkeypatch.setattr(slots, "possible_resources", lambda _: here)
+    monkeypatch.setattr(slots, "LOOK_S", 0.0)
+    cluster = Cluster(plan_in(tmp_path, workers=2))
+    assert cluster.slots(0).trials == 4
+    here["GPU"] = 1
+    assert cluster.slots(0) is None
+    here["GPU"] = 16
+    assert (cluster.slots(0).trials, cluster.slots(0).device) == (8, "gpu")
+    here["GPU"] = 0
+    assert cluster.slots(0).device == "gpu"
+    with pytest.raises(ValueError, match="lower --workers"):
+        Cluster(plan_in(tmp_path, workers=64)).slots(0)

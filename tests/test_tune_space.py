@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pipeline.settings.presets import find_preset
 from tune.config import SearchConfig
 from tune.dimension import Choice, Range, parse
-from tune.plan import make_plan
+from tune.prepare import make_plan
 from tune.space import AUGREG, SPACES, Space
 
 PAPER, B16 = "in1k-finetune-b16-paper", "in21k-b16-30ep"
@@ -145,7 +145,7 @@ def test_finetune_takes_the_papers_rates_and_steps():
 
 def test_the_preset_is_a_sample_as_far_as_a_space_can_express_it():
     changes = ("optim.name=choice(adamw,sgd)", "epochs=choice(9,18)", "optim.warmup=0.1")
-    sample = plan_of(set=changes, rungs=("4/2",)).preset_sample()
+    sample = plan_of(set=changes, rungs=("8/2",)).preset_sample()
     assert sample == {"optim.lr": 2e-3, "optim.name": "adamw"}
     # 7.992713 epochs, and 7.99271 in the space
     paper = plan_of(PAPER, space="finetune").preset_sample()

@@ -33,7 +33,7 @@ def states(folder):
 def study_in(folder, **settings):
     folder.mkdir(exist_ok=True)
     plan = plan_in(folder, rungs=["4/16", "3/4"], **settings)
-    study = Study(plan, folder)
+    study = Study.open(plan, folder)
     study.plan(planned(plan, []))
     return plan, study
 
@@ -57,13 +57,13 @@ def test_a_new_process_finds_running_trials_running_and_ends_them_once(tmp_path)
     plan, study = study_in(tmp_path)
     first, second = study.begin(), study.begin()
     study.end(first.name, outcome())
-    again = Study(plan, tmp_path)
+    again = Study.open(plan, tmp_path)
     assert again.trials() == study.trials()
     assert [trial.status for trial in again.trials()] == [DONE, RUNNING, WAITING, WAITING]
     assert [again.begin().name, again.begin().name, again.begin()] == [*NAMES[2:], None]
     assert again.end(second.name, outcome(loss=2.0))
     assert not again.end(second.name, outcome(loss=3.0))
-    assert Study(plan, tmp_path).trials()[1].value("val/loss") == 2.0
+    assert Study.open(plan, tmp_path).trials()[1].value("val/loss") == 2.0
 
 
 @pytest.mark.parametrize("cut", [b'{"op_code": 6, "worker', b"\xff\xfe", b'{"cut": 1}'])
@@ -73,18 +73,18 @@ def test_a_last_line_that_a_crash_cut_off_is_removed(tmp_path, cut):
     path, before = tmp_path / STUDY, study.trials()
     whole = path.read_bytes()
     path.write_bytes(whole + cut)
-    again = Study(plan, tmp_path)
+    again = Study.open(plan, tmp_path)
     assert again.trials() == before
     assert path.read_bytes().startswith(whole) and cut not in path.read_bytes()
     again.end(again.begin().name, outcome())
-    assert [trial.status for trial in Study(plan, tmp_path).trials()[:2]] == [DONE, DONE]
+    assert [trial.status for trial in Study.open(plan, tmp_path).trials()[:2]] == [DONE, DONE]
 
 
 def test_a_failed_trial_is_run_again_under_its_name_and_displaces_none(tmp_path):
     plan, study = study_in(tmp_path)
     study.end(study.begin().name, outcome(FAILED))
     assert study.trials()[0].status == FAILED
-    again, begun = Study(plan, tmp_path), []
+    again, begun = Study.open(plan, tmp_path), []
     again.retry()
     while trial := again.begin():
         begun.append(trial)
@@ -111,3 +111,14 @@ def test_the_best_is_by_the_objective_and_one_that_is_no_number_has_diverged(tmp
     study.end(study.begin().name, outcome(loss=math.nan))
     assert states(tmp_path / "other")[0] == "PRUNED"
     assert study.trials()[0].outcome.reason == "val/loss is nan"
+
+
+def test_reading_it_changes_nothing_while_its_driver_writes_a_line(tmp_path):
+    plan, _ = study_in(tmp_path)
+    with (tmp_path / STUDY).open("ab") as file:
+        file.write(b'{"op_code": 4, "wor')
+    before = (tmp_path / STUDY).read_bytes()
+    assert len(Study.read(plan, tmp_path).trials()) == 4
+    assert (tmp_path / STUDY).read_bytes() == before
+    with pytest.raises(FileNotFoundError, match="has not begun"):
+        Study.read(plan, tmp_path / "none")

@@ -16,9 +16,9 @@ from pipeline.checkpoint.run_folder import RunFolder
 from pipeline.evaluation.config import CENTER
 from pipeline.outcome import Outcome
 from pipeline.settings.presets import find_preset
-from pipeline.tracking.journal import write_record
+from pipeline.tracking.journal import RECORDS, write_record
 from tune.config import SearchConfig
-from tune.plan import make_plan
+from tune.prepare import make_plan
 
 # the processes of the trials cannot import a test
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -56,6 +56,7 @@ def fit(config, *, on_record, trial):
         now = 50.0 if config.optim.lr > 0.05 else loss + 1.9 * (1 - step / 5)
         record = {"kind": "train", "step": steps * step // 5, "train/loss": now}
         write_record(folder, record)
+        RunFolder.of(config.runs_dir, config.name).push(RECORDS)
         if on_record(record):
             return None
         time.sleep(0.02)

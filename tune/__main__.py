@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import tyro
@@ -27,6 +28,8 @@ log = logging.getLogger("tune")
 # and Ctrl-C is handled here
 ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
+    # else trials would start one after the other; the driver limits them
+    "TUNE_MAX_PENDING_TRIALS_PG": "64",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -78,7 +81,7 @@ class Search:
     def __call__(self) -> int:
         """Run the search, or only show what it will cost."""
         from tune.cost import described
-        from tune.plan import make_plan
+        from tune.prepare import make_plan
 
         how = {"gpu": self.plan_gpu, "mfu": self.plan_mfu}
         plan = make_plan(self.preset, self.base, self.config, **how)
@@ -103,7 +106,7 @@ class Search:
         except KeyboardInterrupt:
             log.info("--resume continues the search")
             raise
-        log.info("\n%s", ending(answer))
+        log.info("\n%s", ending(answer, answer.plan.dir))
         return 0
 
 
@@ -124,20 +127,21 @@ class Report:
 
         folder = fetched_run(self.search)
         plan = read_plan(folder)
-        log.info("%s", ending(write_answer(plan, Study(plan, folder).trials())))
+        trials = Study.read(plan, folder).trials()
+        log.info("%s", ending(write_answer(plan, trials, folder), folder))
         return 0
 
 
-def ending(answer: "Answer") -> str:
-    """The answer of a search for the console."""
+def ending(answer: "Answer", folder: Path) -> str:
+    """The answer of a search for the console, and its files in a folder."""
     from tune.page import BEST, PAGE
 
     counts = ", ".join(f"{number} {status}" for status, number in answer.counts().items())
     lines = [
         f"{table(answer.table())}\n",
         f"trials      {counts}",
-        f"page        {answer.plan.dir / PAGE}",
-        f"train       python -m pipeline train --preset-file {answer.plan.dir / BEST}\n",
+        f"page        {folder / PAGE}",
+        f"train       python -m pipeline train --preset-file {folder / BEST}\n",
         *answer.sentences(),
     ]
     return "\n".join(lines)

@@ -24,7 +24,7 @@ from pipeline.outcome import Outcome as RunOutcome
 from pipeline.settings.config import TrainConfig
 from pipeline.tracking.journal import PLACE, read_records
 from tune.plan import Plan
-from tune.slots import Slots
+from tune.slots import Slots, shared
 from tune.trial import DIVERGED, DONE, FAILED, Outcome, Trial
 from vit.registry import LOSSES
 
@@ -34,8 +34,8 @@ FAR_ABOVE = 2.0
 STOP_S = 60.0
 # reason of a run that its search ends
 STOPPED = "stopped"
-# settings of a trial in Ray Tune besides its sample
-FACTS = ("rung", "place", "seed")
+# what Ray Tune shows of a trial besides its sample: its place, and its share of the cluster
+FACTS, SHARE = ("rung", "place", "seed"), ("workers", "worker_cpus", "device")
 Fit = Callable[..., RunOutcome | None]
 
 
@@ -49,30 +49,19 @@ class Setup:
     fit: Fit
 
 
-def tune_config(trial: Trial) -> dict[str, object]:
-    """A trial as Ray Tune shows it: its name and place, and its sample by dotted name."""
+def tune_config(trial: Trial, slots: Slots) -> dict[str, object]:
+    """A trial as Ray Tune shows it: its name, place and share, and its sample by dotted name."""
     facts = {name: getattr(trial, name) for name in FACTS}
+    facts |= {name: getattr(slots, name) for name in SHARE}
     return {"trial": trial.name, **facts, "preset": trial.sample is None, **(trial.sample or {})}
 
 
 def trial_of(config: Mapping[str, object]) -> Trial:
     """The trial of `tune_config`."""
-    names = {"trial", "preset", *FACTS}
+    names = {"trial", "preset", *FACTS, *SHARE}
     sample = {name: value for name, value in config.items() if name not in names}
     facts = {name: config[name] for name in FACTS}
     return Trial(**facts, sample=None if config["preset"] else sample)
-
-
-def slots_of(plan: Plan, rung: int) -> Slots:
-    """The trials of a rung that run at the same time on the cluster, and the workers of each."""
-    last = rung == len(plan.rungs)
-    return Slots.here(
-        trials=2 * plan.config.seeds if last else plan.rungs[rung].trials,
-        batch=int(plan.space.shared.get("global_batch", plan.batch)),
-        workers=plan.config.workers,
-        concurrent=plan.config.concurrent,
-        device=plan.run.device,
-    )
 
 
 class TrialActor(ray.tune.Trainable):
@@ -81,12 +70,12 @@ class TrialActor(ray.tune.Trainable):
     def setup(self, config: Mapping[str, object], setup: Setup) -> None:
         """Start the first trial."""
         self._setup = setup
-        self._start(trial_of(config))
+        self._start(config)
 
     def reset_config(self, new_config: Mapping[str, object]) -> bool:
         """Start another trial in the same process, which saves its imports."""
         self.cleanup()
-        self._start(trial_of(new_config))
+        self._start(new_config)
         return True
 
     def step(self) -> dict[str, object]:
@@ -102,16 +91,17 @@ class TrialActor(ray.tune.Trainable):
             self._follower.stop()
         wait([self._future], timeout=STOP_S)
 
-    def _start(self, trial: Trial) -> None:
+    def _start(self, facts: Mapping[str, object]) -> None:
         self._follower, self._future = None, Future()
-        if known := self._setup.ended.get(trial.name):
+        if known := self._setup.ended.get(facts["trial"]):
             self._future.set_result(known)
             return
-        plan = self._setup.plan
-        slots = slots_of(plan, trial.rung)
-        config = plan.trial_config(trial, slots.workers, slots.device)
+        plan, trial = self._setup.plan, trial_of(facts)
+        batch = plan.tuned(trial.sample, plan.horizon(trial.rung)).global_batch
+        workers = shared(batch, facts["workers"])
+        config = plan.trial_config(trial, workers, facts["device"])
         self._follower = Follower(config, plan.config.objective)
-        own = run.Trial(search_dir=plan.dir, worker_cpus=slots.worker_cpus)
+        own = run.Trial(search_dir=plan.dir, worker_cpus=facts["worker_cpus"])
         thread = ThreadPoolExecutor(1, "trial")
         self._future = thread.submit(self._follower.follow, self._setup.fit, own)
 
@@ -167,7 +157,7 @@ class Follower:
         numbers = {name: value for name, value in last.items() if name not in PLACE}
         return Outcome(
             status=status if status in (DONE, DIVERGED) else FAILED,
-            reason=self._explanation or ("" if status == DONE else str(status)),
+            reason=self._explanation or ("" if status == DONE else "it was stopped"),
             values={k: v for k, v in numbers.items() if isinstance(v, int | float)},
             step=step,
             images=step * self._config.global_batch,

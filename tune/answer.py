@@ -100,13 +100,15 @@ class Answer:
     @property
     def keeps(self) -> bool:
         """Whether the answer is to keep the preset, also if what was found may diverge."""
-        return self.gain is None or not self.gain.is_real or self.diverged > 0
+        preset, found = self.diverged
+        return bool(found) or not (preset or (self.gain and self.gain.is_real))
 
     @property
-    def diverged(self) -> int:
-        """Number of the pairs in which the settings found diverged."""
-        last = len(self.plan.rungs)
-        return sum(t.status == DIVERGED and t.rung == last and bool(t.sample) for t in self.trials)
+    def diverged(self) -> tuple[int, int]:
+        """Numbers of the pairs in which the preset and the settings found diverged."""
+        last = [trial for trial in self.trials if trial.rung == len(self.plan.rungs)]
+        lost = [bool(trial.sample) for trial in last if trial.status == DIVERGED]
+        return lost.count(False), lost.count(True)
 
     def settings(self) -> dict[str, object]:
         """Settings of the real run that differ from the preset's; none if it is kept."""
@@ -185,27 +187,30 @@ def recommendation(answer: Answer) -> str:
     """Which settings to use, and what they gain."""
     gain, plan = answer.gain, answer.plan
     length = f"at {part(plan.rungs[-1].horizon)} of the run"
-    if answer.diverged:
+    tried = f"the best that the search found ({shown(answer.found)})"
+    preset, found = answer.diverged
+    if found:
         return (
-            f"Keep the preset's settings: {length}, the best that the search found "
-            f"({shown(answer.found)}) diverged in {answer.diverged} of {plan.config.seeds} runs."
+            f"Keep the preset's settings: {length}, {tried} diverged in {found} of "
+            f"{plan.config.seeds} runs."
+        )
+    if preset:
+        return (
+            f"Use {settings_text(answer)}: {length}, the preset's settings diverged in {preset} of "
+            f"{plan.config.seeds} runs, and {tried} in none."
         )
     if gain is None:
-        if any(trial.rung == len(plan.rungs) for trial in answer.trials):
-            return f"Keep the preset's settings: {length}, no pair of runs could be compared."
         return f"Keep the preset's settings: {length}, they are the best that the search found."
-    lost = sum(t.status == DIVERGED and t.rung == len(plan.rungs) for t in answer.trials)
     runs = f"in {len(gain.pairs)} pairs of runs that took no part in the choice"
-    runs += f" ({lost} more runs diverged)" if lost else ""
     if answer.keeps:
         return (
-            f"Keep the preset's settings: {length}, the best that the search found "
-            f"({shown(answer.found)}) gain {gain} in {answer.objective} over them, {runs}: "
+            f"Keep the preset's settings: {length}, {tried} gain {gain} in {answer.objective} over "
+            f"them, {runs}: "
             f"{'they are worse' if gain.interval[1] < 0 else 'that is within the noise'}."
         )
     return (
         f"Use {settings_text(answer)}: {length}, what was best there ({shown(answer.found)}) "
-        f"improves {answer.objective} by {gain} over the preset, {runs}."
+        f"gains {gain} in {answer.objective} over the preset's settings, {runs}."
     )
 
 
@@ -253,7 +258,10 @@ def basis(answer: Answer) -> str:
         if isinstance(dimension, Range) and dimension.log and len(plan.rungs) > 1:
             slope, low, high = answer.surface.slope(name)
             words.append(f"{name} by length ** {slope:.2f} ({low:.2f} to {high:.2f})")
-    moved = f"From rung to rung the best moved with the length of the run: {', '.join(words)}"
+    moved = (
+        f"By the rungs and a weak assumption, the best moves with the length of the run: "
+        f"{', '.join(words)}"
+    )
     if not words:
         moved = (
             f"The settings are those of the last rung, at {part(plan.rungs[-1].horizon)} of the run"

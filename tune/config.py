@@ -30,7 +30,7 @@ class SearchConfig(Settings):
     Empty: as the budget allows."""
     budget: float | None = setting(None, common=True)
     """GPU-hours that the search may take; rungs and trials are chosen so that they suffice. None:
-    as many as one real run, unless `rungs` are given."""
+    as many as one real run, unless `rungs` are given or the space has its own."""
     objective: str = setting("val/loss", common=True)
     """What to improve: val/loss, val/top1, val/top5, or a probe, such as probe/NAME/knn."""
     seeds: int = setting(4, may_change=True, common=True)

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.settings.budget import Budget
+from pipeline.settings.budget import START_S, Budget
 from support.console import duration, table
-from tune.plan import Plan, trial_s
+from tune.plan import Plan
 from tune.rungs import part
-from tune.trial import Trial
+from tune.trial import DONE, Trial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,16 @@ class Cost:
         read = f"{(self.images + self.evaluated) * image_bytes / 1e12:.3g}"
         return [self.label, f"{self.trials}", part(self.horizon), f"{self.steps:,}",
                 f"{self.images:,}", f"{self.evaluated:,}", hours, read]  # fmt: skip
+
+
+def trial_s(trial: Budget) -> float:
+    """Seconds of a trial on one GPU: training, one evaluation at its end, and the start."""
+    return trial.train_s * (1 + evaluation_share(trial)) + START_S
+
+
+def evaluation_share(trial: Budget) -> float:
+    """An evaluation in trainings; a forward pass is a third of a training step."""
+    return trial.eval_samples / (3 * trial.images)
 
 
 def planned(plan: Plan, *, gpu: str, mfu: float | None) -> list[Cost]:
@@ -83,7 +93,7 @@ def spent(plan: Plan, trials: Sequence[Trial]) -> str:
     """What the trials have cost, in words."""
     ended = [trial.outcome for trial in trials if trial.outcome]
     images = sum(one.images for one in ended)
-    evaluated = plan.eval_samples * sum(bool(one.values) for one in ended)
+    evaluated = plan.eval_samples * sum(one.status == DONE for one in ended)
     share = images / (plan.run.epochs * plan.samples)
     hours = sum(one.seconds * one.workers for one in ended)
     return (

@@ -7,9 +7,9 @@ A killed search plans the same trials again, and a test needs no Ray to run thou
 
 from collections.abc import Mapping, Sequence
 
+from tune import transfer
 from tune.plan import Plan
 from tune.surface import Run, Surface
-from tune.transfer import SLOPES
 from tune.trial import DONE, ENDED, Trial
 
 
@@ -26,13 +26,14 @@ def planned(plan: Plan, trials: Sequence[Trial]) -> list[Trial]:
             break
         if not any(trial.status == DONE and trial.sample for trial in before):
             raise ValueError(
-                f"all trials of rung {rung} diverged ({before[-1].outcome.reason}); "
+                f"all trials of rung {rung} but the preset diverged ({before[-1].outcome.reason}); "
                 f"search lower learning rates, such as --set 'optim.lr=loguniform(1e-5,1e-3)'"
             )
         if rung < len(plan.rungs):
             wanted += next_rung(plan, rung, before)
         else:
-            wanted += confirmation(plan, found(plan, list(ended.values())))
+            chosen = [t.sample for t in trials if t.rung == rung and t.sample]
+            wanted += confirmation(plan, chosen[0] if chosen else found(plan, [*ended.values()]))
     return wanted
 
 
@@ -87,7 +88,8 @@ def surface(plan: Plan, trials: Sequence[Trial]) -> Surface:
         for trial in trials
         if trial.status == DONE and trial.rung < len(plan.rungs)
     ]
-    return Surface.fit(plan.space, runs, slopes=SLOPES, preset=control, seed=plan.config.seed)
+    slopes = transfer.slopes(plan.run.optim.name)
+    return Surface.fit(plan.space, runs, slopes=slopes, preset=control, seed=plan.config.seed)
 
 
 def found(plan: Plan, trials: Sequence[Trial]) -> dict[str, object]:

@@ -14,9 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.checkpoint.run_folder import RunFolder
 from pipeline.tracking.journal import read_records
-from shards.dataset import store
 from support import chart
 from support.chart import Chart, Line
 from support.console import duration
@@ -38,11 +36,11 @@ NO_LINE = {"linestyle": "none"}
 CROSS = {"marker": "x", "color": chart.BAD, "markersize": 7, "markeredgewidth": 2.2, **NO_LINE}
 
 
-def write_answer(plan: Plan, trials: Sequence[Trial]) -> Answer:
-    """Find the answer, and write the preset file and the page into the folder of the search."""
+def write_answer(plan: Plan, trials: Sequence[Trial], folder: Path) -> Answer:
+    """Find the answer, and write the preset file and the page into a folder."""
     answer = answer_of(plan, trials)
-    write_json(plan.dir / BEST, answer.preset_file())
-    write_page(answer, plan.dir / PAGE)
+    write_json(folder / BEST, answer.preset_file())
+    write_page(answer, folder / PAGE)
     return answer
 
 
@@ -54,7 +52,7 @@ def write_page(answer: Answer, path: Path) -> None:
     page = render(
         "tune/search.html",
         answer=answer,
-        command=f"python -m pipeline train --preset-file {shlex.quote(str(plan.dir / BEST))}",
+        command=f"python -m pipeline train --preset-file {shlex.quote(str(path.with_name(BEST)))}",
         map=Map(answer),
         curves=dict(curves_chart(answer, rung) for rung in range(len(plan.rungs) + 1)),
         optima={name: optimum_chart(answer, name) for name in moving},
@@ -247,8 +245,8 @@ def curves_chart(answer: Answer, rung: int) -> tuple[str, str]:
 def curve(plan: Plan, trial: Trial) -> Line:
     """Points (share of the trial, training loss) from its journal; none without one."""
     steps = plan.tuned(trial.sample, plan.horizon(trial.rung)).steps(plan.samples)
-    folder = RunFolder.of(store.join(plan.folder.place, "trials"), trial.name)
-    records = [record for record, _ in read_records(folder.path) if "train/loss" in record]
+    path = plan.trial_folder(trial.name).path
+    records = [record for record, _ in read_records(path) if "train/loss" in record]
     return chart.clean([(record["step"] / steps, record["train/loss"]) for record in records])
 
 

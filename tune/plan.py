@@ -5,22 +5,19 @@ runs/NAME/search.json  study.log  tune/  trials/rung-1-00/...  best.json  report
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.checkpoint.run_folder import RunFolder
 from pipeline.data.digits import located
-from pipeline.settings.budget import START_S, Budget, data_size
 from pipeline.settings.config import TrainConfig
 from shards.dataset import store
-from shards.dataset.format import open_set
 from support.redact import redacted
 from tune import transfer
 from tune.config import PROBE, SearchConfig
-from tune.rungs import Rung, choose_rungs, cost
-from tune.space import Space, alike, make_space
+from tune.rungs import Rung, cost
+from tune.space import Space, alike
 from tune.trial import Trial
 
 SEARCH = "search.json"
@@ -30,13 +27,11 @@ OFF = {
     **{"min_workers": None, "worker_cpus": None, "skip_steps": [], "lr_factors": []},
     "keep_checkpoints": 1,
 }
-# bytes of an image in shards of 256 pixels, where they cannot be read: those of ImageNet-1k
-IMAGE_BYTES = 25_700
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A search whose preset, space, rungs and data fit together; `make_plan` checks that."""
+    """A search whose preset, space, rungs and data fit together; `tune.prepare` checks that."""
 
     preset: str
     run: TrainConfig
@@ -73,6 +68,10 @@ class Plan:
     def batch(self) -> int:
         """Global batch of the trials, unless the space sets it."""
         return self.config.global_batch or self.run.global_batch
+
+    def trial_folder(self, name: str) -> RunFolder:
+        """Where a trial is."""
+        return RunFolder.of(store.join(self.folder.place, "trials"), name)
 
     def horizon(self, rung: int) -> float:
         """Length of the trials of a rung as a share of the run; the confirmation comes last."""
@@ -150,105 +149,6 @@ class Plan:
 NUMBERS = ("preset", "samples", "eval_samples", "num_classes", "image_bytes")
 
 
-def make_plan(
-    preset: str,
-    base: TrainConfig,
-    config: SearchConfig,
-    *,
-    gpu: str = "H100",
-    mfu: float | None = None,
-) -> Plan:
-    """Plan a search; ValueError or OSError if preset, space, rungs and data do not fit.
-
-    Without the data, the published size of its set counts. A budget in hours is in hours of a kind
-    of GPU, at a share of its peak, as for `pipeline train --plan`.
-    """
-    run = base.absolute()
-    samples, eval_samples, num_classes, _ = data_size(run)
-    # the ranges are around the preset at the batch of the trials
-    batch = config.global_batch or run.global_batch
-    control = transfer.to_trial(run, horizon=1.0, batch=batch, samples=samples)
-    plan = Plan(
-        preset=preset,
-        run=run,
-        config=config,
-        space=make_space(config.space, config.set, control, samples),
-        rungs=(),
-        samples=samples,
-        eval_samples=eval_samples,
-        num_classes=num_classes,
-        image_bytes=bytes_of_image(run),
-    )
-    if config.objective.startswith(PROBE) and not run.probe.data:
-        raise ValueError(
-            f"objective ({config.objective}) is a probe, and probe.data names no shard set; set "
-            f"--base.probe.data"
-        )
-    rungs = [Rung.of(text) for text in config.rungs or plan.space.rungs]
-    if config.budget is not None or not rungs:
-        rungs = rungs_within(plan, Budget(plan.longest(1.0), gpu=gpu, mfu=mfu))
-    control = plan.preset_sample()
-    known = plan.space.contains(control) and plan.is_preset(control)
-    most = plan.space.size + (not known)  # with the preset
-    rungs = [dataclasses.replace(rung, trials=int(min(rung.trials, most))) for rung in rungs]
-    plan = dataclasses.replace(plan, rungs=tuple(rungs))
-    check(plan)
-    return plan
-
-
-def rungs_within(plan: Plan, real: Budget) -> list[Rung]:
-    """Rungs that the budget of the search allows; without one, they cost as much as the real run.
-
-    `real` is the cost of the longest trial at the length of the real run. Raises ValueError if
-    there is a budget, and the speed of the run is unknown or it is too small.
-    """
-    budget = plan.config.budget
-    if budget is not None and real.unknown:
-        raise ValueError(f"budget: {real.unknown}; choose the --rungs instead")
-    overhead = evaluation_share(real) if real.unknown else trial_s(real) / real.train_s - 1
-    overhead += 0.5 / real.steps  # a trial has a whole number of steps
-    share = 1.0 if budget is None else 3600 * budget / real.train_s
-    rungs = choose_rungs(share, steps=real.steps, seeds=plan.config.seeds, overhead=overhead)
-    if budget is not None and (least := cost(rungs, plan.config.seeds, overhead)) > share:
-        hours = math.ceil(least * real.train_s / 36) / 100
-        raise ValueError(
-            f"budget ({budget:g}): the shortest and fewest trials, {' '.join(map(str, rungs))}, "
-            f"take {hours:g} GPU-hours; give it --budget {hours:g} at least"
-        )
-    return rungs
-
-
-def trial_s(trial: Budget) -> float:
-    """Seconds of a trial on one GPU: training, one evaluation at its end, and the start."""
-    return trial.train_s * (1 + evaluation_share(trial)) + START_S
-
-
-def evaluation_share(trial: Budget) -> float:
-    """An evaluation in trainings; a forward pass is a third of a training step."""
-    return trial.eval_samples / (3 * trial.images)
-
-
-def bytes_of_image(run: TrainConfig) -> float:
-    """Bytes of a training image in the shards, or IMAGE_BYTES if they cannot be read from here."""
-    try:
-        shards = open_set(run.data.dir).manifest.splits.get(run.data.train_split, ())
-    except OSError:
-        return IMAGE_BYTES
-    return sum(shard.bytes for shard in shards) / max(1, sum(shard.samples for shard in shards))
-
-
-def check(plan: Plan) -> None:
-    """Raise ValueError if a trial, or the real run with what may be found, has invalid settings."""
-    for horizon in {rung.horizon for rung in plan.rungs}:
-        for sample in [None, *plan.space.corners()]:
-            where = f"space {plan.space.name!r} at {shown(sample)}, {horizon:.3g} of the run"
-            try:
-                plan.tuned(sample, horizon).replace({"workers": plan.config.workers or 1})
-                plan.run.replace(plan.carried(sample or {}))
-            except ValueError as error:
-                raise ValueError(f"{where}: {error}") from error
-
-
 def read_plan(folder: Path) -> Plan:
     """The plan of a search that was started; ValueError if the folder is not that of a search."""
     path = folder / SEARCH
@@ -279,7 +179,8 @@ def resumed(old: Plan, new: Plan) -> Plan:
         for key in ["search" if not part else "run"]
         if before[key].get(name) != now[key][name]
     ]
-    different += [name for name in (*NUMBERS, "space") if before[name] != now[name]]
+    fixed = (*NUMBERS[:-1], "space")  # the size of an image only tells what is read
+    different += [name for name in fixed if before[name] != now[name]]
     if different:
         raise ValueError(
             f"search {old.name!r} was started with other settings: {', '.join(different)} differ; "

@@ -41,7 +41,7 @@ class Rung:
         return cls(trials=int(match[1]), horizon=1 / float(match[2]))
 
     def __str__(self) -> str:
-        return f"{self.trials}/{1 / self.horizon:g}"
+        return f"{self.trials}/{1 / self.horizon:.12g}"
 
     @property
     def cost(self) -> float:
@@ -82,9 +82,9 @@ def choose_rungs(share: float, *, steps: int, seeds: int, overhead: float) -> li
                 break
             if cost(rungs, seeds, overhead) <= share:
                 return rungs
-    shortest = min(1.0, MIN_STEPS / steps)
-    last = min(1.0, (GROWTH - 1) * shortest)
-    return [Rung(trials=8, horizon=shortest), Rung(trials=LAST, horizon=last)][shortest >= 1 :]
+    parts = max(1, steps // MIN_STEPS)
+    last = Rung(trials=LAST, horizon=1 / max(1, parts // (GROWTH - 1)))
+    return [Rung(trials=8, horizon=1 / parts), last][parts == 1 :]
 
 
 def ladder(first: int, last: float) -> list[Rung]:

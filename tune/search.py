@@ -29,13 +29,12 @@ from pipeline.tracking.recorder import Recorder
 from support.console import duration
 from support.files import AlreadyLocked, locked, write_json
 from support.lease import Lease, leased
-from tune.actor import Fit, Setup, slots_of, tune_config
+from tune.actor import Fit, Setup, tune_config
 from tune.answer import Answer
 from tune.ladder import planned
 from tune.page import BEST, PAGE, write_answer
 from tune.plan import SEARCH, Plan, read_plan, resumed, shown
-from tune.rungs import part
-from tune.slots import Slots
+from tune.slots import Cluster, Slots
 from tune.study import STUDY, Study
 from tune.trial import DONE, ENDED, FAILED, RUNNING, Outcome, Trial
 from tune.tuner import DRIVERS, MAX_DEATHS, TUNE, make_tuner
@@ -47,8 +46,8 @@ LOCK = "search.lock"
 # seconds to wait until the trials of a dead driver release their folders, and until the parent run
 # is in MLflow
 PATIENCE_S = 30.0
-# seconds for which the resources of the cluster are taken to be the same
-LOOK_S = 30.0
+# the share of a trial that is only shown to Ray Tune
+KNOWN = Slots(trials=1, workers=1, worker_cpus=1, device="cpu")
 # trials of an earlier search that are tried first
 WARM = 3
 # the record of a search; the cursor comes first, because it must not be ahead of the journal
@@ -71,7 +70,7 @@ def run_search(
             search = Search(plan, recorder, lease)
             with ray_session(extra_cpus=os.cpu_count() or 1, verbose=verbose):
                 search.run(fit)
-            answer = write_answer(plan, search.study.trials())
+            answer = write_answer(plan, search.study.trials(), plan.dir)
             files = (BEST, PAGE, STUDY, SEARCH)
             recorder.finish("FINISHED", {plan.dir / name: "" for name in files})
             plan.folder.push(*JOURNAL, *files, TUNE)
@@ -100,7 +99,7 @@ def warm_samples(plan: Plan) -> Iterator[dict[str, object]]:
     for location in plan.config.warm_start:
         folder = fetched_run(location)
         old = read_plan(folder)
-        last = [t for t in Study(old, folder).trials() if t.status == DONE and t.sample]
+        last = [t for t in Study.read(old, folder).trials() if t.status == DONE and t.sample]
         last.sort(key=lambda t: (-t.rung, old.config.sign * t.value(old.config.objective)))
         samples = [trial.sample for trial in last if plan.space.contains(trial.sample)]
         log.info("warm      %d trials of %s are in the space", len(samples), location)
@@ -130,14 +129,14 @@ class Search:
 
     def __init__(self, plan: Plan, recorder: Recorder, lease: Lease) -> None:
         self.plan, self._recorder, self._lease = plan, recorder, lease
-        self.study = Study(plan, plan.dir)
+        self.study = Study.open(plan, plan.dir)
         self.study.retry()
         self.study.plan(planned(plan, self.study.trials()))
         # names of the trials that Ray Tune has, and that have not ended
         self._live: set[str] = set()
         # ended trials that Ray Tune does not know: it had not saved them when a driver died
         self._unknown: list[Trial] = []
-        self._slots: dict[int, tuple[float, Slots]] = {}
+        self._cluster = Cluster(plan)
         self._error: Exception | None = None
         self._deaths: Counter[str] = Counter()
         self._record_ended()
@@ -147,8 +146,8 @@ class Search:
         left = [t for t in self.study.trials() if t.status not in ENDED]
         if not left:
             return
-        self._slots_of(left[0].rung)  # an error if the cluster is too small
-        wait_until_free(path.parent for path in self.plan.dir.glob(f"trials/*/{run.LOCK}"))
+        self._cluster.slots(left[0].rung)  # an error if the cluster is too small
+        wait_until_free(self.plan.trial_folder(trial.name).path for trial in left)
         self._wait_for_parent()
         ended = {t.name: t for t in self.study.trials() if t.status in ENDED}
         outcomes = {name: trial.outcome for name, trial in ended.items()}
@@ -176,26 +175,29 @@ class Search:
 
     def propose(self) -> dict[str, object] | str | None:
         """The next trial for Ray Tune; None while none can start, FINISHED after the last."""
-        if trial := self._guarded(self._next):
-            return tune_config(trial)
+        if facts := self._guarded(self._next):
+            return facts
         left = not self._error and any(
             t.status not in (*ENDED, FAILED) for t in self.study.trials()
         )
         return None if self._live or left else Searcher.FINISHED
 
-    def _next(self) -> Trial | None:
+    def _next(self) -> dict[str, object] | None:
         """The next trial, if one can start now."""
         if self._unknown:  # the actor knows how it ended
-            return self._unknown.pop()
+            return tune_config(self._unknown.pop(), KNOWN)
         left = [t for t in self.study.trials() if t.status not in (*ENDED, FAILED)]
         waiting = [trial for trial in left if trial.name not in self._live]
-        if not waiting or len(self._live) >= self._slots_of(waiting[0].rung).trials:
+        if not waiting:
+            return None
+        slots = self._cluster.slots(waiting[0].rung)
+        if not slots or len(self._live) >= slots.trials:
             return None
         # those that were running when an earlier driver died come first
         orphans = [trial for trial in waiting if trial.status == RUNNING]
         trial = orphans[0] if orphans else self.study.begin()
         self._live.add(trial.name)
-        return trial
+        return tune_config(trial, slots)
 
     def end(self, name: str, outcome: Outcome) -> None:
         """Record how a trial ended, and plan what follows from it."""
@@ -221,10 +223,10 @@ class Search:
         (trial,) = (trial for trial in trials if trial.name == name)
         value = outcome.values.get(self.plan.config.objective, float("nan"))
         reason = f"  {outcome.reason.splitlines()[0]}" if outcome.reason else ""
-        text = "%s  %-8s  %s %.4f  %s  %s  (%d of %d)%s"
+        text = "%s  %-8s  %s %.4f  %s  %s  (%d ended)%s"
         ended = sum(trial.status in ENDED for trial in trials)
         log.info(text, name, outcome.status, self.plan.config.objective, value, shown(trial.sample),
-                 duration(outcome.seconds), ended, self._total, reason)  # fmt: skip
+                 duration(outcome.seconds), ended, reason)  # fmt: skip
         self._lease.check()
         self.plan.folder.push(
             *(name for name in (STUDY, *JOURNAL) if (self.plan.dir / name).exists())
@@ -243,25 +245,6 @@ class Search:
         except (OSError, ValueError, RuntimeError) as error:
             self._error = error
             return None
-
-    @property
-    def _total(self) -> int:
-        return sum(rung.trials for rung in self.plan.rungs) + 2 * self.plan.config.seeds
-
-    def _slots_of(self, rung: int) -> Slots:
-        """The slots of a rung; the cluster is looked at again after LOOK_S, as it may grow."""
-        looked, slots = self._slots.get(rung, (-LOOK_S, None))
-        if time.monotonic() - looked >= LOOK_S or slots is None:
-            found = slots_of(self.plan, rung)
-            if found != slots:
-                log.info(
-                    "rung %d    at %s of the run: %d trials at the same time, each on %d x %s",
-                    *(rung + 1, part(self.plan.horizon(rung))),
-                    *(found.trials, found.workers, found.device),
-                )
-            slots = found
-            self._slots[rung] = time.monotonic(), slots
-        return slots
 
     def _record_ended(self) -> None:
         """Record the ended trials in the parent run; the recorder skips what it has already."""

@@ -6,10 +6,18 @@ get from its autoscaler: a rung of many trials runs many side by side, one of fe
 more workers.
 """
 
+import logging
+import time
 from dataclasses import dataclass
 
 from pipeline.cluster.autoscaler import node_types, possible_nodes, possible_resources
+from tune.plan import Plan
+from tune.rungs import part
 
+log = logging.getLogger(__name__)
+
+# seconds for which the resources of the cluster are taken to be the same
+LOOK_S = 30.0
 # without GPUs more trials are no faster
 MAX_CPU_TRIALS = 8
 
@@ -52,7 +60,10 @@ class Slots:
         # the cores compute, and the others read and decode
         units = min(gpus, cpus - 1) if on_gpus else cpus // 2
         most = min(trials, concurrent or trials, *(() if on_gpus else (MAX_CPU_TRIALS,)))
-        if device == "gpu" and not gpus:  # one trial waits for them
+        if device == "gpu" and workers and concurrent:  # an autoscaler that cannot be seen
+            gpus = max(gpus, workers * concurrent)
+            units = gpus
+        elif device == "gpu" and not gpus:  # one trial waits for them
             units, most, concurrent = workers or 1, 1, None
         if workers is None:
             workers = shared(batch, max(1, units // max(1, most))) if on_gpus else 1
@@ -72,12 +83,48 @@ class Slots:
             device="gpu" if on_gpus else "cpu",
         )
 
-    @classmethod
-    def here(cls, **how: object) -> "Slots":
-        """The slots of the cluster that Ray is connected to, with nodes that can still come."""
+
+class Cluster:
+    """The slots of each rung while the cluster grows and shrinks; the device stays."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan, self._device = plan, plan.run.device
+        self._known: dict[int, tuple[float, Slots | None]] = {}
+
+    def slots(self, rung: int) -> Slots | None:
+        """The slots of a rung now; None while nodes are lost. ValueError if there never were any.
+
+        What the cluster has, or can get from its autoscaler, is looked at again after LOOK_S.
+        """
+        looked, known = self._known.get(rung, (-LOOK_S, None))
+        if time.monotonic() - looked < LOOK_S:
+            return known
+        plan, last = self._plan, rung == len(self._plan.rungs)
         possible_nodes()  # machines that come by themselves have told what they have
         resources = possible_resources(node_types())
-        return cls.of(cpus=int(resources.get("CPU", 0)), gpus=int(resources.get("GPU", 0)), **how)
+        try:
+            found = Slots.of(
+                cpus=int(resources.get("CPU", 0)),
+                gpus=int(resources.get("GPU", 0)),
+                trials=2 * plan.config.seeds if last else plan.rungs[rung].trials,
+                batch=int(plan.space.shared.get("global_batch", plan.batch)),
+                workers=plan.config.workers,
+                concurrent=plan.config.concurrent,
+                device=self._device,
+            )
+            self._device = found.device
+        except ValueError:
+            if not self._known:
+                raise
+            found = None
+        if found and found != known:
+            log.info(
+                "rung %d    at %s of the run: %d trials at the same time, each on %d x %s",
+                *(rung + 1, part(plan.horizon(rung))),
+                *(found.trials, found.workers, found.device),
+            )
+        self._known[rung] = time.monotonic(), found
+        return found
 
 
 def shared(batch: int, most: int) -> int:

@@ -13,6 +13,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 import optuna
 from optuna import distributions as kinds
@@ -34,19 +35,26 @@ STATES = {DONE: TrialState.COMPLETE, DIVERGED: TrialState.PRUNED, FAILED: TrialS
 class Study:
     """The trials of one search, on disk."""
 
-    def __init__(self, plan: Plan, folder: Path) -> None:
-        """Open or create the study; a line that a killed driver left incomplete is cut off."""
+    def __init__(self, plan: Plan, study: optuna.Study) -> None:
         self._space, self._objective = plan.space, plan.config.objective
-        self._preset = plan.preset_sample()
+        self._preset, self._study = plan.preset_sample(), study
+
+    @classmethod
+    def open(cls, plan: Plan, folder: Path) -> Self:
+        """Open or create it to go on; a line that a killed driver left incomplete is cut off."""
         path = folder / STUDY
         ends = [end for _, end in read_lines(path)]
         cut_unfinished_line(path, ends[-1] if ends else 0)
-        self._study = optuna.create_study(
-            study_name=plan.name,
-            storage=JournalStorage(JournalFileBackend(str(path))),
-            direction="maximize" if plan.config.sign < 0 else "minimize",
-            load_if_exists=True,
-        )
+        direction = "maximize" if plan.config.sign < 0 else "minimize"
+        where = {"study_name": plan.name, "storage": storage(path)}
+        return cls(plan, optuna.create_study(**where, direction=direction, load_if_exists=True))
+
+    @classmethod
+    def read(cls, plan: Plan, folder: Path) -> Self:
+        """Read it without a change: its driver may be at work. FileNotFoundError without one."""
+        if not (folder / STUDY).exists():
+            raise FileNotFoundError(f"{folder} has no {STUDY}: the search has not begun")
+        return cls(plan, optuna.load_study(study_name=plan.name, storage=storage(folder / STUDY)))
 
     def trials(self) -> list[Trial]:
         """All trials in the order in which they were planned."""
@@ -102,6 +110,11 @@ class Study:
         trial.set_user_attr("outcome", dataclasses.asdict(outcome))
         self._study.tell(frozen.number, value, STATES[outcome.status])
         return True
+
+
+def storage(path: Path) -> JournalStorage:
+    """Optuna's journal in a file."""
+    return JournalStorage(JournalFileBackend(str(path)))
 
 
 def trial_of(frozen: FrozenTrial) -> Trial:

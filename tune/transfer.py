@@ -6,7 +6,7 @@
   lengths of the schedule keep their share of it.
 - From batch b to B a learning rate is multiplied by (B / b) ** power, with the power of its
   optimizer. With the square root, Adam's betas and eps follow (Malladi et al., arXiv 2205.10287).
-- How the best settings move with the length is measured by the rungs (`tune.surface`). `SLOPES` is
+- How the best settings move with the length is measured by the rungs (`tune.surface`). `slopes` is
   what is assumed where they do not show it.
 """
 
@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from pipeline.settings.config import TrainConfig
 from vit.registry import OPTIMIZERS
 
-# d log(best value) / d log(length of the run), and its standard deviation. The rate of Adam: Björck
-# et al., arXiv 2409.19913. The warm-up as a share of the run: between the same share (0) and the
-# same number of examples (-1), as big_vision has it in runs of 30 and of 300 epochs
-SLOPES = {"optim.lr": (-0.32, 0.2), "optim.warmup": (-0.5, 0.5)}
+# d log(best warm-up as a share of the run) / d log(length of the run), and its deviation: between
+# the same share (0) and the same number of examples (-1), as big_vision has it in runs of 30 and of
+# 300 epochs; and the deviation of that of the rate
+WARMUP_SLOPE, RATE_DEVIATION = (-0.5, 0.5), 0.2
 
 
 def share_of_run(config: TrainConfig, name: str, samples: int) -> float:
@@ -36,6 +36,13 @@ def share_of_run(config: TrainConfig, name: str, samples: int) -> float:
 def rate_factor(optimizer: str, old_batch: int, new_batch: int) -> float:
     """The factor of a learning rate from one batch to another."""
     return (new_batch / old_batch) ** OPTIMIZERS[optimizer].batch_power
+
+
+def slopes(optimizer: str) -> dict[str, tuple[float, float]]:
+    """How the best settings are assumed to move with the length of the run: mean and deviation."""
+    power = OPTIMIZERS[optimizer].length_power
+    rate = {} if power is None else {"optim.lr": (power, RATE_DEVIATION)}
+    return {**rate, "optim.warmup": WARMUP_SLOPE}
 
 
 def in_shares(run: TrainConfig, samples: int) -> TrainConfig:

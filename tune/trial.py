@@ -17,7 +17,7 @@ class Outcome:
     status: str
     reason: str = ""
     values: Mapping[str, float] = field(default_factory=dict)
-    """Metrics of the evaluation at its end; empty if it did not get there."""
+    """Metrics of its last records."""
     step: int = 0
     images: int = 0
     """Images that it was trained on."""

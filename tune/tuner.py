@@ -8,7 +8,6 @@ its parts anew when it restores it, and lacks what happened since it saved it la
 
 import dataclasses
 import logging
-import pickle
 import time
 from typing import Protocol
 
@@ -68,7 +67,7 @@ def make_tuner(setup: Setup) -> tuple[ray.tune.Tuner, dict[str, TuneTrial]]:
         try:
             trials = {trial.config["trial"]: trial for trial in ExperimentAnalysis(path).trials}
             return ray.tune.Tuner.restore(str(path), actor, resume_unfinished=True), trials
-        except (ValueError, EOFError, pickle.UnpicklingError) as error:  # written to a full disk
+        except Exception as error:  # noqa: BLE001 - a full disk, another version: it is a copy
             aside = path.with_name(f"{TUNE}-{time.time_ns()}")
             log.warning("tune      its experiment is damaged and is now in %s: %s", aside, error)
             path.rename(aside)

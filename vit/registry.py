@@ -40,6 +40,8 @@ class OptimizerKind:
     """Whether weight decay is a step of its own, and so can be independent of the peak rate."""
     batch_power: float = 0.5
     """The best learning rate grows with this power of the global batch."""
+    length_power: float | None = None
+    """And with this power of the length of the run; None if no study has told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +77,9 @@ LOSSES = {
 }
 
 OPTIMIZERS = {
-    "adamw": OptimizerKind(function="vit.optim:adamw", state_bytes=8),
-    "adamw8bit": OptimizerKind(function="vit.optim:adamw8bit", state_bytes=2),
+    # length: Björck et al., arXiv 2409.19913
+    "adamw": OptimizerKind(function="vit.optim:adamw", state_bytes=8, length_power=-0.32),
+    "adamw8bit": OptimizerKind(function="vit.optim:adamw8bit", state_bytes=2, length_power=-0.32),
     "lamb": OptimizerKind(function="vit.lamb:lamb", state_bytes=8, decoupled_decay=False),
     "sgd": OptimizerKind(
         function="vit.optim:sgd", state_bytes=4, decoupled_decay=False, batch_power=1.0

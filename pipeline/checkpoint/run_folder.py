@@ -29,7 +29,7 @@ from support.lease import LEASE, PATIENT_S
 CHECKPOINTS = "checkpoints"
 LOCK = "run.lock"
 # not copied to a new driver: large, or of one process alone
-NOT_PULLED = (CHECKPOINTS, "samples", LEASE)
+NOT_PULLED = (CHECKPOINTS, "samples", "trials", "tune", LEASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ class RunFolder:
         journals = [name for name in contents if name.endswith(".jsonl")]
         if not contents or not all(self._continues(name, contents[name]) for name in journals):
             for path in self.path.iterdir():
-                if path.name in (LOCK, CHECKPOINTS):
+                if path.suffix == ".lock" or path.name == CHECKPOINTS:
                     continue
                 remove_folder(path) if path.is_dir() else path.unlink()
         for name, data in contents.items():
