@@ -29,9 +29,9 @@ from tune.prepare import make_plan
 from tune.trial import DONE, Outcome
 
 LR, WARMUP = "optim.lr", "optim.warmup"
-RUNGS, SEEDS = ("32/256", "8/64", "3/16"), 4
-CONFIG = SearchConfig(rungs=RUNGS, seeds=SEEDS)
-PLAN = make_plan("in21k-b16-30ep", find_preset("in21k-b16-30ep"), CONFIG)
+# the search of README with its defaults
+NAME, CONFIG = "in21k-s16-30ep", SearchConfig()
+PLAN = make_plan(NAME, find_preset(NAME), CONFIG)
 PRESET = PLAN.preset_sample()
 LAST, REAL = PLAN.rungs[-1].horizon, 1.0
 COST_BEFORE = 32 * 0.25
@@ -169,7 +169,7 @@ def quadratic(
         used.append(not found.keeps)
         for horizon in (LAST, REAL):
             best, surface = truth.best(horizon), found.surface
-            tried = (surface.best(horizon), best_trial(found, 0), best_trial(found, len(RUNGS) - 1))
+            tried = (surface.best(horizon), best_trial(found, 0), best_trial(found, len(PLAN.rungs) - 1))
             errors.append([abs(math.log(sample[LR]) - best[0]) for sample in tried])
             if count % INTERVAL_EVERY == 0:
                 for dimension, value in zip((LR, WARMUP), np.exp(best), strict=True):
@@ -209,7 +209,7 @@ def asha(
 ) -> Mapping:
     """The best of runs of which one in `keep` goes on at a quarter and at a half of the run."""
     for share in (1 / 4, 1 / 2, 1.0):
-        losses = [late_bloomer(one, 1 / 16, share) + random.normal(0, noise) for one in samples]
+        losses = [late_bloomer(one, LAST, share) + random.normal(0, noise) for one in samples]
         samples = [samples[i] for i in np.argsort(losses)[: max(1, len(samples) // keep)]]
     return samples[0]
 
