@@ -34,7 +34,6 @@ NAME, CONFIG = "in21k-s16-30ep", SearchConfig()
 PLAN = make_plan(NAME, find_preset(NAME), CONFIG)
 PRESET = PLAN.preset_sample()
 LAST, REAL = PLAN.rungs[-1].horizon, 1.0
-COST_BEFORE = 32 * 0.25
 # loss of a rate that is off by a factor of e; noise of a seed, which pairs take away; of a run
 CURVE, BLOCK, NOISES = 0.03, 0.02, (0.003, 0.01)
 LEVEL = 0.9
@@ -169,7 +168,8 @@ def quadratic(
         used.append(not found.keeps)
         for horizon in (LAST, REAL):
             best, surface = truth.best(horizon), found.surface
-            tried = (surface.best(horizon), best_trial(found, 0), best_trial(found, len(PLAN.rungs) - 1))
+            trials = [best_trial(found, rung) for rung in (0, len(PLAN.rungs) - 1)]
+            tried = (surface.best(horizon), *trials)
             errors.append([abs(math.log(sample[LR]) - best[0]) for sample in tried])
             if count % INTERVAL_EVERY == 0:
                 for dimension, value in zip((LR, WARMUP), np.exp(best), strict=True):
