@@ -270,7 +270,7 @@ def wait_until_free(folders: Iterable[Path]) -> None:
     """Wait until no process of an earlier driver trains in one of the folders."""
     deadline = time.monotonic() + PATIENCE_S
     for folder in folders:
-        while True:
+        while (folder / run.LOCK).exists():
             try:
                 with locked(folder / run.LOCK, f"another process trains the run in {folder}"):
                     break
