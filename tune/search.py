@@ -23,7 +23,6 @@ from ray.tune.search import Searcher
 from pipeline import run
 from pipeline.checkpoint.run_folder import fetched_run
 from pipeline.cluster.session import ray_session
-from pipeline.tracking.journal import EVENTS, RECORDS
 from pipeline.tracking.mlflow_sync import CURSOR
 from pipeline.tracking.recorder import Recorder
 from support.console import duration
@@ -50,8 +49,6 @@ PATIENCE_S = 30.0
 KNOWN = Slots(trials=1, workers=1, worker_cpus=1, device="cpu")
 # trials of an earlier search that are tried first
 WARM = 3
-# the record of a search; the cursor comes first, because it must not be ahead of the journal
-JOURNAL = (CURSOR, RECORDS, EVENTS)
 
 
 def run_search(
@@ -73,7 +70,7 @@ def run_search(
             answer = write_answer(plan, search.study.trials(), plan.dir)
             files = (BEST, PAGE, STUDY, SEARCH)
             recorder.finish("FINISHED", {plan.dir / name: "" for name in files})
-            plan.folder.push(*JOURNAL, *files, TUNE)
+            plan.folder.push(*run.JOURNAL, *files, TUNE)
     return answer
 
 
@@ -229,7 +226,7 @@ class Search:
                  duration(outcome.seconds), ended, reason)  # fmt: skip
         self._lease.check()
         self.plan.folder.push(
-            *(name for name in (STUDY, *JOURNAL) if (self.plan.dir / name).exists())
+            *(name for name in (STUDY, *run.JOURNAL) if (self.plan.dir / name).exists())
         )
 
     def _guarded(self, step: Callable[..., T], *arguments: object) -> T | None:
