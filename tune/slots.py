@@ -113,9 +113,10 @@ class Cluster:
                 device=self._device,
             )
             self._device = found.device
-        except ValueError:
+        except ValueError as error:
             if not self._known:
                 raise
+            log.info("waiting   for nodes: %s", error)
             found = None
         if found and found != known:
             log.info(
