@@ -70,7 +70,7 @@ def test_settings_plan_and_help_know_them(registered, capsys):
 
 
 def test_a_search_knows_them(registered):
-    assert SearchConfig(objective=("val/top2",)).objective == ("val/top2",)
+    assert SearchConfig(objective="val/top2").sign == -1
     base = find_preset("demo").replace({**CHANGES, "model.num_classes": 10})
     assert chance_loss(base) == 2.5
     changes = ("optim.name=choice(adamw,rmsprop)", "loss.name=choice(squared,softmax)")
