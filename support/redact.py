@@ -57,7 +57,8 @@ PATTERNS = (
 
 def redact(text: str) -> str:
     """Replace the secrets in a text by ***."""
-    named = {value for name, value in os.environ.items() if NAMED.search(name)}
+    # other threads may remove variables meanwhile, as MLflow does
+    named = {os.environ.get(name, "") for name in list(os.environ) if NAMED.search(name)}
     secrets = (v for v in named if len(v) >= SHORTEST and not v.startswith("/"))  # not paths
     for value in sorted(secrets, key=len, reverse=True):  # one may contain a shorter one
         text = text.replace(value, HIDDEN)

@@ -519,3 +519,24 @@ def test_events_are_kept_once(tmp_path):
     for _ in range(2):
         journal.write_event(tmp_path, "tags", tags={"a": "1"})
     assert len(journal.read_events(tmp_path)) == 1
+
+
+def test_a_variable_that_another_thread_removes_does_not_keep_secrets_in(monkeypatch):
+    monkeypatch.setenv("MY_TOKEN", "abcdefgh")
+
+    class Vanishing(dict):
+        """An environment of which a variable is gone as soon as it is looked at."""
+
+        def __getitem__(self, name):
+            if name.startswith("GONE"):
+                raise KeyError(name)
+            return super().__getitem__(name)
+
+        def get(self, name, default=None):
+            return default if name.startswith("GONE") else super().get(name, default)
+
+        def items(self):
+            return ((name, self[name]) for name in self)
+
+    monkeypatch.setattr(os, "environ", Vanishing(**os.environ, GONE_TOKEN="12345678"))
+    assert redact("abcdefgh is secret") == "*** is secret"
