@@ -75,8 +75,8 @@ class State:
         shards = self.mesh.size(self.mesh.ndim - 1) if self.mesh else 1
         self.pass_limit = pass_limit(config, device, shards)
         """Most images of a forward and backward pass."""
-        share = largest_share(config.global_batch, torch.distributed.get_world_size())
-        self._accumulates = share > self.pass_limit
+        self._share = largest_share(config.global_batch, torch.distributed.get_world_size())
+        self._accumulates = self._share > self.pass_limit
         self.module = self._distributed(objective, device)
         self.forward = self._compiled() if config.compile else self.module
         """The `Objective` of this worker's images."""
@@ -118,9 +118,8 @@ class State:
         """The module, compiled for each size of a pass."""
         mode = "reduce-overhead" if self.config.cuda_graphs else None
         if self.config.cuda_graphs and self._accumulates:
-            share = largest_share(self.config.global_batch, torch.distributed.get_world_size())
             raise ValueError(
-                f"cuda_graphs is set, but a worker's {share} images need passes of at most"
+                f"cuda_graphs is set, but a worker's {self._share} images need passes of at most"
                 f" {self.pass_limit}, and a graph keeps no gradients between two passes; use more"
                 " workers, a larger micro_batch that fits, or no cuda_graphs"
             )
