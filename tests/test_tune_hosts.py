@@ -4,9 +4,8 @@ import json
 import re
 
 import pytest
-from hosts import BUCKET, WORK, Hosts
-from namespaces import missing
-from test_two_hosts import ARCHIVE, DATA, SETTINGS, build
+from hosts import BUCKET, WORK
+from test_two_hosts import SETTINGS, two_hosts
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -19,12 +18,7 @@ SEARCH = "python -m tune search demo --rungs 3/4 --seeds 2 --set optim.warmup=0.
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory):
     """Two hosts of one Ray, and the digits in their store."""
-    if reason := missing():
-        pytest.skip(reason)
-    with Hosts(tmp_path_factory.mktemp("hosts"), "h1", "h2") as hosts:
-        hosts.h1.done("python", "-c", ARCHIVE)
-        hosts.h1.done(*build("digits.tar", DATA), "--workers", "0")
-        hosts.start_ray()
+    with two_hosts(tmp_path_factory.mktemp("hosts")) as hosts:
         yield hosts
 
 

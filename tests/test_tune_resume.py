@@ -65,6 +65,14 @@ def resumed(runs):
     return output
 
 
+def killed(search, plan, condition):
+    """Kill a search as soon as something is so; how the trials ended that had ended."""
+    wait_for(search, condition)
+    search.kill()
+    search.communicate()
+    return done(plan)
+
+
 def assert_complete(plan, before):
     """All trials have ended, once, and those that had are as they were."""
     after = done(plan)
@@ -74,11 +82,7 @@ def assert_complete(plan, before):
 
 def test_a_killed_driver_loses_no_trial_and_runs_none_twice(tmp_path):
     plan = plan_in(tmp_path, **SMALL)
-    first = start(tmp_path)
-    wait_for(first, lambda: len(done(plan)) >= 7)
-    first.kill()
-    first.communicate()
-    before = done(plan)
+    before = killed(start(tmp_path), plan, lambda: len(done(plan)) >= 7)
     resumed(tmp_path)
     assert_complete(plan, before)
     from ray.tune import ExperimentAnalysis
@@ -142,11 +146,7 @@ def test_a_search_in_a_store_goes_on_here_and_without_the_machine_that_it_began_
     runs, here = (tmp_path / "store").as_uri(), str(tmp_path / "one")
     monkeypatch.setenv("XDG_CACHE_HOME", here)
     plan = plan_in(runs, **SMALL)
-    first = start(runs)
-    wait_for(first, lambda: len(done(plan)) >= 3)
-    first.kill()
-    first.communicate()
-    before = done(plan)
+    before = killed(start(runs), plan, lambda: len(done(plan)) >= 3)
     said = resumed(runs)
     assert_complete(plan, before)
     shutil.rmtree(here)
@@ -173,12 +173,11 @@ def real(tmp_path_factory):
     folder = runs / "demo-warmup-lr"
     wait_for(first, (folder / "search.json").exists)
     plan = read_plan(folder)
-    wait_for(
-        first, lambda: done(plan) and any(trial.status == RUNNING for trial in trials_of(plan))
+    before = killed(
+        first,
+        plan,
+        lambda: done(plan) and any(trial.status == RUNNING for trial in trials_of(plan)),
     )
-    first.kill()
-    first.communicate()
-    before = done(plan)
     second = subprocess.Popen([*command, "--resume"], **pipes)
     output, _ = second.communicate(timeout=TIMEOUT_S)
     assert second.returncode == 0, output

@@ -1,5 +1,6 @@
 """Two hosts without a common disk: refused, or a run that ends with the same bits whatever dies."""
 
+import contextlib
 import json
 import os
 import random
@@ -59,9 +60,16 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory):
     """Two hosts of one Ray, and the digits in their store."""
+    with two_hosts(tmp_path_factory.mktemp("hosts")) as hosts:
+        yield hosts
+
+
+@contextlib.contextmanager
+def two_hosts(folder):
+    """Hosts of one Ray, and the digits in their store; skips the test where there can be none."""
     if reason := missing():
         pytest.skip(reason)
-    with Hosts(tmp_path_factory.mktemp("hosts"), "h1", "h2") as hosts:
+    with Hosts(folder, "h1", "h2") as hosts:
         hosts.h1.done("python", "-c", ARCHIVE)
         hosts.h1.done(*build("digits.tar", DATA), "--workers", "0")
         hosts.start_ray()
