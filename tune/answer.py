@@ -11,11 +11,13 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from scipy import stats
 
 from support.redact import redacted
-from tune import cost, ladder, transfer
+from tune import ladder, transfer
+from tune.cost import Spent
 from tune.dimension import Choice, Range
 from tune.plan import Plan, shown
 from tune.rungs import part
@@ -84,15 +86,13 @@ class Answer:
         """The metric that the search improves."""
         return self.plan.config.objective
 
-    @property
-    def found(self) -> dict[str, object]:
+    @cached_property
+    def found(self) -> Mapping[str, object]:
         """The best settings at the length of the last rung, as a sample: those of the pairs."""
-        for trial in self.trials:
-            if trial.rung == len(self.plan.rungs) and trial.sample:
-                return dict(trial.sample)
-        return self.surface.best(self.plan.rungs[-1].horizon)
+        plan = self.plan
+        return ladder.paired(plan, self.trials) or ladder.best_of(plan, self.surface)
 
-    @property
+    @cached_property
     def carried(self) -> dict[str, object]:
         """The best settings at the length of the real run, as a sample."""
         return self.surface.best(1.0)
@@ -273,7 +273,7 @@ def basis(answer: Answer) -> str:
     warning = (
         f"; {edges} lies at the edge of its range, beyond which may be better" if edges else ""
     )
-    return f"{moved}{warning}. The search cost {cost.spent(plan, answer.trials)}."
+    return f"{moved}{warning}. The search cost {Spent.of(plan, answer.trials)}."
 
 
 def at_edge(answer: Answer) -> list[str]:

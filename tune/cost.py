@@ -46,10 +46,9 @@ def evaluation_share(trial: Budget) -> float:
 
 def planned(plan: Plan, *, gpu: str, mfu: float | None) -> list[Cost]:
     """Cost of each rung and of the confirmation at most, on GPUs as in `pipeline train --plan`."""
-    parts = [(f"rung {n}", rung.trials, rung.horizon) for n, rung in enumerate(plan.rungs, start=1)]
-    parts.append(("confirmation", 2 * plan.config.seeds, plan.rungs[-1].horizon))
-    costs = []
-    for label, trials, horizon in parts:
+    labels, costs = [*(f"rung {n + 1}" for n, _ in enumerate(plan.rungs)), "confirmation"], []
+    for rung, label in enumerate(labels):
+        trials, horizon = plan.trials(rung), plan.horizon(rung)
         budget = Budget(plan.longest(horizon), gpu=gpu, mfu=mfu)
         costs.append(
             Cost(
@@ -89,15 +88,35 @@ def described(plan: Plan, *, gpu: str, mfu: float | None) -> str:
     return "\n".join([*lines, "", table(rows)])
 
 
-def spent(plan: Plan, trials: Sequence[Trial]) -> str:
-    """What the trials have cost, in words."""
-    ended = [trial.outcome for trial in trials if trial.outcome]
-    images = sum(one.images for one in ended)
-    evaluated = plan.eval_samples * sum(one.status == DONE for one in ended)
-    share = images / (plan.run.epochs * plan.samples)
-    hours = sum(one.seconds * one.workers for one in ended)
-    return (
-        f"{share:.2g} real runs ({images:,} images trained on and {evaluated:,} evaluated, "
-        f"{(images + evaluated) * plan.image_bytes / 1e12:.2g} TB read, {duration(hours)} of "
-        f"workers)"
-    )
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What the trials of a search have cost."""
+
+    images: int
+    """Images that they trained on."""
+    evaluated: int
+    real_runs: float
+    terabytes: float
+    worker_s: float
+    """Seconds of all workers."""
+
+    @classmethod
+    def of(cls, plan: Plan, trials: Sequence[Trial]) -> "Spent":
+        """The cost of the trials that have ended."""
+        ended = [trial.outcome for trial in trials if trial.outcome]
+        images = sum(one.images for one in ended)
+        evaluated = plan.eval_samples * sum(one.status == DONE for one in ended)
+        return cls(
+            images=images,
+            evaluated=evaluated,
+            real_runs=images / (plan.run.epochs * plan.samples),
+            terabytes=(images + evaluated) * plan.image_bytes / 1e12,
+            worker_s=sum(one.seconds * one.workers for one in ended),
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{self.real_runs:.2g} real runs ({self.images:,} images trained on and "
+            f"{self.evaluated:,} evaluated, {self.terabytes:.2g} TB read, "
+            f"{duration(self.worker_s)} of workers)"
+        )

@@ -32,8 +32,8 @@ def planned(plan: Plan, trials: Sequence[Trial]) -> list[Trial]:
         if rung < len(plan.rungs):
             wanted += next_rung(plan, rung, before)
         else:
-            chosen = [t.sample for t in trials if t.rung == rung and t.sample]
-            wanted += confirmation(plan, chosen[0] if chosen else found(plan, [*ended.values()]))
+            best = paired(plan, trials) or best_of(plan, surface(plan, [*ended.values()]))
+            wanted += confirmation(plan, best)
     return wanted
 
 
@@ -92,6 +92,12 @@ def surface(plan: Plan, trials: Sequence[Trial]) -> Surface:
     return Surface.fit(plan.space, runs, slopes=slopes, preset=control, seed=plan.config.seed)
 
 
-def found(plan: Plan, trials: Sequence[Trial]) -> dict[str, object]:
+def best_of(plan: Plan, fitted: Surface) -> dict[str, object]:
     """The best settings at the length of the last rung."""
-    return surface(plan, trials).best(plan.rungs[-1].horizon)
+    return fitted.best(plan.rungs[-1].horizon)
+
+
+def paired(plan: Plan, trials: Sequence[Trial]) -> Mapping[str, object] | None:
+    """The settings that the pairs began with, which they keep; None before there are any."""
+    last = len(plan.rungs)
+    return next((trial.sample for trial in trials if trial.rung == last and trial.sample), None)

@@ -21,6 +21,7 @@ from support.console import duration
 from support.files import write_bytes, write_json
 from support.page import Table, render
 from tune.answer import Answer, answer_of, cell
+from tune.cost import Spent
 from tune.dimension import Choice, Dimension, Range
 from tune.plan import Plan, shown
 from tune.rungs import part
@@ -65,12 +66,11 @@ def write_page(answer: Answer, path: Path) -> None:
 
 def costs(answer: Answer) -> dict[str, str]:
     """What was planned and what was spent, by label."""
-    plan, ended = answer.plan, [trial.outcome for trial in answer.trials if trial.outcome]
-    spent = sum(one.images for one in ended) / (plan.run.epochs * plan.samples)
+    spent = Spent.of(answer.plan, answer.trials)
     return {
         **{f"trials {status}": f"{number:,}" for status, number in answer.counts().items()},
-        f"real runs, of {plan.cost:.2g} planned": f"{spent:.2g}",
-        "of workers": duration(sum(one.seconds * one.workers for one in ended)),
+        f"real runs, of {answer.plan.cost:.2g} planned": f"{spent.real_runs:.2g}",
+        "of workers": duration(spent.worker_s),
     }
 
 
@@ -267,7 +267,8 @@ def optimum_chart(answer: Answer, name: str) -> str:
     figure.mark(band, "interval", "90 % interval")
     line = [(place(across, one), place(dimension, surface.best(one)[name])) for one in lengths]
     figure.line(line, "optimum", "the best, by the surface", color=FOUND)
-    best = [trial for trial in answer.trials if behind(answer).get(trial.name) == 0]
+    gaps = behind(answer)
+    best = [trial for trial in answer.trials if gaps.get(trial.name) == 0]
     for trial in (trial for trial in best if trial.rung < len(plan.rungs)):
         value = (trial.sample or plan.preset_sample()).get(name)
         point = place(across, plan.horizon(trial.rung)), place(dimension, value)

@@ -69,9 +69,18 @@ class Plan:
         """Global batch of the trials, unless the space sets it."""
         return self.config.global_batch or self.run.global_batch
 
+    @property
+    def trials_dir(self) -> str:
+        """Folder or prefix of the trials."""
+        return store.join(self.folder.place, "trials")
+
     def trial_folder(self, name: str) -> RunFolder:
         """Where a trial is."""
-        return RunFolder.of(store.join(self.folder.place, "trials"), name)
+        return RunFolder.of(self.trials_dir, name)
+
+    def trials(self, rung: int) -> int:
+        """Number of trials of a rung; the confirmation comes last."""
+        return self.rungs[rung].trials if rung < len(self.rungs) else 2 * self.config.seeds
 
     def horizon(self, rung: int) -> float:
         """Length of the trials of a rung as a share of the run; the confirmation comes last."""
@@ -116,7 +125,7 @@ class Plan:
         probe = {"probe.every": steps} if probed else {"probe.data": []}
         folders = {
             "name": trial.name,
-            "runs_dir": store.join(self.folder.place, "trials"),
+            "runs_dir": self.trials_dir,
             "data.dir": located(config.data.dir, self.run.runs_dir),
             "model.num_classes": self.num_classes,
         }

@@ -13,6 +13,7 @@ from tune.cost import evaluation_share, trial_s
 from tune.plan import Plan, shown
 from tune.rungs import Rung, choose_rungs, cost
 from tune.space import make_space
+from tune.surface import least_runs
 
 # bytes of an image in shards of 256 pixels, where they cannot be read: those of ImageNet-1k
 IMAGE_BYTES = 25_700
@@ -47,17 +48,18 @@ def make_plan(
         num_classes=num_classes,
         image_bytes=bytes_of_image(run),
     )
-    if config.objective.startswith(PROBE) and config.objective not in (known := probes_of(run)):
+    probes = probes_of(run)
+    if config.objective.startswith(PROBE) and config.objective not in probes:
         raise ValueError(
             f"objective ({config.objective}) is no probe of the run; with --base.probe.data it has "
-            f"{', '.join(known) or 'none'}"
+            f"{', '.join(probes) or 'none'}"
         )
     rungs = [Rung.of(text) for text in config.rungs or plan.space.rungs]
     if config.budget is not None or not rungs:
         rungs = rungs_within(plan, Budget(plan.longest(1.0), gpu=gpu, mfu=mfu))
-    control = plan.preset_sample()
-    known = plan.space.contains(control) and plan.is_preset(control)
-    most = plan.space.size + (not known)  # with the preset
+    preset_sample = plan.preset_sample()
+    is_inside = plan.space.contains(preset_sample) and plan.is_preset(preset_sample)
+    most = plan.space.size + (not is_inside)  # with the preset
     if most < 2:
         raise ValueError(f"space {plan.space.name!r} holds the preset alone: widen it with --set")
     rungs = [dataclasses.replace(rung, trials=int(min(rung.trials, most))) for rung in rungs]
@@ -107,7 +109,7 @@ def check(plan: Plan) -> None:
     """Raise ValueError if there are too few trials, or if one, or the real run, is invalid."""
     told = plan.preset_sample().keys() == plan.space.dimensions.keys()
     runs = sum(rung.trials - (not told) for rung in plan.rungs)
-    if runs < (least := len(plan.rungs) + len(plan.space.dimensions) + 1):
+    if runs < (least := least_runs(len(plan.rungs), len(plan.space.dimensions))):
         raise ValueError(
             f"rungs ({' '.join(map(str, plan.rungs))}) have {runs} trials, and a surface over "
             f"{', '.join(plan.space.dimensions)} takes {least} at least: give them more"

@@ -76,8 +76,8 @@ def choose_rungs(share: float, *, steps: int, seeds: int, overhead: float) -> li
         overhead: Cost of a trial besides its training, in real runs.
     """
     for trials in ((32, 24), (16, 12, 8)):
-        for part, first in itertools.product(PARTS, trials):
-            rungs = ladder(first, 1 / part)
+        for parts, first in itertools.product(PARTS, trials):
+            rungs = ladder(first, 1 / parts)
             if rungs[0].horizon * steps < MIN_STEPS:
                 break
             if cost(rungs, seeds, overhead) <= share:

@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -136,12 +136,11 @@ class Search:
         self._cluster = Cluster(plan)
         self._error: Exception | None = None
         self._deaths: Counter[str] = Counter()
-        self._record_ended()
+        self._record_ended(self.study.trials())
 
     def run(self, fit: Fit) -> None:
         """Run all trials on Ray Tune; RuntimeError if some have failed."""
-        left = [t for t in self.study.trials() if t.status not in ENDED]
-        if not left:
+        if not (left := self._left()):
             return
         self._cluster.slots(left[0].rung)  # an error if the cluster is too small
         wait_until_free(self.plan.trial_folder(trial.name).path for trial in left)
@@ -172,18 +171,20 @@ class Search:
 
     def propose(self) -> dict[str, object] | str | None:
         """The next trial for Ray Tune; None while none can start, FINISHED after the last."""
-        if facts := self._guarded(self._next):
+        left = self._guarded(self._left) or []
+        if facts := self._guarded(self._next, left):
             return facts
-        left = not self._error and any(
-            t.status not in (*ENDED, FAILED) for t in self.study.trials()
-        )
-        return None if self._live or left else Searcher.FINISHED
+        waits = self._live or (left and not self._error)
+        return None if waits else Searcher.FINISHED
 
-    def _next(self) -> dict[str, object] | None:
-        """The next trial, if one can start now."""
+    def _left(self) -> list[Trial]:
+        """The trials that are still to end in this start."""
+        return [t for t in self.study.trials() if t.status not in (*ENDED, FAILED)]
+
+    def _next(self, left: Sequence[Trial]) -> dict[str, object] | None:
+        """The next trial of those that are left, if one can start now."""
         if self._unknown:  # the actor knows how it ended
             return tune_config(self._unknown.pop(), KNOWN)
-        left = [t for t in self.study.trials() if t.status not in (*ENDED, FAILED)]
         waiting = [trial for trial in left if trial.name not in self._live]
         if not waiting:
             return None
@@ -216,7 +217,7 @@ class Search:
             return  # it was known: an earlier driver died before Ray Tune had saved it
         trials = self.study.trials()
         self.study.plan(planned(self.plan, trials))
-        self._record_ended()
+        self._record_ended(trials)
         (trial,) = (trial for trial in trials if trial.name == name)
         value = outcome.values.get(self.plan.config.objective, float("nan"))
         reason = f"  {outcome.reason.splitlines()[0]}" if outcome.reason else ""
@@ -243,9 +244,9 @@ class Search:
             self._error = error
             return None
 
-    def _record_ended(self) -> None:
+    def _record_ended(self, trials: Sequence[Trial]) -> None:
         """Record the ended trials in the parent run; the recorder skips what it has already."""
-        ended = [trial for trial in self.study.trials() if trial.status in ENDED]
+        ended = [trial for trial in trials if trial.status in ENDED]
         for count, trial in enumerate(sorted(ended, key=lambda t: t.outcome.ended), start=1):
             objective = self.plan.config.objective
             value = trial.value(objective)

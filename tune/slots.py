@@ -99,14 +99,14 @@ class Cluster:
         looked, known = self._known.get(rung, (-LOOK_S, None))
         if time.monotonic() - looked < LOOK_S:
             return known
-        plan, last = self._plan, rung == len(self._plan.rungs)
+        plan = self._plan
         possible_nodes()  # machines that come by themselves have told what they have
         resources = possible_resources(node_types())
         try:
             found = Slots.of(
                 cpus=int(resources.get("CPU", 0)),
                 gpus=int(resources.get("GPU", 0)),
-                trials=2 * plan.config.seeds if last else plan.rungs[rung].trials,
+                trials=plan.trials(rung),
                 batch=int(plan.space.shared.get("global_batch", plan.batch)),
                 workers=plan.config.workers,
                 concurrent=plan.config.concurrent,

@@ -159,6 +159,11 @@ def _prior(
     return np.array(rows, float).T
 
 
+def least_runs(blocks: int, dimensions: int) -> int:
+    """The fewest runs that a surface is fitted to."""
+    return blocks + dimensions + 1
+
+
 @dataclass(frozen=True)
 class Surface:
     """The fitted surface: the best settings at any horizon, and how sure they are."""
@@ -193,7 +198,7 @@ class Surface:
         # an order of their own: equal runs give equal intervals
         runs.sort(key=lambda r: (r.horizon, r.block, str([r.sample[n] for n in names]), r.loss))
         blocks = sorted({run.block for run in runs})
-        if len(runs) < (least := max(len(blocks), 1) + len(names) + 1):
+        if len(runs) < (least := least_runs(max(len(blocks), 1), len(names))):
             over = f"a surface over {', '.join(names)} takes at least {least}"
             raise ValueError(f"{len(runs)} runs ended, and {over}: run more trials")
         y, t = np.array([(run.loss, math.log(run.horizon)) for run in runs]).T

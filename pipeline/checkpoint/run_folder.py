@@ -28,7 +28,7 @@ from support.lease import LEASE, PATIENT_S
 
 CHECKPOINTS = "checkpoints"
 LOCK = "run.lock"
-# not copied to a new driver: large, or of one process alone
+# not copied to a new driver: large, of one process alone, or runs of their own below a search
 NOT_PULLED = (CHECKPOINTS, "samples", "trials", "tune", LEASE)
 
 
