@@ -181,6 +181,15 @@ def default_of(item: dataclasses.Field, default: object) -> Any:  # noqa: ANN401
     return item.default
 
 
+def value_of(arguments: Sequence[str], option: str) -> str | None:
+    """The value of an option such as --init-from; None if it is not given."""
+    for word, after in zip(arguments, [*arguments[1:], None], strict=True):
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") == option:
+            return value if equals else after
+    return None
+
+
 def first_value(
     arguments: Sequence[str], settings: Settings, flags: Sequence[str]
 ) -> tuple[str | None, list[str]]:
