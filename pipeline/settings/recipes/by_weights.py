@@ -34,8 +34,8 @@ MAE_DEPARTS = (
     "Google's RandAugment of 2 layers and magnitude 9, not timm's rand-m9-mstd0.5-inc1",
     "the inception crop is resized bilinearly, MAE's bicubically",
     "pixels are normalised as for the weights, not always with ImageNet's mean and deviation",
-    "mixing draws for each pair of neighbours; timm draws once for the images of a GPU, and mixes "
-    "them in reverse order",
+    "mixup draws a weight, and CutMix a box, for each pair of neighbours; timm one for the images "
+    "of a GPU, which it mixes in reverse order",
     FULL_SIZE,
 )
 Recipe = Callable[[ViTConfig, ImageConfig], TrainConfig]
