@@ -5,7 +5,7 @@ import json
 import published_recipes as published
 import pytest
 import torch
-from archives import class_images, nested
+from archives import small_archive
 from checkpoints import CONFIG, write
 from test_pipeline_main import pipeline
 from test_vit_dialects import make
@@ -120,7 +120,7 @@ def weights(tmp_path_factory):
     save_weights(folder / "a.safetensors", make())
     (folder / "notes.txt").write_text("no weights")
     (folder / "b.safetensors").write_bytes(b"no weights")
-    (folder / "a.tar").write_bytes(nested(class_images(counts=(8, 8, 8), size=(40, 40))))
+    small_archive(folder / "a.tar")
     build([folder / "a.tar"], folder / "set", BuildConfig(resize_short=32, val_per_class=2))
     return folder
 
