@@ -104,7 +104,8 @@ SIZES = {
 def shape(size, image_size=224):
     """Settings of a size such as "S/16"."""
     name, patch = size.split("/")
-    width, depth, mlp_width, heads = SIZES[name]
+    # arXiv 2010.11929, table 1: no preset has the largest
+    width, depth, mlp_width, heads = {**SIZES, "H": (1280, 32, 5120, 16)}[name]
     return {
         "model.image_size": image_size,
         "model.patch_size": int(patch),

@@ -20,7 +20,7 @@ from vit.weights import CONFIG_FILE, MODEL_FILE, OLD_MODEL_FILE
 
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin")
 # what says more about the weights in the same folder, if it is there
-BESIDE = (CONFIG_FILE, "preprocessor_config.json", "classes.json")
+BESIDE = (CONFIG_FILE, "preprocessor_config.json")
 WEIGHTS = "weights"
 
 

@@ -9,17 +9,23 @@ carries along with its program.
 import functools
 import hashlib
 import os
+import re
 import shutil
 from pathlib import Path
 
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # before the import
+
 import mlflow.artifacts
 from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
 
 from pipeline.tracking.mlflow_client import DATABASE, external_uri, tracking_uri
 from support.files import cache_dir, written
 from support.redact import redact
 from vit.weights import MODEL_FILE
 
+# a version or an alias of a registered model, or the id of a logged one
+MODEL = re.compile(r"models:/+(?P<name>[^/@]+)(/(?P<version>\d+)|@(?P<alias>.+))?")
 WEIGHTS = "weights"
 
 
@@ -56,12 +62,10 @@ def fetched_weights(address: str, runs_dir: Path) -> Path:
 
 def copy(address: str, server: str, folder: Path) -> None:
     """Copy what is at an address into a folder; FileNotFoundError if the server has nothing."""
+    client = MlflowClient(server, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI", server))
     try:
         mlflow.artifacts.download_artifacts(
-            artifact_uri=address,
-            dst_path=str(folder),
-            tracking_uri=server,
-            registry_uri=os.environ.get("MLFLOW_REGISTRY_URI", server),
+            artifact_uri=located(client, address), dst_path=str(folder), tracking_uri=server
         )
     except (MlflowException, OSError) as error:
         reason = redact(str(error)).partition("\n")[0]
@@ -69,3 +73,16 @@ def copy(address: str, server: str, folder: Path) -> None:
             f"{address} cannot be fetched from {redact(server)} ({reason}); give a model that is "
             f"there, or set MLFLOW_TRACKING_URI to its server"
         ) from error
+
+
+def located(client: MlflowClient, address: str) -> str:
+    """Where the files of a model are; MLflow itself would ask the server of its global settings."""
+    model = MODEL.fullmatch(address)
+    if not model:
+        return address
+    name, version, alias = model["name"], model["version"], model["alias"]
+    if alias:
+        version = client.get_model_version_by_alias(name, alias).version
+    if not version:
+        return client.get_logged_model(name).artifact_location
+    return client.get_model_version_download_uri(name, version)
