@@ -91,8 +91,6 @@ class BuildConfig(TranscodeConfig):
         yield from below(self, 1, "shard_samples")
         yield from below(self, 0, "val_per_class")
         yield from below(self, 1, "minival_per_class")
-        if self.minival_per_class and (self.val_per_class or self.val_fraction):
-            yield "minival_per_class", "is drawn beside a val split of the sources, which is whole"
         if self.val_per_class is not None and self.val_fraction is not None:
             yield "val_fraction", "and val_per_class are two ways to draw val; give one"
         if self.val_fraction is not None and not 0 <= self.val_fraction < 1:
