@@ -52,5 +52,6 @@ def planned(config: TrainConfig, *, verbose: bool) -> str:
 
 def sized(preset: Preset, location: str, runs_dir: str) -> TrainConfig:
     """Settings of a preset for the weights at a location, of whose size it is."""
-    source = EvalModel.of(fetched(absolute(location), absolute(runs_dir)))
+    path = fetched(absolute(location), absolute(runs_dir))
+    source = EvalModel.open(path, needs_head=False)
     return preset.of_weights(source.model, source.images).replace({"init_from": location})

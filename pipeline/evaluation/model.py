@@ -61,16 +61,11 @@ class EvalModel:
     step: int | None = None
 
     @classmethod
-    def open(cls, path: Path) -> "EvalModel":
-        """Describe a checkpoint, that which a run reports, or a file of weights with a head."""
-        found = cls.of(path)
-        if found.model.num_classes is None:
-            raise ValueError(f"{path} has no head, so it gives no classes to evaluate")
-        return found
+    def open(cls, path: Path, *, needs_head: bool = True) -> "EvalModel":
+        """Describe a checkpoint, that which a run reports, or a file of weights.
 
-    @classmethod
-    def of(cls, path: Path) -> "EvalModel":
-        """The same, with or without a head; without one num_classes is None."""
+        Raises ValueError if a file has no head, unless `needs_head` is false.
+        """
         if (path / "checkpoints").is_dir():
             checkpoint = local.chosen(local.checkpoints(path / "checkpoints"))
             if not checkpoint:
@@ -80,6 +75,8 @@ class EvalModel:
             return cls._of_run(local.Checkpoint.open(path, only=MODEL_FILE))
         weights = open_weights(path)
         model, images = weights.config, ImageConfig(**DIALECTS[weights.dialect].images)
+        if needs_head and model.num_classes is None:
+            raise ValueError(f"{path} has no head, so it gives no classes to evaluate")
         if path.suffix != ".npz":
             for name, applied in ((CONFIG_FILE, as_published), (PREPROCESSOR_FILE, as_processed)):
                 if (file := weights.path.parent / name).is_file():
@@ -185,7 +182,7 @@ def as_published(
     What it does not state stays. Raises ValueError if it lists other classes than the head has.
     """
     labels = published.get("id2label")
-    if labels is not None and len(labels) != model.num_classes:
+    if None not in (labels, model.num_classes) and len(labels) != model.num_classes:
         raise ValueError(
             f"config.json lists {len(labels)} classes, but the head beside it has"
             f" {model.num_classes}; they are not of the same model"

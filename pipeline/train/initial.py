@@ -63,7 +63,7 @@ class InitialWeights:
             raise FileNotFoundError(
                 f"init_from {path} does not exist; give a run, a checkpoint, or a file of weights"
             )
-        source = EvalModel.of(path)
+        source = EvalModel.open(path, needs_head=False)
         check_shape(source, config)
         rows = head_rows(source, config, classes)
         weights = open_weights(source.path)
