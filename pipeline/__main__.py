@@ -6,11 +6,11 @@ Slow modules are imported only after the settings have been checked.
 import sys
 from collections.abc import Sequence
 
-from pipeline.commands.evaluate import Evaluate
+from pipeline.commands.evaluate import Evaluate, EvaluateElsewhere
 from pipeline.commands.jobs import JobLogs, JobStatus, JobStop
 from pipeline.commands.launch import Launch
 from pipeline.commands.runs import Export, Report, Rollback, TrackServe, TrackSync
-from pipeline.commands.train import Train
+from pipeline.commands.train import Train, TrainElsewhere
 from support.command import dispatch
 
 COMMANDS = {
@@ -26,6 +26,10 @@ COMMANDS = {
     "job logs": JobLogs,
     "job stop": JobStop,
 }
+
+
+# the form of a command that runs on another machine, which alone may read what it names
+ELSEWHERE = {Train: TrainElsewhere, Evaluate: EvaluateElsewhere}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

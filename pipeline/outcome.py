@@ -18,13 +18,15 @@ class Outcome:
     images_per_s: float
     """Training rate in the last interval, over all workers."""
     checkpoint: str
-    """Folder of the best checkpoint."""
+    """Folder of the checkpoint that was evaluated and that the run hands on."""
     protocols: dict[str, dict[str, float]]
     """Metrics of each crop protocol on the eval split."""
     changes: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     """Difference of each protocol to the single centre crop."""
     evaluation: str = ""
     """Folder of the evaluation: classes, predictions, confusions."""
+    chosen: str = ""
+    """Why it is this checkpoint, in words: the last step, or the split that selected it."""
 
     @classmethod
     def read(cls, run_dir: Path) -> "Outcome | None":

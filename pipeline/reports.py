@@ -59,10 +59,13 @@ def record_line(record: Mapping[str, str | int | float], total: int) -> str | No
             f"mem {record['memory_gib']:5.1f} GiB  eta {duration(record['eta_s'])}"
         )
     if record["kind"] == "eval":
-        values = (
-            f"{metric.title} {record[f'val/{name}']:.4f}"
-            for name, metric in METRICS.items()
-            if f"val/{name}" in record
-        )
-        return f"{place}  val  {'  '.join(values)}"
+        shown = []
+        for prefix in ("val", "select"):
+            values = [
+                f"{metric.title} {record[f'{prefix}/{name}']:.4f}"
+                for name, metric in METRICS.items()
+                if f"{prefix}/{name}" in record
+            ]
+            shown += [prefix, *values] if values else []
+        return f"{place}  {'  '.join(shown)}"
     return None

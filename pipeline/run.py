@@ -1,6 +1,6 @@
 """The driver of one run: from settings to an evaluated and recorded checkpoint.
 
-    job -> Ray: workers train -> best checkpoint -> multi-crop evaluation -> result.json
+    job -> Ray: workers train -> chosen checkpoint -> multi-crop evaluation -> result.json
 
 The state of a run is its folder (`pipeline.checkpoint.run_folder`). A run that is started again, on
 this machine or another, resumes from the last checkpoint and continues the same MLflow run. A
@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from pipeline.checkpoint.local import Checkpoint
+from pipeline.checkpoint.local import SELECT, Checkpoint
 from pipeline.checkpoint.run_folder import LOCK
 from pipeline.cluster.session import ray_session
 from pipeline.evaluation.config import CENTER
 from pipeline.evaluation.evaluate import default_folder, evaluate_model
 from pipeline.evaluation.model import EvalModel
+from pipeline.initial_weights import fetched
 from pipeline.outcome import RESULT, Outcome
 from pipeline.report.run_page import PAGE
 from pipeline.reports import OnRecord, Reports
@@ -65,7 +66,12 @@ def fit(
     the run stops after a checkpoint, without an evaluation, and fit returns None. In MLflow the
     reason becomes the tag `outcome`. Raises FloatingPointError if the loss is not finite.
     """
-    return execute(prepare(config), on_record=on_record, trial=trial)
+    return execute(prepared(config), on_record=on_record, trial=trial)
+
+
+def prepared(config: TrainConfig) -> Job:
+    """Check a run before it starts; see `pipeline.train.job.prepare`."""
+    return prepare(config, partial(fetched, runs_dir=config.runs_dir))
 
 
 def execute(
@@ -87,9 +93,12 @@ def execute(
             return outcome
         check_folder(job)  # another driver may have had the run since the first look
         job.checkpoints.clear_unfinished()
+        weights = job.weights and job.weights.placed(job.folder)
+        job = replace(job, weights=weights)
+        start = weights and weights.place(job.folder)
         with (
             ray_session(extra_cpus=job.config.workers, verbose=verbose),
-            shared(job.folder.place, data=job.locations, init_from=job.weights) as view,
+            shared(job.folder.place, data=job.locations, init_from=start) as view,
             publishing(job, lease),
             recording(job, trial) as recorder,
         ):
@@ -112,6 +121,8 @@ def train(job: Job, reports: Reports, lease: Lease, run_workers: Callable[..., N
     """Train what is left, to the last step or until the run is stopped; the newest checkpoint."""
     last = job.checkpoints.latest()
     log_stage(job.num_stages - 1, job.num_stages, describe(job, last))
+    if job.weights and not last:
+        log.info("init_from   %s", job.weights.loaded)
     if last and last.step >= job.total_steps:
         return last
     flush, every_s = partial(publish, job, lease, JOURNAL), job.config.record.system_every_s
@@ -130,21 +141,22 @@ def train(job: Job, reports: Reports, lease: Lease, run_workers: Callable[..., N
 
 
 def finish(job: Job, recorder: Recorder, images_per_s: float) -> Outcome:
-    """Evaluate the best checkpoint, and write the result of the run."""
-    best = job.checkpoints.fetch(job.checkpoints.best())
-    folder, result = evaluate_best(job, best)
+    """Evaluate the last checkpoint, or the selected one, and write the result of the run."""
+    chosen = job.checkpoints.fetch(job.checkpoints.chosen())
+    folder, result = evaluate_chosen(job, chosen)
     metrics = figures(result["protocols"], "final")
     recorder.add({"kind": "final", "step": job.total_steps, **metrics})
     outcome = Outcome(
         steps=job.total_steps,
         images_per_s=images_per_s,
-        checkpoint=job.checkpoints.location(best),
+        checkpoint=job.checkpoints.location(chosen),
         protocols=result["protocols"],
         changes=result["changes"],
         evaluation=str(folder),
+        chosen=reason(job, chosen),
     )
     outcome.write(job.dir)
-    record_result(recorder, job, best, folder)
+    record_result(recorder, job, chosen, folder)
     return outcome
 
 
@@ -168,16 +180,24 @@ def publishing(job: Job, lease: Lease) -> Iterator[None]:
     publish(job, lease)
 
 
-def evaluate_best(job: Job, best: Checkpoint) -> tuple[Path, dict]:
-    """Evaluate the best checkpoint with one crop and with many; returns the folder and result."""
-    config, eval_model = job.config, EvalModel.open(best.path)
+def reason(job: Job, chosen: Checkpoint) -> str:
+    """Why a run reports this checkpoint, in words."""
+    if not job.select:
+        return "the last step"
+    top1, split = chosen.metrics[SELECT], job.config.data.select_split
+    return f"step {chosen.step:,}, the highest top-1 on {split}: {top1:.4f}"
+
+
+def evaluate_chosen(job: Job, chosen: Checkpoint) -> tuple[Path, dict]:
+    """Evaluate a checkpoint with one crop and with many; returns the folder and result."""
+    config, eval_model = job.config, EvalModel.open(chosen.path)
     settings = eval_model.evaluation(
         crops=(config.crops,),
         batch=config.eval_batch,
         workers=config.workers,
         compile=config.compile,
     )
-    stage = f"evaluate {best.path.name}: {', '.join(settings.protocols)}"
+    stage = f"evaluate {chosen.path.name}: {', '.join(settings.protocols)}"
     log_stage(job.num_stages, job.num_stages, stage)
     folder = default_folder(eval_model, settings, job.eval)
     return folder, evaluate_model(eval_model, settings, job.eval, folder, Progress("evaluate"))

@@ -21,6 +21,8 @@ from pipeline.tracking.recorder import Recorder
 from pipeline.train.job import Job
 from pipeline.train.system_metrics import cluster_facts
 
+# by which the registry compares models, unless a split selects them
+TOP1 = "val/top1"
 # beginning of the files of a checkpoint that only a resumed run needs
 PRIVATE = "state"
 
@@ -29,13 +31,18 @@ def record_circumstances(recorder: Recorder, job: Job) -> None:
     """Record the environment and the data of a run; Ray must be running."""
     changes = {"skip_steps": job.config.skip_steps, "lr_factors": job.config.lr_factors}
     tags = {name: ", ".join(given) for name, given in changes.items() if given}
+    if job.weights:
+        tags["initial weights"] = str(job.weights.loaded)
     tags |= cluster_facts() | {"workers": str(job.config.workers)}
     recorder.write_event("tags", tags=tags)
     data = job.config.data
     for dataset, split, context in (
         (job.train, data.train_split, "training"),
         (job.eval, data.eval_split, "evaluation"),
+        (job.select, data.select_split, "selection"),
     ):
+        if not dataset:
+            continue
         locations = [subset.shards.location for subset in dataset.subsets]
         recorder.write_event(
             "dataset",
@@ -47,17 +54,19 @@ def record_circumstances(recorder: Recorder, job: Job) -> None:
         )
 
 
-def record_result(recorder: Recorder, job: Job, best: Checkpoint, evaluation: Path) -> None:
+def record_result(recorder: Recorder, job: Job, chosen: Checkpoint, evaluation: Path) -> None:
     """End the record with the models, their evaluation, files, and the report page."""
     settings = job.config.record
-    # the best one comes first: the registry takes the last one as the newest
-    others = [c for c in job.checkpoints.all() if c.step != best.step]
-    models = {"best": [best], "kept": [best, *others], "none": []}
+    # the chosen one comes last: the registry takes the last one as the newest
+    others = [c for c in job.checkpoints.all() if c.step != chosen.step]
+    models = {"best": [chosen], "kept": [*others, chosen], "none": []}
     for checkpoint in models[settings.models]:
-        write_model(job.dir, job.checkpoints.fetch(checkpoint), settings.register)
+        is_chosen = checkpoint.step == chosen.step
+        checkpoint = job.checkpoints.fetch(checkpoint)
+        write_model(job.dir, checkpoint, settings.register, is_chosen=is_chosen)
     if settings.models != "none":
         write_evaluation(job.dir, evaluation)
-    for path in sorted(best.path.iterdir()):
+    for path in sorted(chosen.path.iterdir()):
         if not path.name.startswith(PRIVATE):
             journal.write_artifact(job.dir, path, "checkpoint")
     journal.write_artifact(job.dir, job.dir / RESULT)
@@ -65,8 +74,14 @@ def record_result(recorder: Recorder, job: Job, best: Checkpoint, evaluation: Pa
     recorder.finish("FINISHED")
 
 
-def write_model(run_dir: Path, checkpoint: Checkpoint, register: str | None = None) -> None:
-    """Record a checkpoint as a model with its metrics from training, and register it."""
+def write_model(
+    run_dir: Path, checkpoint: Checkpoint, register: str | None = None, *, is_chosen: bool = True
+) -> None:
+    """Record a checkpoint as a model with its metrics from training, and register it.
+
+    Unless it is the one that the run reports, it does not compete for the alias of the best model:
+    the best of many evaluations is better by luck.
+    """
     about = {"checkpoint": checkpoint.path, "step": checkpoint.step}
     journal.write_event(run_dir, "model", **about)
     if checkpoint.metrics:
@@ -76,8 +91,9 @@ def write_model(run_dir: Path, checkpoint: Checkpoint, register: str | None = No
             run_dir, "evaluation", metrics=metrics, **about, **evaluation_data(run_dir)
         )
     if register:
-        value = checkpoint.metrics.get(local.BEST, 0.0)
-        facts = {"name": register, "metric": local.BEST, "value": value}
+        metric = local.SELECT if local.SELECT in checkpoint.metrics else TOP1
+        value = checkpoint.metrics.get(metric, 0.0) if is_chosen else float("-inf")
+        facts = {"name": register, "metric": metric, "value": value}
         journal.write_event(run_dir, "register", checkpoint=checkpoint.path, **facts)
 
 

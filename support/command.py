@@ -12,6 +12,7 @@ import functools
 import importlib.metadata
 import inspect
 import io
+import itertools
 import os
 import sys
 import traceback
@@ -179,6 +180,15 @@ def default_of(item: dataclasses.Field, default: object) -> Any:  # noqa: ANN401
     if item.default_factory is not dataclasses.MISSING:
         return item.default_factory()
     return item.default
+
+
+def value_of(arguments: Sequence[str], option: str) -> str | None:
+    """The value of an option such as --init-from; None if it is not given."""
+    for word, after in itertools.zip_longest(arguments, arguments[1:]):
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") == option:
+            return value if equals else after
+    return None
 
 
 def first_value(

@@ -67,6 +67,8 @@ STEPS = {
     (1_281_167, 300, 4096): 93_835,
     (1_281_167, 50, 2048): 31_278,
     (1_281_167, 20_000 * 512 / 1_281_167, 512): 20_000,
+    (1_281_167, 100, 1024): 125_114,
+    (1_281_167, 50, 1024): 62_557,
 }
 
 # settings of a run that do not decide what is computed: places, names, hardware, records, and how
@@ -102,7 +104,8 @@ SIZES = {
 def shape(size, image_size=224):
     """Settings of a size such as "S/16"."""
     name, patch = size.split("/")
-    width, depth, mlp_width, heads = SIZES[name]
+    # arXiv 2010.11929, table 1: no preset has the largest
+    width, depth, mlp_width, heads = {**SIZES, "H": (1280, 32, 5120, 16)}[name]
     return {
         "model.image_size": image_size,
         "model.patch_size": int(patch),
@@ -122,6 +125,7 @@ PLAIN = {
     "data.fraction": 1.0,
     "data.train_split": "train",
     "data.eval_split": "val",
+    "data.select_split": None,
     "model.num_classes": None,
     "model.pool": "token",
     "model.positions": "learned",
@@ -312,6 +316,45 @@ RECIPES["in1k-transfer-b32"] = {
     "images.eval_interpolation": "area",
     "optim.lr": 0.03,
     "crops": "ten",
+}
+
+# of any weights: settings without weights stand for S/16
+RECIPES["finetune"] = RECIPES["in1k-finetune-s16"] | {"init_from": None}
+RECIPES["finetune-224"] = RECIPES["in1k-finetune-s16-224"] | {"init_from": None}
+# FINETUNE.md and main_finetune.py of facebookresearch/mae: size, --epochs, --blr, --layer_decay,
+# --drop_path; S/16 takes what B/16 has. lr = blr * 1024 / 256.
+MAE_FINETUNED = {
+    "B/16": (100, 5e-4, 0.65, 0.1),
+    "L/16": (50, 1e-3, 0.75, 0.2),
+    "H/14": (50, 1e-3, 0.75, 0.3),
+}
+MAE = PLAIN | {
+    "data.dir": "data/in1k",
+    "init_positions": "bicubic",  # util/pos_embed.py
+    "images.crop_area": [0.08, 1.0],  # timm's RandomResizedCrop
+    "images.randaugment_layers": 2,  # --aa rand-m9-mstd0.5-inc1
+    "images.randaugment_magnitude": 9,
+    "images.random_erasing": 0.25,  # --reprob 0.25 --remode pixel
+    "images.eval_interpolation": "bicubic",  # util/datasets.py: Resize(256), CenterCrop(224)
+    "mix.mixup": 0.8,
+    "mix.cutmix": 1.0,
+    "loss.label_smoothing": 0.1,  # --smoothing by default
+    "optim.weight_decay": 0.05,
+    "optim.clip_norm": None,  # --clip_grad by default
+    "optim.warmup": 5,  # --warmup_epochs by default
+    "optim.warmup_unit": "epochs",
+    "optim.final_lr": 1e-6,  # --min_lr by default
+    "optim.ema": 0.9999,  # not MAE's
+    "global_batch": 1024,
+}
+RECIPES["finetune-adamw"] = {
+    **MAE,
+    **shape("S/16"),
+    "model.gelu": "tanh",  # of the weights
+    "model.drop_path": 0.1,
+    "optim.lr": 2e-3,
+    "optim.layer_decay": 0.65,
+    "epochs": 100,
 }
 
 # big_vision's vit_s16_i1k.py and arXiv 2205.01580, table 1

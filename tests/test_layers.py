@@ -48,7 +48,10 @@ FOLDERS = {
 ONLY_IN = {
     "torch": ("vit/", "pipeline/"),
     "ray": ("pipeline/", "tune/", "shards/build/ray_map.py"),
-    "mlflow": ("pipeline/tracking/mlflow_client.py", "pipeline/tracking/mlflow_model.py"),
+    "mlflow": (
+        *("pipeline/tracking/mlflow_client.py", "pipeline/tracking/mlflow_model.py"),
+        "pipeline/tracking/mlflow_weights.py",
+    ),
     "tyro": ("/__main__.py", "pipeline/commands/", "support/command.py"),
     "jinja2": ("support/page.py",),
     "matplotlib": ("support/chart.py",),

@@ -22,14 +22,36 @@ def test_what_is_written_is_read_again(tmp_path):
     assert stored.like(torch.zeros(3)).tolist() == [1, 1, 1]
 
 
-def test_latest_and_best_are_kept_and_the_others_deleted(tmp_path):
+def test_latest_and_selected_are_kept_and_the_others_deleted(tmp_path):
     for step, top1 in ((1, 0.1), (2, 0.9), (3, 0.9), (4, 0.2), (5, 0.3), (6, None)):
-        write(tmp_path, step, metrics={} if top1 is None else {"val/top1": top1})
+        metrics = {} if top1 is None else {"val/top1": 1 - top1, "select/top1": top1}
+        write(tmp_path, step, metrics=metrics)
         Checkpoints(folder=tmp_path).prune(2)
     found = local.checkpoints(tmp_path)
     assert [item.step for item in found] == [2, 5, 6]
-    assert local.best(found).step == 2
+    assert local.chosen(found).step == 2
     assert local.latest(found).step == 6
+
+
+def test_without_a_split_that_selects_the_last_is_chosen_however_good_others_were(tmp_path):
+    for step, top1 in ((1, 0.9), (2, 0.8), (3, 0.1), (4, None)):
+        write(tmp_path, step, metrics={} if top1 is None else {"val/top1": top1})
+        Checkpoints(folder=tmp_path).prune(2)
+    found = local.checkpoints(tmp_path)
+    assert [item.step for item in found] == [3, 4]
+    assert local.chosen(found).step == 4
+    assert local.chosen([]) is None
+
+
+def test_a_copy_of_the_weights_without_the_state_opens_as_weights_only(tmp_path):
+    path = write(tmp_path, 1)
+    (path / "state.pt").unlink()
+    with pytest.raises(local.Incomplete, match="state.pt has 0 bytes"):
+        local.Checkpoint.open(path)
+    assert local.Checkpoint.open(path, only="model").step == 1
+    (path / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(local.Incomplete, match="model.safetensors has 4 bytes"):
+        local.Checkpoint.open(path, only="model")
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):

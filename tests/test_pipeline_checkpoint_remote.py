@@ -28,10 +28,10 @@ def steps(checkpoints: Checkpoints) -> list[int]:
 def test_a_node_without_a_folder_gets_what_another_wrote(tmp_path, store):
     uri, _ = store
     for step, top1 in ((1, 0.9), (2, 0.3), (3, 0.2)):
-        put(tmp_path / "one", uri, step, metrics={"val/top1": top1}).prune(1)
+        put(tmp_path / "one", uri, step, metrics={"select/top1": top1}).prune(1)
     other = Checkpoints(folder=tmp_path / "other", uri=uri)
     assert steps(other) == [1, 3]
-    assert (other.latest().step, other.best().step) == (3, 1)
+    assert (other.latest().step, other.chosen().step) == (3, 1)
     assert not (tmp_path / "other").exists()
     mine = other.fetch(other.latest()).path
     theirs = tmp_path / "one/step-000000003"

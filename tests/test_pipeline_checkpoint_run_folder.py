@@ -94,15 +94,35 @@ def test_a_secret_in_the_uri_is_not_shown():
 def test_a_run_and_a_checkpoint_at_a_uri_are_copied_here(machine, tmp_path):
     run = machine("one")
     for step, top1 in ((1, 0.9), (2, 0.5)):
-        write(run.checkpoints.folder, step, run.checkpoints.uri, metrics={"val/top1": top1})
+        write(run.checkpoints.folder, step, run.checkpoints.uri, metrics={"select/top1": top1})
     run.write("config.json", b"{}")
     other = machine("two")
     assert fetched_run(run.uri) == other.path
     assert [path.name for path in other.path.iterdir()] == ["config.json"]
-    assert fetched_model(run.uri) == other.path / "checkpoints/step-000000001"  # the best one
+    assert fetched_model(run.uri) == other.path / "checkpoints/step-000000001"  # selected
     found = fetched_model(f"{run.uri}/checkpoints/step-000000002")
     assert found == other.path / "checkpoints/step-000000002"
     assert (found / "meta.json").exists()
     with pytest.raises(FileNotFoundError, match="has no complete checkpoint"):
         fetched_model(f"{run.uri}/checkpoints/step-000000003")
     assert fetched_model(str(tmp_path)) == fetched_run(str(tmp_path)) == tmp_path
+
+
+def test_a_file_and_a_folder_of_another_program_at_a_uri_are_copied_here(machine, tmp_path):
+    machine("one")
+    store = tmp_path / "store"
+    folder = store / "vit"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "config.json").write_text("{}")
+    (folder / "training_args.bin").write_bytes(b"a pickle")
+    found = fetched_model(folder.as_uri())
+    assert sorted(path.name for path in found.iterdir()) == ["config.json", "model.safetensors"]
+    (store / "vit.npz").write_bytes(b"1")
+    file = fetched_model((store / "vit.npz").as_uri())
+    assert (file.name, file.read_bytes()) == ("vit.npz", b"1")
+    assert fetched_model((store / "vit.npz").as_uri()) == file
+    (store / "vit.npz").write_bytes(b"22")  # another file of that name
+    assert fetched_model((store / "vit.npz").as_uri()).read_bytes() == b"22"
+    with pytest.raises(FileNotFoundError, match=r"none.npz does not exist"):
+        fetched_model((store / "none.npz").as_uri())

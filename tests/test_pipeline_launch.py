@@ -192,6 +192,27 @@ def test_a_dry_run_says_what_would_happen_and_what_it_would_cost(pipeline):
     assert "submit exec python -m pipeline train in21k-s16-30ep --device gpu" in said
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("train", "finetune", "--init-from"),
+        ("tune", "search", "finetune", "--space", "finetune", "--base.init-from"),
+    ],
+)
+def test_weights_that_only_the_cluster_reads_give_the_size_there(command, pipeline):
+    base = "--base." * (command[0] == "tune") or "--"
+    places = (f"{base}runs-dir", "s3://bucket/runs", f"{base}data.dir", "s3://bucket/in1k")
+    words = (*command, "s3://bucket/vit.npz", *places)
+    status, said = pipeline("launch", "cluster.yaml", "--dry-run", "--", *words)
+    assert status == 0, said
+    assert "init-from s3://bucket/vit.npz" in said and "at most" in said
+    assert "the run " not in said  # its cost follows from a size that is not known here
+    status, said = pipeline("launch", "cluster.yaml", "--dry-run", "--", *command, "a.npz", *places)
+    assert status == 2 and "init_from (a.npz) is relative to this machine" in said
+    status, said = pipeline("launch", "cluster.yaml", "--dry-run", "--", *command[:-1], *places)
+    assert status == 2 and f"give {base}init-from" in said
+
+
 def test_a_command_with_a_secret_is_refused_without_showing_it(pipeline):
     """Ray would show it to all who see the dashboard."""
     secret = "wJalrXUtnFEMI"

@@ -115,6 +115,7 @@ WITH_SECRET = [
     ("pipeline", "train", "demo", "--optim.lr", SECRET),
     ("pipeline", "train", "demo", "--crops", SECRET),
     ("pipeline", "train", "--preset-file", SECRET),
+    ("pipeline", "train", "finetune", "--init-from", SECRET),
     ("pipeline", "evaluate", SECRET),
     ("pipeline", "report", SECRET),
     ("pipeline", "report", "run", SECRET),

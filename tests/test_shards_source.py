@@ -26,7 +26,7 @@ from shards.build.devkit import KAGGLE as SOLUTION
 from shards.build.devkit import KAGGLE_HEADER as HEADER
 from shards.build.devkit import labels
 from shards.build.estimate import estimate
-from shards.build.pack import BuildConfig, build
+from shards.build.pack import BuildConfig, build, settings
 from shards.build.source import find
 from shards.dataset.format import open_set
 
@@ -281,6 +281,37 @@ def test_kaggle_s_folders_keep_every_val_image_and_leave_test_out(
     with pytest.raises(ValueError, match="have their own val split"):
         build(sources, tmp_path / "x", BuildConfig(val_per_class=1))
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_a_minival_is_drawn_from_train_beside_the_val_of_the_sources(
+    tmp_path, kaggle, classes, seed
+):
+    config = BuildConfig(keep_bytes=True, minival_per_class=50, seed=seed)
+    report = build([kaggle], tmp_path / "out", config)
+    found = samples(tmp_path / "out")
+    assert report.images == {"train": 20, "val": len(VAL), "minival": 4}  # a quarter of each class
+    minival = {key: sample for key, sample in found.items() if sample[2] == "minival"}
+    assert sorted(wnids for _, wnids, _ in minival.values()) == [[wnid] for wnid in WNIDS[:4]]
+    drawn = {key: (data, wnids, "train") for key, (data, wnids, _) in minival.items()}
+    assert found | drawn == expected(classes) | val_samples()
+    build([kaggle], tmp_path / "other", BuildConfig(keep_bytes=True, minival_per_class=1, seed=9))
+    other = {key for key, sample in samples(tmp_path / "other").items() if sample[2] == "minival"}
+    assert other == minival.keys()  # whatever the seed
+
+
+def test_a_minival_is_for_sources_with_a_val_split_of_their_own(tmp_path, kaggle):
+    small_archive(tmp_path / "a.tar")
+    with pytest.raises(ValueError, match="these have none: draw it with val_per_class"):
+        build([tmp_path / "a.tar"], tmp_path / "out", BuildConfig(minival_per_class=1))
+    with pytest.raises(ValueError, match="have their own val split"):
+        build([kaggle], tmp_path / "out", BuildConfig(minival_per_class=1, val_fraction=0.1))
+    assert not (tmp_path / "out").exists()
+
+
+def test_sets_of_before_there_was_a_minival_are_still_complete():
+    assert "minival_per_class" not in settings(BuildConfig())
+    assert settings(BuildConfig(minival_per_class=3))["minival_per_class"] == 3
 
 
 def test_labels_in_kaggle_s_folder_belong_to_the_identity_of_the_set(tmp_path, kaggle):

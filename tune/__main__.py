@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Self
 
 import tyro
 
+from pipeline.commands.train import preset_for
 from pipeline.settings.config import TrainConfig
-from pipeline.settings.presets import PRESETS, find_preset
+from pipeline.settings.presets import PRESETS
 from support.command import dispatch, first_value
 from support.console import open_console, table
 from tune.config import SearchConfig
@@ -61,10 +62,15 @@ class Search:
         flags = ("resume", "plan", "verbose")
         name, rest = first_value(arguments, SearchConfig(), flags=flags)
         if name:
-            return cls(preset=name, config=SearchConfig(), base=find_preset(name)), [name], rest
+            return cls(preset=name, config=SearchConfig(), base=cls.real(name, rest)), [name], rest
         if "--help" in arguments or "-h" in arguments:
             return cls(preset="", config=SearchConfig(), base=TrainConfig()), ["PRESET"], rest
         raise ValueError(f"search needs a PRESET; known: {', '.join(PRESETS)}")
+
+    @classmethod
+    def real(cls, name: str, arguments: Sequence[str]) -> TrainConfig:
+        """Settings of the preset; of one without a size, for the weights of --base.init-from."""
+        return preset_for(name, arguments, "--base.")
 
     @property
     def description(self) -> str:
@@ -92,10 +98,10 @@ class Search:
         open_console(verbose=self.verbose)
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        from pipeline.train.job import prepare
+        from pipeline.run import prepared
 
         # each trial would find later what does not fit; in the folder of the search is no run
-        prepare(plan.run.replace({"name": plan.name}))
+        prepared(plan.run.replace({"name": plan.name}))
         from tune.search import run_search
 
         log.info("%s\n", text)
@@ -108,6 +114,16 @@ class Search:
             raise
         log.info("\n%s", ending(answer, answer.plan.dir))
         return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchElsewhere(Search):
+    """A search on another machine, which alone may be able to read the initial weights."""
+
+    @classmethod
+    def real(cls, name: str, arguments: Sequence[str]) -> TrainConfig:
+        """Settings of the preset; one without a size gets it there."""
+        return preset_for(name, arguments, "--base.", read=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +164,7 @@ def ending(answer: "Answer", folder: Path) -> str:
 
 
 COMMANDS = {"search": Search, "report": Report}
+ELSEWHERE = {Search: SearchElsewhere}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,10 +2,12 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 from pipeline.data.dataset import set_name
 from pipeline.settings.budget import Budget, data_size
 from pipeline.settings.config import TrainConfig
+from pipeline.settings.presets import PRESETS
 from shards.dataset.format import open_set
 from tune import transfer
 from tune.config import PROBE, SearchConfig
@@ -33,6 +35,9 @@ def make_plan(
     of GPU, at a share of its peak, as for `pipeline train --plan`.
     """
     run = base.absolute()
+    if not config.name and preset in PRESETS and PRESETS[preset].of_weights:
+        # weights of another size are another search
+        config = config.replace({"name": f"{run.name}-{Path(config.space).stem}"})
     samples, eval_samples, num_classes, _ = data_size(run)
     # the ranges are around the preset at the batch of the trials
     batch = config.global_batch or run.global_batch

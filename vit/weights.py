@@ -8,11 +8,10 @@ key that does not fit, and the settings of a model that it fits.
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -20,16 +19,10 @@ from support.files import written
 from vit.config import ViTConfig
 from vit.config_json import metadata_of, of_metadata, stated, transformers_settings
 from vit.dialects import DIALECTS, check_says, dialect_of, spoken, translated
+from vit.fitting import HEAD_LAYERS, Loaded, fitted, is_dropped, misfits
 from vit.model import ViT
 from vit.npz import read_npz, write_npz
-from vit.positions import (
-    num_prefix,
-    position_slots,
-    resample,
-    sincos2d,
-    with_slots,
-    without_slots,
-)
+from vit.positions import with_slots
 from vit.shape import differences, shape_of
 from vit.tensor_file import read_tensors
 
@@ -38,8 +31,6 @@ log = logging.getLogger(__name__)
 MODEL_FILE = "model.safetensors"  # in a checkpoint directory
 OLD_MODEL_FILE = "pytorch_model.bin"  # in older folders of transformers
 CONFIG_FILE = "config.json"  # beside it in a folder of transformers
-HEADS = ("keep", "drop")
-HEAD_LAYERS = ("head.", "pre_logits.")
 REMEDY = (
     "Create a model of the file's shape (width, depth, patch_size, pool, pre_logits); for other"
     " classes use head='drop'"
@@ -85,7 +76,7 @@ def save_weights(
             raise ValueError(f"head is {head!r}, but {dialect} files have a head; set it to keep")
         save_npz(path, model, dialect.removeprefix("npz-"))
         return
-    if dropped(head):
+    if is_dropped(head):
         config = replace(config, num_classes=None, pre_logits=False)
         state = {name: t for name, t in state.items() if not name.startswith(HEAD_LAYERS)}
     tensors = spoken(state, config, dialect)
@@ -121,7 +112,8 @@ def load_weights(
     *,
     positions: str = "bilinear",
     head: str = "keep",
-) -> None:
+    rows: Sequence[int] | None = None,
+) -> Loaded:
     """Load a file or checkpoint directory into a model; on an error the model is unchanged.
 
     Args:
@@ -132,20 +124,15 @@ def load_weights(
             with aligned corners as in the ViT paper, "bicubic" antialiased as in timm.
         head: "keep" uses the file's head. "drop" leaves the model's own head (its weights are
             zero if it is new) and pre_logits layer.
+        rows: With "keep", the row of the file's head for each class of the model, -1 for a class
+            that the file lacks; None if the classes are the same.
     """
-    path = Path(path)
     weights = open_weights(path)
-    check_facts(weights, model.config)
-    tensors, state = weights.tensors, model.state_dict()
-    fit_head(tensors, state, head)
-    fit_positions(tensors, state, model, positions, path)
-    problems = misfits(tensors, state)
-    if problems:
-        needed = differences(tensors, model.config)
-        settings = ", ".join(f"{name}={value}" for name, value in needed.items())
-        remedy = f"{REMEDY}. The file needs {settings}" if needed else REMEDY
-        raise ValueError(f"{path} does not fit the model: {'; '.join(problems)}. {remedy}")
+    tensors, loaded = weights.fitted(
+        model.state_dict(), model.config, positions=positions, head=head, rows=rows
+    )
     model.load_state_dict(tensors)
+    return loaded
 
 
 def config_of(path: Path | str) -> ViTConfig:
@@ -171,24 +158,6 @@ def check_facts(weights: "Weights", config: ViTConfig) -> None:
                 ours,
                 name,
             )
-
-
-def misfits(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    """The reasons why tensors of a file do not fit the state of a model, one per key."""
-    problems = [
-        f"{name} {tuple(tensor.shape)} is missing in the file"
-        for name, tensor in state.items()
-        if name not in tensors
-    ]
-    for name, tensor in tensors.items():
-        shape = tuple(tensor.shape)
-        if name not in state:
-            problems.append(f"{name} {shape} is not in the model")
-        elif shape != (wanted := tuple(state[name].shape)):
-            problems.append(f"{name} is {shape} in the file and {wanted} in the model")
-        elif not tensor.is_floating_point():
-            problems.append(f"{name} is {tensor.dtype}, but weights are floating point")
-    return problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +188,30 @@ class Weights:
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from error
 
+    def fitted(
+        self,
+        state: Mapping[str, Tensor],
+        config: ViTConfig,
+        *,
+        positions: str = "bilinear",
+        head: str = "keep",
+        rows: Sequence[int] | None = None,
+    ) -> tuple[dict[str, Tensor], Loaded]:
+        """The tensors for a model with this state and config, and what became of each.
+
+        The other arguments are those of `load_weights`. ValueError names every key that does not
+        fit, and the settings of a model that the file fits.
+        """
+        check_facts(self, config)
+        how = {"path": self.path, "dialect": self.dialect, "positions": positions}
+        tensors, loaded = fitted(self.tensors, state, config, **how, head=head, rows=rows)
+        if problems := misfits(tensors, state):
+            needed = differences(tensors, config)
+            settings = ", ".join(f"{name}={value}" for name, value in needed.items())
+            remedy = f"{REMEDY}. The file needs {settings}" if needed else REMEDY
+            raise ValueError(f"{self.path} does not fit the model: {'; '.join(problems)}. {remedy}")
+        return tensors, loaded
+
 
 def read_weights(path: Path | str) -> dict[str, Tensor]:
     """Read the tensors of a file or checkpoint directory, of any dialect, under our names."""
@@ -244,49 +237,3 @@ def open_weights(path: Path | str) -> Weights:
     except (ValueError, RuntimeError) as error:  # the latter for parts of unequal shapes
         raise ValueError(f"{path} has a layer of an impossible shape: {error}") from error
     return Weights(path=path, tensors=ours, dialect=dialect, stated=facts, metadata=metadata)
-
-
-def dropped(head: str) -> bool:
-    """Whether `head` is "drop"; ValueError if it is not "keep" either."""
-    if head not in HEADS:
-        raise ValueError(f"head is {head!r}; known: {', '.join(HEADS)}")
-    return head == "drop"
-
-
-def fit_head(tensors: dict[str, Tensor], state: Mapping[str, Tensor], head: str) -> None:
-    """Keep or drop the head of the file in place."""
-    if dropped(head):
-        for name in [name for name in tensors if name.startswith(HEAD_LAYERS)]:
-            del tensors[name]
-        tensors.update({n: tensor for n, tensor in state.items() if n.startswith(HEAD_LAYERS)})
-    elif "head.weight" in tensors and not tensors["head.weight"].any():
-        log.warning("the head in the file is all zeros, as in Google's first i21k files")
-
-
-def fit_positions(
-    tensors: dict[str, Tensor], state: Mapping[str, Tensor], model: ViT, method: str, path: Path
-) -> None:
-    """Fit the positions to the model's grid and to its slots, in place."""
-    config, positions = model.config, tensors.get("pos_embed")
-    fits = num_prefix(tensors) == config.num_prefix
-    slots = position_slots(tensors) if fits else None
-    if config.positions == "learned":
-        if positions is None or positions.ndim != 3 or not fits:
-            return
-        if slots and not config.class_position:
-            without_slots(tensors)
-        elif slots == 0 and config.class_position:
-            with_slots(tensors)
-        slots = config.class_position * config.num_prefix
-        resampled = resample(tensors["pos_embed"], config.grid, slots=slots, method=method)
-        tensors["pos_embed"] = resampled
-        return
-    if positions is not None:  # fixed positions need no resampling, but must be the same formula
-        patches = positions[:, slots or 0 :]
-        fixed = sincos2d(round(patches.shape[1] ** 0.5), config.width)
-        if patches.shape != fixed.shape or not torch.allclose(patches.float(), fixed, atol=1e-5):
-            raise ValueError(
-                f"{path}: pos_embed is not the sin-cos formula of the model; set"
-                " positions='learned' to load it"
-            )
-    tensors["pos_embed"] = state["pos_embed"]

@@ -34,9 +34,9 @@ class Checkpoints:
         """The newest complete checkpoint."""
         return local.latest(self.all())
 
-    def best(self) -> Checkpoint | None:
-        """The one with the highest top-1 on the eval split."""
-        return local.best(self.all())
+    def chosen(self) -> Checkpoint | None:
+        """The one that the run reports and hands on; see `local.chosen`."""
+        return local.chosen(self.all())
 
     def location(self, checkpoint: Checkpoint) -> str:
         """Where a checkpoint is, without secrets."""
@@ -64,7 +64,7 @@ class Checkpoints:
                 remove_folder(path)
 
     def prune(self, keep: int) -> None:
-        """Delete all but the latest `keep` checkpoints and the best one."""
+        """Delete all but the latest `keep` checkpoints and the chosen one."""
         for checkpoint in local.superfluous(self.all(), keep):
             self.delete(checkpoint)
 

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.settings.config import TrainConfig
-from shards.dataset import store
 from support.files import remove_folder
 from support.redact import redacted
 
@@ -33,7 +32,8 @@ log = logging.getLogger(__name__)
 FORMAT = 2
 META, CONFIG = "meta.json", "config.json"
 NAME = re.compile(r"step-(\d{9})")
-BEST = "val/top1"
+# of the split that selects, if the run has one
+SELECT = "select/top1"
 
 
 class Incomplete(ValueError):
@@ -63,13 +63,18 @@ class Checkpoint:
     """SHA-256 of meta.json."""
 
     @classmethod
-    def open(cls, path: Path) -> "Checkpoint":
-        """Read the metadata of a checkpoint; Incomplete if the folder does not hold all of one."""
+    def open(cls, path: Path, *, only: str = "") -> "Checkpoint":
+        """Read the metadata of a checkpoint; Incomplete if the folder does not hold all of one.
+
+        With `only`, of the files that begin so: a copy may hold the weights without the state.
+        """
         for name in (META, CONFIG):
             if not (path / name).is_file():
                 raise Incomplete(f"{path} is not a checkpoint: it has no {name}")
         checkpoint = cls.of(path, (path / META).read_bytes(), (path / CONFIG).read_bytes())
         for name, (size, _) in checkpoint.files.items():
+            if not name.startswith(only):
+                continue
             found = (path / name).stat().st_size if (path / name).exists() else 0
             if found != size:
                 raise Incomplete(f"{path} is cut off: {name} has {found:,} bytes of {size:,}")
@@ -129,36 +134,21 @@ def latest(found: Iterable[Checkpoint]) -> Checkpoint | None:
     return max(found, key=lambda checkpoint: checkpoint.step, default=None)
 
 
-def best(found: Iterable[Checkpoint]) -> Checkpoint | None:
-    """The one with the highest top-1 on the eval split; the earliest of equal ones."""
-    evaluated = [checkpoint for checkpoint in found if BEST in checkpoint.metrics]
+def chosen(found: Iterable[Checkpoint]) -> Checkpoint | None:
+    """The one that a run reports and hands on: the newest, unless a split selects.
+
+    With data.select_split it is that with the highest top-1 on it, the earliest of equal ones.
+    """
+    found = list(found)
+    selected = [checkpoint for checkpoint in found if SELECT in checkpoint.metrics]
     # `max` returns the first of equal ones
-    return max(evaluated, key=lambda checkpoint: checkpoint.metrics[BEST], default=None)
+    return max(selected, key=lambda one: one.metrics[SELECT], default=latest(found))
 
 
 def superfluous(found: Sequence[Checkpoint], keep: int) -> list[Checkpoint]:
-    """All but the newest `keep` and the best one, of checkpoints that are sorted by step."""
-    top = best(found)
-    return [one for one in found[:-keep] if not top or one.step != top.step]
-
-
-def weights_of(location: str) -> Path:
-    """Path of the initial weights; of a run, the path of its best checkpoint."""
-    if "://" in location:
-        raise ValueError(
-            f"init_from ({store.absolute(location)}) must be a path that every node sees; copy the "
-            f"weights to one"
-        )
-    path = Path(location)
-    if (path / "checkpoints").is_dir():
-        if checkpoint := best(checkpoints(path / "checkpoints")):
-            return checkpoint.path
-        raise ValueError(f"init_from {path} is a run without an evaluated checkpoint yet")
-    if not path.exists():
-        raise FileNotFoundError(
-            f"init_from {path} does not exist; give a run, a checkpoint, or a file of weights"
-        )
-    return path
+    """All but the newest `keep` and the chosen one, of checkpoints that are sorted by step."""
+    kept = chosen(found)
+    return [one for one in found[:-keep] if one.step != kept.step]
 
 
 def clear_unfinished(folder: Path) -> None:

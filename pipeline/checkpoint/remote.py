@@ -68,6 +68,13 @@ def upload(path: Path, uri: str, name: str) -> None:
     with_retries(copy, f"{store.absolute(uri)}/{name}/{path.name}", PATIENT_S)
 
 
+def download(uri: str, name: str, path: Path) -> None:
+    """Copy a file of a checkpoint from the store."""
+    system, root = store.locate(uri)
+    copy = partial(pafs.copy_files, f"{root}/{name}/{path.name}", str(path), system, LOCAL)
+    with_retries(copy, f"{store.absolute(uri)}/{name}/{path.name}")
+
+
 def delete(checkpoint: Checkpoint, uri: str) -> None:
     """Remove a checkpoint from the store; without meta.json it is none, even if files stay."""
     clear(uri, checkpoint.path.name)
@@ -75,16 +82,12 @@ def delete(checkpoint: Checkpoint, uri: str) -> None:
 
 def fetch(checkpoint: Checkpoint, uri: str) -> None:
     """Copy a checkpoint from the store to its path; ValueError if the copy is damaged."""
-    system, root = store.locate(uri)
     name, folder = checkpoint.path.name, checkpoint.path.parent
     aside = folder / f".{name}.{uuid4().hex[:8]}.tmp"
     aside.mkdir(parents=True)
     try:
         for file in (*checkpoint.files, META):
-            copy = partial(
-                pafs.copy_files, f"{root}/{name}/{file}", str(aside / file), system, LOCAL
-            )
-            with_retries(copy, f"{store.absolute(uri)}/{name}/{file}")
+            download(uri, name, aside / file)
         Checkpoint.open(aside).verify()
         aside.rename(checkpoint.path)
     except BaseException:

@@ -4,7 +4,7 @@
     runs_dir s3://bucket/runs    -> s3://bucket/runs/NAME, copied to ~/.cache/vit-pipeline/.../NAME
 
     NAME/config.json  lease.json  metrics.jsonl  events.jsonl  mlflow.json  result.json  report.html
-    NAME/checkpoints/  evaluations/
+    NAME/checkpoints/  evaluations/  init/
 
 With a store the driver works on its copy. It takes the store's files when it starts, and puts its
 own there before it depends on them: before a checkpoint becomes visible, and at the end. So a run
@@ -29,7 +29,7 @@ from support.lease import LEASE, PATIENT_S
 CHECKPOINTS = "checkpoints"
 LOCK = "run.lock"
 # not copied to a new driver: large, of one process alone, or runs of their own below a search
-NOT_PULLED = (CHECKPOINTS, "samples", "trials", "tune", LEASE)
+NOT_PULLED = (CHECKPOINTS, "init", "samples", "trials", "tune", LEASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,17 +171,22 @@ def fetched_run(location: str) -> Path:
 def fetched_model(location: str) -> Path:
     """The folder of a run or of a checkpoint, or a file; what is in a store is copied here first.
 
-    Of a run at a URI it is the best checkpoint, or the newest if none was evaluated. Raises
-    FileNotFoundError if there is no complete checkpoint at the URI.
+    Of a run at a URI it is the checkpoint that it reports. Files of other programs in a store are
+    found by their names (`pipeline.checkpoint.published`). Raises FileNotFoundError if there is no
+    complete checkpoint at the URI.
     """
-    path = fetched_run(location)
     if "://" not in location:
-        return path
+        return fetched_run(location)
+    from pipeline.checkpoint.published import fetched_weights  # imports PyTorch
+
+    if published := fetched_weights(location):
+        return published
+    fetched_run(location)
     run, name = run_of(location), RunFolder.at(location).path.name
     found = run.checkpoints.all()
     if local.NAME.fullmatch(name):
         found = [one for one in found if one.path.name == name]
-    checkpoint = local.best(found) or local.latest(found)
+    checkpoint = local.chosen(found)
     if not checkpoint:
         raise FileNotFoundError(f"{store.absolute(location)} has no complete checkpoint")
     return run.checkpoints.fetch(checkpoint).path

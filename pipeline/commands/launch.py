@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Self
 
 import tyro
 
-from pipeline.commands.evaluate import Evaluate, EvaluateElsewhere
 from pipeline.commands.jobs import opened, place, reached
 from pipeline.launch.submission import PROGRAMS
 from pipeline.settings.config import TrainConfig
@@ -91,7 +90,8 @@ class Launch:
         config = config if isinstance(config, TrainConfig) else None
         subject = config.name if config else "-".join(self.command[1:2]) or "job"
         submission = Submission.of(self.command, subject, self.env)
-        self._describe(cluster, submission, config)
+        is_known = not getattr(parsed, "takes_size", False)
+        self._describe(cluster, submission, config if is_known else None)
         runs = runs_dir(parsed)
         if self.dry_run:
             if cluster:
@@ -179,13 +179,13 @@ def parse(words: Sequence[str]) -> command.Command:
     """The command as the cluster will read it; ValueError or SystemExit if it is not valid."""
     package = words[0] if words[0] in PROGRAMS else "pipeline"
     # by name, as `python -m` does it: nothing here depends on these packages
-    commands = importlib.import_module(f"{package}.__main__").COMMANDS
-    commands = {name: commands[name] for name in ALLOWED[package]}
+    main = importlib.import_module(f"{package}.__main__")
+    commands = {name: main.COMMANDS[name] for name in ALLOWED[package]}
     arguments = words[package in words[:1] :]
     name = command.named(commands, arguments)
     if name is None:
         raise ValueError(command.unknown(commands, arguments))
-    kind = EvaluateElsewhere if commands[name] is Evaluate else commands[name]
+    kind = getattr(main, "ELSEWHERE", {}).get(commands[name], commands[name])
     rest = arguments[name.count(" ") + 1 :]
     parsed = command.parse(f"python -m {package} {name}", kind, rest)
     if getattr(parsed, "plan", False) or getattr(parsed, "dry_run", False):

@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -13,7 +13,7 @@ import tyro
 from pipeline.settings.budget import Budget
 from pipeline.settings.config import TrainConfig
 from pipeline.settings.presets import PRESETS, find_preset, read_preset
-from support.command import first_value
+from support.command import first_value, value_of
 from support.console import open_console
 
 if TYPE_CHECKING:
@@ -47,15 +47,34 @@ class Train:
             start = arguments.index(PRESET_FILE)
             subject = arguments[start : start + 2]
             rest = [*arguments[:start], *arguments[start + 2 :]]
-            return cls(preset=subject[1], config=read_preset(Path(subject[1]))), subject, rest
+            config = read_preset(Path(subject[1]), cls.of_file)
+            return cls(preset=subject[1], config=config), subject, rest
         name, rest = first_value(arguments, TrainConfig(), flags=("plan", "verbose"))
         if name:
-            return cls(preset=name, config=find_preset(name)), [name], rest
+            return cls(preset=name, config=cls.base(name, rest)), [name], rest
         if "--help" in arguments or "-h" in arguments:
             return cls(preset="", config=TrainConfig()), ["PRESET"], rest
         raise ValueError(
             f"train needs a PRESET, or {PRESET_FILE} FILE; presets: {', '.join(PRESETS)}"
         )
+
+    @classmethod
+    def base(cls, name: str, arguments: Sequence[str]) -> TrainConfig:
+        """Settings of a preset; of one without a size, for the weights of --init-from."""
+        return preset_for(name, arguments)
+
+    @classmethod
+    def of_file(cls, name: str, settings: Mapping[str, object]) -> TrainConfig:
+        """Settings of the preset of a preset file, which may have all settings of the model."""
+        if "model.width" in settings:
+            return find_preset(name)
+        given = (f"--{key}={settings[key]}" for key in ("init_from", "runs_dir") if key in settings)
+        return cls.base(name, list(given))
+
+    @property
+    def takes_size(self) -> bool:
+        """Whether the size is that of the weights."""
+        return self.preset in PRESETS and PRESETS[self.preset].of_weights is not None
 
     @property
     def description(self) -> str:
@@ -70,7 +89,13 @@ class Train:
         """Train, or only show the expected cost."""
         config = self.config.absolute()
         if self.plan:
-            sys.stdout.write(f"{Budget(config, gpu=self.plan_gpu, mfu=self.plan_mfu)}\n")
+            budget = Budget(config, gpu=self.plan_gpu, mfu=self.plan_mfu)
+            sys.stdout.write(f"{budget}\n")
+            if config.init_from:
+                from pipeline.initial_weights import planned
+
+                lines = planned(budget.config, verbose=self.verbose)
+                sys.stdout.write(f"{'init_from':<10}{lines}\n")
             return 0
         open_console(verbose=self.verbose)
         # before Ray is imported: workers stay in this folder
@@ -79,13 +104,49 @@ class Train:
         # workers; but an elastic run must not wait long for a node that has disappeared
         patience_s = "120" if config.min_workers else "900"
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", patience_s)
-        from pipeline.train.job import prepare
+        from pipeline.run import execute, prepared
 
-        job = prepare(config)
-        from pipeline.run import execute
+        job = prepared(config)
+        if self.verbose and job.weights:
+            log.info("%s\n", "\n".join(job.weights.loaded.lines()))
 
         log.info("\n%s", result_facts(job, execute(job, verbose=self.verbose)))
         return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainElsewhere(Train):
+    """Training on another machine, which alone may be able to read the initial weights."""
+
+    @classmethod
+    def base(cls, name: str, arguments: Sequence[str]) -> TrainConfig:
+        """Settings of a preset; one without a size gets it there."""
+        return preset_for(name, arguments, read=False)
+
+
+def preset_for(
+    name: str, arguments: Sequence[str], prefix: str = "--", *, read: bool = True
+) -> TrainConfig:
+    """Settings of a preset; of one without a size, for the weights that the arguments name.
+
+    With `read` the size is read from them. The options begin with `prefix`. Raises ValueError if
+    such a preset is given no weights.
+    """
+    config = find_preset(name)
+    if not PRESETS[name].of_weights or {"-h", "--help"} & {*arguments}:
+        return config
+    location = value_of(arguments, f"{prefix}init-from")
+    if not location:
+        raise ValueError(
+            f"preset {name} has the size of its weights: give {prefix}init-from, which is a run, a "
+            f"checkpoint, a file of weights, or the address of one"
+        )
+    if not read:
+        return config
+    from pipeline.initial_weights import sized
+
+    runs_dir = value_of(arguments, f"{prefix}runs-dir") or config.runs_dir
+    return sized(PRESETS[name], location, runs_dir)
 
 
 def result_facts(job: "Job", outcome: "Outcome") -> str:
@@ -97,7 +158,7 @@ def result_facts(job: "Job", outcome: "Outcome") -> str:
     facts = {
         "evaluated": f"{images:,} images of {job.config.data.eval_split}, each once",
         "trained": f"{outcome.steps:,} steps at {outcome.images_per_s:,.0f} images/s",
-        "checkpoint": outcome.checkpoint,
+        "checkpoint": f"{outcome.checkpoint} ({outcome.chosen})",
         "MLflow page": page_command(job.dir.parent),
     }
     table = result_table({"protocols": outcome.protocols, "changes": outcome.changes})

@@ -163,9 +163,9 @@ def open_train(data: DataConfig, location: str) -> Dataset:
     return Dataset.open((location, *data.extra), data.train_split, data.slice_samples, **chosen)
 
 
-def open_eval(data: DataConfig, location: str) -> Dataset:
-    """The evaluation data of a run: the whole split, without classes that the run excludes."""
-    return Dataset.open((location,), data.eval_split, data.slice_samples, classes=data.classes)
+def open_eval(data: DataConfig, location: str, split: str) -> Dataset:
+    """Evaluation data of a run: a whole split, without classes that the run excludes."""
+    return Dataset.open((location,), split, data.slice_samples, classes=data.classes)
 
 
 def split_of(shards: ShardSet, split: str) -> tuple[Shard, ...]:

@@ -61,19 +61,21 @@ class EvalModel:
     step: int | None = None
 
     @classmethod
-    def open(cls, path: Path) -> "EvalModel":
-        """Describe a checkpoint, the best one of a run's folder, or a file of weights."""
+    def open(cls, path: Path, *, needs_head: bool = True) -> "EvalModel":
+        """Describe a checkpoint, that which a run reports, or a file of weights.
+
+        Raises ValueError if a file has no head, unless `needs_head` is false.
+        """
         if (path / "checkpoints").is_dir():
-            found = local.checkpoints(path / "checkpoints")
-            checkpoint = local.best(found) or local.latest(found)
+            checkpoint = local.chosen(local.checkpoints(path / "checkpoints"))
             if not checkpoint:
                 raise FileNotFoundError(f"{path} has no checkpoint yet; resume its training")
             return cls._of_run(checkpoint)
-        if (path / "meta.json").is_file():
-            return cls._of_run(local.Checkpoint.open(path))
+        if (path / local.META).is_file():
+            return cls._of_run(local.Checkpoint.open(path, only=MODEL_FILE))
         weights = open_weights(path)
         model, images = weights.config, ImageConfig(**DIALECTS[weights.dialect].images)
-        if model.num_classes is None:
+        if needs_head and model.num_classes is None:
             raise ValueError(f"{path} has no head, so it gives no classes to evaluate")
         if path.suffix != ".npz":
             for name, applied in ((CONFIG_FILE, as_published), (PREPROCESSOR_FILE, as_processed)):
@@ -129,16 +131,22 @@ class EvalModel:
                     f"has {size}"
                 )
             return classes
-        if self.classes is not None:
-            return self.classes
-        for name in BUILT_IN:
-            if len(class_list(name)) == size:
-                log.info("head      %s classes: those of %s", f"{size:,}", name)
-                return class_list(name)
+        if (listed := self.listed_classes()) is not None:
+            return listed
         raise ValueError(
             f"{self.path} has a head of {size} classes and does not list them; give --classes: "
             f"{', '.join(BUILT_IN)}, a file, or data"
         )
+
+    def listed_classes(self) -> tuple[str, ...] | None:
+        """Wnids of the head's outputs, from the file or the head's size; None if unknown."""
+        if self.classes is not None:
+            return self.classes
+        for name in BUILT_IN:
+            if len(class_list(name)) == self.model.num_classes:
+                log.info("head        %s classes: those of %s", f"{len(class_list(name)):,}", name)
+                return class_list(name)
+        return None
 
     def load(self, config: ViTConfig) -> ViT:
         """The model with its weights, on the CPU, for inference."""
@@ -174,7 +182,7 @@ def as_published(
     What it does not state stays. Raises ValueError if it lists other classes than the head has.
     """
     labels = published.get("id2label")
-    if labels is not None and len(labels) != model.num_classes:
+    if None not in (labels, model.num_classes) and len(labels) != model.num_classes:
         raise ValueError(
             f"config.json lists {len(labels)} classes, but the head beside it has"
             f" {model.num_classes}; they are not of the same model"

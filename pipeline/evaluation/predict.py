@@ -185,11 +185,16 @@ def center_crop_settings(config: TrainConfig) -> EvaluateConfig:
 
 
 def evaluate_share(
-    model: ViT, config: TrainConfig, dataset: Dataset, feed: NodeFeed, tick: Callable[[], None]
+    model: ViT,
+    config: TrainConfig,
+    dataset: Dataset,
+    feed: NodeFeed,
+    tick: Callable[[], None],
+    prefix: str = "val",
 ) -> dict[str, float]:
     """Centre-crop metrics of a split in the training loop; each worker evaluates its share.
 
-    `tick` is called after every batch.
+    `tick` is called after every batch. The names of the metrics are PREFIX/top1 and so on.
     """
     evaluator = Evaluator(dataset=dataset, settings=center_crop_settings(config))
     # number of images; for each metric the sum of its values and their number
@@ -209,7 +214,7 @@ def evaluate_share(
     if images != dataset.samples:
         raise RuntimeError(f"evaluated {images:.0f} images of {dataset.samples}")
     return {
-        f"val/{name}": total / count
+        f"{prefix}/{name}": total / count
         for name, (total, count) in zip(METRICS, rows, strict=True)
         if count
     }

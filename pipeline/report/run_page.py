@@ -74,7 +74,8 @@ def tiles(run: RunData, price: float | None) -> dict[str, str]:
 
 def curves(lines: Mapping[str, list]) -> dict[str, str]:
     """Charts of the training by title, among them `val/NAME` of every metric."""
-    shares = [f"val/{name}" for name, metric in METRICS.items() if metric.is_share]
+    shares = [name for name, metric in METRICS.items() if metric.is_share]
+    shares = [f"{split}/{name}" for split in ("val", "select") for name in shares]
     means = [name for name, metric in METRICS.items() if not metric.is_share and name != "loss"]
 
     def chart(name: str, *names: str, percent: bool = False) -> str:
@@ -83,7 +84,7 @@ def curves(lines: Mapping[str, list]) -> dict[str, str]:
 
     probes = [name for name in lines if name.startswith("probe/") and "seed" not in name]
     return {
-        "Loss": chart("loss", "train/loss", "val/loss"),
+        "Loss": chart("loss", "train/loss", "val/loss", "select/loss"),
         "Accuracy": chart("accuracy", *shares, percent=True),
         **{METRICS[name].title: chart(f"metric-{name}", f"val/{name}") for name in means},
         "Learning rate": chart("learning-rate", "lr"),

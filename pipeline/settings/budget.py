@@ -98,9 +98,9 @@ class Budget:
     @property
     def eval_views(self) -> int:
         """Views of held-out images in all evaluations: centre crops, at the end also the crops."""
-        crops = self.config.crops
+        crops, times = self.config.crops, math.ceil(self.steps / self.config.eval_every)
         last = num_views(crops) + (crops != "center")
-        return self.eval_samples * (math.ceil(self.steps / self.config.eval_every) + last)
+        return self.eval_samples * (times + last) + select_samples(self.config) * times
 
     @property
     def warmup_steps(self) -> int:
@@ -169,6 +169,15 @@ class Budget:
             return core
         needed = self.images / self.train_s
         return f"{needed:,.0f} images/s: about {math.ceil(needed / rate):,} cores; {core}"
+
+
+def select_samples(config: TrainConfig) -> int:
+    """Images of the split that selects the checkpoint; 0 without, or if it cannot be read."""
+    try:
+        splits = open_set(config.data.dir).manifest.splits if config.data.select_split else {}
+    except OSError:
+        return 0
+    return sum(shard.samples for shard in splits.get(config.data.select_split, ()))
 
 
 def core_rate(config: TrainConfig) -> tuple[int | None, str]:

@@ -17,6 +17,8 @@ from vit.config import ImageConfig, LossConfig, MixConfig, OptimConfig, ViTConfi
 from vit.registry import num_views
 
 DIGITS = "digits"
+# what the address of an MLflow model, or of an artifact of a run, begins with
+MLFLOW = ("models:/", "runs:/")
 # images of a pass where no memory of a GPU decides: on CPUs, and in evaluations
 DEFAULT_PASS = 256
 
@@ -40,6 +42,8 @@ class DataConfig(Settings):
     """Split to train on."""
     eval_split: str = "val"
     """Split to evaluate on."""
+    select_split: str | None = None
+    """Split whose top-1 selects the checkpoint that the run reports and hands on; None: last."""
     slice_samples: int = 32
     """Neighbouring samples that stay together in the shuffle and are read in one request; 1 is a
     full shuffle. It should divide the images of a batch that one node takes."""
@@ -72,6 +76,8 @@ class DataConfig(Settings):
         if not 0 < self.fraction <= 1:
             yield "fraction", "must be above 0 and at most 1"
         yield from below(self, 0, "max_bad_samples")
+        if self.select_split in (self.train_split, self.eval_split):
+            yield "select_split", "must be apart from train_split and eval_split, such as minival"
         num_sets = 1 + len(self.extra)
         if self.weights and len(self.weights) != num_sets:
             yield "weights", f"must be {num_sets}, for data.dir and for each set in data.extra"
@@ -115,8 +121,8 @@ class RecordConfig(Settings):
     """What is recorded of a run in addition to its metrics."""
 
     models: Literal["best", "kept", "none"] = "best"
-    """Checkpoints to log as MLflow models at the end of the run, for mlflow.pytorch.load_model: the
-    best one, all that are kept, or none."""
+    """Checkpoints to log as MLflow models at the end of the run: the one that it reports (the last,
+    or what data.select_split selects), all that are kept, or none."""
     register: str | None = None
     """Name in MLflow's model registry under which the models are registered. The best version of
     all runs gets the alias "best"; MLflow resolves "latest" to the newest version."""
@@ -160,10 +166,12 @@ class TrainConfig(Settings):
     """CPUs that each worker reserves. None reserves 1 next to a GPU. Without GPUs the workers share
     half of the cluster's CPUs; the other half reads and decodes."""
     init_from: str | None = setting(None, common=True)
-    """Initial weights: a run (its best checkpoint), a checkpoint, a .safetensors or .pth file
-    of timm or Hugging Face, or Google's .npz; None initialises them randomly from the seed."""
-    init_head: Literal["drop", "keep"] = "drop"
-    """With init_from: start from a head of zeros (drop), or keep the head of the weights."""
+    """Initial weights: a run, a checkpoint, a file of timm or Hugging Face (.safetensors, .pth,
+    .bin) or its folder, or Google's .npz; all also at an s3:// or gs:// address; or an MLflow
+    model: models:/NAME/VERSION, models:/NAME@ALIAS, runs:/ID/PATH. None draws them by the seed."""
+    init_head: Literal["drop", "keep", "map"] = "drop"
+    """With init_from: start from a head of zeros, from that of the weights, or from its row of each
+    class, by WordNet id (map). With keep and map the run is evaluated before its first step."""
     init_positions: Literal["bilinear", "bicubic"] = "bilinear"
     """With init_from: how position embeddings are resized, as in the ViT paper or as in timm."""
     epochs: float = setting(90.0, common=True)
@@ -206,7 +214,7 @@ class TrainConfig(Settings):
     checkpoint_minutes: float = setting(15.0, may_change=True)
     """Longest time between two checkpoints, in minutes."""
     keep_checkpoints: int = setting(2, may_change=True)
-    """Latest checkpoints to keep, besides the best one."""
+    """Latest checkpoints to keep, besides the one that data.select_split selects."""
     crops: str = setting("ten", may_change=True, common=True)
     """Crop protocol of the final evaluation, reported along with the single centre crop."""
     audit: bool = setting(False, may_change=True)
@@ -255,6 +263,8 @@ class TrainConfig(Settings):
                 yield name, "must be even, because mixing pairs neighbours"
         if not self.name or "/" in self.name or self.name.startswith("."):
             yield "name", "must be a plain folder name"
+        if self.init_head == "map" and not self.init_from:
+            yield "init_head", "maps the head of init_from, which is missing; give one, or drop"
         try:
             num_views(self.crops)
         except ValueError as error:
@@ -285,5 +295,6 @@ class TrainConfig(Settings):
 
 
 def absolute(path: str | None) -> str | None:
-    """The absolute form of a path; a URI or None is returned unchanged."""
-    return str(Path(path).absolute()) if path and "://" not in path else path
+    """The absolute form of a path; a URI, a model of MLflow or None is returned unchanged."""
+    is_path = path and "://" not in path and not path.startswith(MLFLOW)
+    return str(Path(path).absolute()) if is_path else path

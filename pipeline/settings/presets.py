@@ -10,10 +10,19 @@ estimates the time on other GPUs.
 """
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pipeline.settings.config import TrainConfig
-from pipeline.settings.recipes import augreg, big_vision, deit3, miil, project, vit_paper
+from pipeline.settings.recipes import (
+    augreg,
+    big_vision,
+    by_weights,
+    deit3,
+    miil,
+    project,
+    vit_paper,
+)
 from support.settings import suggestion
 
 ROWS = (
@@ -31,6 +40,7 @@ ROWS = (
     big_vision.TRANSFER_B32,
     *(vit_paper.finetuning(*row) for row in vit_paper.ROWS),
     *(deit3.finetuning(*row) for row in deit3.ROWS),
+    *by_weights.FINETUNINGS,
 )
 PRESETS = {preset.config.name: preset for preset in ROWS}
 
@@ -42,10 +52,18 @@ def find_preset(name: str) -> TrainConfig:
     return PRESETS[name].config
 
 
-def read_preset(path: Path) -> TrainConfig:
+def plain_preset(name: str, settings: Mapping[str, object]) -> TrainConfig:  # noqa: ARG001
+    """Settings of a preset, whatever a file adds to them."""
+    return find_preset(name)
+
+
+def read_preset(
+    path: Path, base: Callable[[str, Mapping[str, object]], TrainConfig] = plain_preset
+) -> TrainConfig:
     """Settings from a preset file, JSON of {"preset": name, "settings": {dotted name: value}}.
 
-    Raises ValueError if the file has another form or a setting breaks a rule.
+    `base` gives the settings of the preset that the file adds to. Raises ValueError if the file has
+    another form or a setting breaks a rule.
     """
     try:
         content = json.loads(path.read_text())
@@ -58,6 +76,6 @@ def read_preset(path: Path) -> TrainConfig:
             '{"preset": "demo", "settings": {"optim.lr": 0.001}}'
         ) from error
     try:
-        return find_preset(preset).replace(settings)
+        return base(preset, settings).replace(settings)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

@@ -1,14 +1,14 @@
 """A run before it starts: settings, data and folder, checked against each other."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline.checkpoint import local
 from pipeline.checkpoint.checkpoints import Checkpoints
 from pipeline.checkpoint.local import Checkpoint
-from pipeline.checkpoint.run_folder import RunFolder
+from pipeline.checkpoint.run_folder import RunFolder, fetched_model
 from pipeline.data import digits
 from pipeline.data.dataset import Dataset, open_eval, open_train
 from pipeline.data.order import Mixture, Order
@@ -16,6 +16,7 @@ from pipeline.evaluation.probe import Probe
 from pipeline.settings.config import DIGITS, TrainConfig
 from pipeline.settings.interventions import Interventions
 from pipeline.settings.upsampling import check_sides
+from pipeline.train.initial import InitialWeights
 from shards.dataset import wordnet
 from vit.loss import make_loss
 from vit.optim import learning_rate
@@ -31,13 +32,15 @@ class Job:
     config: TrainConfig
     train: Dataset
     eval: Dataset
+    select: Dataset | None = None
+    """The split that selects the checkpoint, if one does."""
     probes: tuple[Probe, ...] = ()
     provenance: Mapping[str, object] = field(default_factory=local.provenance)
     """Versions and commit of the driver's code."""
     owner: Mapping[str, object] = field(default_factory=dict)
     """The driver that has the lease of the run; empty before it has."""
-    weights: str | None = None
-    """Path of the initial weights; None without, or if the run has a checkpoint."""
+    weights: InitialWeights | None = None
+    """The initial weights; None without, or if the run has a checkpoint."""
 
     @property
     def folder(self) -> RunFolder:
@@ -100,10 +103,12 @@ class Job:
         return scheduled * self.interventions.factor(step + 1)
 
 
-def prepare(config: TrainConfig) -> Job:
+def prepare(config: TrainConfig, fetch: Callable[[str], Path] = fetched_model) -> Job:
     """Check a run against its data and its folder; the embedded data is built if it is missing.
 
-    Raises ValueError if they do not fit together, and FileNotFoundError if the data is missing.
+    `fetch` gives a path on this machine for an address of initial weights. Raises ValueError if
+    settings, data, folder and initial weights do not fit together, and FileNotFoundError if data or
+    weights are missing.
     """
     data = config.data
     location = digits.made(data.dir, config.runs_dir)
@@ -111,20 +116,24 @@ def prepare(config: TrainConfig) -> Job:
     job = Job(
         config=with_classes(config, len(train.classes)),
         train=train,
-        eval=open_eval(data, location),
+        eval=open_eval(data, location, data.eval_split),
+        select=open_eval(data, location, data.select_split) if data.select_split else None,
         probes=Probe.open_all(config.probe),
     )
     for subset in job.train.subsets:
         check_sides(job.config, subset.shards, data.train_split)
-    for subset in job.eval.subsets:
-        check_sides(job.config, subset.shards, data.eval_split)
+    for split in filter(None, (data.eval_split, data.select_split)):
+        for subset in job.eval.subsets:
+            check_sides(job.config, subset.shards, split)
     # each of these raises an error that would otherwise come up only in the workers
     job.learning_rate(0)
     make_loss(config.loss, parents=job.parents)
     checkpoint = check_folder(job)
     if config.init_from and not checkpoint:
-        # the best checkpoint of another run may be another one tomorrow: name it once
-        job = replace(job, weights=str(local.weights_of(config.init_from)))
+        # the checkpoint that another run reports may be another one tomorrow: name it once
+        weights = InitialWeights.of(fetch(config.init_from), job.config, train.classes)
+        is_copy = not Path(config.init_from).exists()  # of what is at an address
+        job = replace(job, weights=replace(weights, is_copy=is_copy))
     return job
 
 

@@ -7,6 +7,7 @@ first worker of each node: fetch it, check every byte;  then every worker: compa
 import dataclasses
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import torch.distributed
 
@@ -47,6 +48,18 @@ def agreed_checkpoint(job: Job, rank: int, local_rank: int) -> Checkpoint | None
     together(fetch if fetches else None, rank)
     together(compare, rank)
     return checkpoint
+
+
+def initial_weights(job: Job, rank: int, local_rank: int) -> Path | None:
+    """Where the initial weights are on this node; None if the run has none.
+
+    All workers must call it. Raises RuntimeError on all of them if a node cannot get them.
+    """
+    if not (weights := job.weights):
+        return None
+    fetches = local_rank == 0 and weights.files
+    together((lambda: weights.fetch(job.folder)) if fetches else None, rank)
+    return weights.on_node(job.folder)
 
 
 def together(action: Callable[[], None] | None, rank: int) -> None:

@@ -43,7 +43,8 @@ class State:
         device: torch.device,
         checkpoint: Checkpoint | None,
         local_world_size: int,
-        weights: str | None = None,
+        weights: Path | None = None,
+        rows: Sequence[int] | None = None,
         parents: Sequence[int] | None = None,
     ) -> None:
         """Restore a checkpoint, or initialise from the seed; the same on every worker.
@@ -55,6 +56,7 @@ class State:
             local_world_size: Number of workers on this node; ValueError if hsdp is set and the
                 nodes have different numbers.
             weights: File or folder of the initial weights, if there is no checkpoint.
+            rows: With init_head map, the row of their head for each class, -1 without one.
             parents: Parent of each class, for losses that use the tree; see `vit.loss.make_loss`.
         """
         self.config, self._device = config, device
@@ -65,8 +67,8 @@ class State:
         if checkpoint:
             load_weights(self.model, checkpoint.path)
         elif weights:
-            how = {"positions": config.init_positions, "head": config.init_head}
-            load_weights(self.model, Path(weights), **how)
+            head = "drop" if config.init_head == "drop" else "keep"
+            load_weights(self.model, weights, positions=config.init_positions, head=head, rows=rows)
         loss_of = make_loss(config.loss, parents=parents, device=device)
         types = config.precision, config.residual
         classes = config.model.num_classes

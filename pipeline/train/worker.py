@@ -23,6 +23,7 @@ import torch.distributed
 from ray.actor import ActorHandle
 from torch._inductor import config as inductor
 
+from pipeline.data.feed import NodeFeed
 from pipeline.data.order import RankShare
 from pipeline.evaluation.predict import evaluate_share
 from pipeline.evaluation.probe import probe_share
@@ -35,7 +36,7 @@ from pipeline.train.nodes import View
 from pipeline.train.outcomes import Outcomes
 from pipeline.train.preemption import watching_node
 from pipeline.train.report_queue import StopSignal
-from pipeline.train.start import agreed_checkpoint
+from pipeline.train.start import agreed_checkpoint, initial_weights
 from pipeline.train.state import State
 from pipeline.train.step import take_step
 from pipeline.train.system_metrics import sampling
@@ -96,15 +97,22 @@ def train(job: Job, queue: ActorHandle, watchdog: Watchdog, leaves: Callable[[],
     feed = open_feed(config.data)
     batches = device_batches(job, feed, checkpoint.step if checkpoint else 0, device)
     nodes_workers = context.get_local_world_size()
-    state = State(
-        config, device, checkpoint, nodes_workers, weights=job.weights, parents=job.parents
-    )
+    weights = None if checkpoint else initial_weights(job, rank, context.get_local_rank())
+    start = {"weights": weights, "rows": job.weights.rows if weights else None}
+    state = State(config, device, checkpoint, nodes_workers, **start, parents=job.parents)
     meter = Meter(config, total, world_size)
     writer = CheckpointWriter(job, queue, rank)
     signal = StopSignal(queue) if rank == 0 else None
     elastic = bool(config.min_workers)
     control = Control(signal, leaves, config.checkpoint_minutes, elastic=elastic)
     outcomes = Outcomes(job, state, queue, control, world_size)
+
+    if weights and config.init_head != "drop":  # a head that knows the classes already
+        with meter.paused(evaluates=True):
+            metrics = evaluations(state, job, feed, watchdog)
+        if rank == 0:
+            queue.put.remote({"kind": "eval", "step": 0, **metrics})
+        watchdog.at(1, "data")
 
     for batch in meter.timed(batches):
         step = state.step + 1
@@ -137,10 +145,7 @@ def train(job: Job, queue: ActorHandle, watchdog: Watchdog, leaves: Callable[[],
             queue.put.remote(meter.record(step, values))
         if saves:
             with meter.paused(evaluates=evaluates), state.averaged():
-                metrics = {}
-                if evaluates:
-                    tick = partial(watchdog.at, step, "evaluate")
-                    metrics = evaluate_share(state.model, config, job.eval, feed, tick)
+                metrics = evaluations(state, job, feed, watchdog) if evaluates else {}
                 if probes:
                     tick = partial(watchdog.at, step, "probe")
                     accuracies = probe_share(state.model, config, job.probes, feed, tick)
@@ -155,6 +160,16 @@ def train(job: Job, queue: ActorHandle, watchdog: Watchdog, leaves: Callable[[],
         watchdog.at(step + 1, "data")
     watchdog.at(state.step, "checkpoint")
     writer.close()
+
+
+def evaluations(state: State, job: Job, feed: NodeFeed, watchdog: Watchdog) -> dict[str, float]:
+    """Metrics on the eval split, and on the split that selects the checkpoint, if one does."""
+    tick = partial(watchdog.at, state.step, "evaluate")
+    metrics = {}
+    for prefix, dataset in (("val", job.eval), ("select", job.select)):
+        if dataset:
+            metrics |= evaluate_share(state.model, job.config, dataset, feed, tick, prefix)
+    return metrics
 
 
 def use_deterministic_kernels() -> None:

@@ -100,7 +100,7 @@ def assign(
         buckets = plan.merged(plan.scattered(parts, num_buckets), known)
         plan.stats.choose(plan.tally)
         splits = plan.split(buckets)
-        plan.list_lookalikes(splits["train"], splits["val"])
+        plan.list_lookalikes(splits["train"], splits[config.drawn_split])
         store.discard(system, f"{root}/plan/{TALLY}")  # the counts of another assignment
         for split, rows in splits.items():
             if rows.count:
@@ -229,7 +229,8 @@ class _Assignment:
 
     def split(self, merged: Sequence[Appender]) -> dict[str, Appender]:
         """The rows of each split, in order."""
-        splits = {split: Appender(self.folder / split) for split in ("train", "val")}
+        names = dict.fromkeys(("train", "val", self.config.drawn_split))
+        splits = {split: Appender(self.folder / split) for split in names}
         first = 0
         for bucket in merged:
             if bucket.count:
@@ -244,7 +245,7 @@ class _Assignment:
         return splits
 
     def list_lookalikes(self, train: Appender, val: Appender) -> None:
-        """List the images of train that look like one of a drawn val split."""
+        """List the images of train that look like one of a split that was drawn, `val`."""
         is_drawn = self.config.val_per_class or self.config.val_fraction
         with self._list("near-duplicates", NEAR) as writer:
             if not (is_drawn and train.count and val.count):
@@ -263,7 +264,7 @@ class _Assignment:
     def write(self, split: str, rows: Appender, identity: str) -> None:
         """Write the assignment of a split, one row group per shard."""
         shards = num_shards(rows.count, rows.bytes / rows.count + TAR_OVERHEAD, self.config)
-        if split == "val":
+        if split != "train":
             shards = min(rows.count, max(shards, self.config.val_shards))
         self.tally.images[split], self.tally.bytes[split] = rows.count, rows.bytes
         self.tally.shards[split] = shards

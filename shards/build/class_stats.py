@@ -80,9 +80,18 @@ class ClassStats:
         self._images = self._images + np.bincount(flat, minlength=len(self._ids))
         self._stems.frombytes(key_hashes(map(stem, table["member"].to_pylist())).tobytes())
         if self.config.val_per_class:
+            flat, ends = self._drawable(table, flat, ends)
             self._lots.frombytes(mixed(heads(table["sha256"]), SPLIT_SEED).tobytes())
             self._ends.frombytes((self._ends[-1] + ends[1:]).astype(np.int32).tobytes())
             self._flat.frombytes(flat.astype(np.int32).tobytes())
+
+    def _drawable(
+        self, table: pa.Table, flat: np.ndarray, ends: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The form of `_lists` without the classes of rows that the sources have in val."""
+        counts, is_own = np.diff(ends), np.equal(table["split"].to_pylist(), "val")
+        flat = flat[~np.repeat(is_own, counts)]
+        return flat, np.append(0, np.cumsum(np.where(is_own, 0, counts)))
 
     def choose(self, tally: Tally) -> None:
         """Number the classes that have enough images, draw val, and find the keys that clash."""
@@ -114,7 +123,8 @@ class ClassStats:
         self._flat = self._ends = self._lots = array("i")
         self._drawn = np.zeros(len(order), bool)
         is_kept = self._numbers >= 0
-        caps = np.where(is_kept, self._images // VAL_SHARE, len(order))
+        images = np.bincount(flat, minlength=len(self._ids))
+        caps = np.where(is_kept, images // VAL_SHARE, len(order))
         left = np.where(is_kept, np.minimum(per_class, caps), 0)
         more = (caps - left).tolist()  # that are drawn at most for the sake of other classes
         start, stop = 0, 1 << 18
@@ -149,8 +159,9 @@ class ClassStats:
         if counts[most] > tally.most_labels[0]:
             place = f"{table['archive'][most]}: {table['member'][most]}"
             tally.most_labels = int(counts[most]), place
-        is_val = self._is_drawn(table, first) | np.equal(table["split"].to_pylist(), "val")
-        split = pa.array(np.where(is_val, "val", "train"), pa.string())
+        is_own = np.equal(table["split"].to_pylist(), "val")
+        drawn = np.where(self._is_drawn(table, first), self.config.drawn_split, "train")
+        split = pa.array(np.where(is_own, "val", drawn), pa.string())
         table = table.drop_columns("split").append_column("split", split)
         table = table.append_column("classes", classes)
         table = table.append_column("key", pa.array(self._keys(table), pa.string()))

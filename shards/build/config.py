@@ -59,6 +59,9 @@ class BuildConfig(TranscodeConfig):
     val_fraction: float | None = None
     """Share of images that goes to the val split, drawn by content hash. With neither this nor
     val_per_class: the sources' own val split, or 0.01 if they have none."""
+    minival_per_class: int | None = None
+    """Training images of each class that go to a split "minival", at most a quarter of it, drawn as
+    val is; for sources with a val split of their own, which is then free to be reported alone."""
     exclude: tuple[str, ...] = setting((), common=True)
     """Shard sets whose images are left out, by content and by near-identical look: SET takes the
     val split of a set, SET:train,val these splits, and SET:all every one. A val split that the
@@ -87,12 +90,18 @@ class BuildConfig(TranscodeConfig):
         yield from below(self, 0, "seed")
         yield from below(self, 1, "shard_samples")
         yield from below(self, 0, "val_per_class")
+        yield from below(self, 1, "minival_per_class")
         if self.val_per_class is not None and self.val_fraction is not None:
             yield "val_fraction", "and val_per_class are two ways to draw val; give one"
         if self.val_fraction is not None and not 0 <= self.val_fraction < 1:
             yield "val_fraction", "must be at least 0 and below 1"
         if not 0 <= self.exclude_distance <= 7:
             yield "exclude_distance", "must be from 0 to 7"
+
+    @property
+    def drawn_split(self) -> str:
+        """The split that is drawn, if one is."""
+        return "minival" if self.minival_per_class else "val"
 
     @property
     def transcode(self) -> TranscodeConfig:

@@ -88,6 +88,8 @@ def settings(config: BuildConfig) -> dict[str, Any]:
     """
     fields = dataclasses.asdict(config) | {"scheme": SCHEME}
     del fields["keep_work"]
+    if config.minival_per_class is None:  # sets of before have no such setting
+        del fields["minival_per_class"]
     if config.classes:
         fields["classes"] = Path(config.classes).name
         fields["classes_sha256"] = _hash(*class_list(config.classes))
@@ -234,8 +236,18 @@ def val_split(config: BuildConfig, has_val: bool) -> tuple[BuildConfig, str]:
     """
     if has_val and (config.val_per_class or config.val_fraction):
         raise ValueError(
-            "the sources have their own val split; leave val_per_class and val_fraction unset"
+            "the sources have their own val split; leave val_per_class and val_fraction unset, or "
+            "draw a minival of the training images with minival_per_class"
         )
+    if config.minival_per_class:
+        if not has_val:
+            raise ValueError(
+                "minival_per_class is for sources that have a val split of their own; these have "
+                "none: draw it with val_per_class"
+            )
+        count = config.minival_per_class
+        note = f"val: as the sources have it; minival: {count} training images of each class"
+        return dataclasses.replace(config, val_per_class=count), f"{note}, at most a quarter of it"
     if config.val_per_class:
         return config, f"val: {config.val_per_class} images of each class, at most a quarter of it"
     share = "of the images, by content hash"

@@ -3,6 +3,7 @@
 from typing import Any
 
 from pipeline.settings.budget import PUBLISHED
+from pipeline.settings.config import TrainConfig
 from pipeline.settings.recipes.preset import ALL_IMAGES, IN1K, Preset, run
 from vit.config import ImageConfig, OptimConfig, ViTConfig
 
@@ -27,17 +28,37 @@ def sgd_finetuning(
     return Preset(
         summary=f"The ViT-{size} of {pretrained}, fine-tuned on ImageNet-1k at {pixels} pixels",
         size=size,
-        config=run(
+        config=sgd_config(
             name,
-            IN1K,
             init_from=f"runs/{pretrained}",
             model=ViTConfig.named(size, image_size=pixels, dropout=dropout, gelu="tanh"),
             images=images,
-            optim=OptimConfig(name="sgd", lr=lr, weight_decay=0.0, warmup=500, warmup_unit="steps"),
-            epochs=20_000 * 512 / PUBLISHED["in1k"][0],
-            global_batch=512,
-            eval_every=1000,
+            lr=lr,
             crops=crops,
         ),
         **provenance,
+    )
+
+
+def sgd_config(
+    name: str,
+    *,
+    model: ViTConfig,
+    images: ImageConfig,
+    lr: float,
+    crops: str,
+    init_from: str | None = None,
+) -> TrainConfig:
+    """The settings of it for a model."""
+    return run(
+        name,
+        IN1K,
+        init_from=init_from,
+        model=model,
+        images=images,
+        optim=OptimConfig(name="sgd", lr=lr, weight_decay=0.0, warmup=500, warmup_unit="steps"),
+        epochs=20_000 * 512 / PUBLISHED["in1k"][0],
+        global_batch=512,
+        eval_every=1000,
+        crops=crops,
     )

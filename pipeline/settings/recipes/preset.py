@@ -1,5 +1,6 @@
 """What a preset is: the settings of a named run, and their provenance."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from pipeline.settings.budget import PUBLISHED
 from pipeline.settings.config import DataConfig, TrainConfig
 from pipeline.settings.upsampling import needs
+from vit.config import ImageConfig, ViTConfig
 
 IN21K, IN21K_P, IN1K = "data/in21k", "data/in21k-p", "data/in1k"
 # departures that several sources share
@@ -53,6 +55,9 @@ class Preset:
     """What differs from the source: what no setting of this project says, and the data."""
     measured: str = "not yet"
     """Accuracy measured with this project."""
+    of_weights: Callable[[ViTConfig, ImageConfig], TrainConfig] | None = None
+    """Gives the settings for weights of a model whose images are so prepared, in place of `config`;
+    None if the size is that of the preset."""
 
     @property
     def gpu_hours(self) -> float | None:
@@ -75,6 +80,8 @@ class Preset:
     def __str__(self) -> str:
         """The summary, and one line for everything else except the settings."""
         cost = f"{self.gpu_hours:,.0f} GPU-hours (RTX 3090)" if self.size else "no GPU needed"
+        if self.of_weights:
+            cost = "that of the size of the weights, which --plan shows"
         rows = {
             "source": self.source,
             "released": self.checkpoint or "no known checkpoint has these settings",
