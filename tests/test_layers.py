@@ -59,7 +59,7 @@ ONLY_IN = {
 # these run in decode processes, or before a command line has been read
 TORCH_FREE = (
     *("vit/config.py", "vit/registry.py", "vit/images.py", "vit/crops.py", "vit/randaugment.py"),
-    *("vit/augment.py", "vit/augment_config.py", "vit/model_config.py"),
+    *("vit/train_crops.py", "vit/augment.py", "vit/augment_config.py", "vit/model_config.py"),
     *("vit/draws.py", "pipeline/settings/config.py", "pipeline/settings/presets.py"),
     *("pipeline/data/order.py", "pipeline/data/reader.py", "pipeline/evaluation/metrics.py"),
     *("pipeline/evaluation/config.py", "pipeline/__main__.py", "tune/__main__.py"),
