@@ -24,6 +24,7 @@ FOLDERS = {
         *("support", "shards", "vit", "pipeline/cluster"),
         *("pipeline/settings", "pipeline/data", "pipeline/checkpoint"),
     },
+    "pipeline/predict": {"support", "shards", "vit", "pipeline/cluster", "pipeline/evaluation"},
     "pipeline/tracking": {
         *("support", "shards", "vit", "pipeline/settings", "pipeline/data"),
         *("pipeline/checkpoint", "pipeline/evaluation"),
@@ -48,7 +49,10 @@ FOLDERS = {
 ONLY_IN = {
     "torch": ("vit/", "pipeline/"),
     "ray": ("pipeline/", "tune/", "shards/build/ray_map.py"),
-    "mlflow": ("pipeline/tracking/mlflow_client.py", "pipeline/tracking/mlflow_model.py"),
+    "mlflow": (
+        *("pipeline/tracking/mlflow_client.py", "pipeline/tracking/mlflow_model.py"),
+        "pipeline/tracking/image_classifier.py",
+    ),
     "tyro": ("/__main__.py", "pipeline/commands/", "support/command.py"),
     "jinja2": ("support/page.py",),
     "matplotlib": ("support/chart.py",),
@@ -64,7 +68,7 @@ TORCH_FREE = (
     *("pipeline/data/order.py", "pipeline/data/reader.py", "pipeline/evaluation/metrics.py"),
     *("pipeline/evaluation/config.py", "pipeline/__main__.py", "tune/__main__.py"),
     *("pipeline/commands/train.py", "pipeline/commands/evaluate.py", "pipeline/commands/runs.py"),
-    *("pipeline/commands/launch.py", "pipeline/commands/jobs.py"),
+    *("pipeline/commands/launch.py", "pipeline/commands/jobs.py", "pipeline/commands/predict.py"),
     *("tune/config.py", "tune/space.py", "support/console.py", "support/command.py"),
 )
 
