@@ -49,12 +49,14 @@ class Predict:
     def __call__(self) -> int:
         """Classify; returns 1 if no image could be read."""
         open_console(verbose=self.verbose)
-        from pipeline.predict import files, table, workers
-
         if self.top < 1:
             raise ValueError(f"--top ({self.top}) must be at least 1")
         images = [each if "://" in each else store.absolute(each) for each in self.images]
+        from pipeline.predict import files
+
         files.check(images)
+        from pipeline.predict import table, workers
+
         if self.out:
             table.check(self.out)
         eval_model, classes = self._model()

@@ -115,8 +115,8 @@ class RecordConfig(Settings):
     """What is recorded of a run in addition to its metrics."""
 
     models: Literal["best", "kept", "none"] = "best"
-    """Checkpoints to log as MLflow models at the end of the run, for mlflow.pytorch.load_model: the
-    best one, all that are kept, or none."""
+    """Checkpoints to log as MLflow models at the end of the run, for mlflow.pyfunc, mlflow.pytorch
+    and MLflow's server: the best one, all that are kept, or none."""
     register: str | None = None
     """Name in MLflow's model registry under which the models are registered. The best version of
     all runs gets the alias "best"; MLflow resolves "latest" to the newest version."""
