@@ -92,6 +92,11 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def said(caplog) -> list[str]:
+    """The lines on the console."""
+    return "\n".join(caplog.messages).splitlines()
+
+
 # --- what is computed ---
 
 
@@ -135,9 +140,9 @@ def test_an_image_is_prepared_as_in_an_evaluation(run, folder, tmp_path):
     assert float(row["p1"]) == pytest.approx(logits.softmax(0).max().item(), rel=1e-4)
 
 
-def test_one_image_is_shown_with_its_classes(run, folder, capsys):
+def test_one_image_is_shown_with_its_classes(run, folder, caplog):
     assert main(["predict", str(run), str(folder / "a.jpg"), "--top", "2"]) == 0
-    first, *two, last = capsys.readouterr().out.splitlines()
+    first, *two, last = said(caplog)
     assert first == str(folder / "a.jpg") and last == "classified  1 of 1 images"
     for line in two:
         share, wnid, name = line.split(maxsplit=2)
@@ -148,7 +153,7 @@ def test_one_image_is_shown_with_its_classes(run, folder, capsys):
 # --- tables ---
 
 
-def test_a_folder_gives_a_table_in_the_order_of_the_names(run, folder, tmp_path, capsys):
+def test_a_folder_gives_a_table_in_the_order_of_the_names(run, folder, tmp_path, caplog):
     assert main(["predict", str(run), str(folder), "--out", str(tmp_path / "out.csv")]) == 0
     rows = rows_of(tmp_path / "out.csv")
     assert [row["path"] for row in rows] == [str(folder / name) for name in IN_ORDER]
@@ -161,9 +166,11 @@ def test_a_folder_gives_a_table_in_the_order_of_the_names(run, folder, tmp_path,
             assert row["class1"] == "" and np.isnan(shares).all()
         else:
             assert row["error"] == "" and shares == sorted(shares, reverse=True)
-    said = capsys.readouterr().out
-    assert "classified  5 of 7 images" in said and f"table       {tmp_path}/out.csv" in said
-    assert f"not read    {folder}/b/broken.jpg, {folder}/d.jpeg" in said
+    assert said(caplog)[-3:] == [
+        f"table       {tmp_path}/out.csv",
+        "classified  5 of 7 images",
+        f"not read    {folder}/b/broken.jpg, {folder}/d.jpeg",
+    ]
 
 
 def test_csv_and_parquet_have_the_same_rows(run, folder, tmp_path):
@@ -215,20 +222,20 @@ def test_a_table_that_is_not_finished_is_not_there(tmp_path):
 # --- what cannot be read ---
 
 
-def test_only_a_run_without_any_readable_image_fails(run, folder, tmp_path, capsys):
+def test_only_a_run_without_any_readable_image_fails(run, folder, caplog):
     assert main(["predict", str(run), str(folder / "d.jpeg")]) == 1
-    said = capsys.readouterr().out
-    assert "cannot be read: no readable image in 8 bytes" in said
-    assert "classified  0 of 1 images" in said and f"not read    {folder}/d.jpeg" in said
+    _, reason, *rest = said(caplog)
+    assert reason.startswith("  cannot be read: no readable image in 8 bytes")
+    assert rest == ["classified  0 of 1 images", f"not read    {folder}/d.jpeg"]
     assert main(["predict", str(run), str(folder / "d.jpeg"), str(folder / "a.jpg")]) == 0
 
 
-def test_of_many_unreadable_images_the_first_are_named(run, tmp_path, capsys):
+def test_of_many_unreadable_images_the_first_are_named(run, tmp_path, caplog):
     for number in range(40):
         (tmp_path / f"{number:02d}.jpg").write_bytes(b"none")
     picture(0).save(tmp_path / "good.png")
     assert main(["predict", str(run), str(tmp_path), "--out", f"{tmp_path}/out.csv"]) == 0
-    last = capsys.readouterr().out.splitlines()[-1]
+    last = said(caplog)[-1]
     assert last.endswith("04.jpg and 35 more") and last.startswith("not read    ")
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 if TYPE_CHECKING:
     from vit.config import ImageConfig
@@ -59,6 +59,8 @@ def decode(data: bytes | memoryview) -> np.ndarray:
             warnings.filterwarnings("ignore", "Palette images with Transparency")
             with Image.open(io.BytesIO(data)) as image:
                 return np.array(image.convert("RGB"))
+    except UnidentifiedImageError as error:  # its message has an address in memory
+        raise ValueError(f"no readable image in {len(data)} bytes: unknown format") from error
     except PILLOW_ERRORS as error:
         raise ValueError(f"no readable image in {len(data)} bytes: {error}") from error
 
