@@ -51,7 +51,8 @@ from pipeline.settings.config import DataConfig
 from shards.build.config import BuildConfig
 from shards.build.pack import build
 from vit.config import ImageConfig
-from vit.images import decode, train_view
+from vit.images import decode
+from vit.train_crops import train_view
 
 SIZE, BATCH = 224, 256
 DATA = DataConfig(dir="")

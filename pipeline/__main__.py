@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pipeline.commands.evaluate import Evaluate, EvaluateElsewhere
 from pipeline.commands.jobs import JobLogs, JobStatus, JobStop
 from pipeline.commands.launch import Launch
+from pipeline.commands.predict import Predict
 from pipeline.commands.runs import Export, Report, Rollback, TrackServe, TrackSync
 from pipeline.commands.train import Train, TrainElsewhere
 from support.command import dispatch
@@ -16,6 +17,7 @@ from support.command import dispatch
 COMMANDS = {
     "train": Train,
     "evaluate": Evaluate,
+    "predict": Predict,
     "rollback": Rollback,
     "report": Report,
     "export": Export,

@@ -24,6 +24,7 @@ FOLDERS = {
         *("support", "shards", "vit", "pipeline/cluster"),
         *("pipeline/settings", "pipeline/data", "pipeline/checkpoint"),
     },
+    "pipeline/predict": {"support", "shards", "vit", "pipeline/cluster", "pipeline/evaluation"},
     "pipeline/tracking": {
         *("support", "shards", "vit", "pipeline/settings", "pipeline/data"),
         *("pipeline/checkpoint", "pipeline/evaluation"),
@@ -51,6 +52,7 @@ ONLY_IN = {
     "mlflow": (
         *("pipeline/tracking/mlflow_client.py", "pipeline/tracking/mlflow_model.py"),
         "pipeline/tracking/mlflow_weights.py",
+        "pipeline/tracking/image_classifier.py",
     ),
     "tyro": ("/__main__.py", "pipeline/commands/", "support/command.py"),
     "jinja2": ("support/page.py",),
@@ -62,12 +64,12 @@ ONLY_IN = {
 # these run in decode processes, or before a command line has been read
 TORCH_FREE = (
     *("vit/config.py", "vit/registry.py", "vit/images.py", "vit/crops.py", "vit/randaugment.py"),
-    *("vit/augment.py", "vit/augment_config.py", "vit/model_config.py"),
+    *("vit/train_crops.py", "vit/augment.py", "vit/augment_config.py", "vit/model_config.py"),
     *("vit/draws.py", "pipeline/settings/config.py", "pipeline/settings/presets.py"),
     *("pipeline/data/order.py", "pipeline/data/reader.py", "pipeline/evaluation/metrics.py"),
     *("pipeline/evaluation/config.py", "pipeline/__main__.py", "tune/__main__.py"),
     *("pipeline/commands/train.py", "pipeline/commands/evaluate.py", "pipeline/commands/runs.py"),
-    *("pipeline/commands/launch.py", "pipeline/commands/jobs.py"),
+    *("pipeline/commands/launch.py", "pipeline/commands/jobs.py", "pipeline/commands/predict.py"),
     *("tune/config.py", "tune/space.py", "support/console.py", "support/command.py"),
 )
 

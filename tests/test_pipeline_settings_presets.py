@@ -12,9 +12,9 @@ from pipeline.settings.budget import Budget
 from pipeline.settings.presets import PRESETS
 from pipeline.settings.recipes import augreg
 from vit.draws import Draws
-from vit.images import train_crop
 from vit.model import ViT
 from vit.optim import learning_rate
+from vit.train_crops import train_crop
 from vit.weights import load_weights
 
 RELEASED = {

@@ -10,7 +10,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from vit.augment import AUGMENTATIONS, blur, color_jitter, cutout, random_erasing, three_augment
 from vit.config import ImageConfig
 from vit.draws import Draws
-from vit.images import train_view
+from vit.train_crops import train_view
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 SMOOTH = cv2.GaussianBlur(NOISE, (0, 0), 3)

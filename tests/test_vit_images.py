@@ -17,8 +17,9 @@ from PIL import Image
 from vit.config import ImageConfig
 from vit.crops import crop_views
 from vit.draws import Draws
-from vit.images import TRAIN_CROPS, crop_box, decode, eval_view, interpolate, train_view
+from vit.images import decode, eval_view, interpolate
 from vit.registry import num_views
+from vit.train_crops import TRAIN_CROPS, crop_box, train_view
 
 PLAIN = ImageConfig()
 # what TensorFlow made of one photo, and where it placed its crops; `source` in the file says how
@@ -247,7 +248,7 @@ STRONG = ImageConfig(randaugment_layers=2, randaugment_magnitude=15)
 PROGRAM = """
 import sys, zlib, numpy as np
 sys.path.insert(0, {root!r})
-from vit.images import train_view
+from vit.train_crops import train_view
 from vit.config import ImageConfig
 pixels = (np.arange(90 * 120 * 3) * 7919 % 251).astype(np.uint8).reshape(90, 120, 3)
 config = ImageConfig(randaugment_layers=2, randaugment_magnitude=15)

@@ -10,8 +10,9 @@ import numpy as np
 
 from vit.config import ImageConfig
 from vit.draws import Draws
-from vit.images import crop, eval_view, interpolate, resize, train_crop
+from vit.images import crop, eval_view, interpolate, resize
 from vit.registry import crop_protocol, resolve
+from vit.train_crops import train_crop
 
 CORNERS_AND_CENTRE = ((0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5))
 

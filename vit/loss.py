@@ -59,16 +59,20 @@ class Link:
     """(B, C, K) -> (B, K): logits whose probabilities are the mean over the C crops."""
     confidence: Callable[[Tensor], Tensor]
     """(B, K) -> (B,): probability of the most likely class."""
+    probabilities: Callable[[Tensor], Tensor]
+    """(B, K) -> (B, K): probability of each class."""
 
 
 LINKS = {
     "softmax": Link(
         mean=lambda x: x.log_softmax(-1).logsumexp(1) - np.log(x.shape[1]),
         confidence=lambda x: x.softmax(1).amax(1),
+        probabilities=lambda x: x.softmax(1),
     ),
     "sigmoid": Link(
         mean=lambda x: F.logsigmoid(x).logsumexp(1) - F.logsigmoid(-x).logsumexp(1),
         confidence=lambda x: x.amax(1).sigmoid(),
+        probabilities=torch.sigmoid,
     ),
 }
 

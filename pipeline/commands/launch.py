@@ -26,10 +26,10 @@ log = logging.getLogger(__name__)
 
 EXAMPLE = "python -m pipeline launch cluster.yaml -- train in21k-s16-30ep --runs-dir s3://..."
 # fields of commands that name places which the cluster must see
-PLACES = ("sources", "out", "location", "checkpoint", "run", "file", "search")
+PLACES = ("sources", "out", "location", "checkpoint", "images", "run", "file", "search")
 # commands that make sense on a cluster
 ALLOWED = {
-    "pipeline": ("train", "evaluate", "rollback", "report", "export", "track sync"),
+    "pipeline": ("train", "evaluate", "predict", "rollback", "report", "export", "track sync"),
     "shards": ("build", "index", "verify"),
     "tune": ("search", "report"),
 }
@@ -203,7 +203,7 @@ def check_places(parsed: command.Command) -> None:
                     raise ValueError(refusal(name, here))
     for name in PLACES:
         value = getattr(parsed, name, ())
-        for path in [value] if isinstance(value, str) else value:
+        for path in [value] if isinstance(value, str) else value or ():
             if "://" not in path and not Path(path).is_absolute():
                 raise ValueError(refusal(name, path))
 

@@ -29,8 +29,9 @@ from shards.dataset.store import with_retries
 from support.splitmix import scramble
 from vit.config import ImageConfig
 from vit.crops import crop_views
-from vit.images import decode, train_view
+from vit.images import decode
 from vit.registry import num_views
+from vit.train_crops import train_view
 
 T = TypeVar("T")
 

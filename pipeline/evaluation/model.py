@@ -120,9 +120,17 @@ class EvalModel:
         }
         return EvaluateConfig(**{**defaults, **settings})
 
-    def head_classes(self, given: str | None, data_classes: tuple[str, ...]) -> tuple[str, ...]:
-        """Wnids of the head's outputs, from `given` (--classes), the file, or the head's size."""
+    def head_classes(
+        self, given: str | None, data_classes: tuple[str, ...] | None
+    ) -> tuple[str, ...]:
+        """Wnids of the head's outputs, from `given` (--classes), the file, or the head's size.
+
+        Without classes of data, there is no data.
+        """
         size = self.model.num_classes
+        lists = ", ".join((*BUILT_IN, "or a file of WordNet ids"))
+        if given == "data" and data_classes is None:
+            raise ValueError(f"--classes data needs the data of an evaluation; give {lists}")
         if given:
             classes = data_classes if given == "data" else class_list(given)
             if len(classes) != size:
@@ -135,7 +143,7 @@ class EvalModel:
             return listed
         raise ValueError(
             f"{self.path} has a head of {size} classes and does not list them; give --classes: "
-            f"{', '.join(BUILT_IN)}, a file, or data"
+            + (lists if data_classes is None else f"{', '.join(BUILT_IN)}, a file, or data")
         )
 
     def listed_classes(self) -> tuple[str, ...] | None:

@@ -1,0 +1,205 @@
+"""Classification on a Ray cluster: an actor for each GPU, or for each node if there is no GPU.
+
+    files -> chunks -> the actor that is free next: its threads and its GPU -> guesses
+
+Only names of files and classes cross the network; an actor reads its images itself. An actor that
+is lost leaves its chunks to the others. One that waits for a busy node joins when it has started.
+"""
+
+import logging
+import math
+import queue
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+import torch
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from torch import Tensor
+
+from pipeline.cluster.autoscaler import Resources, possible_nodes
+from pipeline.evaluation.config import EvaluateConfig
+from pipeline.predict.classifier import BATCH, Classifier, Guesses
+from pipeline.predict.files import ImageFile
+from pipeline.predict.threads import batches, ordered
+from shards.build.ray_map import alive, listed, on_every_node
+from vit.model import ViT
+
+log = logging.getLogger(__name__)
+
+# chunks that an actor has at the same time: one is decoded while the other is computed
+CHUNKS = 2
+# actors that are lost with one chunk before it is taken to be the cause
+ATTEMPTS = 4
+
+
+class Worker:
+    """The actor: classifies chunks with the threads of its share of a node, and with its GPU."""
+
+    def __init__(
+        self, settings: EvaluateConfig, weights: Mapping[str, Tensor], top: int, threads: int
+    ) -> None:
+        """Make the model."""
+        torch.set_num_threads(1)
+        model = ViT(settings.model)
+        model.load_state_dict(weights)
+        self._classifier = Classifier(model, settings, top)
+        self._pool = ThreadPoolExecutor(threads)
+
+    def ready(self) -> None:
+        """Return when the model is made."""
+
+    def classify(self, files: Sequence[ImageFile]) -> Guesses:
+        """Classify a chunk."""
+        parts = self._pool.map(self._classifier, batches(files, self._classifier.batch))
+        return Guesses.joined(list(parts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What one actor gets of a node."""
+
+    node: str | None
+    """Ray's id of the node; None for one that is still to come."""
+    threads: int
+    gpus: int
+    """One, or none on a cluster without GPUs."""
+
+    @property
+    def chunk(self) -> int:
+        """Files that give a batch to each thread."""
+        return self.threads * BATCH["cuda" if self.gpus else "cpu"]
+
+
+def shares(nodes: Mapping[str, Resources], possible: Sequence[Resources]) -> list[Share]:
+    """A share for each GPU of the nodes, or for each node if no node can have a GPU.
+
+    `nodes` are the resources of those that are alive, by id, and `possible` also those of nodes
+    that an autoscaler can start. If none is alive that could serve, the share is of one to come.
+    """
+    takes_gpu = any(node.get("GPU") for node in possible)
+    found = []
+    for node, resources in [*nodes.items(), *((None, each) for each in possible)]:
+        cpus, gpus = (int(resources.get(name, 0)) for name in ("CPU", "GPU"))
+        count = gpus if takes_gpu else 1
+        if not cpus or not count or (node is None and found):
+            continue
+        share = Share(node=node, threads=max(1, cpus // count), gpus=int(takes_gpu))
+        found += [share] * (count if node else 1)
+    if not found:
+        raise ValueError("no node of the cluster has GPUs and CPUs: its workers need both")
+    return found
+
+
+class Workers:
+    """The actors of a cluster; threads call it, each with a chunk."""
+
+    def __init__(self, actors: Sequence[ActorHandle]) -> None:
+        """Use each actor as soon as it has started."""
+        self._actors, self._lost = actors, set()
+        self._free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._lock, self._closed = threading.Lock(), False
+        starts = {actor.ready.remote(): number for number, actor in enumerate(actors)}
+        self._thread = threading.Thread(target=self._start, args=(starts,), daemon=True)
+        self._thread.start()
+
+    def _start(self, starts: dict[ray.ObjectRef, int]) -> None:
+        while starts:
+            (ready,), _ = ray.wait(list(starts), num_returns=1)
+            number = starts.pop(ready)
+            try:
+                ray.get(ready)
+            except RayActorError as error:
+                self._lose(number, error)
+                continue
+            for _ in range(CHUNKS):
+                self._free.put(number)
+
+    def _lose(self, number: int, error: RayActorError) -> None:
+        """Use an actor no more; without any, the threads that wait for one are told."""
+        with self._lock:
+            if number in self._lost or self._closed:
+                return
+            self._lost.add(number)
+            left = len(self._actors) - len(self._lost)
+            reason = str(error).strip().partition("\n")[0]
+            log.warning("a worker is lost, %d are left: %s", left, reason)
+            if not left:
+                self._free.put(None)
+
+    def __call__(self, files: Sequence[ImageFile]) -> Guesses:
+        """Classify a chunk; RuntimeError if no worker is left, or the chunk ends each of them."""
+        for _ in range(ATTEMPTS):
+            number = self._free.get()
+            if number is None:
+                self._free.put(None)  # for the next thread
+                raise RuntimeError("all workers are lost; the same command starts anew")
+            try:
+                guesses = ray.get(self._actors[number].classify.remote(files))
+            except RayActorError as error:
+                self._lose(number, error)
+                continue
+            self._free.put(number)
+            return guesses
+        raise RuntimeError(
+            f"{ATTEMPTS} workers were lost, one after the other, with the images from "
+            f"{files[0].name} to {files[-1].name}; look at the memory of the nodes"
+        )
+
+    def close(self) -> None:
+        """End the actors."""
+        self._closed = True
+        for actor in self._actors:
+            ray.kill(actor)
+        self._thread.join()
+
+
+def by_workers(
+    model: ViT, settings: EvaluateConfig, top: int, files: Iterable[ImageFile], total: int
+) -> Iterator[tuple[list[ImageFile], Guesses]]:
+    """Classify files, `total` in number: chunks of them in their order, with their guesses."""
+    resources = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    found = shares(resources, possible_nodes())
+    weights = ray.put(model.state_dict())
+    workers = Workers([actor(share, settings, weights, top) for share in found])
+    # every worker gets something
+    size = min(max(share.chunk for share in found), math.ceil(total / len(found)))
+    try:
+        yield from ordered(workers, batches(files, size), CHUNKS * len(found))
+    finally:
+        workers.close()
+
+
+def actor(share: Share, settings: EvaluateConfig, weights: ray.ObjectRef, top: int) -> ActorHandle:
+    """Start the actor of a share.
+
+    It reserves one CPU, so that it starts beside what else runs on its node.
+    """
+    place = NodeAffinitySchedulingStrategy(share.node, soft=True) if share.node else "DEFAULT"
+    remote = ray.remote(Worker).options(
+        num_cpus=1, num_gpus=share.gpus, max_concurrency=CHUNKS, scheduling_strategy=place
+    )
+    return remote.remote(settings, weights, top, share.threads)
+
+
+def check_seen(locations: Sequence[str]) -> None:
+    """ValueError if a node of several does not see a file or folder of the driver."""
+    places = [location for location in locations if "://" not in location]
+    if places and len(alive()) > 1:
+        faults = [fault for found in on_every_node(unseen, places) for fault in found]
+        if faults:
+            raise ValueError(listed(faults))
+
+
+def unseen(places: Sequence[str], node: str) -> list[str]:
+    """What this process does not see, in sentences that name its node."""
+    return [
+        f"{place} is not seen by node {node}: give a folder that every node sees, or an s3:// URI"
+        for place in places
+        if not Path(place).exists()
+    ]
