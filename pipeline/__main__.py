@@ -7,9 +7,10 @@ import sys
 from collections.abc import Sequence
 
 from pipeline.commands.evaluate import Evaluate
+from pipeline.commands.export import Export
 from pipeline.commands.jobs import JobLogs, JobStatus, JobStop
 from pipeline.commands.launch import Launch
-from pipeline.commands.runs import Export, Report, Rollback, TrackServe, TrackSync
+from pipeline.commands.runs import Report, Rollback, TrackServe, TrackSync
 from pipeline.commands.train import Train
 from support.command import dispatch
 

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 EXAMPLE = "python -m pipeline launch cluster.yaml -- train in21k-s16-30ep --runs-dir s3://..."
 # fields of commands that name places which the cluster must see
-PLACES = ("sources", "out", "location", "checkpoint", "run", "file", "search")
+PLACES = ("sources", "out", "location", "checkpoint", "run", "search")
 # commands that make sense on a cluster
 ALLOWED = {
     "pipeline": ("train", "evaluate", "rollback", "report", "export", "track sync"),

@@ -1,0 +1,35 @@
+"""A file for Google's JAX code, model.npz, in the layout of vision_transformer or of big_vision.
+
+That code is no library that could be installed and called, so this project reads the file back; it
+computes as that code does (GELU in its tanh form, LayerNorm's epsilon 1e-6), whatever the model
+was trained with.
+"""
+
+from pathlib import Path
+
+from pipeline.export.check import Network, read_back
+from pipeline.export.config import ExportConfig
+from pipeline.export.source import Source
+from vit.weights import save_weights
+
+FILE = "model.npz"
+
+
+def write(source: Source, folder: Path, config: ExportConfig) -> None:
+    """Write the file; ValueError lists the settings of the model that Google's code lacks."""
+    save_weights(folder / FILE, source.model, f"npz-{config.layout}")
+
+
+def opened(source: Source, folder: Path, config: ExportConfig) -> Network:
+    """The model that Google's code would compute."""
+    return read_back(source, folder / FILE)
+
+
+def usage(source: Source, config: ExportConfig) -> str:
+    """Code that reads the arrays, in the folder of the export."""
+    return f"""\
+import numpy as np
+
+with np.load("{FILE}") as file:
+    params = dict(file)  # names of the layers of {config.layout}, joined by /
+"""
