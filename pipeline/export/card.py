@@ -16,6 +16,7 @@ from pipeline.settings.presets import PRESETS
 from shards.dataset.classes import class_list, described
 from support.command import DISTRIBUTION
 from support.redact import redact
+from vit.registry import LOSSES
 
 # settings that say where and how fast a run was computed, not what
 ELSEWHERE = ("name", "runs_dir", "experiment", "data.dir", "init_from", "record.", "probe.")
@@ -69,8 +70,8 @@ def model_lines(source: Source) -> Iterator[str]:
     yield f"{config.image_size} x {config.image_size} pixels in patches of {config.patch_size};"
     yield f"width {config.width}, {config.depth} blocks, {config.heads} heads, pool {config.pool}."
     if source.classes is not None:
-        probabilities = source.eval_model.loss.name
-        yield f"Classes: {described(source.classes)}. Loss: {probabilities}."
+        link = LOSSES[source.eval_model.loss.name].link
+        yield f"Classes: {described(source.classes)}. Probabilities are the {link} of the logits."
 
 
 def preparation_text(source: Source) -> str:
