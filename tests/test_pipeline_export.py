@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import sys
+import types
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from pipeline.evaluation.model import EvalModel
 from pipeline.export import export as flow
 from pipeline.export import google_npz, timm_folder
 from pipeline.export.config import ExportConfig
-from pipeline.export.formats import FORMATS
+from pipeline.export.formats import FORMATS, Format
 from shards.dataset.classes import class_list
 from vit.config import ViTConfig
 from vit.weights import config_of, load_weights, save_weights
@@ -325,6 +326,22 @@ def test_a_file_of_weights_has_a_card_that_claims_nothing(tmp_path):
     text = card_of(tmp_path / "a.safetensors", tmp_path, "--to", "timm")
     assert "does not say how it was trained" in text
     assert "No evaluation of these weights is recorded." in text
+
+
+def test_a_format_is_a_module_and_a_row(google_run, tmp_path, monkeypatch, capsys):
+    module = types.ModuleType("planted_format")
+    module.write = lambda source, folder, config: torch.save(
+        source.model.state_dict(), folder / "model.bin"
+    )
+    module.opened = lambda source, folder, config: source.outputs
+    module.usage = lambda source, config: "print('planted')\n"
+    monkeypatch.setitem(sys.modules, "planted_format", module)
+    row = Format(summary="a planted format", module="planted_format", library=None)
+    monkeypatch.setitem(FORMATS, "planted", row)
+    assert export(google_run[0], tmp_path / "out", "--to", "planted") == 0
+    assert "a planted format" in capsys.readouterr().out
+    assert "print('planted')" in (tmp_path / "out" / "README.md").read_text()
+    assert (tmp_path / "out" / "model.bin").exists()
 
 
 def test_the_options_of_every_format_are_settings():

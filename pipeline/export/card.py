@@ -31,14 +31,14 @@ TERMS = (
 
 def card(source: Source, config: ExportConfig, usage: str, agreement: Agreement) -> str:
     """The text of the card."""
-    is_body = source.output == "features"
+    row, is_body = FORMATS[config.to], source.output == "features"
     task = "image-feature-extraction" if is_body else "image-classification"
     parts = [
-        f"---\nlibrary_name: {FORMATS[config.to].library or DISTRIBUTION}\npipeline_tag: {task}\n"
+        f"---\nlibrary_name: {row.library or DISTRIBUTION}\npipeline_tag: {task}\n"
         "license: other\n---",
         f"# {title(source)}",
         "\n".join(model_lines(source)),
-        f"## Use\n\nIn this folder, with {agreement.reader}:\n\n```python\n{usage.rstrip()}\n```",
+        f"## Use\n\nThis is {row.summary}. In this folder:\n\n```python\n{usage.rstrip()}\n```",
         preparation_text(source),
         f"Checked when it was exported: {agreement}.",
         *training(source),

@@ -32,8 +32,10 @@ def export(path: Path, out: str, config: ExportConfig) -> Agreement:
     format cannot hold the model, if `out` is not empty, or if a package is missing, and
     RuntimeError if the outputs differ by more than the tolerance of the format.
     """
-    functions = FORMATS[config.to].functions()
+    row = FORMATS[config.to]
+    functions = row.functions()
     check_empty(out)
+    log.info("export      %s", row.summary)
     source = Source.open(path, config)
     with made(out) as folder:
         functions.write(source, folder, config)

@@ -10,7 +10,7 @@ To add one, write a module and add a row to FORMATS. A module has three function
 It is imported only when it is used, so that a command line is checked without slow imports.
 """
 
-import importlib
+import importlib.util
 from dataclasses import dataclass
 from types import ModuleType
 
