@@ -185,7 +185,7 @@ def licence(source: Source) -> str:
     checkpoint = checkpoint_of(source)
     classes = checkpoint.classes if checkpoint else source.classes
     text = (
-        "Nobody has stated a licence of these weights; who publishes them chooses one, and answers"
+        "No licence of these weights is stated here: who publishes them chooses one, and answers"
         " for it. That of the code that wrote this folder, Apache-2.0, is not theirs."
     )
     if classes is None or not set(classes) <= set(class_list("goog")):

@@ -1,4 +1,4 @@
-"""The model as one module for export as a graph, and the code that prepares an image for it."""
+"""The model as a graph for any batch size, and the code that prepares an image for it."""
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +26,19 @@ class Normalised(nn.Module):
         return self.model(scaled(images, self.factors))
 
 
-def graph_of(source: Source, config: ExportConfig) -> tuple[nn.Module, tuple[Tensor]]:
-    """The module to export, and example inputs: two images, as one would fix the batch size."""
-    size = source.config.image_size
+def graph_of(source: Source, config: ExportConfig) -> torch.export.ExportedProgram:
+    """The graph of the model; the batch is the first axis of its input."""
+    size, model = source.config.image_size, source.model
+    # two images, as one would fix the batch size; files keep them, so they are none of the data
+    example = torch.zeros(2, 3, size, size)
     if config.preprocess:
-        return Normalised(source.model, source.images), (source.crops[:2],)
-    return source.model, (torch.zeros(2, 3, size, size),)
+        model = Normalised(source.model, source.images).eval()
+        example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+    batch = torch.export.Dim("batch", min=1, max=MOST)
+    program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine, half of a small file
+    return program
 
 
 def image_code(source: Source, config: ExportConfig) -> str:
@@ -41,10 +48,11 @@ def image_code(source: Source, config: ExportConfig) -> str:
     if images.eval_resize == "squash":
         resized = f"({side}, {side})"
     else:
-        resized = f"[round(length * {side} / min(image.size)) for length in image.size]"
+        resized = f"[round({side} * length / min(image.size)) for length in image.size]"
     lines = [
         'image = Image.open("image.jpg").convert("RGB")',
-        f"image = image.resize({resized}, Image.Resampling.{images.eval_interpolation.upper()})",
+        f"sides = {resized}",
+        f"image = image.resize(sides, Image.Resampling.{images.eval_interpolation.upper()})",
         f"left, top = (image.width - {size}) // 2, (image.height - {size}) // 2",
         f"images = np.asarray(image.crop((left, top, left + {size}, top + {size})))[None]",
     ]

@@ -23,19 +23,16 @@ MOST_BYTES = 2_000_000_000
 
 def write(source: Source, folder: Path, config: ExportConfig) -> None:
     """Write the graph."""
-    module, example = graph.graph_of(source, config)
-    batch = torch.export.Dim("batch", min=1, max=graph.MOST)
     program = torch.onnx.export(
-        module.eval(),
-        example,
+        graph.graph_of(source, config),
         dynamo=True,
         verbose=False,
         input_names=[graph.INPUT],
         output_names=[source.output],
-        dynamic_shapes=({0: batch},),
+        dynamic_shapes=({0: "batch"},),  # the name of the axis
     )
     program.model.metadata_props.update(metadata(source, config))
-    size = sum(tensor.nbytes for tensor in module.state_dict().values())
+    size = sum(tensor.nbytes for tensor in source.model.state_dict().values())
     program.save(str(folder / FILE), external_data=size > MOST_BYTES)
 
 

@@ -18,14 +18,11 @@ FILE = "model.pt2"
 
 def write(source: Source, folder: Path, config: ExportConfig) -> None:
     """Write the program; class names and preparation are files in it."""
-    module, example = graph.graph_of(source, config)
-    batch = torch.export.Dim("batch", min=1, max=graph.MOST)
-    program = torch.export.export(module.eval(), example, dynamic_shapes=({0: batch},))
     known: dict[str, object] = {"preparation.json": preparation(source.images)}
     if source.classes is not None:
         known |= {"classes.json": source.classes, "names.json": list(source.labels.values())}
     files = {name: json.dumps(value) for name, value in known.items()}
-    torch.export.save(program, folder / FILE, extra_files=files)
+    torch.export.save(graph.graph_of(source, config), folder / FILE, extra_files=files)
 
 
 def opened(source: Source, folder: Path, config: ExportConfig) -> Network:

@@ -81,6 +81,7 @@ def usage(source: Source, config: ExportConfig) -> str:
     result = "outputs.last_hidden_state[:, 0]" if is_body else "outputs.logits"
     ending = "" if is_body else "name = model.config.id2label[int(logits[0].argmax())]\n"
     return f"""\
+import torch
 from PIL import Image
 from transformers import AutoImageProcessor, {kind}
 
