@@ -89,6 +89,14 @@ def test_timm_creates_the_model_from_the_folder(case, tmp_path, caplog):
     assert same_weights(tmp_path / "out", model)
 
 
+def test_an_epsilon_that_timm_cannot_be_told_is_found_by_the_check(tmp_path, capsys):
+    library("timm")
+    path, _ = made_run(tmp_path, model__norm_eps=1e-3)
+    assert export(path, tmp_path / "out", "--to", "timm") == 1
+    assert "computes something else than the checkpoint" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_timm_reads_the_preprocessing_and_the_names_of_the_classes(tmp_path):
     timm = library("timm")
     path, model = made_run(tmp_path, **PILLOW)
