@@ -7,10 +7,11 @@ import sys
 from collections.abc import Sequence
 
 from pipeline.commands.evaluate import Evaluate, EvaluateElsewhere
+from pipeline.commands.export import Export
 from pipeline.commands.jobs import JobLogs, JobStatus, JobStop
 from pipeline.commands.launch import Launch
 from pipeline.commands.predict import Predict
-from pipeline.commands.runs import Export, Report, Rollback, TrackServe, TrackSync
+from pipeline.commands.runs import Report, Rollback, TrackServe, TrackSync
 from pipeline.commands.train import Train, TrainElsewhere
 from support.command import dispatch
 

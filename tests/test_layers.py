@@ -25,6 +25,10 @@ FOLDERS = {
         *("pipeline/settings", "pipeline/data", "pipeline/checkpoint"),
     },
     "pipeline/predict": {"support", "shards", "vit", "pipeline/cluster", "pipeline/evaluation"},
+    "pipeline/export": {
+        *("support", "shards", "vit", "pipeline/settings", "pipeline/data"),
+        *("pipeline/checkpoint", "pipeline/evaluation"),
+    },
     "pipeline/tracking": {
         *("support", "shards", "vit", "pipeline/settings", "pipeline/data"),
         *("pipeline/checkpoint", "pipeline/evaluation"),
@@ -57,9 +61,10 @@ ONLY_IN = {
     "tyro": ("/__main__.py", "pipeline/commands/", "support/command.py"),
     "jinja2": ("support/page.py",),
     "matplotlib": ("support/chart.py",),
-    "timm": (),
+    "timm": ("pipeline/export/timm_folder.py",),
     "torchvision": (),
-    "transformers": (),
+    "transformers": ("pipeline/export/transformers_folder.py",),
+    "onnxruntime": ("pipeline/export/onnx_graph.py",),
 }
 # these run in decode processes, or before a command line has been read
 TORCH_FREE = (
@@ -70,6 +75,7 @@ TORCH_FREE = (
     *("pipeline/evaluation/config.py", "pipeline/__main__.py", "tune/__main__.py"),
     *("pipeline/commands/train.py", "pipeline/commands/evaluate.py", "pipeline/commands/runs.py"),
     *("pipeline/commands/launch.py", "pipeline/commands/jobs.py", "pipeline/commands/predict.py"),
+    *("pipeline/commands/export.py", "pipeline/export/config.py", "pipeline/export/formats.py"),
     *("tune/config.py", "tune/space.py", "support/console.py", "support/command.py"),
 )
 
@@ -175,6 +181,8 @@ def test_no_files_import_each_other_in_a_circle(files):
         ("pipeline/data/order.py", "pipeline.checkpoint.local"),
         ("pipeline/checkpoint/local.py", "pipeline.evaluation.model"),
         ("pipeline/evaluation/model.py", "pipeline.tracking.journal"),
+        ("pipeline/export/source.py", "pipeline.tracking.journal"),
+        ("pipeline/export/check.py", "timm"),
         ("pipeline/tracking/journal.py", "pipeline.report.run_page"),
         ("pipeline/report/run_page.py", "pipeline.train.job"),
         ("pipeline/train/worker.py", "pipeline.tracking.recorder"),

@@ -1,18 +1,16 @@
-"""How images are prepared for published weights, and what `export` writes of a checkpoint."""
+"""How images are prepared for published weights."""
 
-import dataclasses
 import json
 
 import pytest
 import torch
-from checkpoints import CONFIG, write
+from checkpoints import CONFIG
 from safetensors.torch import load_file
 
-from pipeline.__main__ import main
 from pipeline.evaluation.model import EvalModel, as_published, preparation
 from vit.config import ImageConfig, ViTConfig
 from vit.model import ViT
-from vit.weights import config_of, load_weights, save_weights
+from vit.weights import save_weights
 
 SHAPE = dict(image_size=32, patch_size=8, width=16, depth=2, mlp_width=32, heads=2, num_classes=10)
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -116,69 +114,9 @@ def test_impossible_files_beside_the_weights_are_refused(tmp_path):
         EvalModel.open(tmp_path)
 
 
-@pytest.fixture
-def checkpoint(tmp_path):
-    """A folder that holds a model with a tanh layer before the head, in Google's names."""
-    model = model_of(pre_logits=True, gelu="tanh")
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    save_weights(tmp_path / "a.npz", model, "npz-vit")
-    return tmp_path / "a.npz", model.eval()
-
-
-def test_a_model_that_timm_cannot_say_is_not_exported_to_it(checkpoint, tmp_path, capsys):
-    path, _ = checkpoint
-    assert main(["export", str(path), str(tmp_path / "b.safetensors")]) == 2
-    error = capsys.readouterr().err
-    assert "timm cannot have pre_logits=True" in error and "--head drop" in error
-    assert not (tmp_path / "b.safetensors").exists()
-
-
-def test_the_export_without_the_head_gives_its_features(checkpoint, tmp_path):
-    path, model = checkpoint
-    body = tmp_path / "b.safetensors"
-    assert main(["export", str(path), str(body), "--head", "drop"]) == 0
-    assert not [name for name in load_file(body) if name.startswith(("head.", "pre_logits."))]
-    changes = dict(pre_logits=False, num_classes=None)
-    assert config_of(body) == dataclasses.replace(model.config, **changes)
-    other = ViT(dataclasses.replace(model.config, pre_logits=False)).eval()
-    load_weights(other, body, head="drop")
-    images = torch.randn(2, 3, 32, 32)
-    assert torch.equal(model.pre_logits(other.features(images)), model.features(images))
-
-
-def test_a_head_that_cannot_be_dropped_is_refused(checkpoint, tmp_path, capsys):
-    path, _ = checkpoint
-    assert main(["export", str(path), str(tmp_path / "b.npz"), "--head", "drop"]) == 2
-    assert "--head drop is for .safetensors" in capsys.readouterr().err
-
-
-def test_an_export_of_a_run_states_what_the_run_computes(tmp_path):
-    config = CONFIG.replace(
-        {
-            "model.gelu": "tanh",
-            "model.norm_eps": 1e-5,
-            "model.num_classes": 2,
-            "model.qkv_bias": False,
-            "images.mean": IMAGENET["mean"],
-            "images.crop_pct": 0.9,
-            "images.eval_resize": "squash",
-        }
-    )
-    path = write(tmp_path / "run", 1, config=config, model=ViT(config.model).state_dict())
-    assert main(["export", str(path), str(tmp_path / "a.safetensors")]) == 0
-    found = config_of(tmp_path / "a.safetensors")
-    assert (found.gelu, found.norm_eps) == ("tanh", 1e-5)
-    assert found.heads == config.model.heads
-    images = EvalModel.open(tmp_path / "a.safetensors").images
-    for name in ("mean", "std", "crop_pct", "eval_resize", "eval_interpolation"):
-        assert getattr(images, name) == getattr(config.images, name)
-
-
 @pytest.mark.parametrize("interpolation", ["area", "linear", "bilinear", "bicubic"])
 @pytest.mark.parametrize("resize", ["short", "squash"])
 def test_what_an_export_states_is_read_as_it_was(interpolation, resize):
     images = ImageConfig(eval_interpolation=interpolation, eval_resize=resize, crop_pct=0.95)
-    (stated,) = preparation(images).values()
-    assert as_published(json.loads(stated), ImageConfig(), CONFIG.model) == (images, CONFIG.model)
+    stated = json.loads(json.dumps(preparation(images)))
+    assert as_published(stated, ImageConfig(), CONFIG.model) == (images, CONFIG.model)

@@ -95,7 +95,11 @@ def pipeline(monkeypatch, capsys, caplog):
         (["--address", NOBODY, "--", "launch", "cluster.yaml"], "unknown command 'launch'"),
         (["--address", NOBODY, "--", "train", "demo", *RUNS, "--plan"], "need no cluster"),
         (["--address", NOBODY, "--", "evaluate", "s3://b/x", "--nonsense", "3"], "--nonsense"),
-        (["--address", NOBODY, "--", "export", "s3://b/x", "x.npz"], "file (x.npz) is relative"),
+        (["--address", NOBODY, "--", "export", "s3://b/x", "--out", "x"], "out (x) is relative"),
+        (
+            ["--address", NOBODY, "--", "export", "s3://b/x", "--out", "/x", "--data", "y"],
+            "data (y) is relative",
+        ),
         (["--address", NOBODY, "--env", "PLAIN", "--", "train", "demo", *RUNS], "NAME=VALUE"),
         (
             ["cluster.yaml", "--", "train", "demo", *RUNS, "--device", "gpu", "--workers", "64"],

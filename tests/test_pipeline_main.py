@@ -98,7 +98,8 @@ def test_version_is_that_of_the_distribution():
         (["evaluate"], "CHECKPOINT"),
         (["report"], "RUN"),
         (["track", "sync"], "RUN"),
-        (["export", "x"], "FILE"),
+        (["export", "x"], "--out"),
+        (["export", "--out", "x"], "CHECKPOINT"),
     ],
 )
 def test_a_missing_argument_is_named(arguments, missing):
@@ -120,7 +121,9 @@ WITH_SECRET = [
     ("pipeline", "report", SECRET),
     ("pipeline", "report", "run", SECRET),
     ("pipeline", "track", "sync", SECRET),
-    ("pipeline", "export", SECRET, "x.npz"),
+    ("pipeline", "export", SECRET, "--out", "x"),
+    ("pipeline", "export", "x", "--out", SECRET),
+    ("pipeline", "export", "x", "--out", "y", "--data", SECRET),
     ("pipeline", SECRET),
     ("shards", "build", SECRET, "--out", "x", "--workers", "0"),
     ("shards", "build", "x", "--out", SECRET, "--workers", "0"),

@@ -5,7 +5,7 @@ safetensors in names of timm, DeiT III and DINOv2: metadata, which other program
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vit.config import ViTConfig
@@ -78,12 +78,18 @@ def timm_arguments(config: ViTConfig) -> dict[str, object]:
     }
 
 
-def transformers_settings(config: ViTConfig, dialect: str) -> dict[str, object]:
-    """The contents of the `config.json` with which transformers opens a model."""
+def transformers_settings(
+    config: ViTConfig, dialect: str, labels: Sequence[str] | None = None
+) -> dict[str, object]:
+    """The contents of the `config.json` with which transformers opens a model.
+
+    `labels` are the names of the classes, all different; None numbers them.
+    """
     architecture, prefix = DIALECTS[dialect].architecture, DIALECTS[dialect].prefix
     if config.num_classes is None:
         architecture = architecture.replace("ForImageClassification", "Model")
-    classes = {str(i): f"LABEL_{i}" for i in range(config.num_classes or 0)}
+    labels = labels or [f"LABEL_{i}" for i in range(config.num_classes or 0)]
+    classes = {str(i): label for i, label in enumerate(labels)}
     settings: dict[str, object] = {
         "architectures": [architecture],
         "model_type": prefix.removesuffix("."),

@@ -62,11 +62,13 @@ def save_weights(
     dialect: str = "timm",
     head: str = "keep",
     metadata: Mapping[str, str] | None = None,
+    labels: Sequence[str] | None = None,
 ) -> None:
     """Write a model for another program; `dialect` is a key of `vit.dialects.DIALECTS`.
 
-    transformers reads a folder, which gets a config.json; the others read one file: safetensors, or
-    .npz. The metadata of safetensors states what the tensors do not show, and `metadata`. `head`
+    transformers reads a folder, which gets a config.json with the `labels` of the classes; the
+    others read one file: safetensors, or .npz. The metadata of safetensors gets `metadata`, and
+    where there is no config.json states what the tensors do not show. `head`
     "drop" leaves out the head and the tanh layer before it, so that the other program computes
     features. ValueError lists the settings of the model that the dialect's models do not have.
     """
@@ -84,11 +86,11 @@ def save_weights(
         warn_untold(config, dialect)
         save_safetensors(path, tensors, {**metadata_of(config), **(metadata or {})})
         return
-    settings = transformers_settings(config, dialect)
+    settings = transformers_settings(config, dialect, labels)
     path.mkdir(parents=True, exist_ok=True)
     with written(path / CONFIG_FILE) as temporary:
         temporary.write_text(json.dumps(settings, indent=2))
-    save_safetensors(path / MODEL_FILE, tensors)
+    save_safetensors(path / MODEL_FILE, tensors, metadata)
 
 
 def warn_untold(config: ViTConfig, dialect: str) -> None:

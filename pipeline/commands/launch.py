@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 EXAMPLE = "python -m pipeline launch cluster.yaml -- train in21k-s16-30ep --runs-dir s3://..."
 # fields of commands that name places which the cluster must see
-PLACES = ("sources", "out", "location", "checkpoint", "images", "run", "file", "search")
+PLACES = ("sources", "out", "location", "checkpoint", "images", "run", "search")
 # commands that make sense on a cluster
 ALLOWED = {
     "pipeline": ("train", "evaluate", "predict", "rollback", "report", "export", "track sync"),

@@ -1,9 +1,7 @@
-"""The commands for runs and checkpoints that exist: rollback, report, track sync, export."""
+"""The commands for runs and checkpoints that exist: rollback, report, track sync."""
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 import tyro
 
@@ -88,33 +86,3 @@ class TrackServe:
         from pipeline.launch.mlflow_server import serve
 
         return serve(self.place, self.port)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Export:
-    """Write the weights of a checkpoint for another program."""
-
-    checkpoint: tyro.conf.Positional[str]
-    """Folder or URI of a run or of a checkpoint, or a file of weights."""
-    file: tyro.conf.Positional[str]
-    """File to write: .safetensors (timm's names), .npz (Google's names) or .pt (quantised)."""
-    head: Literal["keep", "drop"] = "keep"
-    """For .safetensors: drop leaves out the head, and the tanh layer before it, which timm lacks;
-    timm computes features with the rest."""
-    layout: Literal["vit", "big_vision"] = "vit"
-    """For .npz: the layout of vision_transformer and AugReg, or that of big_vision."""
-    quantise: Literal["int8-static", "int8-dynamic", "int8-weight", "float8"] = "int8-static"
-    """For .pt: the scheme; int8-static calibrates on images of --data."""
-    data: str | None = None
-    """For .pt: shard set for the calibration; by default that of the checkpoint's run."""
-
-    def __call__(self) -> int:
-        """Write the file."""
-        open_console(verbose=False)
-        from pipeline.checkpoint.run_folder import fetched_model
-        from pipeline.evaluation.export import export
-
-        options = {"layout": self.layout, "scheme": self.quantise, "data": self.data}
-        export(fetched_model(self.checkpoint), Path(self.file), head=self.head, **options)
-        log.info("wrote       %s", self.file)
-        return 0

@@ -5,7 +5,8 @@
 A checkpoint holds its settings. A published file holds only tensors: the shape of the model follows
 from theirs, the classes from the size of the head, and the preparation of images from the
 config.json (timm) or preprocessor_config.json (transformers) beside it, from the metadata of an
-export, or else from the dialect of its names. Flags give whatever the files do not state.
+export, or else from the dialect of its names. An export states its classes and its loss too. Flags
+give whatever the files do not state.
 """
 
 import dataclasses
@@ -35,7 +36,8 @@ from vit.weights import CONFIG_FILE, MODEL_FILE, load_weights, open_weights
 log = logging.getLogger(__name__)
 
 PREPROCESSOR_FILE = "preprocessor_config.json"  # of transformers
-PREPARATION = "pretrained_cfg"  # in the metadata of an export
+# in the metadata of an export: preparation of images, wnids, name of the loss
+PREPARATION, CLASSES, LOSS = "pretrained_cfg", "classes", "loss"
 # crop_mode in Hugging Face's pretrained_cfg -> eval_resize
 RESIZES = {"center": "short", "squash": "squash"}
 INTERPOLATIONS = get_args(type_hints(ImageConfig)["eval_interpolation"])
@@ -81,11 +83,18 @@ class EvalModel:
             for name, applied in ((CONFIG_FILE, as_published), (PREPROCESSOR_FILE, as_processed)):
                 if (file := weights.path.parent / name).is_file():
                     images, model = applied(parsed(file.read_text(), file), images, model)
-        if PREPARATION in weights.metadata:
-            settings = parsed(weights.metadata[PREPARATION], weights.path)
+        export = weights.metadata if PREPARATION in weights.metadata else {}
+        if export:
+            settings = parsed(export[PREPARATION], weights.path)
             images, model = as_published(settings, images, model)
-        loss = LossConfig()
-        return cls(path=path, model=model, images=images, loss=loss, precision="tf32", classes=None)
+        return cls(
+            path=path,
+            model=model,
+            images=images,
+            loss=LossConfig(name=export.get(LOSS, LossConfig().name)),
+            precision="tf32",
+            classes=tuple(json.loads(export.get(CLASSES, "[]"))) or None,
+        )
 
     @classmethod
     def _of_run(cls, checkpoint: local.Checkpoint) -> "EvalModel":
@@ -169,17 +178,16 @@ class EvalModel:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def preparation(images: ImageConfig) -> dict[str, str]:
-    """Metadata of an export: the preparation of images for evaluation, as timm states it."""
+def preparation(images: ImageConfig) -> dict[str, object]:
+    """The preparation of images for evaluation in timm's words, as `as_published` reads them."""
     modes = {ours: theirs for theirs, ours in RESIZES.items()}
-    settings = {
+    return {
         "mean": images.mean,
         "std": images.std,
         "crop_pct": images.crop_pct,
         "crop_mode": modes[images.eval_resize],
         "interpolation": images.eval_interpolation,
     }
-    return {PREPARATION: json.dumps(settings)}
 
 
 def as_published(

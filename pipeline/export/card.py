@@ -1,0 +1,198 @@
+"""The model card of an export, README.md: what is recorded of the model, and nothing else."""
+
+import importlib.metadata
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from pipeline.checkpoint.local import META, Checkpoint, provenance
+from pipeline.evaluation.evaluate import RESULT
+from pipeline.export.check import Agreement
+from pipeline.export.config import ExportConfig
+from pipeline.export.formats import FORMATS
+from pipeline.export.source import Source
+from pipeline.settings.config import TrainConfig
+from pipeline.settings.presets import PRESETS
+from shards.dataset.classes import class_list, described
+from support.command import DISTRIBUTION
+from support.redact import redact
+from vit.registry import LOSSES
+
+# settings that say where and how fast a run was computed, not what
+ELSEWHERE = ("name", "runs_dir", "experiment", "data.dir", "init_from", "record.", "probe.")
+ELSEWHERE += ("device", "worker", "min_workers", "log_every", "eval_every", "checkpoint_", "keep_")
+ELSEWHERE += ("model.num_classes", "max_restarts", "hang_minutes", "audit", "data.eval_split")
+TERMS = (
+    "ImageNet's terms of access (image-net.org/download) let researchers use the database only for"
+    " non-commercial research and educational purposes. They are about the database, and do not say"
+    " whether weights that were trained on it are bound by them."
+)
+
+
+def card(source: Source, config: ExportConfig, usage: str, agreement: Agreement) -> str:
+    """The text of the card."""
+    row, is_body = FORMATS[config.to], source.output == "features"
+    task = "image-feature-extraction" if is_body else "image-classification"
+    parts = [
+        f"---\nlibrary_name: {row.library or DISTRIBUTION}\npipeline_tag: {task}\n"
+        "license: other\n---",
+        f"# {title(source)}",
+        "\n".join(model_lines(source)),
+        f"## Use\n\nThis is {row.summary}. In this folder:\n\n```python\n{usage.rstrip()}\n```",
+        preparation_text(source),
+        f"Checked when it was exported: {agreement}.",
+        *training(source),
+        "## Results\n\n" + "\n".join(results(source)),
+        "## Versions\n\n" + "\n".join(versions(source)),
+        f"## Licence\n\n{licence(source)}",
+    ]
+    return redact("\n\n".join(parts)) + "\n"
+
+
+def checkpoint_of(source: Source) -> Checkpoint | None:
+    """The checkpoint that is exported; None for a file of weights."""
+    return Checkpoint.open(source.eval_model.path) if source.eval_model.run_dir else None
+
+
+def title(source: Source) -> str:
+    """The name of the run and the step, or the name of the file."""
+    checkpoint = checkpoint_of(source)
+    if checkpoint is None:
+        return source.eval_model.path.name
+    return f"{checkpoint.config['name']}, step {checkpoint.step:,}"
+
+
+def model_lines(source: Source) -> Iterator[str]:
+    """The shape of the model and its classes."""
+    config = source.config
+    count = sum(parameter.numel() for parameter in source.model.parameters())
+    yield f"A Vision Transformer: {count:,} parameters, {source.output} of images of"
+    yield f"{config.image_size} x {config.image_size} pixels in patches of {config.patch_size};"
+    yield f"width {config.width}, {config.depth} blocks, {config.heads} heads, pool {config.pool}."
+    if source.classes is not None:
+        link = LOSSES[source.eval_model.loss.name].link
+        yield f"Classes: {described(source.classes)}. Probabilities are the {link} of the logits."
+
+
+def preparation_text(source: Source) -> str:
+    """How images are prepared, and what another library does instead."""
+    images, size = source.images, source.config.image_size
+    side = images.eval_side(size)
+    what = "both sides" if images.eval_resize == "squash" else "the shorter side"
+    text = (
+        f"Images: {what} resized to {side} pixels ({images.eval_interpolation}), the centre of"
+        f" {size} x {size}, then (pixel / 255 - mean) / std with mean {images.mean} and std"
+        f" {images.std}."
+    )
+    if source.told == images:
+        return text
+    return (
+        f"{text} Other libraries do not have this resize, and the files here say"
+        f" {source.told.eval_interpolation}, the nearest: pixels, and so accuracies, differ."
+    )
+
+
+def training(source: Source) -> Iterator[str]:
+    """The data and the recipe, as the checkpoint records them."""
+    checkpoint = checkpoint_of(source)
+    if checkpoint is None:
+        yield "## Training\n\nThe file of weights does not say how it was trained."
+        return
+    settings = checkpoint.config
+    yield (
+        f"## Training\n\nData: {place(settings['data.dir'])} (fingerprint"
+        f" {checkpoint.fingerprint}), {described(checkpoint.classes)};"
+        f" {checkpoint.samples:,} samples seen by step {checkpoint.step:,}. Initial weights:"
+        f" {place(settings['init_from']) if settings.get('init_from') else 'random'}."
+    )
+    preset = PRESETS.get(str(settings["name"]))
+    base = preset.config if preset else TrainConfig()
+    of = f"the preset {base.name} ({preset.source})" if preset else "the defaults"
+    changes = [
+        f"| `{name}` | `{json.dumps(settings[name])}` |"
+        for name, value in base.flat().items()
+        if not name.startswith(ELSEWHERE) and settings.get(name, value) != value
+    ]
+    if not changes:
+        yield f"Settings: those of {of}."
+        return
+    yield "\n".join([f"Settings that differ from {of}:\n", "| setting | value |", "|---|---|"]) + (
+        "\n" + "\n".join(changes)
+    )
+
+
+def place(location: object) -> str:
+    """The last part of a path or URI: where a machine keeps its data is nobody's concern."""
+    return str(location).partition("?")[0].rstrip("/").rpartition("/")[2]
+
+
+def results(source: Source) -> Iterator[str]:
+    """All that is recorded of the accuracy of these weights, as rows of a table."""
+    rows = [row for result in evaluations(source) for row in rows_of(result)]
+    checkpoint = checkpoint_of(source)
+    if not rows and checkpoint and checkpoint.metrics:
+        metrics = ", ".join(f"{name} {value:.4f}" for name, value in checkpoint.metrics.items())
+        yield f"In the training loop, one centre crop: {metrics}."
+    elif not rows:
+        yield "No evaluation of these weights is recorded."
+    else:
+        yield "| data | split | crops | average of | images | top-1 (95 % interval) | top-5 |"
+        yield "|---|---|---|---|---:|---:|---:|"
+        yield from rows
+
+
+def evaluations(source: Source) -> Iterator[Mapping]:
+    """The results of all evaluations of exactly these weights, in the folder of their run."""
+    if source.eval_model.run_dir is None:
+        return
+    weights = source.eval_model.sha256()
+    for path in sorted(source.eval_model.run_dir.glob(f"evaluations/*/{RESULT}")):
+        result = json.loads(path.read_text())
+        if result.get("weights_sha256") == weights:
+            yield result
+
+
+def rows_of(result: Mapping) -> Iterator[str]:
+    """The rows of one evaluation, and of that of ImageNet-V2 beside it."""
+    for name, values in result["protocols"].items():
+        average = result["average"] if values["views"] > 1 else "-"
+        interval = f"{values['top1']:.4f} ({values['top1_low']:.4f} to {values['top1_high']:.4f})"
+        cells = (place(result["data"]), result["split"], f"{name} ({values['views']})", average)
+        figures = (f"{values['images']:,}", interval, f"{values['top5']:.4f}")
+        yield f"| {' | '.join([*cells, *figures])} |"
+    if "v2" in result:
+        yield from rows_of(result["v2"])
+
+
+def versions(source: Source) -> Iterator[str]:
+    """Code and libraries of the training and of the export."""
+    if source.eval_model.run_dir:
+        meta = json.loads((source.eval_model.path / META).read_text())
+        yield f"Trained with {listed(meta)}."
+    own = f"{DISTRIBUTION} {importlib.metadata.version(DISTRIBUTION)}"
+    yield f"Exported with {own}, {listed(provenance())}."
+    yield f"SHA-256 of the weights that were exported: {source.eval_model.sha256()}."
+
+
+def listed(made_by: Mapping) -> str:
+    """Commit and versions."""
+    names = [f"{name} {version}" for name, version in made_by["versions"].items()]
+    return ", ".join([f"commit {made_by['commit'] or 'unknown'}", *names])
+
+
+def licence(source: Source) -> str:
+    """What is known of the rights in the weights."""
+    checkpoint = checkpoint_of(source)
+    classes = checkpoint.classes if checkpoint else source.classes
+    text = (
+        "No licence of these weights is stated here: who publishes them chooses one, and answers"
+        " for it. That of the code that wrote this folder, Apache-2.0, is not theirs."
+    )
+    if classes is None or not set(classes) <= set(class_list("goog")):
+        return text
+    return f"{text} The classes are ImageNet's. {TERMS} The names of classes are WordNet 3.0's."
+
+
+def write_classes(source: Source, path: Path) -> None:
+    """Write the classes as `--classes` of other commands reads them: a wnid and its name a line."""
+    path.write_text("".join(f"{wnid} {name}\n" for wnid, name in source.labels.items()))
