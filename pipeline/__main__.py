@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pipeline.commands.evaluate import Evaluate
 from pipeline.commands.jobs import JobLogs, JobStatus, JobStop
 from pipeline.commands.launch import Launch
+from pipeline.commands.probe import Probe
 from pipeline.commands.runs import Export, Report, Rollback, TrackServe, TrackSync
 from pipeline.commands.train import Train
 from support.command import dispatch
@@ -16,6 +17,7 @@ from support.command import dispatch
 COMMANDS = {
     "train": Train,
     "evaluate": Evaluate,
+    "probe": Probe,
     "rollback": Rollback,
     "report": Report,
     "export": Export,

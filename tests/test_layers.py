@@ -64,7 +64,7 @@ TORCH_FREE = (
     *("pipeline/data/order.py", "pipeline/data/reader.py", "pipeline/evaluation/metrics.py"),
     *("pipeline/evaluation/config.py", "pipeline/__main__.py", "tune/__main__.py"),
     *("pipeline/commands/train.py", "pipeline/commands/evaluate.py", "pipeline/commands/runs.py"),
-    *("pipeline/commands/launch.py", "pipeline/commands/jobs.py"),
+    *("pipeline/commands/launch.py", "pipeline/commands/jobs.py", "pipeline/commands/probe.py"),
     *("tune/config.py", "tune/space.py", "support/console.py", "support/command.py"),
 )
 

@@ -29,7 +29,7 @@ from support.lease import LEASE, PATIENT_S
 CHECKPOINTS = "checkpoints"
 LOCK = "run.lock"
 # not copied to a new driver: large, of one process alone, or runs of their own below a search
-NOT_PULLED = (CHECKPOINTS, "samples", "trials", "tune", LEASE)
+NOT_PULLED = (CHECKPOINTS, "samples", "probes", "trials", "tune", LEASE)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pipeline.checkpoint import local
 from pipeline.data import digits
-from pipeline.evaluation.config import EvaluateConfig
+from pipeline.evaluation.config import EvaluateConfig, LinearProbeConfig
 from pipeline.settings.config import TrainConfig
 from shards.dataset.classes import BUILT_IN, class_list, mapping
 from support.settings import type_hints
@@ -61,8 +61,11 @@ class EvalModel:
     step: int | None = None
 
     @classmethod
-    def open(cls, path: Path) -> "EvalModel":
-        """Describe a checkpoint, the best one of a run's folder, or a file of weights."""
+    def open(cls, path: Path, *, needs_head: bool = True) -> "EvalModel":
+        """Describe a checkpoint, the best one of a run's folder, or a file of weights.
+
+        Raises ValueError if a file has no head, unless `needs_head` is false.
+        """
         if (path / "checkpoints").is_dir():
             found = local.checkpoints(path / "checkpoints")
             checkpoint = local.best(found) or local.latest(found)
@@ -73,8 +76,10 @@ class EvalModel:
             return cls._of_run(local.Checkpoint.open(path))
         weights = open_weights(path)
         model, images = weights.config, ImageConfig(**DIALECTS[weights.dialect].images)
-        if model.num_classes is None:
-            raise ValueError(f"{path} has no head, so it gives no classes to evaluate")
+        if needs_head and model.num_classes is None:
+            raise ValueError(
+                f"{path} has no head, so it gives no classes; python -m pipeline probe fits one"
+            )
         if path.suffix != ".npz":
             for name, applied in ((CONFIG_FILE, as_published), (PREPROCESSOR_FILE, as_processed)):
                 if (file := weights.path.parent / name).is_file():
@@ -108,15 +113,21 @@ class EvalModel:
 
     def evaluation(self, **settings: object) -> EvaluateConfig:
         """Settings to evaluate this model; `settings` override those that the model gives."""
-        defaults = {
+        return EvaluateConfig(**{**self._defaults, "loss": self.loss, **settings})
+
+    def probe(self) -> LinearProbeConfig:
+        """Settings to fit a new head to the features of this model."""
+        return LinearProbeConfig(**self._defaults)
+
+    @property
+    def _defaults(self) -> dict[str, object]:
+        return {
             "data": self.data or "",
             "split": self.split,
             "precision": self.precision,
             "model": self.model,
             "images": self.images,
-            "loss": self.loss,
         }
-        return EvaluateConfig(**{**defaults, **settings})
 
     def head_classes(self, given: str | None, data_classes: tuple[str, ...]) -> tuple[str, ...]:
         """Wnids of the head's outputs, from `given` (--classes), the file, or the head's size."""
@@ -140,10 +151,10 @@ class EvalModel:
             f"{', '.join(BUILT_IN)}, a file, or data"
         )
 
-    def load(self, config: ViTConfig) -> ViT:
-        """The model with its weights, on the CPU, for inference."""
+    def load(self, config: ViTConfig, *, head: str = "keep") -> ViT:
+        """The model with its weights, on the CPU, for inference; `head` is as in `load_weights`."""
         model = ViT(dataclasses.replace(config, checkpoint_blocks=False)).eval()
-        load_weights(model, self.path)
+        load_weights(model, self.path, head=head)
         return model
 
     def sha256(self) -> str:
@@ -174,7 +185,7 @@ def as_published(
     What it does not state stays. Raises ValueError if it lists other classes than the head has.
     """
     labels = published.get("id2label")
-    if labels is not None and len(labels) != model.num_classes:
+    if None not in (labels, model.num_classes) and len(labels) != model.num_classes:
         raise ValueError(
             f"config.json lists {len(labels)} classes, but the head beside it has"
             f" {model.num_classes}; they are not of the same model"
