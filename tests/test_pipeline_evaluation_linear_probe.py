@@ -26,7 +26,7 @@ SHAPE = {"model.width": 64, "model.depth": 1, "model.mlp_width": 64, "model.head
 
 @pytest.fixture(scope="module")
 def body(tmp_path_factory):
-    """A checkpoint of three other classes with random weights, and a tanh layer before its head."""
+    """A checkpoint of three other classes: random weights, and a tanh layer before the head."""
     config = find_preset("demo").replace(
         {"model.num_classes": 3, "model.pre_logits": True, **SHAPE}
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 import tyro
 
 from pipeline.commands.evaluate import Evaluate, EvaluateElsewhere
+from pipeline.commands.probe import Probe, ProbeElsewhere
 from pipeline.commands.jobs import opened, place, reached
 from pipeline.launch.submission import PROGRAMS
 from pipeline.settings.config import TrainConfig
@@ -30,10 +31,12 @@ EXAMPLE = "python -m pipeline launch cluster.yaml -- train in21k-s16-30ep --runs
 PLACES = ("sources", "out", "location", "checkpoint", "run", "file", "search")
 # commands that make sense on a cluster
 ALLOWED = {
-    "pipeline": ("train", "evaluate", "rollback", "report", "export", "track sync"),
+    "pipeline": ("train", "evaluate", "probe", "rollback", "report", "export", "track sync"),
     "shards": ("build", "index", "verify"),
     "tune": ("search", "report"),
 }
+# those whose defaults come from files that only the cluster may be able to read
+ELSEWHERE = {Evaluate: EvaluateElsewhere, Probe: ProbeElsewhere}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +188,7 @@ def parse(words: Sequence[str]) -> command.Command:
     name = command.named(commands, arguments)
     if name is None:
         raise ValueError(command.unknown(commands, arguments))
-    kind = EvaluateElsewhere if commands[name] is Evaluate else commands[name]
+    kind = ELSEWHERE.get(commands[name], commands[name])
     rest = arguments[name.count(" ") + 1 :]
     parsed = command.parse(f"python -m {package} {name}", kind, rest)
     if getattr(parsed, "plan", False) or getattr(parsed, "dry_run", False):

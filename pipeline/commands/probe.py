@@ -72,3 +72,15 @@ class Probe:
         log.info("\n%s\n\nresult      %s", result_table(result), probe.folder)
         log.info("checkpoint  %s", result["probed"])
         return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeElsewhere(Probe):
+    """A probe on another machine, which alone may be able to read the checkpoint."""
+
+    @classmethod
+    def prepare(cls, arguments: Sequence[str]) -> tuple[Self, Sequence[str], Sequence[str]]:
+        """Leave the defaults that come from the checkpoint to the other machine."""
+        flags = LinearProbeConfig()
+        path, rest = first_value(arguments, flags, flags=("verbose",))
+        return cls(checkpoint=path or "", config=flags), [path or ""], rest
