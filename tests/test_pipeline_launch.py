@@ -95,6 +95,7 @@ def pipeline(monkeypatch, capsys, caplog):
         (["--address", NOBODY, "--", "launch", "cluster.yaml"], "unknown command 'launch'"),
         (["--address", NOBODY, "--", "train", "demo", *RUNS, "--plan"], "need no cluster"),
         (["--address", NOBODY, "--", "evaluate", "s3://b/x", "--nonsense", "3"], "--nonsense"),
+        (["--address", NOBODY, "--", "probe", "s3://b/x", "--crops", "ten"], "--crops"),
         (["--address", NOBODY, "--", "export", "s3://b/x", "x.npz"], "file (x.npz) is relative"),
         (["--address", NOBODY, "--env", "PLAIN", "--", "train", "demo", *RUNS], "NAME=VALUE"),
         (

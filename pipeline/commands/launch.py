@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Self
 import tyro
 
 from pipeline.commands.evaluate import Evaluate, EvaluateElsewhere
-from pipeline.commands.probe import Probe, ProbeElsewhere
 from pipeline.commands.jobs import opened, place, reached
+from pipeline.commands.probe import Probe, ProbeElsewhere
 from pipeline.launch.submission import PROGRAMS
 from pipeline.settings.config import TrainConfig
 from support import command

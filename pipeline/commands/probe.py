@@ -55,10 +55,10 @@ class Probe:
                 f"{field_docs(LinearProbeConfig)['data']}"
             )
         open_console(verbose=self.verbose)
-        from pipeline.checkpoint.run_folder import fetched_model, run_of
+        from pipeline.checkpoint.run_folder import fetched_model
         from pipeline.cluster.session import ray_session
         from pipeline.evaluation.evaluate import result_table
-        from pipeline.evaluation.linear_probe import FILES, LinearProbe
+        from pipeline.evaluation.linear_probe import LinearProbe
         from pipeline.evaluation.model import EvalModel
 
         config = self.config.absolute()
@@ -66,11 +66,14 @@ class Probe:
         probe = LinearProbe.open(eval_model, config)
         with ray_session(extra_cpus=config.workers, verbose=self.verbose):
             result = probe.run(Progress)
-        if "://" in self.checkpoint and not config.out:
-            kept = (probe.folder.relative_to(eval_model.run_dir) / name for name in FILES)
-            run_of(self.checkpoint).push(*map(str, kept))
         log.info("\n%s\n\nresult      %s", result_table(result), probe.folder)
         log.info("checkpoint  %s", result["probed"])
+        if eval_model.run_dir:
+            from pipeline.commands.evaluate import attach_and_send
+            from pipeline.run_events import attach_probe
+
+            kept = () if config.out else probe.kept
+            attach_and_send(eval_model, self.checkpoint, probe.folder, kept, attach_probe)
         return 0
 
 

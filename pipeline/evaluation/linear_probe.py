@@ -30,6 +30,7 @@ from pipeline.checkpoint import local
 from pipeline.checkpoint.checkpoints import Checkpoints
 from pipeline.checkpoint.draft import Draft
 from pipeline.checkpoint.local import Checkpoint
+from pipeline.checkpoint.run_folder import PROBES
 from pipeline.checkpoint.sharded import Snapshot
 from pipeline.cluster.autoscaler import possible_nodes
 from pipeline.data.dataset import Dataset, SampleFilter, set_name
@@ -57,8 +58,6 @@ PROTOCOL = (
 )
 # share of the train split that selects, by the hash of the images' bytes
 HELD_OUT = 0.1
-# what is kept of a probe where its run is; the result comes last, because it says that all is there
-FILES = ("checkpoints", RESULT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +128,13 @@ class LinearProbe:
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
         base = self.eval_model.run_dir or Path("runs").absolute()
         name = f"{self.eval_model.path.stem}-{set_name(settings.data)}-{digest[:8]}"
-        return base / "probes" / name
+        return base / PROBES / name
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """What goes where the run is, by its name in the run's folder; the result comes last."""
+        inside = self.folder.relative_to(self.eval_model.run_dir)
+        return str(inside / "checkpoints"), str(inside / RESULT)
 
     def _identity(self, split: str) -> dict[str, object]:
         """Everything that the features of a split depend on."""
