@@ -56,7 +56,7 @@ def test_head_is_that_of_scikit_learn(strength):
     x, labels = data()
     head, fit = fitted(rows_of(x, labels), strength, zeros(), whole=True)
     expected = reference(x, labels, strength)
-    np.testing.assert_allclose(centred(head.numpy()), expected, atol=2e-3 * np.abs(expected).max())
+    np.testing.assert_allclose(centred(head.numpy()), expected, atol=1e-3 * np.abs(expected).max())
     assert fit.gradient < 1e-4 and fit.iterations < logistic.ITERATIONS
 
 
@@ -65,7 +65,7 @@ def test_what_is_held_out_takes_no_part_in_the_fit():
     kept = np.arange(N) % 7 > 0
     head, _ = fitted(rows_of(x, labels), 1.0, zeros(), whole=False)
     expected = reference(x[kept], labels[kept], 1.0)
-    np.testing.assert_allclose(centred(head.numpy()), expected, atol=2e-3 * np.abs(expected).max())
+    np.testing.assert_allclose(centred(head.numpy()), expected, atol=1e-3 * np.abs(expected).max())
 
 
 def test_an_image_of_two_classes_counts_half_for_each():
@@ -75,7 +75,7 @@ def test_an_image_of_two_classes_counts_half_for_each():
     both = second >= 0
     share = np.r_[np.where(both, 0.5, 1.0), np.full(both.sum(), 0.5)]
     expected = reference(np.r_[x, x[both]], np.r_[labels, second[both]], 1.0, share)
-    np.testing.assert_allclose(centred(head.numpy()), expected, atol=2e-3 * np.abs(expected).max())
+    np.testing.assert_allclose(centred(head.numpy()), expected, atol=1e-3 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("chunk", [1, 37 * K, logistic.CHUNK])

@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from vit.loss import make_targets, normalised
 
 ITERATIONS, HISTORY = 1000, 10
-# largest component of the gradient, per image, at which a fit ends; scikit-learn's default is 1e-4
-TOLERANCE = 1e-6
+# a fit ends at this largest component of the gradient (scikit-learn's default is 1e-4), or when the
+# objective changes by less than this; both per image
+TOLERANCE, CHANGE = 1e-6, 1e-9
 # strengths are 10 ** (place / 8): the first places to try, the farthest, and their distance
 PER_DECADE, FARTHEST, FIRST_STEP = 8, 48, 16
 # logits of a chunk
@@ -58,6 +59,8 @@ class Rows:
     pieces: Sequence[tuple[Tensor, Tensor, Tensor]]
     """Features (m, D) float32, labels (m, M) int64 and whether each is held out (m,) bool; on the
     device, or on the host if they have no room there."""
+    mean: Tensor
+    """Mean of the features of all images: (D,) float64, on the device."""
     classes: int
     device: torch.device
 
@@ -70,14 +73,16 @@ class Rows:
         device: torch.device,
     ) -> "Rows":
         """The units of a store; `held_out` (n,) says it of each image, by position."""
-        pieces = []
+        pieces, total = [], np.float64(0)
         for unit in units:
+            total = total + unit["features"].sum(0, dtype=np.float64)
             columns = (unit["features"], unit["labels"], held_out[unit["position"]])
             piece = tuple(map(torch.from_numpy, columns))
             if device.type == "cuda" and has_room(piece[0], classes, device):
                 piece = tuple(column.to(device) for column in piece)
             pieces.append(piece)
-        return cls(pieces=pieces, classes=classes, device=device)
+        mean = torch.from_numpy(total / len(held_out)).to(device)
+        return cls(pieces=pieces, mean=mean, classes=classes, device=device)
 
     def chunks(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """The columns of a piece for some images at a time, on the device."""
@@ -134,24 +139,27 @@ def has_room(features: Tensor, classes: int, device: torch.device) -> bool:
 def fitted(rows: Rows, strength: float, start: Tensor, *, whole: bool) -> tuple[Tensor, Fit]:
     """The head (K, D + 1) that minimises the objective, from `start`; FloatingPointError for NaN.
 
-    The head and the memory of L-BFGS are float64, products are float32.
+    L-BFGS sees features without their mean, with which it converges faster: since biases are free,
+    only their values differ. The head and the memory of L-BFGS are float64, products are float32.
     """
-    head, count = nn.Parameter(start.double(), requires_grad=False), rows.count(whole=whole)
+    count, start = rows.count(whole=whole), start.double()
+    centred = nn.Parameter(moved(start, rows.mean), requires_grad=False)
     optimizer = torch.optim.LBFGS(
-        [head],
+        [centred],
         max_iter=ITERATIONS,
         max_eval=4 * ITERATIONS,
         history_size=HISTORY,
         tolerance_grad=TOLERANCE,
+        tolerance_change=CHANGE,
         line_search_fn="strong_wolfe",
     )
 
     def closure() -> Tensor:
-        loss, gradient = rows.loss(head.float(), whole=whole)
-        head.grad = gradient.double()
-        head.grad[:, :-1] += strength * head[:, :-1]
-        head.grad /= count
-        value = (loss + strength / 2 * head[:, :-1].square().sum()) / count
+        loss, gradient = rows.loss(moved(centred, -rows.mean).float(), whole=whole)
+        weights, gradient = centred[:, :-1], gradient.double()
+        gradient[:, :-1] += strength * weights - gradient[:, -1:] * rows.mean
+        centred.grad = gradient / count
+        value = (loss + strength / 2 * weights.square().sum()) / count
         if not torch.isfinite(value):
             raise FloatingPointError(
                 f"the loss of a linear probe of strength {strength} is {value}"
@@ -159,10 +167,16 @@ def fitted(rows: Rows, strength: float, start: Tensor, *, whole: bool) -> tuple[
         return value
 
     optimizer.step(closure)
-    closure()  # the gradient at the head, which may not be the point that was looked at last
-    iterations = optimizer.state[head]["n_iter"]
-    fit = Fit(strength=strength, iterations=iterations, gradient=float(head.grad.abs().max()))
-    return head.float(), fit
+    closure()  # the gradient at the end, which may not be the point that was looked at last
+    iterations, gradient = optimizer.state[centred]["n_iter"], float(centred.grad.abs().max())
+    fit = Fit(strength=strength, iterations=iterations, gradient=gradient)
+    return moved(centred, -rows.mean).float(), fit
+
+
+def moved(head: Tensor, shift: Tensor) -> Tensor:
+    """The head (K, D + 1) that gives the same logits for features minus `shift` (D,)."""
+    bias = head[:, -1:] + head[:, :-1] @ shift[:, None]
+    return torch.cat([head[:, :-1], bias], dim=1)
 
 
 def search(rows: Rows) -> Iterator[Fit]:
