@@ -11,6 +11,7 @@ from pipeline.commands.export import Export
 from pipeline.commands.jobs import JobLogs, JobStatus, JobStop
 from pipeline.commands.launch import Launch
 from pipeline.commands.predict import Predict
+from pipeline.commands.probe import Probe, ProbeElsewhere
 from pipeline.commands.runs import Report, Rollback, TrackServe, TrackSync
 from pipeline.commands.train import Train, TrainElsewhere
 from support.command import dispatch
@@ -19,6 +20,7 @@ COMMANDS = {
     "train": Train,
     "evaluate": Evaluate,
     "predict": Predict,
+    "probe": Probe,
     "rollback": Rollback,
     "report": Report,
     "export": Export,
@@ -32,7 +34,7 @@ COMMANDS = {
 
 
 # the form of a command that runs on another machine, which alone may read what it names
-ELSEWHERE = {Train: TrainElsewhere, Evaluate: EvaluateElsewhere}
+ELSEWHERE = {Train: TrainElsewhere, Evaluate: EvaluateElsewhere, Probe: ProbeElsewhere}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

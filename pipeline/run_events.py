@@ -6,13 +6,14 @@
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pipeline.checkpoint import local
 from pipeline.checkpoint.local import Checkpoint
 from pipeline.data.dataset import set_name
 from pipeline.evaluation import evaluate
+from pipeline.evaluation.config import CENTER
 from pipeline.evaluation.metrics import METRICS
 from pipeline.outcome import RESULT
 from pipeline.report.run_page import write_report
@@ -65,7 +66,7 @@ def record_result(recorder: Recorder, job: Job, chosen: Checkpoint, evaluation: 
         checkpoint = job.checkpoints.fetch(checkpoint)
         write_model(job.dir, checkpoint, settings.register, is_chosen=is_chosen)
     if settings.models != "none":
-        write_evaluation(job.dir, evaluation)
+        write_evaluation(job.dir, evaluation, attached)
     for path in sorted(chosen.path.iterdir()):
         if not path.name.startswith(PRIVATE):
             journal.write_artifact(job.dir, path, "checkpoint")
@@ -106,15 +107,17 @@ def evaluation_data(run_dir: Path) -> dict[str, str]:
     return data
 
 
-def write_evaluation(run_dir: Path, folder: Path) -> None:
-    """Attach the result of an evaluation to its model."""
+def write_evaluation(
+    run_dir: Path, folder: Path, metrics: Callable[[Mapping], dict[str, float]]
+) -> None:
+    """Attach metrics of the result in a folder to its model."""
     result = json.loads((folder / evaluate.RESULT).read_text())
     journal.write_event(
         run_dir,
         "evaluation",
         checkpoint=Path(result["checkpoint"]),
         step=result["step"],
-        metrics=attached(result),
+        metrics=metrics(result),
         dataset=f"{set_name(result['data'])}/{result['split']}",
         digest=result["fingerprint"],
     )
@@ -149,5 +152,16 @@ def write_files(run_dir: Path, evaluation: Path, status: str | None = None) -> N
 def attach(run_dir: Path, checkpoint: Checkpoint, folder: Path) -> None:
     """Record an evaluation that was made after the run, and its model."""
     write_model(run_dir, checkpoint)
-    write_evaluation(run_dir, folder)
+    write_evaluation(run_dir, folder, attached)
     write_files(run_dir, folder)
+
+
+def attach_probe(run_dir: Path, checkpoint: Checkpoint, folder: Path) -> None:
+    """Record a linear probe of a checkpoint, beside the probes of the training."""
+    write_model(run_dir, checkpoint)
+    write_evaluation(
+        run_dir,
+        folder,
+        lambda r: {f"probe/{set_name(r['data'])}/linear": r["protocols"][CENTER]["top1"]},
+    )
+    journal.write_artifact(run_dir, folder / evaluate.RESULT, f"probes/{folder.name}")

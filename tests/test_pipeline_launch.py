@@ -100,6 +100,7 @@ def pipeline(monkeypatch, capsys, caplog):
             ["--address", NOBODY, "--", "export", "s3://b/x", "--out", "/x", "--data", "y"],
             "data (y) is relative",
         ),
+        (["--address", NOBODY, "--", "probe", "s3://b/x", "--crops", "ten"], "--crops"),
         (["--address", NOBODY, "--env", "PLAIN", "--", "train", "demo", *RUNS], "NAME=VALUE"),
         (
             ["cluster.yaml", "--", "train", "demo", *RUNS, "--device", "gpu", "--workers", "64"],

@@ -15,8 +15,8 @@ from pathlib import Path
 from pipeline.checkpoint import remote
 from pipeline.checkpoint.checkpoints import Checkpoints
 from pipeline.checkpoint.local import CONFIG, FORMAT, META, Checkpoint, described
-from pipeline.settings.config import TrainConfig
 from support.files import flush, remove_folder, write_json
+from support.settings import Settings
 
 Files = dict[str, tuple[int, str]]
 """Size in bytes and SHA-256 of each file, by its name."""
@@ -78,7 +78,7 @@ class Draft:
         provenance: Mapping[str, object],
         samples: int,
         metrics: Mapping[str, float],
-        config: TrainConfig,
+        config: Settings,
         classes: tuple[str, ...],
         fingerprint: str,
     ) -> Checkpoint:

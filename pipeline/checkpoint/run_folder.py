@@ -4,7 +4,7 @@
     runs_dir s3://bucket/runs    -> s3://bucket/runs/NAME, copied to ~/.cache/vit-pipeline/.../NAME
 
     NAME/config.json  lease.json  metrics.jsonl  events.jsonl  mlflow.json  result.json  report.html
-    NAME/checkpoints/  evaluations/  init/
+    NAME/checkpoints/  evaluations/  probes/  init/
 
 With a store the driver works on its copy. It takes the store's files when it starts, and puts its
 own there before it depends on them: before a checkpoint becomes visible, and at the end. So a run
@@ -27,9 +27,10 @@ from support.files import cache_dir, remove_folder, write_bytes
 from support.lease import LEASE, PATIENT_S
 
 CHECKPOINTS = "checkpoints"
+PROBES = "probes"
 LOCK = "run.lock"
 # not copied to a new driver: large, of one process alone, or runs of their own below a search
-NOT_PULLED = (CHECKPOINTS, "init", "samples", "trials", "tune", LEASE)
+NOT_PULLED = (CHECKPOINTS, PROBES, "init", "samples", "trials", "tune", LEASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +115,8 @@ class RunFolder:
 
         A copy whose journal goes on where that of the store ends is kept: its driver died here.
         Any other copy is of another past of the run, and is replaced. Copies of checkpoints stay:
-        a worker of this machine may use them, and only by their digest.
+        a worker of this machine may use them, and only by their digest. So do probes, whose
+        checkpoints are named by what they are made of.
         """
         if not self.uri:
             return
@@ -133,7 +135,7 @@ class RunFolder:
         journals = [name for name in contents if name.endswith(".jsonl")]
         if not contents or not all(self._continues(name, contents[name]) for name in journals):
             for path in self.path.iterdir():
-                if path.suffix == ".lock" or path.name == CHECKPOINTS:
+                if path.suffix == ".lock" or path.name in (CHECKPOINTS, PROBES):
                     continue
                 remove_folder(path) if path.is_dir() else path.unlink()
         for name, data in contents.items():

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -15,6 +15,7 @@ from support.console import Progress, open_console
 from support.settings import field_docs
 
 if TYPE_CHECKING:
+    from pipeline.checkpoint.local import Checkpoint
     from pipeline.evaluation.model import EvalModel
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,9 @@ class Evaluate:
             result = evaluate.evaluate_model(eval_model, config, dataset, folder, progress)
         log.info("\n%s\n\nresult      %s", evaluate.result_table(result), folder)
         if eval_model.run_dir:
-            attach_and_send(eval_model, folder, self.checkpoint)
+            from pipeline.run_events import attach
+
+            attach_and_send(eval_model, self.checkpoint, folder, ("evaluations",), attach)
         return 0
 
 
@@ -85,9 +88,19 @@ class EvaluateElsewhere(Evaluate):
         return cls(checkpoint=path or "", config=flags), [path or ""], rest
 
 
-def attach_and_send(eval_model: "EvalModel", folder: Path, location: str) -> None:
-    """Add an evaluation to the record of the run at a location, and send it to MLflow."""
-    from pipeline import run, run_events
+def attach_and_send(
+    eval_model: "EvalModel",
+    location: str,
+    folder: Path,
+    names: Sequence[str],
+    attach: Callable[[Path, "Checkpoint", Path], None],
+) -> None:
+    """Add a result to the record of the run at a location, and send it to MLflow.
+
+    `names` are the files and folders of the run's folder to put into the store, if it is in one;
+    `attach` records the result in `folder`, given the run's folder and the checkpoint.
+    """
+    from pipeline import run
     from pipeline.checkpoint.local import Checkpoint
     from pipeline.checkpoint.run_folder import run_of
     from pipeline.tracking import mlflow_sync
@@ -101,9 +114,9 @@ def attach_and_send(eval_model: "EvalModel", folder: Path, location: str) -> Non
     try:
         with leased(home) if home else contextlib.nullcontext():
             if home:  # the run may have gone on meanwhile
-                home.push("evaluations")
+                home.push(*names)
                 home.pull()
-            run_events.attach(eval_model.run_dir, Checkpoint.open(eval_model.path), folder)
+            attach(eval_model.run_dir, Checkpoint.open(eval_model.path), folder)
             mlflow_sync.sync(eval_model.run_dir)
             if home:
                 home.push(*run.FILES)

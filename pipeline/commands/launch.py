@@ -29,7 +29,10 @@ EXAMPLE = "python -m pipeline launch cluster.yaml -- train in21k-s16-30ep --runs
 PLACES = ("sources", "out", "location", "checkpoint", "images", "run", "search")
 # commands that make sense on a cluster
 ALLOWED = {
-    "pipeline": ("train", "evaluate", "predict", "rollback", "report", "export", "track sync"),
+    "pipeline": (
+        *("train", "evaluate", "predict", "probe", "export"),
+        *("rollback", "report", "track sync"),
+    ),
     "shards": ("build", "index", "verify"),
     "tune": ("search", "report"),
 }

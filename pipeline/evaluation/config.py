@@ -1,7 +1,7 @@
 """Settings of an evaluation; this module imports neither torch nor Ray."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, Self
 
 from pipeline.settings.config import absolute
@@ -13,13 +13,67 @@ CENTER = "center"
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(Settings):
-    """One evaluation: a model, images with labels, and crop protocols."""
+class ForwardConfig(Settings):
+    """A model, the images that it is run on, and how."""
 
     data: str = setting("", common=True)
     """Shard set: a folder or an s3:// or gs:// prefix."""
     split: str = setting("val", common=True)
-    """Split of the shard set."""
+    """Split to evaluate on."""
+    out: str | None = setting(None, common=True)
+    """Folder of the result; by default in evaluations/ or probes/ of the run's folder, or of
+    runs/."""
+    workers: int = setting(1, common=True)
+    """Processes that run the model on CPUs; with GPUs there is one process per GPU."""
+    batch: int = setting(256, common=True)
+    """Crops per forward pass."""
+    precision: Literal["bf16", "tf32", "fp32"] = setting("tf32", common=True)
+    """Precision of the forward pass; tf32 is fp32 on CPUs."""
+    compile: bool = setting(True, common=True)
+    """Compile the forward pass with torch.compile on GPUs."""
+    model: ViTConfig = setting(ViTConfig)
+    """Shape of the model; read from its file as far as the file states it."""
+    images: ImageConfig = setting(ImageConfig)
+
+    def rules(self) -> Iterator[Rule]:
+        """Counts are positive."""
+        yield from below(self, 1, "workers", "batch")
+
+    def absolute(self) -> Self:
+        """The config with absolute paths: workers run in other folders, on other machines."""
+        return self.replace({name: absolute(getattr(self, name)) for name in self.paths})
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Names of the settings that are paths."""
+        return "data", "out"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearProbeConfig(ForwardConfig):
+    """One linear probe: a body, and the images to fit and to evaluate a head on."""
+
+    train_split: str = setting("train", common=True)
+    """Split to fit the head on; a tenth of it, by the hash of the images, selects the strength of
+    the regularisation."""
+
+    def rules(self) -> Iterator[Rule]:
+        """What selects and fits must not be what is reported."""
+        yield from super().rules()
+        if self.train_split == self.split:
+            yield "train_split", "must be another split than split, on which the head is evaluated"
+
+    @property
+    def center(self) -> "EvaluateConfig":
+        """The evaluation with one centre crop in which the model is run."""
+        shared = {item.name: getattr(self, item.name) for item in fields(ForwardConfig)}
+        return EvaluateConfig(crops=(CENTER,), **shared)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(ForwardConfig):
+    """One evaluation: a model, images with labels, and crop protocols."""
+
     crops: tuple[str, ...] = setting(("ten",), common=True)
     """Crop protocols, reported next to the single centre crop: three, five, ten, inception-144,
     random-N."""
@@ -34,34 +88,21 @@ class EvaluateConfig(Settings):
     the original labels."""
     v2: str | None = setting(None, common=True)
     """Shard set of ImageNet-V2 (split "test", or its only split), evaluated along with the data."""
-    out: str | None = setting(None, common=True)
-    """Folder of the result; by default evaluations/ in the run's folder, or in runs/."""
-    workers: int = setting(1, common=True)
-    """Processes that run the model on CPUs; with GPUs there is one process per GPU."""
-    batch: int = setting(256, common=True)
-    """Crops per forward pass."""
-    precision: Literal["bf16", "tf32", "fp32"] = setting("tf32", common=True)
-    """Precision of the forward pass; tf32 is fp32 on CPUs."""
-    compile: bool = setting(True, common=True)
-    """Compile the forward pass with torch.compile on GPUs."""
-    model: ViTConfig = setting(ViTConfig)
-    """Shape of the model; read from its file as far as the file states it."""
-    images: ImageConfig = setting(ImageConfig)
     loss: LossConfig = setting(LossConfig)
 
     def rules(self) -> Iterator[Rule]:
-        """Crop protocols exist, and counts are positive."""
+        """Crop protocols exist."""
+        yield from super().rules()
         for name in self.crops:
             try:
                 num_views(name)
             except ValueError as error:
                 yield "crops", f"has {name!r}, which is not a crop protocol: {error}"
-        yield from below(self, 1, "workers", "batch")
 
-    def absolute(self) -> Self:
-        """The config with absolute paths: workers run in other folders, on other machines."""
-        paths = ("data", "v2", "real", "out")
-        return self.replace({name: absolute(getattr(self, name)) for name in paths})
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Names of the settings that are paths."""
+        return "data", "out", "v2", "real"
 
     @property
     def protocols(self) -> tuple[str, ...]:

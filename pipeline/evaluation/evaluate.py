@@ -69,7 +69,8 @@ def evaluate_model(
     )
     evaluator = Evaluator(dataset=dataset, settings=settings, columns=columns)
     is_fresh, started = len(store.missing()) == store.num_units, time.monotonic()
-    block = predict_all(evaluator, eval_model.load(settings.model), store, progress)
+    predict_all(evaluator, eval_model.load(settings.model), store, progress)
+    block = store.read()
     predictions = {name: protocol_predictions(block, name) for name in settings.protocols}
     keys = sample_keys(dataset)
     result = {

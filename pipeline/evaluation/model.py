@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pipeline.checkpoint import local
 from pipeline.data import digits
-from pipeline.evaluation.config import EvaluateConfig
+from pipeline.evaluation.config import EvaluateConfig, LinearProbeConfig
 from pipeline.settings.config import TrainConfig
 from shards.dataset.classes import BUILT_IN, class_list, mapping
 from support.settings import type_hints
@@ -78,7 +78,9 @@ class EvalModel:
         weights = open_weights(path)
         model, images = weights.config, ImageConfig(**DIALECTS[weights.dialect].images)
         if needs_head and model.num_classes is None:
-            raise ValueError(f"{path} has no head, so it gives no classes to evaluate")
+            raise ValueError(
+                f"{path} has no head, so it gives no classes; python -m pipeline probe fits one"
+            )
         if path.suffix != ".npz":
             for name, applied in ((CONFIG_FILE, as_published), (PREPROCESSOR_FILE, as_processed)):
                 if (file := weights.path.parent / name).is_file():
@@ -119,15 +121,21 @@ class EvalModel:
 
     def evaluation(self, **settings: object) -> EvaluateConfig:
         """Settings to evaluate this model; `settings` override those that the model gives."""
-        defaults = {
+        return EvaluateConfig(**{**self._defaults, "loss": self.loss, **settings})
+
+    def probe(self) -> LinearProbeConfig:
+        """Settings to fit a new head to the features of this model."""
+        return LinearProbeConfig(**self._defaults)
+
+    @property
+    def _defaults(self) -> dict[str, object]:
+        return {
             "data": self.data or "",
             "split": self.split,
             "precision": self.precision,
             "model": self.model,
             "images": self.images,
-            "loss": self.loss,
         }
-        return EvaluateConfig(**{**defaults, **settings})
 
     def head_classes(
         self, given: str | None, data_classes: tuple[str, ...] | None
@@ -165,10 +173,10 @@ class EvalModel:
                 return class_list(name)
         return None
 
-    def load(self, config: ViTConfig) -> ViT:
-        """The model with its weights, on the CPU, for inference."""
+    def load(self, config: ViTConfig, *, head: str = "keep") -> ViT:
+        """The model with its weights, on the CPU, for inference; `head` is as in `load_weights`."""
         model = ViT(dataclasses.replace(config, checkpoint_blocks=False)).eval()
-        load_weights(model, self.path)
+        load_weights(model, self.path, head=head)
         return model
 
     def sha256(self) -> str:

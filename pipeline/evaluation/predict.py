@@ -66,19 +66,27 @@ class Evaluator:
             position (B,), labels (B, M) and for each protocol PROTOCOL/top (B, 5),
             PROTOCOL/confidence (B,) and PROTOCOL/loss (B,).
         """
-        forward = Forward(model, self.settings)
-        scorer = Scorer(self, forward.device)
+        score, device = self.scoring(model), next(model.parameters()).device
         pending: dict[str, Tensor] | None = None
         with torch.no_grad():  # inference mode would leave its mark on sharded parameters
-            for columns in self.batches(feed, share, forward.device):
-                images, labels = columns["images"], columns["labels"]
-                logits = forward(images.flatten(0, 1))
-                scores = scorer(logits.unflatten(0, images.shape[:2]), labels)
+            for columns in self.batches(feed, share, device):
+                scores = score(columns["images"], columns["labels"])
                 if pending:  # fetched one batch late, so that the device never waits for the reader
                     yield fetched(pending)
-                pending = {"position": columns["position"], "labels": labels, **scores}
+                pending = {name: columns[name] for name in ("position", "labels")} | scores
             if pending:
                 yield fetched(pending)
+
+    def scoring(self, model: ViT) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
+        """The function from crops (B, C, S, S, 3) and labels (B, M) to the predictions."""
+        forward = Forward(model, self.settings)
+        scorer = Scorer(self, forward.device)
+
+        def score(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+            logits = forward(images.flatten(0, 1))
+            return scorer(logits.unflatten(0, images.shape[:2]), labels)
+
+        return score
 
     def batches(
         self, feed: NodeFeed, share: EvalShare, device: torch.device
@@ -270,8 +278,8 @@ def task_cpus(nodes: Sequence[Mapping[str, float]], tasks: int) -> float:
 
 def predict_all(
     evaluator: Evaluator, model: ViT, store: PredictionStore, progress: Callable[[int, int], None]
-) -> Block:
-    """Predictions for all images, by position; those on disk are not recomputed.
+) -> None:
+    """Put the predictions for all images into the store; those on disk are not recomputed.
 
     `progress` is called with the number of images done and their total.
     """
@@ -295,4 +303,3 @@ def predict_all(
             store.add(block)
             done += len(block["position"])
             progress(done, store.images)
-    return store.read()

@@ -1,7 +1,8 @@
-"""The predictions of a model on disk, during an evaluation and after it.
+"""The predictions or features of a model on disk, during an evaluation and after it.
 
-    FOLDER/identity.json           what is evaluated: hashes of weights and data, and all settings
-    FOLDER/parts/part-00007.npz    the predictions for one unit of images
+    FOLDER/identity.json                    what is evaluated: hashes of weights and data, and all
+                                            settings
+    FOLDER/parts/part-00007.safetensors     the predictions or features for one unit of images
 
 Images are divided into units by position. One worker computes a unit, in the same batches for any
 number of workers, so the predictions are identical bit for bit. Units on disk are not recomputed.
@@ -9,10 +10,12 @@ number of workers, so the predictions are identical bit for bit. Units on disk a
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from pipeline.data.stream import Block, joined
 from pipeline.evaluation.metrics import Predictions
@@ -54,7 +57,7 @@ class PredictionStore:
 
     def path(self, unit: int) -> Path:
         """File of a unit."""
-        return self.folder / "parts" / f"part-{unit:05d}.npz"
+        return self.folder / "parts" / f"part-{unit:05d}.safetensors"
 
     def missing(self) -> list[int]:
         """Units without predictions."""
@@ -77,16 +80,18 @@ class PredictionStore:
         if sum(len(each["position"]) for each in blocks) < self._stop(unit) - unit * self.unit:
             return
         columns = joined(self._pending.pop(unit))
-        with written(self.path(unit)) as aside, aside.open("wb") as file:
-            np.savez(file, **columns)
+        with written(self.path(unit)) as aside:
+            save_file(columns, aside)
+
+    def units(self) -> Iterator[Block]:
+        """The blocks of all units, which must be there, in order; each is mapped into memory."""
+        for unit in range(self.num_units):
+            with safe_open(self.path(unit), framework="pt") as part:
+                yield {name: part.get_tensor(name).numpy() for name in part.keys()}
 
     def read(self) -> Block:
         """All predictions by position; RuntimeError if an image is missing or repeated."""
-        blocks = []
-        for unit in range(self.num_units):
-            with np.load(self.path(unit), allow_pickle=False) as part:
-                blocks.append(dict(part))
-        columns = joined(blocks)
+        columns = joined(list(self.units()))
         seen = np.bincount(columns["position"], minlength=self.images)
         if len(seen) != self.images or not (seen == 1).all():
             raise RuntimeError(
