@@ -9,7 +9,6 @@ import torch
 
 from pipeline.data.dataset import Dataset
 from pipeline.data.feed import NodeFeed
-from pipeline.evaluation.predict import evaluating
 from pipeline.evaluation.probe import (
     Probe,
     draw_shots,
@@ -19,6 +18,7 @@ from pipeline.evaluation.probe import (
     probe_share,
     regression,
 )
+from pipeline.evaluation.training_loop import evaluating
 from pipeline.settings.config import ProbeConfig, TrainConfig
 from pipeline.settings.presets import find_preset
 from vit.model import ViT

@@ -3,22 +3,18 @@
     split -> each image decoded once -> crops of every protocol -> logits, averaged over the crops
     -> top-5, confidence and loss of every image -> predictions (on disk) -> metrics
 
-In the training loop the workers take a batch each in turn, from the feed of their node. After
-training, and by `python -m pipeline evaluate`, the units that are not on disk yet are divided among
-all GPUs, or processes, each with a feed of its own.
+The units that are not on disk yet are divided among all GPUs, or processes, each with a feed of its
+own. `pipeline.evaluation.training_loop` evaluates during training.
 
 Shapes: B images, C crops of all protocols, K classes of the head, M labels per image (padded with
 -1).
 """
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import ray
 import torch
-import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -28,12 +24,10 @@ from pipeline.data.feed import NodeFeed
 from pipeline.data.reader import SampleReader, View
 from pipeline.data.staging import Staged, Staging
 from pipeline.data.stream import Block, Stream, ahead
-from pipeline.evaluation.config import CENTER, EvaluateConfig
+from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.forward import Forward
-from pipeline.evaluation.metrics import METRICS
-from pipeline.evaluation.predictions import PredictionStore, protocol_predictions
+from pipeline.evaluation.predictions import PredictionStore
 from pipeline.evaluation.share import EvalShare
-from pipeline.settings.config import TrainConfig
 from shards.dataset import wordnet
 from vit.config import LossConfig
 from vit.loss import LINKS, Link, Loss, make_loss, make_targets
@@ -177,77 +171,6 @@ def eval_loss(
 def fetched(batch: Mapping[str, Tensor]) -> Block:
     """A batch as NumPy arrays."""
     return {name: tensor.cpu().numpy() for name, tensor in batch.items()}
-
-
-def center_crop_settings(config: TrainConfig) -> EvaluateConfig:
-    """Settings of an evaluation in the training loop: the model of the run, one centre crop."""
-    return EvaluateConfig(
-        crops=(CENTER,),
-        batch=config.eval_batch,
-        precision=config.precision,
-        compile=config.compile,
-        model=config.model,
-        images=config.images,
-        loss=config.loss,
-    )
-
-
-def evaluate_share(
-    model: ViT,
-    config: TrainConfig,
-    dataset: Dataset,
-    feed: NodeFeed,
-    tick: Callable[[], None],
-    prefix: str = "val",
-) -> dict[str, float]:
-    """Centre-crop metrics of a split in the training loop; each worker evaluates its share.
-
-    `tick` is called after every batch. The names of the metrics are PREFIX/top1 and so on.
-    """
-    evaluator = Evaluator(dataset=dataset, settings=center_crop_settings(config))
-    # number of images; for each metric the sum of its values and their number
-    sums = np.zeros((1 + len(METRICS), 2))
-    with evaluating(model, config, dataset, feed) as share:
-        for block in evaluator.predictions(model, feed, share):
-            tick()
-            predictions = protocol_predictions(block, CENTER)
-            sums[0] += len(predictions.top)
-            for row, metric in enumerate(METRICS.values(), start=1):
-                values = np.asarray(metric.values(predictions), np.float64)
-                values = values[~np.isnan(values)]
-                sums[row] += values.sum(), len(values)
-    totals = torch.from_numpy(sums).to(next(model.parameters()).device)
-    torch.distributed.all_reduce(totals)
-    (images, _), *rows = totals.tolist()
-    if images != dataset.samples:
-        raise RuntimeError(f"evaluated {images:.0f} images of {dataset.samples}")
-    return {
-        f"{prefix}/{name}": total / count
-        for name, (total, count) in zip(METRICS, rows, strict=True)
-        if count
-    }
-
-
-@contextlib.contextmanager
-def evaluating(
-    model: ViT, config: TrainConfig, dataset: Dataset, feed: NodeFeed
-) -> Iterator[EvalShare]:
-    """Evaluation mode for the block; gives this worker's share.
-
-    Each forward pass of a sharded model (FSDP) gathers the shards and so needs all workers.
-    A worker without images in the last step therefore runs the model on a blank one at the end.
-    """
-    side = config.model.image_size
-    share = EvalShare.of_worker(feed, feed.rank, dataset.samples, config.eval_batch)
-    forward = Forward(model, center_crop_settings(config))
-    blank = torch.zeros(1, side, side, 3, dtype=torch.uint8, device=forward.device)
-    model.eval()
-    with torch.no_grad():
-        yield share
-        for start, stop in share.batches:
-            if start == stop:
-                forward.eager(blank)
-    model.train()
 
 
 @ray.remote(num_returns="streaming")

@@ -21,8 +21,9 @@ from torch import Tensor
 from pipeline.data.dataset import Dataset, set_name
 from pipeline.data.feed import NodeFeed
 from pipeline.evaluation.forward import Forward
-from pipeline.evaluation.predict import Evaluator, center_crop_settings, evaluating
+from pipeline.evaluation.predict import Evaluator
 from pipeline.evaluation.share import EvalShare
+from pipeline.evaluation.training_loop import center_crop_settings, evaluating
 from pipeline.settings.config import ProbeConfig, TrainConfig
 from vit.model import ViT
 

@@ -121,9 +121,8 @@ class RecordConfig(Settings):
     """What is recorded of a run in addition to its metrics."""
 
     models: Literal["best", "kept", "none"] = "best"
-    """Checkpoints to log as MLflow models at the end of the run, for mlflow.pyfunc, mlflow.pytorch
-    and MLflow's server: the one that it reports (the last, or what data.select_split selects), all
-    that are kept, or none."""
+    """Checkpoints to log as MLflow models at the end of the run: the one that it reports (the last,
+    or what data.select_split selects), all that are kept, or none."""
     register: str | None = None
     """Name in MLflow's model registry under which the models are registered. The best version of
     all runs gets the alias "best"; MLflow resolves "latest" to the newest version."""

@@ -25,8 +25,8 @@ from torch._inductor import config as inductor
 
 from pipeline.data.feed import NodeFeed
 from pipeline.data.order import RankShare
-from pipeline.evaluation.predict import evaluate_share
 from pipeline.evaluation.probe import probe_share
+from pipeline.evaluation.training_loop import evaluate_share
 from pipeline.train.batches import device_batches, open_feed
 from pipeline.train.checkpoint_writer import CheckpointWriter
 from pipeline.train.control import Control
