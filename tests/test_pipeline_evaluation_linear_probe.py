@@ -14,7 +14,8 @@ from pipeline.__main__ import main
 from pipeline.checkpoint.local import Checkpoint, weights_of
 from pipeline.evaluation import linear_probe
 from pipeline.evaluation.config import LinearProbeConfig
-from pipeline.evaluation.linear_probe import LinearProbe, selecting
+from pipeline.evaluation.linear_probe import LinearProbe, search_in_task, selecting
+from pipeline.evaluation.logistic import Rows, search
 from pipeline.evaluation.model import EvalModel
 from pipeline.settings.presets import find_preset
 from support.settings import InvalidSettings
@@ -164,6 +165,23 @@ def test_what_is_on_disk_is_not_computed_again(probed, body, digits, ray_cluster
     # a finished probe only shows its result
     shown = probe.run(lambda split: pytest.fail("features were computed"))
     assert shown == json.loads(json.dumps(again))
+
+
+@pytest.mark.ray
+def test_a_search_in_a_task_is_that_of_this_process(ray_cluster):
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 3, 80)
+    x = (labels[:, None] + random.normal(0, 1, (80, 4))).astype(np.float32)
+    held_out = np.arange(80) % 5 == 0
+    units = [
+        {"features": x[rows], "labels": labels[rows, None], "position": rows}
+        for rows in np.split(np.arange(80), 4)
+    ]
+    here = list(search(Rows.of(units, held_out, 3, torch.device("cpu"))))
+    refs = [[ray_cluster.put(unit)] for unit in units]
+    there = [ray_cluster.get(ref) for ref in search_in_task.remote(refs, held_out, 3)]
+    assert [fit.strength for fit in here] == [fit.strength for fit in there]
+    np.testing.assert_allclose(there[-1].head, here[-1].head, rtol=1e-4)
 
 
 @pytest.mark.ray

@@ -143,3 +143,15 @@ def test_features_that_are_not_finite_are_an_error():
     x[3, 2] = np.nan
     with pytest.raises(FloatingPointError, match="strength 1.0 is nan"):
         fitted(rows_of(x, labels), 1.0, zeros(), whole=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_finds_the_same_head():
+    x, labels = data()
+    unit = {"features": x, "labels": labels[:, None], "position": np.arange(N)}
+    rows = Rows.of([unit], np.arange(N) % 7 == 0, K, torch.device("cuda"))
+    assert rows.pieces[0][0].is_cuda
+    head, _ = fitted(rows, 1.0, zeros().cuda(), whole=True)
+    expected, _ = fitted(rows_of(x, labels), 1.0, zeros(), whole=True)
+    torch.testing.assert_close(head.cpu(), expected, rtol=1e-4, atol=1e-4)
