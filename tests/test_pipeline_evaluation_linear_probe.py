@@ -14,14 +14,15 @@ from pipeline.__main__ import main
 from pipeline.checkpoint.local import Checkpoint, weights_of
 from pipeline.evaluation import linear_probe
 from pipeline.evaluation.config import LinearProbeConfig
-from pipeline.evaluation.linear_probe import LinearProbe, selecting
+from pipeline.evaluation.linear_probe import LinearProbe, search_in_task, selecting
+from pipeline.evaluation.logistic import Rows, search
 from pipeline.evaluation.model import EvalModel
 from pipeline.settings.presets import find_preset
 from support.settings import InvalidSettings
 from vit.model import ViT
 from vit.weights import load_weights, save_weights
 
-SHAPE = {"model.width": 64, "model.depth": 1, "model.mlp_width": 64, "model.heads": 2}
+SHAPE = {"model.width": 32, "model.depth": 1, "model.mlp_width": 64, "model.heads": 2}
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +44,13 @@ def body(tmp_path_factory):
 @pytest.fixture(scope="module")
 def probed(body, digits, ray_cluster):
     """The folder of a probe, made by the command, and its result."""
-    assert main(["probe", str(body), "--data", str(digits), "--batch", "64"]) == 0
+    assert main(["probe", str(body), "--data", str(digits), "--batch", "256"]) == 0
     (folder,) = (body.parent.parent / "probes").iterdir()
     return folder, json.loads((folder / "result.json").read_text())
 
 
 def opened(body, digits, **changes) -> LinearProbe:
-    config = EvalModel.open(body).probe().replace({"data": str(digits), "batch": 64, **changes})
+    config = EvalModel.open(body).probe().replace({"data": str(digits), "batch": 256, **changes})
     return LinearProbe.open(EvalModel.open(body), config)
 
 
@@ -62,7 +63,7 @@ def columns(probe: LinearProbe, split: str) -> dict[str, np.ndarray]:
 def test_accuracy_is_that_of_scikit_learn_on_the_same_features(probed, body, digits):
     folder, result = probed
     train, test = (columns(opened(body, digits), split) for split in ("train", "val"))
-    assert train["features"].shape == (1437, 64) and test["features"].shape == (360, 64)
+    assert train["features"].shape == (1437, 32) and test["features"].shape == (360, 32)
     model = LogisticRegression(C=1 / result["strength"], max_iter=20_000, tol=1e-8)
     model.fit(train["features"].astype(np.float64), train["labels"][:, 0])
     expected = model.score(test["features"].astype(np.float64), test["labels"][:, 0])
@@ -98,7 +99,7 @@ def test_result_tells_protocol_search_and_what_selected(probed):
     assert "2103.00020" in result["protocol"]
     assert result["train_images"] == 1437 and 0.05 < result["held_out"] / 1437 < 0.15
     assert result["split"] == "val" and result["train_split"] == "train"
-    best = max(result["search"], key=lambda fit: (fit["top1"], -fit["loss"]))
+    best = max(result["search"], key=lambda fit: (fit["top1"], -fit["loss"], fit["strength"]))
     assert best["strength"] == result["strength"]
 
 
@@ -158,11 +159,29 @@ def test_what_is_on_disk_is_not_computed_again(probed, body, digits, ray_cluster
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     done: dict[str, list[int]] = {"train": [], "val": []}
     again = probe.run(lambda split: lambda now, total: done[split].append(now))
-    assert min(done["train"]) > 64 and max(done["train"]) == 1437
+    assert min(done["train"]) > 3 * 256 and max(done["train"]) == 1437
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert again["protocols"] == result["protocols"] and again["search"] == result["search"]
     # a finished probe only shows its result
-    assert probe.run(lambda split: pytest.fail("features were computed")) == again
+    shown = probe.run(lambda split: pytest.fail("features were computed"))
+    assert shown == json.loads(json.dumps(again))
+
+
+@pytest.mark.ray
+def test_a_search_in_a_task_is_that_of_this_process(ray_cluster):
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 3, 80)
+    x = (labels[:, None] + random.normal(0, 1, (80, 4))).astype(np.float32)
+    held_out = np.arange(80) % 5 == 0
+    units = [
+        {"features": x[rows], "labels": labels[rows, None], "position": rows}
+        for rows in np.split(np.arange(80), 4)
+    ]
+    here = list(search(Rows.of(units, held_out, 3, torch.device("cpu"))))
+    refs = [[ray_cluster.put(unit)] for unit in units]
+    there = [ray_cluster.get(ref) for ref in search_in_task.remote(refs, held_out, 3)]
+    assert [fit.strength for fit in here] == [fit.strength for fit in there]
+    np.testing.assert_allclose(there[-1].head, here[-1].head, rtol=1e-4)
 
 
 @pytest.mark.ray

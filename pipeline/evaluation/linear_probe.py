@@ -206,7 +206,7 @@ class LinearProbe:
             yield from search(Rows.of(store.units(), self.held_out, classes, torch.device("cpu")))
             return
         units = [[ray.put(unit)] for unit in store.units()]  # in lists, so that no task waits
-        for ref in search_on_gpu.options(num_gpus=1).remote(units, self.held_out, classes):
+        for ref in search_in_task.options(num_gpus=1).remote(units, self.held_out, classes):
             yield ray.get(ref)
 
     def _predictions(self, store: PredictionStore, head: Tensor) -> Predictions:
@@ -252,14 +252,15 @@ class LinearProbe:
 
 
 @ray.remote(num_returns="streaming")
-def search_on_gpu(
+def search_in_task(
     units: Sequence[Sequence[ObjectRef]], held_out: np.ndarray, classes: int
 ) -> Iterator[Fit]:
-    """Ray task that searches on its GPU."""
+    """Ray task that searches, on its GPU if it has one."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     blocks = (ray.get(ref) for (ref,) in units)
     # copies, because the arrays of Ray's store cannot be written to, which PyTorch warns of
     copies = ({name: column.copy() for name, column in block.items()} for block in blocks)
-    yield from search(Rows.of(copies, held_out.copy(), classes, torch.device("cuda")))
+    yield from search(Rows.of(copies, held_out.copy(), classes, device))
 
 
 def selecting(dataset: Dataset) -> np.ndarray:

@@ -27,9 +27,8 @@ from torch import Tensor, nn
 from vit.loss import make_targets, normalised
 
 ITERATIONS, HISTORY = 1000, 10
-# a fit ends at this largest component of the gradient (scikit-learn's default is 1e-4), or when the
-# objective changes by less than this; both per image
-TOLERANCE, CHANGE = 1e-6, 1e-9
+# a fit ends at this largest component of the gradient (see `Fit`); scikit-learn's default is 1e-4
+TOLERANCE = 1e-6
 # strengths are 10 ** (place / 8): the first places to try, the farthest, and their distance
 PER_DECADE, FARTHEST, FIRST_STEP = 8, 48, 16
 # logits of a chunk
@@ -47,7 +46,7 @@ class Fit:
     """Cross-entropy on them."""
     iterations: int
     gradient: float
-    """Largest component of the gradient at the end, per image."""
+    """Largest component of the gradient at the end, per image, for features of variance 1."""
     head: np.ndarray | None = None
     """(K, D + 1) float32; None for a fit that only takes part in the search."""
 
@@ -60,7 +59,9 @@ class Rows:
     """Features (m, D) float32, labels (m, M) int64 and whether each is held out (m,) bool; on the
     device, or on the host if they have no room there."""
     mean: Tensor
-    """Mean of the features of all images: (D,) float64, on the device."""
+    """Mean of each feature over all images: (D,) float64, on the device."""
+    variance: Tensor
+    """Variance of each feature: (D,) float64, on the device."""
     classes: int
     device: torch.device
 
@@ -73,23 +74,30 @@ class Rows:
         device: torch.device,
     ) -> "Rows":
         """The units of a store; `held_out` (n,) says it of each image, by position."""
-        pieces, total = [], np.float64(0)
+        pieces, moments = [], np.zeros((2, 1))
         for unit in units:
-            total = total + unit["features"].sum(0, dtype=np.float64)
+            x = unit["features"]
+            moments = moments + [x.sum(0, dtype=np.float64), (x**2).sum(0, dtype=np.float64)]
             columns = (unit["features"], unit["labels"], held_out[unit["position"]])
             piece = tuple(map(torch.from_numpy, columns))
             if device.type == "cuda" and has_room(piece[0], classes, device):
                 piece = tuple(column.to(device) for column in piece)
             pieces.append(piece)
-        mean = torch.from_numpy(total / len(held_out)).to(device)
-        return cls(pieces=pieces, mean=mean, classes=classes, device=device)
+        mean, square = torch.from_numpy(moments / len(held_out)).to(device)
+        variance = (square - mean**2).clamp_min(0)
+        return cls(pieces=pieces, mean=mean, variance=variance, classes=classes, device=device)
 
     def chunks(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """The columns of a piece for some images at a time, on the device."""
+        """The columns of a piece for some images at a time, on the device; features float64.
+
+        The loss must be smooth to more digits than float32 has: near the solution a line search
+        sees only noise there, above all in a fit that starts from a neighbour.
+        """
         most = max(1, CHUNK // self.classes)
         for piece in self.pieces:
             for chunk in zip(*(column.split(most) for column in piece), strict=True):
-                yield tuple(column.to(self.device) for column in chunk)
+                x, labels, held = (column.to(self.device) for column in chunk)
+                yield x.double(), labels, held
 
     def count(self, *, whole: bool) -> int:
         """Images that are fitted: all of them, or those that are not held out."""
@@ -100,13 +108,13 @@ class Rows:
 
         The target of an image of several classes is shared evenly between them.
         """
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        total = head.new_zeros(())
         gradient = torch.zeros_like(head)
         for x, labels, held in self.chunks():
             counts = torch.ones_like(held) if whole else ~held
-            targets = normalised(make_targets(labels, self.classes))
+            targets = normalised(make_targets(labels, self.classes).double())
             log_p = F.log_softmax(logits(x, head), dim=1)
-            total -= (targets * log_p).sum(1).mul(counts).sum(dtype=torch.float64)
+            total -= (targets * log_p).sum(1).mul(counts).sum()
             excess = (log_p.exp() - targets).mul(counts[:, None])
             gradient[:, :-1].addmm_(excess.T, x)
             gradient[:, -1] += excess.sum(0)
@@ -117,10 +125,10 @@ class Rows:
         count, hits, total = 0, 0, 0.0
         for x, labels, held in self.chunks():
             scores, labels = logits(x[held], head), labels[held]
-            targets = normalised(make_targets(labels, self.classes))
+            targets = normalised(make_targets(labels, self.classes).double())
             count += len(labels)
             hits += int((scores.argmax(1)[:, None] == labels).any(1).sum())
-            total -= float((targets * F.log_softmax(scores, dim=1)).sum(dtype=torch.float64))
+            total -= float((targets * F.log_softmax(scores, dim=1)).sum())
         return hits / count, total / count
 
 
@@ -132,61 +140,59 @@ def logits(x: Tensor, head: Tensor) -> Tensor:
 def has_room(features: Tensor, classes: int, device: torch.device) -> bool:
     """Whether the device has room for a piece beside what a fit needs there."""
     vectors = 2 * HISTORY + 10  # of L-BFGS, in float64
-    fit_bytes = 8 * vectors * classes * (features.shape[1] + 1) + 8 * 4 * CHUNK
+    fit_bytes = 8 * vectors * classes * (features.shape[1] + 1) + 8 * 8 * CHUNK
     return torch.cuda.mem_get_info(device)[0] > fit_bytes + features.nbytes
 
 
 def fitted(rows: Rows, strength: float, start: Tensor, *, whole: bool) -> tuple[Tensor, Fit]:
     """The head (K, D + 1) that minimises the objective, from `start`; FloatingPointError for NaN.
 
-    L-BFGS sees features without their mean, with which it converges faster: since biases are free,
-    only their values differ. The head and the memory of L-BFGS are float64, products are float32.
+    L-BFGS sees the same function of other variables, in which it converges faster: the weights of
+    features without their mean, which only shifts the free biases, each divided by what makes its
+    curvature about 1. All is float64.
     """
-    count, start = rows.count(whole=whole), start.double()
-    centred = nn.Parameter(moved(start, rows.mean), requires_grad=False)
+    count, mean = rows.count(whole=whole), rows.mean
+    scale = (rows.variance + strength / count).rsqrt()
+    point = torch.cat([start[:, :-1] / scale, start[:, -1:] + start[:, :-1] @ mean[:, None]], dim=1)
+    point = nn.Parameter(point, requires_grad=False)
     optimizer = torch.optim.LBFGS(
-        [centred],
+        [point],
         max_iter=ITERATIONS,
         max_eval=4 * ITERATIONS,
         history_size=HISTORY,
         tolerance_grad=TOLERANCE,
-        tolerance_change=CHANGE,
+        tolerance_change=0.0,  # the default would end a fit that starts near its solution
         line_search_fn="strong_wolfe",
     )
 
+    def head() -> Tensor:
+        weights = point[:, :-1] * scale
+        return torch.cat([weights, point[:, -1:] - weights @ mean[:, None]], dim=1).detach()
+
     def closure() -> Tensor:
-        loss, gradient = rows.loss(moved(centred, -rows.mean).float(), whole=whole)
-        weights, gradient = centred[:, :-1], gradient.double()
-        gradient[:, :-1] += strength * weights - gradient[:, -1:] * rows.mean
-        centred.grad = gradient / count
+        loss, gradient = rows.loss(head(), whole=whole)
+        weights = head()[:, :-1]
+        gradient[:, :-1] += strength * weights - gradient[:, -1:] * mean
+        gradient[:, :-1] *= scale
+        point.grad = gradient / count
         value = (loss + strength / 2 * weights.square().sum()) / count
         if not torch.isfinite(value):
-            raise FloatingPointError(
-                f"the loss of a linear probe of strength {strength} is {value}"
-            )
+            raise FloatingPointError(f"the loss at strength {strength} is {float(value)}")
         return value
 
     optimizer.step(closure)
     closure()  # the gradient at the end, which may not be the point that was looked at last
-    iterations, gradient = optimizer.state[centred]["n_iter"], float(centred.grad.abs().max())
-    fit = Fit(strength=strength, iterations=iterations, gradient=gradient)
-    return moved(centred, -rows.mean).float(), fit
-
-
-def moved(head: Tensor, shift: Tensor) -> Tensor:
-    """The head (K, D + 1) that gives the same logits for features minus `shift` (D,)."""
-    bias = head[:, -1:] + head[:, :-1] @ shift[:, None]
-    return torch.cat([head[:, :-1], bias], dim=1)
+    iterations, gradient = optimizer.state[point]["n_iter"], float(point.grad.abs().max())
+    return head(), Fit(strength=strength, iterations=iterations, gradient=gradient)
 
 
 def search(rows: Rows) -> Iterator[Fit]:
     """The fit of each strength that is tried, and at last that of the best one to all images.
 
-    The best one has the highest top-1 on the images that are held out; of equal ones, the one with
-    the lowest loss.
+    The best one has the highest top-1 on the images that are held out; of equal ones it is that
+    with the lowest loss, and then the strongest.
     """
-    width = rows.pieces[0][0].shape[1]
-    heads = {FARTHEST: torch.zeros(rows.classes, width + 1, device=rows.device)}
+    heads = {FARTHEST: rows.mean.new_zeros(rows.classes, len(rows.mean) + 1)}
     fits: dict[int, Fit] = {}
     # from the strongest on: weak ones need most iterations, and gain most from a neighbour
     places, step = range(FARTHEST, -FARTHEST - 1, -FIRST_STEP), FIRST_STEP
@@ -200,10 +206,10 @@ def search(rows: Rows) -> Iterator[Fit]:
             top1, loss = rows.held_out_scores(head)
             heads[place], fits[place] = head, replace(fit, top1=top1, loss=loss)
             yield fits[place]
-        best = max(fits, key=lambda place: (fits[place].top1, -fits[place].loss))
+        best = max(fits, key=lambda place: (fits[place].top1, -fits[place].loss, place))
         if step == 1:
             break
         step //= 2
         places = (best + step, best - step)
     head, fit = fitted(rows, fits[best].strength, heads[best], whole=True)
-    yield replace(fit, head=head.cpu().numpy())
+    yield replace(fit, head=head.float().cpu().numpy())
