@@ -310,6 +310,13 @@ def test_the_card_names_the_preset_and_what_differs_from_it(google_run, tmp_path
     assert str(tmp_path) not in text
 
 
+def test_the_card_names_data_without_its_place(digits, tmp_path):
+    path, _ = made_run(tmp_path, model__gelu="tanh", data__dir=str(digits))
+    text = card_of(path, tmp_path)
+    assert "16 images (shards, split val) in this project" in text
+    assert str(digits.parent) not in text
+
+
 def test_the_card_says_what_imagenets_terms_say_of_models_with_its_classes(tmp_path):
     path, _ = made_run(tmp_path / "a", model__gelu="tanh")
     assert "ImageNet's terms" not in card_of(path, tmp_path / "a")

@@ -10,6 +10,8 @@ from vit.config import ImageConfig, LossConfig, ViTConfig
 from vit.registry import num_views
 
 CENTER = "center"
+# in the folder of an evaluation
+RESULT = "result.json"
 
 
 @dataclass(frozen=True, kw_only=True)

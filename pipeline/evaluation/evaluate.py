@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from pipeline.data.dataset import Dataset
 from pipeline.evaluation import metrics
-from pipeline.evaluation.config import CENTER, EvaluateConfig
+from pipeline.evaluation.config import CENTER, RESULT, EvaluateConfig
 from pipeline.evaluation.examples import first_name, write_examples
 from pipeline.evaluation.metrics import Predictions
 from pipeline.evaluation.model import EvalModel, head_columns
@@ -40,7 +40,6 @@ from vit.registry import num_views
 
 log = logging.getLogger(__name__)
 
-RESULT = "result.json"
 # ImageNet's validation images are numbered from 1, and ReaL's labels are in this order
 REAL_KEY = re.compile(r"ILSVRC2012_val_(\d{8})")
 Progress = Callable[[int, int], None]

@@ -3,10 +3,11 @@
 import importlib.metadata
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.checkpoint.local import META, Checkpoint, provenance
-from pipeline.evaluation.evaluate import RESULT
+from pipeline.evaluation.config import RESULT
 from pipeline.export.check import Agreement
 from pipeline.export.config import ExportConfig
 from pipeline.export.formats import FORMATS
@@ -40,7 +41,7 @@ def card(source: Source, config: ExportConfig, usage: str, agreement: Agreement)
         "\n".join(model_lines(source)),
         f"## Use\n\nThis is {row.summary}. In this folder:\n\n```python\n{usage.rstrip()}\n```",
         preparation_text(source),
-        f"Checked when it was exported: {agreement}.",
+        f"Checked when it was exported: {without_paths(source, agreement)}.",
         *training(source),
         "## Results\n\n" + "\n".join(results(source)),
         "## Versions\n\n" + "\n".join(versions(source)),
@@ -126,9 +127,24 @@ def place(location: object) -> str:
     return str(location).partition("?")[0].rstrip("/").rpartition("/")[2]
 
 
+def data_name(source: Source, location: str) -> str:
+    """The name of a shard set; that of the run as its settings have it."""
+    checkpoint, own = checkpoint_of(source), source.eval_model.data
+    is_own = checkpoint and own and location in (own, redact(own))
+    return place(checkpoint.config["data.dir"] if is_own else location)
+
+
+def without_paths(source: Source, agreement: Agreement) -> Agreement:
+    """The same, with the name of the data in place of its location."""
+    if source.location is None:
+        return agreement
+    name = data_name(source, source.location)
+    return replace(agreement, origin=agreement.origin.replace(source.location, name))
+
+
 def results(source: Source) -> Iterator[str]:
     """All that is recorded of the accuracy of these weights, as rows of a table."""
-    rows = [row for result in evaluations(source) for row in rows_of(result)]
+    rows = [row for result in evaluations(source) for row in rows_of(source, result)]
     checkpoint = checkpoint_of(source)
     if not rows and checkpoint and checkpoint.metrics:
         metrics = ", ".join(f"{name} {value:.4f}" for name, value in checkpoint.metrics.items())
@@ -152,16 +168,17 @@ def evaluations(source: Source) -> Iterator[Mapping]:
             yield result
 
 
-def rows_of(result: Mapping) -> Iterator[str]:
+def rows_of(source: Source, result: Mapping) -> Iterator[str]:
     """The rows of one evaluation, and of that of ImageNet-V2 beside it."""
     for name, values in result["protocols"].items():
         average = result["average"] if values["views"] > 1 else "-"
         interval = f"{values['top1']:.4f} ({values['top1_low']:.4f} to {values['top1_high']:.4f})"
-        cells = (place(result["data"]), result["split"], f"{name} ({values['views']})", average)
+        data, crops = data_name(source, result["data"]), f"{name} ({values['views']})"
+        cells = (data, result["split"], crops, average)
         figures = (f"{values['images']:,}", interval, f"{values['top5']:.4f}")
         yield f"| {' | '.join([*cells, *figures])} |"
     if "v2" in result:
-        yield from rows_of(result["v2"])
+        yield from rows_of(source, result["v2"])
 
 
 def versions(source: Source) -> Iterator[str]:

@@ -64,7 +64,7 @@ def agreement(source: Source, network: Network, reader: str, share: float) -> Ag
     has_classes = source.config.num_classes is not None
     return Agreement(
         images=len(crops),
-        origin=source.origin or "random pixels",
+        origin=source.origin,
         reader=reader,
         difference=float((theirs - ours).abs().max()),
         tolerance=share * float(ours.abs().max()),

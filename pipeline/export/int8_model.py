@@ -21,7 +21,7 @@ def write(source: Source, folder: Path, config: ExportConfig) -> None:
     scheme = f"int8-{config.scheme}"
     if reason := quant.refusal(scheme):
         raise ValueError(reason)
-    if scheme == quant.STATIC and source.origin is None:
+    if scheme == quant.STATIC and source.location is None:
         path = source.eval_model.path
         raise ValueError(f"there is no data to calibrate {path} on; give --data, or a --scheme")
     batches = [normalise(crops, source.images) for crops in source.crops.split(BATCH)]

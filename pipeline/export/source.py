@@ -40,20 +40,22 @@ class Source:
     """wnids of the outputs; None if they are not known, or if the head is dropped."""
     crops: Tensor
     """(n, S, S, 3) uint8."""
-    origin: str | None
-    """Data and split of the crops; None if they are random pixels."""
+    location: str | None
+    """The shard set of the crops; None if they are random pixels."""
 
     @classmethod
     def open(cls, path: Path, config: ExportConfig) -> "Source":
         """Read a checkpoint, and images of `config.data` or of the data of its run."""
         eval_model = EvalModel.open(path)
-        crops, origin = images_of(eval_model, config.data, FORMATS[config.to].images)
+        crops, location = images_of(eval_model, config.data, FORMATS[config.to].images)
         model, classes = eval_model.load(eval_model.model), None
         if config.head == "drop":
             drop_head(model)
         else:
             classes = eval_model.listed_classes()
-        return cls(eval_model=eval_model, model=model, classes=classes, crops=crops, origin=origin)
+        return cls(
+            eval_model=eval_model, model=model, classes=classes, crops=crops, location=location
+        )
 
     @property
     def config(self) -> ViTConfig:
@@ -61,6 +63,12 @@ class Source:
         config = self.eval_model.model
         is_whole = isinstance(self.model.head, nn.Linear)
         return config if is_whole else replace(config, num_classes=None, pre_logits=False)
+
+    @property
+    def origin(self) -> str:
+        """Where the crops come from, in words."""
+        split = self.eval_model.split
+        return f"{self.location}, split {split}" if self.location else "random pixels"
 
     @property
     def images(self) -> ImageConfig:
@@ -107,14 +115,14 @@ def drop_head(model: ViT) -> None:
 
 
 def images_of(eval_model: EvalModel, data: str | None, count: int) -> tuple[Tensor, str | None]:
-    """Centre crops (n, S, S, 3) uint8 of the first images of the eval split, and where they are.
+    """Centre crops (n, S, S, 3) uint8 of the first images of the eval split, and their shard set.
 
     Without data, and where that of the run cannot be read, they are random pixels of a fixed seed.
     """
     size = eval_model.model.image_size
     try:
         if location := data or eval_model.data:
-            return crops_of(eval_model, location, count), f"{location}, split {eval_model.split}"
+            return crops_of(eval_model, location, count), location
     except (OSError, ValueError) as error:
         if data:
             raise
