@@ -6,10 +6,10 @@ Slow modules are imported only after the settings have been checked.
 import sys
 from collections.abc import Sequence
 
-from pipeline.commands.evaluate import Evaluate
+from pipeline.commands.evaluate import Evaluate, EvaluateElsewhere
 from pipeline.commands.jobs import JobLogs, JobStatus, JobStop
 from pipeline.commands.launch import Launch
-from pipeline.commands.probe import Probe
+from pipeline.commands.probe import Probe, ProbeElsewhere
 from pipeline.commands.runs import Export, Report, Rollback, TrackServe, TrackSync
 from pipeline.commands.train import Train
 from support.command import dispatch
@@ -28,6 +28,10 @@ COMMANDS = {
     "job logs": JobLogs,
     "job stop": JobStop,
 }
+
+
+# the form of a command that runs on another machine, which alone may read what it names
+ELSEWHERE = {Evaluate: EvaluateElsewhere, Probe: ProbeElsewhere}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 import tyro
 
-from pipeline.commands.evaluate import Evaluate, EvaluateElsewhere
 from pipeline.commands.jobs import opened, place, reached
-from pipeline.commands.probe import Probe, ProbeElsewhere
 from pipeline.launch.submission import PROGRAMS
 from pipeline.settings.config import TrainConfig
 from support import command
@@ -35,8 +33,6 @@ ALLOWED = {
     "shards": ("build", "index", "verify"),
     "tune": ("search", "report"),
 }
-# those whose defaults come from files that only the cluster may be able to read
-ELSEWHERE = {Evaluate: EvaluateElsewhere, Probe: ProbeElsewhere}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,13 +178,13 @@ def parse(words: Sequence[str]) -> command.Command:
     """The command as the cluster will read it; ValueError or SystemExit if it is not valid."""
     package = words[0] if words[0] in PROGRAMS else "pipeline"
     # by name, as `python -m` does it: nothing here depends on these packages
-    commands = importlib.import_module(f"{package}.__main__").COMMANDS
-    commands = {name: commands[name] for name in ALLOWED[package]}
+    main = importlib.import_module(f"{package}.__main__")
+    commands = {name: main.COMMANDS[name] for name in ALLOWED[package]}
     arguments = words[package in words[:1] :]
     name = command.named(commands, arguments)
     if name is None:
         raise ValueError(command.unknown(commands, arguments))
-    kind = ELSEWHERE.get(commands[name], commands[name])
+    kind = getattr(main, "ELSEWHERE", {}).get(commands[name], commands[name])
     rest = arguments[name.count(" ") + 1 :]
     parsed = command.parse(f"python -m {package} {name}", kind, rest)
     if getattr(parsed, "plan", False) or getattr(parsed, "dry_run", False):
