@@ -23,9 +23,11 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 # scans for the pre-training; of those after them: images of each digit to fine-tune on
 SOURCE_SCANS, TRAIN_PER_DIGIT = 1000, 15
+# pixels of a plain digit; those in quadrants have 16
+HEIGHT = 24
 SHAPE = ("--model.width", "64", "--model.depth", "3", "--model.mlp-width", "128")
 SHORT = ("--workers", "1", "--crops", "center", "--record.models", "none")
-PRETRAINING = ("--epochs", "12", "--optim.lr", "3e-3")
+PRETRAINING = ("--epochs", "24", "--optim.lr", "3e-3")
 # of fine-tuning and of training from scratch
 BUDGET = ("--epochs", "30", "--global-batch", "30", "--optim.lr", "1e-3")
 
@@ -66,8 +68,8 @@ def plain(seed: int) -> Iterable[tuple[str, int, Image.Image]]:
         digit = int(data.target[number])
         seen[digit] += 1
         split = "train" if seen[digit] <= TRAIN_PER_DIGIT else "val"
-        corner = tuple(int(v) for v in random.integers(0, 17, 2))
-        yield split, digit, drawn(data.images[number], 32, 48, corner)
+        corner = tuple(int(v) for v in random.integers(0, 48 - HEIGHT + 1, 2))
+        yield split, digit, drawn(data.images[number], HEIGHT, 48, corner)
 
 
 def line(folder: Path, seed: int) -> dict[str, float]:
@@ -96,3 +98,32 @@ def line(folder: Path, seed: int) -> dict[str, float]:
     head = ("--init-from", str(folder / "probe"), "--init-head", "keep")
     found["probe, then finetuning"] = train("both", "target-shards", *large, *head)
     return found
+
+
+@pytest.fixture(scope="module")
+def found(ray_cluster, tmp_path_factory):
+    """The folder of everything, and the accuracies."""
+    folder = tmp_path_factory.mktemp("line")
+    return folder, line(folder, seed=0)
+
+
+def test_finetuning_beats_training_from_scratch_at_the_same_budget(found):
+    _, top1 = found
+    assert top1["finetuning"] > top1["scratch"] + 0.12
+
+
+def test_linear_probing_lies_between(found):
+    _, top1 = found
+    assert top1["scratch"] + 0.04 < top1["probe"] < top1["finetuning"] - 0.04
+
+
+def test_finetuning_of_a_probed_head_is_no_worse_than_that_of_a_head_of_zeros(found):
+    _, top1 = found
+    assert top1["probe, then finetuning"] > top1["finetuning"] - 0.04
+
+
+def test_the_probe_is_in_the_record_of_the_run_of_the_body(found):
+    folder, top1 = found
+    events = [json.loads(line) for line in (folder / "runs/body/events.jsonl").open()]
+    metrics = [event["metrics"] for event in events if event["event"] == "evaluation"]
+    assert {"probe/target-shards/linear": top1["probe"]} in metrics
