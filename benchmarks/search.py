@@ -24,7 +24,7 @@ import numpy as np
 from pipeline.settings.presets import find_preset
 from tune import answer, ladder
 from tune.answer import Answer
-from tune.config import SearchConfig
+from tune.config import SearchConfig, cost
 from tune.prepare import make_plan
 from tune.trial import DONE, Outcome
 
@@ -36,6 +36,7 @@ PRESET = PLAN.preset_sample()
 LAST, REAL = PLAN.rungs[-1].horizon, 1.0
 # loss of a rate that is off by a factor of e; noise of a seed, which pairs take away; of a run
 CURVE, BLOCK, NOISES = 0.03, 0.02, (0.003, 0.01)
+# the level of the surface's intervals
 LEVEL = 0.9
 # intervals take several times as long as fits
 INTERVAL_EVERY = 5
@@ -101,7 +102,7 @@ def search(truth: Objective, noise: float, random: np.random.Generator) -> Answe
             loss += levels[trial.seed] + random.normal(0, noise)
             outcome = Outcome(status=DONE, values={"val/loss": float(loss)})
             trials[trial.name] = dataclasses.replace(trial, status=DONE, outcome=outcome)
-    return answer.answer_of(plan, [*trials.values()])
+    return Answer(plan, [*trials.values()])
 
 
 def best_trial(found: Answer, rung: int) -> Mapping[str, object]:
@@ -173,7 +174,7 @@ def quadratic(
             errors.append([abs(math.log(sample[LR]) - best[0]) for sample in tried])
             if count % INTERVAL_EVERY == 0:
                 for dimension, value in zip((LR, WARMUP), np.exp(best), strict=True):
-                    low, high = surface.interval(dimension, horizon, LEVEL)
+                    low, high = surface.interval(dimension, horizon)
                     within.append(low <= value <= high)
     medians = np.median(np.reshape(errors, (number, 2, 3)), axis=0)
     for (error, first, last), where in zip(medians, ("last rung", "real run"), strict=True):
@@ -217,8 +218,8 @@ def asha(
 def rows(number: int, seed: int) -> Iterator[Row]:
     """All rows of the table."""
     random = np.random.default_rng(seed)
-    cost = sum(rung.cost for rung in PLAN.rungs)
-    yield Row(what="cost before seeds, in real runs (before: 8)", figure=cost, most=2)
+    before_seeds = cost(PLAN.rungs, seeds=0)
+    yield Row(what="cost before seeds, in real runs (before: 8)", figure=before_seeds, most=2)
     yield from flat(number, random)
     for noise, cliff in ((NOISES[0], {}), (NOISES[1], {}), (NOISES[0], {"cliff": 0.7})):
         for slope in (-0.1, -0.32, -0.5):

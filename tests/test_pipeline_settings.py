@@ -6,7 +6,8 @@ import pytest
 
 from pipeline.settings.config import TrainConfig
 from pipeline.settings.presets import PRESETS, find_preset, read_preset
-from tune.space import make_space
+from tune.config import SearchConfig
+from tune.prepare import make_plan
 from vit.config import OptimConfig
 from vit.model import ViT
 
@@ -119,7 +120,7 @@ def test_a_wrong_value_is_refused_with_the_choices_wherever_it_comes_from(name, 
     assert named in str(raised.value) and "preset.json" in str(raised.value)
     (tmp_path / "space.json").write_text(json.dumps({name: f"choice({json.dumps(value)})"}))
     with pytest.raises(ValueError, match=field):
-        make_space(str(tmp_path / "space.json"), (), TrainConfig(), 100)
+        make_plan("demo", find_preset("demo"), SearchConfig(space=str(tmp_path / "space.json")))
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ from scipy import stats
 from tune_runs import LR, LR_SLOPE, WARMUP, WARMUP_SLOPE, loss_of, optimum, plan_in
 
 from pipeline.settings.presets import find_preset
-from tune.answer import Gain, answer_of
+from tune.answer import Answer, Gain
 from tune.config import SearchConfig
 from tune.ladder import confirmation, planned
 from tune.prepare import make_plan
-from tune.trial import DIVERGED, DONE, Outcome
+from tune.trial import DIVERGED, DONE, Outcome, Trial
 
 RUNGS = {"rungs": ["16/64", "5/16", "3/4"], "seeds": 4}
 PAIRS = 3  # comes after the rungs
@@ -116,7 +116,8 @@ def test_the_same_values_with_other_shared_settings_are_not_the_preset(tmp_path)
     plan = plan_in(tmp_path, set=changes, rungs=["8/4"])
     assert plan.preset_sample() == {"optim.lr": 2e-3}
     assert len(planned(plan, [])) == plan.rungs[0].trials == 3
-    assert len(confirmation(plan, {"optim.lr": 2e-3})) == 6
+    begun = Trial(rung=1, place=1, sample={"optim.lr": 2e-3}, seed=1)
+    assert len(confirmation(plan, [begun])) == 6
 
 
 def test_what_was_best_in_earlier_searches_comes_first_and_once(plan):
@@ -136,13 +137,13 @@ def test_a_rung_in_which_all_diverged_ends_the_search_with_the_way_out(tmp_path)
 
 
 def test_the_pairs_took_no_part_in_the_choice(plan, trials):
-    answer = answer_of(plan, trials)
+    answer = Answer(plan, trials)
     pairs = [trial for trial in trials if trial.rung == PAIRS]
     assert {str(trial.sample) for trial in pairs} == {"None", str(answer.found)}
     assert {t.seed for t in pairs}.isdisjoint(t.seed for t in trials if t.rung < PAIRS)
     # whatever they show, they change neither what is confirmed nor what is carried
     changed = [ended(plan, t, lambda *_: 9.0) if t in pairs and t.sample else t for t in trials]
-    other = answer_of(plan, changed)
+    other = Answer(plan, changed)
     assert (other.found, other.carried) == (answer.found, answer.carried)
     assert answer.gain.is_real and not other.gain.is_real
 
@@ -179,7 +180,7 @@ def test_the_preset_is_kept_unless_the_interval_excludes_zero(plan, trials, diff
         better = differences[trial.place // 2] if trial.sample else 0
         return ended(plan, trial, lambda *_: 1 - better)
 
-    answer = answer_of(plan, list(map(changed, trials)))
+    answer = Answer(plan, list(map(changed, trials)))
     assert answer.keeps == keeps
     assert answer.sentences()[0].startswith("Keep the preset" if keeps else "Use optim.lr")
     settings = answer.preset_file()["settings"]
@@ -192,7 +193,7 @@ def test_settings_that_diverged_for_a_seed_are_not_recommended(plan, trials):
         lost = {"status": DIVERGED, "outcome": Outcome(status=DIVERGED, reason="loss 50")}
         at = (PAIRS, place)
         new = [dataclasses.replace(t, **lost) if (t.rung, t.place) == at else t for t in trials]
-        return answer_of(plan, new)
+        return Answer(plan, new)
 
     found, preset = without(7), without(6)
     assert len(found.gain.pairs) == 3 and found.gain.is_real and found.keeps
@@ -208,7 +209,7 @@ def test_a_preset_that_diverges_where_the_settings_found_do_not_is_left(plan, tr
         else trial
         for trial in trials
     ]
-    answer = answer_of(plan, lost)
+    answer = Answer(plan, lost)
     assert not answer.keeps
     assert "diverged in 1 of 4 runs, and the best" in answer.sentences()[0]
     assert answer.settings()["optim.lr"] == pytest.approx(answer.carried["optim.lr"])
@@ -223,13 +224,13 @@ def test_pairs_keep_the_settings_that_they_began_with(plan, trials):
 
 def test_without_any_effect_the_preset_is_kept(tmp_path):
     plans = [plan_in(tmp_path, seed=100 * seed, **RUNGS) for seed in range(5)]
-    assert sum(answer_of(plan, searched(plan, no_effect)).keeps for plan in plans) >= 4
+    assert sum(Answer(plan, searched(plan, no_effect)).keeps for plan in plans) >= 4
 
 
 def test_the_answer_is_carried_by_the_slopes_that_were_measured(tmp_path):
     rates = ["optim.lr=loguniform(1e-3,0.05)"]
     plan = plan_in(tmp_path, rungs=["32/256", "8/64", "4/16"], set=rates)
-    answer = answer_of(plan, searched(plan, exact))
+    answer = Answer(plan, searched(plan, exact))
     assert answer.carried["optim.lr"] == pytest.approx(LR, rel=0.05)
     assert answer.carried["optim.warmup"] == pytest.approx(WARMUP, rel=0.1)
     assert answer.found["optim.lr"] == pytest.approx(optimum(1 / 16)[0], rel=0.05)
@@ -239,7 +240,7 @@ def test_the_answer_is_carried_by_the_slopes_that_were_measured(tmp_path):
     assert answer.settings()["optim.lr"] == answer.carried["optim.lr"]
     # from another batch by the rule: AdamW, four times the batch, twice the rate
     plan = plan_in(tmp_path, global_batch=32, **RUNGS)
-    answer = answer_of(plan, searched(plan, exact))
+    answer = Answer(plan, searched(plan, exact))
     assert answer.settings()["optim.lr"] == pytest.approx(2 * answer.carried["optim.lr"])
     assert "the rate is multiplied by 2, a rule" in answer.sentences()[2]
 
@@ -248,12 +249,12 @@ def test_no_pairs_are_run_when_the_preset_itself_was_found(tmp_path):
     changes = ["optim.lr=choice(0.001,0.002,0.02)", "optim.warmup=0.1"]
     plan = plan_in(tmp_path, set=changes, rungs=["3/4"])
     trials = searched(plan, lambda rate, *_: abs(math.log(rate / 2e-3)))
-    answer = answer_of(plan, trials)
+    answer = Answer(plan, trials)
     assert len(trials) == 3 and answer.gain is None and answer.keeps
     assert "they are the best that the search found" in answer.sentences()[0]
 
 
 def test_the_answer_counts_what_was_spent(plan, trials):
     images = sum(trial.outcome.images for trial in trials)
-    cost = answer_of(plan, trials).sentences()[2]
+    cost = Answer(plan, trials).sentences()[2]
     assert f"{images:,} images trained on" in cost and f"{360 * len(trials):,} evaluated" in cost

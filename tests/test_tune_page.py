@@ -18,7 +18,7 @@ from test_support_page import Page
 
 from pipeline.settings.presets import find_preset, read_preset
 from pipeline.tracking.journal import write_record
-from tune.answer import answer_of
+from tune.answer import Answer
 from tune.config import SearchConfig
 from tune.dimension import Range
 from tune.ladder import planned
@@ -258,7 +258,7 @@ def test_the_table_and_the_cost_are_on_the_page(page):
 
 
 def test_equal_input_gives_equal_bytes(page, tmp_path):
-    write_page(answer_of(page.plan, page.trials), tmp_path / "again.html")
+    write_page(Answer(page.plan, page.trials), tmp_path / "again.html")
     again = (tmp_path / "again.html").read_text()
     assert again.replace(str(tmp_path), str(page.plan.dir)) == page.content
 

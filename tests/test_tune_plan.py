@@ -12,12 +12,10 @@ from tune_runs import plan_in
 from pipeline.settings.budget import Budget
 from pipeline.settings.presets import PRESETS, find_preset
 from shards.dataset.format import MANIFEST, Manifest, Shard
-from tune import cost
 from tune.__main__ import main
-from tune.config import SearchConfig
+from tune.config import Rung, SearchConfig, cost
 from tune.plan import SEARCH, read_plan, resumed
-from tune.prepare import make_plan
-from tune.rungs import Rung
+from tune.prepare import budgets, described, make_plan, trial_hours
 from tune.transfer import share_of_run, to_run, to_trial
 
 S16 = "in21k-s16-30ep"
@@ -33,7 +31,7 @@ def plan_of(preset=S16, changes=None, **config):
 
 
 def hours(plan):
-    return sum(one.gpu_hours for one in cost.planned(plan, **H100))
+    return sum(trials * trial_hours(one) for trials, one in budgets(plan, **H100))
 
 
 def shard_set(folder, train, held_out, classes):
@@ -87,14 +85,16 @@ def test_a_warmup_in_steps_keeps_its_share_in_short_trials_and_must_fit_the_run(
 def test_a_search_costs_less_than_its_run_with_all_that_is_counted(preset):
     plan = plan_of(preset)
     real = Budget(plan.run.replace({"workers": 1, "min_workers": None}), gpu="H100")
-    assert plan.cost < 1 and hours(plan) <= real.seconds / 3600
-    *rungs, confirmation = cost.planned(plan, **H100)
-    assert confirmation.trials == 2 * plan.config.seeds
-    assert [one.evaluated for one in rungs] == [r.trials * plan.eval_samples for r in plan.rungs]
+    assert cost(plan.rungs, plan.config.seeds) < 1 and hours(plan) <= real.seconds / 3600
+    *rungs, confirmation = budgets(plan, **H100)
+    assert confirmation[0] == 2 * plan.config.seeds
+    assert [trials for trials, _ in rungs] == [rung.trials for rung in plan.rungs]
+    said = described(plan, **H100)
+    assert all(f" {rung.trials * plan.eval_samples:,} " in said for rung in plan.rungs)
     # by hand: training, one evaluation at a third of the price of an image, two minutes of start
-    first, seconds = rungs[0], real.train_s / real.images
-    by_hand = (first.images + first.evaluated / 3) * seconds + 120 * first.trials
-    assert first.gpu_hours == pytest.approx(by_hand / 3600)
+    first, seconds = rungs[0][1], real.train_s / real.images
+    by_hand = (first.images + plan.eval_samples / 3) * seconds + 120
+    assert trial_hours(first) == pytest.approx(by_hand / 3600)
 
 
 @settings(deadline=None, max_examples=12)
@@ -121,8 +121,8 @@ def test_a_budget_is_used_for_the_longest_trials_it_allows():
     with pytest.raises(ValueError, match="budget: the run is on CPUs.*choose the --rungs"):
         plan_of(changes={"device": "cpu"}, budget=10.0)
     # the longest that the space has
-    first, _ = cost.planned(plan_of(set=("epochs=choice(15,60)",), rungs=("8/64",)), **H100)
-    assert first.images == pytest.approx(8 * 60 / 64 * 12_195_150, rel=1e-3)
+    first, _ = budgets(plan_of(set=("epochs=choice(15,60)",), rungs=("8/64",)), **H100)
+    assert first[0] * first[1].images == pytest.approx(8 * 60 / 64 * 12_195_150, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_more_workers_than_a_batch_can_share_are_refused_before_the_start(tmp_pa
     with pytest.raises(ValueError, match=r"workers \(100\) cannot share a global_batch of 128"):
         plan_in(tmp_path, workers=100)
     # those of the preset do not matter, since each rung has its own
-    assert plan_in(tmp_path, {"workers": 64}, global_batch=16).control(1.0).workers == 1
+    assert plan_in(tmp_path, {"workers": 64}, global_batch=16).tuned(None, 1.0).workers == 1
 
 
 def test_the_rule_from_batch_to_batch_is_that_of_the_optimizer():
@@ -210,7 +210,7 @@ def test_a_search_keeps_its_meaning_when_its_preset_and_its_space_file_change(
     again = read_plan(plan.dir)
     assert again.flat() == plan.flat()
     assert again.run.optim.lr == 2e-3 and again.space.dimensions["optim.lr"].high == 1e-2
-    with pytest.raises(ValueError, match=r"other settings: base\.optim\.lr, space differ"):
+    with pytest.raises(ValueError, match=r"other settings: space, base\.optim\.lr differ"):
         resumed(again, plan_in(tmp_path, space=str(path)))
 
 

@@ -219,6 +219,6 @@ def test_bad_input_is_status_2_and_names_what_to_do(tmp_path, capsys):
 
 
 def test_the_package_is_named_by_nothing_that_needs_torch():
-    code = "import sys, tune.plan, tune.ladder, tune.cost; print('torch' in sys.modules)"
+    code = "import sys, tune.plan, tune.ladder, tune.prepare; print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split()[-1] == "False"

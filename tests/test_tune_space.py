@@ -82,6 +82,7 @@ def test_every_named_space_fits_the_recipes_and_keeps_its_meaning_in_a_file(name
     space = plan_of(preset, space=name).space
     again = Space.of_flat(json.loads(json.dumps(space.flat())))
     assert (again.dimensions, again.shared) == (space.dimensions, space.shared)
+    assert again.levels == space.levels
 
 
 def test_ranges_are_around_the_preset_at_the_batch_of_the_trials():

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tune.dimension import Choice, Levels, Range
+from tune.dimension import Choice, Range
 from tune.space import Space
 from tune.surface import Run, Surface
 
@@ -76,7 +76,7 @@ def test_the_optimum_is_that_of_plain_least_squares_where_there_are_many_runs():
 def test_the_interval_covers_the_optimum_as_often_as_it_says():
     within = []
     for seed in range(120):
-        low, high = fit(runs_of(noise=0.005, seed=seed)).interval(LR, 1 / 16, level=0.9)
+        low, high = fit(runs_of(noise=0.005, seed=seed)).interval(LR, 1 / 16)
         within.append(low <= math.exp(best(1 / 16)[0]) <= high)
     assert 0.84 <= np.mean(within) <= 0.98
 
@@ -87,14 +87,14 @@ def test_noise_is_that_of_a_run_around_the_surface():
 
 
 def test_with_one_horizon_the_slope_is_that_of_the_prior():
-    middle, low, high = fit(runs_of([(32, 1 / 16)], noise=1e-4)).slope(LR, level=0.9)
+    middle, low, high = fit(runs_of([(32, 1 / 16)], noise=1e-4)).slope(LR)
     # the optimum at horizon 1 is uncertain, too, so that the two share what the runs say
     assert low < -0.32 < high and 0.2 < high - low < 2 * 1.645 * 0.2 * 1.1
     assert middle == pytest.approx(-0.32, abs=0.2)
 
 
 def test_with_one_horizon_at_the_real_run_the_slope_is_the_prior_alone():
-    _, low, high = fit(runs_of([(32, 1.0)], noise=1e-4)).slope(LR, level=0.9)
+    _, low, high = fit(runs_of([(32, 1.0)], noise=1e-4)).slope(LR)
     assert (low, high) == pytest.approx((-0.32 - 1.645 * 0.2, -0.32 + 1.645 * 0.2), abs=0.06)
 
 
@@ -143,13 +143,13 @@ def test_one_setting_alone():
 
 
 def test_a_space_of_choices_has_its_best_option():
-    rates, levels = (0.003, 0.01, 0.03, 0.06), {"none": {}, "light": {}, "strong": {}}
+    rates = (0.003, 0.01, 0.03, 0.06)
     space = Space(
         name="choices",
         dimensions={
             LR: Choice(options=rates),
             "epochs": Choice(options=(10, 20)),
-            "augmentation": Levels(options=tuple(levels), settings=levels),
+            "augmentation": Choice(options=("none", "light", "strong")),
         },
     )
     effect = {10: 0.2, 20: 0.0, "none": 0.3, "light": 0.0, "strong": 0.1}

@@ -80,8 +80,7 @@ class Search:
 
     def __call__(self) -> int:
         """Run the search, or only show what it will cost."""
-        from tune.cost import described
-        from tune.prepare import make_plan
+        from tune.prepare import described, make_plan
 
         how = {"gpu": self.plan_gpu, "mfu": self.plan_mfu}
         plan = make_plan(self.preset, self.base, self.config, **how)
@@ -137,14 +136,15 @@ def ending(answer: "Answer", folder: Path) -> str:
     from tune.page import BEST, PAGE
 
     counts = ", ".join(f"{number} {status}" for status, number in answer.counts().items())
-    lines = [
-        f"{table(answer.table())}\n",
-        f"trials      {counts}",
-        f"page        {folder / PAGE}",
-        f"train       python -m pipeline train --preset-file {folder / BEST}\n",
-        *answer.sentences(),
-    ]
-    return "\n".join(lines)
+    return "\n".join(
+        [
+            f"{table(answer.table())}\n",
+            f"trials      {counts}",
+            f"page        {folder / PAGE}",
+            f"train       python -m pipeline train --preset-file {folder / BEST}\n",
+            *answer.sentences(),
+        ]
+    )
 
 
 COMMANDS = {"search": Search, "report": Report}

@@ -14,7 +14,6 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 
 import ray.tune
 
@@ -24,52 +23,33 @@ from pipeline.outcome import Outcome as RunOutcome
 from pipeline.settings.config import TrainConfig
 from pipeline.tracking.journal import PLACE, read_records
 from tune.plan import Plan
-from tune.slots import Slots, shared
-from tune.trial import DIVERGED, DONE, FAILED, Outcome, Trial
+from tune.slots import shared
+from tune.trial import DIVERGED, DONE, ENDED, FAILED, Outcome, Trial
 from vit.registry import LOSSES
 
 # a trial has diverged if its loss exceeds this multiple of the chance loss
 FAR_ABOVE = 2.0
 # seconds that a run has to end when it is told to; its processes are ended after that
 STOP_S = 60.0
-# reason of a run that its search ends
-STOPPED = "stopped"
-# what Ray Tune shows of a trial besides its sample: its place, and its share of the cluster
-FACTS, SHARE = ("rung", "place", "seed"), ("workers", "worker_cpus", "device")
+# what Ray Tune shows of the place of a trial
+FACTS = ("rung", "place", "seed")
 Fit = Callable[..., RunOutcome | None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setup:
-    """What all trials of a search share."""
-
-    plan: Plan
-    ended: Mapping[str, Outcome]
-    """Trials that had ended before this start, by name."""
-    fit: Fit
-
-
-def tune_config(trial: Trial, slots: Slots) -> dict[str, object]:
-    """A trial as Ray Tune shows it: its name, place and share, and its sample by dotted name."""
+def tune_config(trial: Trial) -> dict[str, object]:
+    """A trial as Ray Tune shows it: its name and place, and its sample by dotted name."""
     facts = {name: getattr(trial, name) for name in FACTS}
-    facts |= {name: getattr(slots, name) for name in SHARE}
     return {"trial": trial.name, **facts, "preset": trial.sample is None, **(trial.sample or {})}
-
-
-def trial_of(config: Mapping[str, object]) -> Trial:
-    """The trial of `tune_config`."""
-    names = {"trial", "preset", *FACTS, *SHARE}
-    sample = {name: value for name, value in config.items() if name not in names}
-    facts = {name: config[name] for name in FACTS}
-    return Trial(**facts, sample=None if config["preset"] else sample)
 
 
 class TrialActor(ray.tune.Trainable):
     """Runs one trial after another; `step` waits for the end of the trial."""
 
-    def setup(self, config: Mapping[str, object], setup: Setup) -> None:
-        """Start the first trial."""
-        self._setup = setup
+    def setup(
+        self, config: Mapping[str, object], plan: Plan, ended: Mapping[str, Outcome], fit: Fit
+    ) -> None:
+        """Start the first trial; `ended` are those that had ended before this start, by name."""
+        self._plan, self._ended, self._fit = plan, ended, fit
         self._start(config)
 
     def reset_config(self, new_config: Mapping[str, object]) -> bool:
@@ -80,10 +60,9 @@ class TrialActor(ray.tune.Trainable):
 
     def step(self) -> dict[str, object]:
         """How the trial ended, with its metrics."""
-        outcome = self._future.result()
-        result = {**dataclasses.asdict(outcome), **outcome.values, "done": True}
-        config = self._setup.plan.config
-        return {config.objective: config.sign * math.inf, **result}
+        outcome, config = self._future.result(), self._plan.config
+        worst = {config.objective: config.sign * math.inf}
+        return {**worst, **dataclasses.asdict(outcome), **outcome.values, "done": True}
 
     def cleanup(self) -> None:
         """End the trial if it is running, and wait for its end, but not for ever."""
@@ -92,18 +71,19 @@ class TrialActor(ray.tune.Trainable):
         wait([self._future], timeout=STOP_S)
 
     def _start(self, facts: Mapping[str, object]) -> None:
+        """Start the trial of `tune_config` on its slot."""
         self._follower, self._future = None, Future()
-        if known := self._setup.ended.get(facts["trial"]):
+        if known := self._ended.get(facts["trial"]):
             self._future.set_result(known)
             return
-        plan, trial = self._setup.plan, trial_of(facts)
-        batch = plan.tuned(trial.sample, plan.horizon(trial.rung)).global_batch
-        workers = shared(batch, facts["workers"])
-        config = plan.trial_config(trial, workers, facts["device"])
+        plan = self._plan
+        sample = None if facts["preset"] else {n: facts[n] for n in plan.space.dimensions}
+        trial = Trial(sample=sample, **{name: facts[name] for name in FACTS})
+        batch = plan.tuned(sample, plan.horizon(trial.rung)).global_batch
+        config = plan.trial_config(trial, shared(batch, facts["workers"]), facts["device"])
         self._follower = Follower(config, plan.config.objective)
         own = run.Trial(search_dir=plan.dir, worker_cpus=facts["worker_cpus"])
-        thread = ThreadPoolExecutor(1, "trial")
-        self._future = thread.submit(self._follower.follow, self._setup.fit, own)
+        self._future = ThreadPoolExecutor(1, "trial").submit(self._follower.follow, self._fit, own)
 
 
 class Follower:
@@ -112,16 +92,16 @@ class Follower:
     def __init__(self, config: TrainConfig, objective: str) -> None:
         self._config, self._objective = config, objective
         self._folder = RunFolder.of(config.runs_dir, config.name)
-        self._stop_reason: str | None = None
-        self._explanation = ""
         self._limit = FAR_ABOVE * chance_loss(config)
+        # why the run is to end, for it and for people
+        self._stop_reason, self._explanation = None, ""
         # the run may have been interrupted: its records contain the time before that
         times = [record["time"] for record, _ in read_records(self._folder.path)]
         self._started = time.monotonic() - (times[-1] - times[0] if times else 0.0)
 
     def stop(self) -> None:
         """Let the run end at its next record."""
-        self._stop_reason = self._stop_reason or STOPPED
+        self._stop_reason = self._stop_reason or "stopped"
 
     def on_record(self, record: Mapping[str, str | int | float]) -> str | None:
         """Take a record of the run; the return value is None, or the reason to end the run."""
@@ -137,26 +117,23 @@ class Follower:
     def follow(self, fit: Fit, own: run.Trial) -> Outcome:
         """Run it, and tell how it ended, from what it returned and from its records."""
         try:
-            status = DONE if fit(self._config, on_record=self.on_record, trial=own) else None
+            completed = fit(self._config, on_record=self.on_record, trial=own)
+            status = DONE if completed else self._stop_reason
         except FloatingPointError as error:
             status, self._explanation = DIVERGED, str(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, the search tells it
             status, self._explanation = FAILED, f"{type(error).__name__}: {error}"
-        status, last = status or self._stop_reason, {}
+        last = {}
         for record, _ in read_records(self._folder.path):
             last |= record
         if status == DONE and self._objective not in last:
-            status = FAILED
-            self._explanation = (
-                f"the run has no metric {self._objective!r}; it has "
-                f"{', '.join(name for name in last if '/' in name)}"
-            )
-        if status in (DONE, DIVERGED):
+            status, self._explanation = FAILED, f"it ended without {self._objective}"
+        if status in ENDED:
             self._remove_checkpoints()
         step = int(last.get("step", 0))
         numbers = {name: value for name, value in last.items() if name not in PLACE}
         return Outcome(
-            status=status if status in (DONE, DIVERGED) else FAILED,
+            status=status if status in ENDED else FAILED,
             reason=self._explanation or ("" if status == DONE else "it was stopped"),
             values={k: v for k, v in numbers.items() if isinstance(v, int | float)},
             step=step,

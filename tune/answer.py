@@ -9,18 +9,19 @@ they gain. Where zero is in the interval of the gain, the answer is to keep the 
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from scipy import stats
 
+from support.console import duration
 from support.redact import redacted
 from tune import ladder, transfer
-from tune.cost import Spent
+from tune.config import cost, part
 from tune.dimension import Choice, Range
-from tune.plan import Plan, shown
-from tune.rungs import part
+from tune.plan import Plan, cell, shown
 from tune.surface import Surface
 from tune.trial import DIVERGED, DONE, Trial
 
@@ -71,15 +72,11 @@ class Gain:
         return f"{self.mean:+.4g} ({LEVEL:.0%} interval {low:+.4g} to {high:+.4g})"
 
 
-@dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a search has found."""
+    """What a search has found, from its trials."""
 
-    plan: Plan
-    trials: Sequence[Trial]
-    surface: Surface
-    gain: Gain | None
-    """None if the search found the preset itself, or if no pair was completed."""
+    def __init__(self, plan: Plan, trials: Sequence[Trial]) -> None:
+        self.plan, self.trials = plan, trials
 
     @property
     def objective(self) -> str:
@@ -87,10 +84,26 @@ class Answer:
         return self.plan.config.objective
 
     @cached_property
+    def surface(self) -> Surface:
+        """The surface over the trials of the rungs."""
+        return ladder.surface(self.plan, self.trials)
+
+    @cached_property
+    def gain(self) -> Gain | None:
+        """The gain from the pairs of which both trials were completed; None without any."""
+        values = {trial.place: trial.value(self.objective) for trial in self._confirming}
+        pairs = [(values.get(2 * n), values.get(2 * n + 1)) for n in range(self.plan.config.seeds)]
+        complete = tuple(pair for pair in pairs if None not in pair)
+        return Gain(pairs=complete, sign=self.plan.config.sign) if complete else None
+
+    @property
+    def _confirming(self) -> list[Trial]:
+        return [trial for trial in self.trials if trial.rung == len(self.plan.rungs)]
+
+    @cached_property
     def found(self) -> Mapping[str, object]:
         """The best settings at the length of the last rung, as a sample: those of the pairs."""
-        plan = self.plan
-        return ladder.paired(plan, self.trials) or ladder.best_of(plan, self.surface)
+        return ladder.found(self.plan, self.trials)
 
     @cached_property
     def carried(self) -> dict[str, object]:
@@ -106,8 +119,7 @@ class Answer:
     @property
     def diverged(self) -> tuple[int, int]:
         """Numbers of the pairs in which the preset and the settings found diverged."""
-        last = [trial for trial in self.trials if trial.rung == len(self.plan.rungs)]
-        lost = [bool(trial.sample) for trial in last if trial.status == DIVERGED]
+        lost = [bool(trial.sample) for trial in self._confirming if trial.status == DIVERGED]
         return lost.count(False), lost.count(True)
 
     def settings(self) -> dict[str, object]:
@@ -121,34 +133,45 @@ class Answer:
     def table(self) -> list[list[str]]:
         """The heads, then a row for each of the settings that came furthest, and the preset."""
         sign, last = self.plan.config.sign, len(self.plan.rungs)
-        done = [trial for trial in self.trials if trial.status == DONE and trial.rung < last]
-        done.sort(key=lambda trial: (-trial.rung, sign * trial.value(self.objective)))
-        rows: dict[str, Trial] = {}
-        for trial in done:  # settings in several rungs count where they came furthest
-            rows.setdefault(shown(trial.sample), trial)
-        kept = [t for place, t in enumerate(rows.values()) if place < TABLE_ROWS or not t.sample]
-        heads = ["rung", "of the run", *self.plan.space.dimensions, self.objective, "gain"]
+        done = [trial for trial in ladder.ranked(self.plan, self.trials) if trial.rung < last]
         presets = {trial.rung: trial.value(self.objective) for trial in done if not trial.sample}
-        return [heads, *(self._row(trial, presets.get(trial.rung)) for trial in kept)]
-
-    def _row(self, trial: Trial, preset: float | None) -> list[str]:
-        """The row of a trial; `preset` is the objective of the preset in its rung."""
-        value, sample = trial.value(self.objective), trial.sample or self.plan.preset_sample()
-        gain = None
-        if preset is not None and trial.sample:
-            gain = self.plan.config.sign * (preset - value)
-        return [
-            f"{trial.rung + 1}" if trial.sample else f"{trial.rung + 1}, the preset",
-            part(self.plan.horizon(trial.rung)),
-            *(cell(sample.get(name, "")) for name in self.plan.space.dimensions),
-            f"{value:.4f}",
-            "" if gain is None else f"{gain:+.4f}",
-        ]
+        furthest: dict[str, Trial] = {}
+        for trial in done:  # settings in several rungs count where they came furthest
+            furthest.setdefault(shown(trial.sample), trial)
+        rows = [["rung", "of the run", *self.plan.space.dimensions, self.objective, "gain"]]
+        for place, trial in enumerate(furthest.values()):
+            if place >= TABLE_ROWS and trial.sample:
+                continue
+            value, sample = trial.value(self.objective), trial.sample or self.plan.preset_sample()
+            gains = trial.sample and trial.rung in presets
+            rows.append(
+                [
+                    f"{trial.rung + 1}{'' if trial.sample else ', the preset'}",
+                    part(self.plan.horizon(trial.rung)),
+                    *(cell(sample.get(name, "")) for name in self.plan.space.dimensions),
+                    f"{value:.4f}",
+                    f"{sign * (presets[trial.rung] - value):+.4f}" if gains else "",
+                ]
+            )
+        return rows
 
     def counts(self) -> dict[str, int]:
         """Number of trials by how they ended."""
-        statuses = [trial.status for trial in self.trials]
-        return {name: statuses.count(name) for name in (DONE, DIVERGED) if name in statuses}
+        return Counter(trial.status for trial in self.trials)
+
+    def spent(self) -> dict[str, str]:
+        """What the trials that have ended have cost, by what it is."""
+        plan, ended = self.plan, [trial.outcome for trial in self.trials if trial.outcome]
+        images = sum(one.images for one in ended)
+        evaluated = plan.eval_samples * sum(one.status == DONE for one in ended)
+        planned = f"real runs, of {cost(plan.rungs, plan.config.seeds):.2g} planned"
+        return {
+            planned: f"{images / (plan.run.epochs * plan.samples):.2g}",
+            "images trained on": f"{images:,}",
+            "evaluated": f"{evaluated:,}",
+            "TB read": f"{(images + evaluated) * plan.image_bytes / 1e12:.2g}",
+            "of workers": duration(sum(one.seconds * one.workers for one in ended)),
+        }
 
     def preset_file(self) -> Mapping[str, object]:
         """The content of the file for `python -m pipeline train --preset-file`."""
@@ -165,53 +188,25 @@ class Answer:
         }
 
 
-def answer_of(plan: Plan, trials: Sequence[Trial]) -> Answer:
-    """The answer from the trials of a search that has ended."""
-    return Answer(
-        plan=plan,
-        trials=trials,
-        surface=ladder.surface(plan, trials),
-        gain=gain_of(plan, trials),
-    )
-
-
-def gain_of(plan: Plan, trials: Sequence[Trial]) -> Gain | None:
-    """The gain from the pairs of which both trials were completed; None without any."""
-    values = {t.place: t.value(plan.config.objective) for t in trials if t.rung == len(plan.rungs)}
-    pairs = [(values.get(2 * n), values.get(2 * n + 1)) for n in range(plan.config.seeds)]
-    complete = tuple(pair for pair in pairs if None not in pair)
-    return Gain(pairs=complete, sign=plan.config.sign) if complete else None
-
-
 def recommendation(answer: Answer) -> str:
     """Which settings to use, and what they gain."""
-    gain, plan = answer.gain, answer.plan
-    length = f"at {part(plan.rungs[-1].horizon)} of the run"
+    gain, seeds, (preset, found) = answer.gain, answer.plan.config.seeds, answer.diverged
     tried = f"the best that the search found ({shown(answer.found)})"
-    preset, found = answer.diverged
     if found:
-        return (
-            f"Keep the preset's settings: {length}, {tried} diverged in {found} of "
-            f"{plan.config.seeds} runs."
+        why = f"{tried} diverged in {found} of {seeds} runs"
+    elif preset:
+        why = f"the preset diverged in {preset} of {seeds} runs, and {tried} in none"
+    elif gain is None:
+        why = "they are the best that the search found"
+    else:
+        why = (
+            f"{tried} gains {gain} in {answer.objective} over the preset, in {len(gain.pairs)} "
+            f"pairs of runs that took no part in the choice"
         )
-    if preset:
-        return (
-            f"Use {settings_text(answer)}: {length}, the preset's settings diverged in {preset} of "
-            f"{plan.config.seeds} runs, and {tried} in none."
-        )
-    if gain is None:
-        return f"Keep the preset's settings: {length}, they are the best that the search found."
-    runs = f"in {len(gain.pairs)} pairs of runs that took no part in the choice"
-    if answer.keeps:
-        return (
-            f"Keep the preset's settings: {length}, {tried} gain {gain} in {answer.objective} over "
-            f"them, {runs}: "
-            f"{'they are worse' if gain.interval[1] < 0 else 'that is within the noise'}."
-        )
-    return (
-        f"Use {settings_text(answer)}: {length}, what was best there ({shown(answer.found)}) "
-        f"gains {gain} in {answer.objective} over the preset's settings, {runs}."
-    )
+        if answer.keeps:
+            why += ": it is worse" if gain.interval[1] < 0 else ": that is within the noise"
+    use = "Keep the preset's settings" if answer.keeps else f"Use {settings_text(answer)}"
+    return f"{use}: at {part(answer.plan.rungs[-1].horizon)} of the run, {why}."
 
 
 def settings_text(answer: Answer) -> str:
@@ -243,49 +238,34 @@ def region(answer: Answer) -> str:
         else:
             options = [option for option in dimension.options if option in values]
             same.append(f"{name} {' or '.join(map(cell, options))}")
-    where = f"Carried to the real run, the best lies at {shown(answer.carried)}"
     interval = f" (90 % interval: {', '.join(spans)})" if spans else ""
     return (
-        f"{where}{interval}; as good within the noise of one run ({surface.noise:.2g} in "
-        f"{answer.objective}) are settings with {' and '.join(same)}."
+        f"Carried to the real run, the best lies at {shown(answer.carried)}{interval}; as good "
+        f"within the noise of one run ({surface.noise:.2g} in {answer.objective}) are settings "
+        f"with {' and '.join(same)}."
     )
 
 
 def basis(answer: Answer) -> str:
     """How the settings were carried to the real run, and what the search cost."""
-    plan, words = answer.plan, []
-    for name, dimension in plan.space.dimensions.items():
-        if isinstance(dimension, Range) and dimension.log and len(plan.rungs) > 1:
-            slope, low, high = answer.surface.slope(name)
-            words.append(f"{name} by length ** {slope:.2f} ({low:.2f} to {high:.2f})")
-    moved = (
-        f"By the rungs and a weak assumption, the best moves with the length of the run: "
-        f"{', '.join(words)}"
-    )
-    if not words:
-        moved = (
-            f"The settings are those of the last rung, at {part(plan.rungs[-1].horizon)} of the run"
-        )
-    if plan.batch != plan.run.global_batch and "optim.lr" in plan.space.dimensions:
+    plan, dimensions = answer.plan, answer.plan.space.dimensions
+    moving = [name for name, d in dimensions.items() if isinstance(d, Range) and d.log]
+    text = f"The settings are those of the last rung, at {part(plan.rungs[-1].horizon)} of the run"
+    if moving and len(plan.rungs) > 1:
+        slopes = [(name, *answer.surface.slope(name)) for name in moving]
+        words = ["{} by length ** {:.2f} ({:.2f} to {:.2f})".format(*slope) for slope in slopes]
+        text = "By the rungs and a weak assumption, the best moves with the length of the run: "
+        text += ", ".join(words)
+    if plan.batch != plan.run.global_batch and "optim.lr" in dimensions:
         factor = transfer.rate_factor(plan.run.optim.name, plan.batch, plan.run.global_batch)
-        moved += f"; for the batch of the real run the rate is multiplied by {factor:.3g}, a rule"
-    edges = " and ".join(at_edge(answer))
-    warning = (
-        f"; {edges} lies at the edge of its range, beyond which may be better" if edges else ""
-    )
-    return f"{moved}{warning}. The search cost {Spent.of(plan, answer.trials)}."
-
-
-def at_edge(answer: Answer) -> list[str]:
-    """Dimensions in which the best of the real run lies at an end of the range."""
-    return [
+        text += f"; for the batch of the real run the rate is multiplied by {factor:.3g}, a rule"
+    edges = [
         name
-        for name, dimension in answer.plan.space.dimensions.items()
+        for name, dimension in dimensions.items()
         if not isinstance(dimension, Choice)
         if not EDGE < dimension.share(answer.carried[name]) < 1 - EDGE
     ]
-
-
-def cell(value: object) -> str:
-    """A value for the table."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if edges:
+        text += f"; {' and '.join(edges)} lies at the edge of its range, beyond which may be better"
+    spent = "; ".join(f"{amount} {what}" for what, amount in answer.spent().items())
+    return f"{text}. The search cost {spent}."

@@ -1,16 +1,59 @@
 """Settings of a search: rungs, space, objective, seeds of the confirmation.
 
-Nothing here imports PyTorch or Ray.
+    32/256   32 trials, each with a complete schedule over 1/256 of the real run
+    8/64     the best of them and the preset, with new seeds
+    3/16     the best of these and the preset
+
+A rung as written is its cost in real runs. Trials are compared within a rung alone, where all of
+them have ended their schedules: nothing is judged half-way, while rates differ. Nothing here
+imports PyTorch or Ray.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline.evaluation.metrics import METRICS
 from support.settings import Rule, Settings, below, setting, suggestion
-from tune.rungs import Rung
 
 PROBE = "probe/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """Trials of one length, one of which is the preset."""
+
+    trials: int
+    horizon: float
+    """Length of a trial as a share of the real run."""
+
+    @classmethod
+    def of(cls, text: str) -> "Rung":
+        """A rung from TRIALS/PARTS; ValueError if it has another form."""
+        match = re.fullmatch(r"(\d+)/(\d+(?:\.\d+)?)", text)
+        if not match or int(match[1]) < 2 or float(match[2]) < 1:
+            raise ValueError(
+                f"has {text!r}, and must be TRIALS/PARTS: at least 2 trials, one of which is the "
+                f"preset, at one of at least 1 parts of the run, as 8/16"
+            )
+        return cls(trials=int(match[1]), horizon=1 / float(match[2]))
+
+    def __str__(self) -> str:
+        return f"{self.trials}/{1 / self.horizon:.12g}"
+
+
+def part(horizon: float) -> str:
+    """A share of the run, as 1/16."""
+    return f"1/{1 / horizon:.4g}"
+
+
+def cost(rungs: Sequence[Rung], seeds: int, overhead: float = 0.0) -> float:
+    """Cost in real runs of the rungs and of the confirmation, which is as long as the last one.
+
+    `overhead` is the cost of a trial besides its training: its start and its evaluation.
+    """
+    numbers = [*((rung.trials, rung.horizon) for rung in rungs), (2 * seeds, rungs[-1].horizon)]
+    return sum(trials * (horizon + overhead) for trials, horizon in numbers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +100,10 @@ class SearchConfig(Settings):
         except ValueError as error:
             yield "rungs", str(error)
         else:
-            if any(b.horizon <= a.horizon for a, b in zip(rungs, rungs[1:], strict=False)):
+            pairs = list(zip(rungs, rungs[1:], strict=False))
+            if any(b.horizon <= a.horizon for a, b in pairs):
                 yield "rungs", "must grow longer from rung to rung, as 32/64 8/16 3/4"
-            if any(b.trials > a.trials for a, b in zip(rungs, rungs[1:], strict=False)):
+            if any(b.trials > a.trials for a, b in pairs):
                 yield "rungs", "must not have more trials than the rung before, as 32/64 8/16 3/4"
         if self.budget is not None and not self.budget > 0:
             yield "budget", "must be above 0"

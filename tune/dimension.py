@@ -1,4 +1,4 @@
-"""The values that one setting of a search may have: a range, options, or named levels.
+"""The values that one dimension of a search may have: a range or options.
 
     loguniform(1e-4,1e-2)  uniform(0,0.2)  randint(1,4)  choice(0.03,0.1)
 
@@ -8,7 +8,7 @@ Nothing here imports torch or Ray.
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 CALL = re.compile(r"(\w+)\((.*)\)", re.DOTALL)
@@ -58,9 +58,9 @@ class Range:
         return isinstance(value, int | float) and self.low <= value <= self.high
 
     @property
-    def ends(self) -> tuple[float, float]:
-        """The lowest and the highest value."""
-        return self.low, self.high
+    def options(self) -> Sequence[int] | None:
+        """All values of a range of whole numbers; None of another."""
+        return range(int(self.low), int(self.high) + 1) if self.whole else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,21 +79,13 @@ class Choice:
     def __str__(self) -> str:
         return f"choice({','.join(map(json.dumps, self.options))})"
 
+    def at(self, share: float) -> object:
+        """The option at a share of the way from the first to the last."""
+        return self.options[min(int(share * len(self.options)), len(self.options) - 1)]
+
     def contains(self, value: object) -> bool:
         """Whether a value is one of the options."""
         return value in self.options
-
-    @property
-    def ends(self) -> tuple[object, ...]:
-        """All options."""
-        return self.options
-
-
-@dataclass(frozen=True, kw_only=True)
-class Levels(Choice):
-    """One of several named levels, each of which stands for several settings."""
-
-    settings: Mapping[str, Mapping[str, object]]
 
 
 Dimension = Range | Choice

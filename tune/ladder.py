@@ -29,11 +29,8 @@ def planned(plan: Plan, trials: Sequence[Trial]) -> list[Trial]:
                 f"all trials of rung {rung} but the preset diverged ({before[-1].outcome.reason}); "
                 f"search lower learning rates, such as --set 'optim.lr=loguniform(1e-5,1e-3)'"
             )
-        if rung < len(plan.rungs):
-            wanted += next_rung(plan, rung, before)
-        else:
-            best = paired(plan, trials) or best_of(plan, surface(plan, [*ended.values()]))
-            wanted += confirmation(plan, best)
+        is_last = rung == len(plan.rungs)
+        wanted += confirmation(plan, trials) if is_last else next_rung(plan, rung, before)
     return wanted
 
 
@@ -48,10 +45,15 @@ def first_rung(plan: Plan) -> list[Trial]:
 
 def next_rung(plan: Plan, rung: int, before: Sequence[Trial]) -> list[Trial]:
     """The preset, and the best trials of the rung before."""
-    done = [trial for trial in before if trial.status == DONE and trial.sample]
-    key = plan.config.objective
-    best = sorted(done, key=lambda trial: plan.config.sign * trial.value(key))
-    return trials_of(plan, rung, [t.sample for t in best[: plan.rungs[rung].trials - 1]])
+    best = [trial.sample for trial in ranked(plan, before) if trial.sample]
+    return trials_of(plan, rung, best[: plan.rungs[rung].trials - 1])
+
+
+def ranked(plan: Plan, trials: Sequence[Trial]) -> list[Trial]:
+    """The completed trials: those of later rungs first, and the best of a rung first."""
+    sign, key = plan.config.sign, plan.config.objective
+    done = [trial for trial in trials if trial.status == DONE]
+    return sorted(done, key=lambda trial: (-trial.rung, sign * trial.value(key)))
 
 
 def trials_of(plan: Plan, rung: int, samples: Sequence[Mapping[str, object]]) -> list[Trial]:
@@ -63,16 +65,22 @@ def trials_of(plan: Plan, rung: int, samples: Sequence[Mapping[str, object]]) ->
     ]
 
 
-def confirmation(plan: Plan, sample: Mapping[str, object]) -> list[Trial]:
+def confirmation(plan: Plan, trials: Sequence[Trial]) -> list[Trial]:
     """Pairs of the preset and of the settings found, each pair with a seed of its own."""
-    rung = len(plan.rungs)
-    if plan.is_preset(sample):
+    rung, best = len(plan.rungs), found(plan, trials)
+    if plan.is_preset(best):
         return []
     return [
         Trial(rung=rung, place=2 * pair + side, sample=one, seed=plan.config.seed + rung + pair)
         for pair in range(plan.config.seeds)
-        for side, one in enumerate((None, sample))
+        for side, one in enumerate((None, best))
     ]
+
+
+def found(plan: Plan, trials: Sequence[Trial]) -> Mapping[str, object]:
+    """The best settings at the length of the last rung; pairs keep those that they began with."""
+    begun = (trial.sample for trial in trials if trial.rung == len(plan.rungs) and trial.sample)
+    return next(begun, None) or surface(plan, trials).best(plan.rungs[-1].horizon)
 
 
 def surface(plan: Plan, trials: Sequence[Trial]) -> Surface:
@@ -90,14 +98,3 @@ def surface(plan: Plan, trials: Sequence[Trial]) -> Surface:
     ]
     slopes = transfer.slopes(plan.run.optim.name)
     return Surface.fit(plan.space, runs, slopes=slopes, preset=control, seed=plan.config.seed)
-
-
-def best_of(plan: Plan, fitted: Surface) -> dict[str, object]:
-    """The best settings at the length of the last rung."""
-    return fitted.best(plan.rungs[-1].horizon)
-
-
-def paired(plan: Plan, trials: Sequence[Trial]) -> Mapping[str, object] | None:
-    """The settings that the pairs began with, which they keep; None before there are any."""
-    last = len(plan.rungs)
-    return next((trial.sample for trial in trials if trial.rung == last and trial.sample), None)

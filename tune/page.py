@@ -17,16 +17,15 @@ import numpy as np
 from pipeline.tracking.journal import read_records
 from support import chart
 from support.chart import Chart, Line
-from support.console import duration
 from support.files import write_bytes, write_json
 from support.page import Table, render
-from tune.answer import Answer, answer_of, cell
-from tune.cost import Spent
+from tune.answer import Answer
+from tune.config import part
 from tune.dimension import Choice, Dimension, Range
-from tune.plan import Plan, shown
-from tune.rungs import part
+from tune.ladder import ranked
+from tune.plan import Plan, cell, shown
 from tune.space import Space
-from tune.trial import DIVERGED, DONE, ENDED, Trial
+from tune.trial import DIVERGED, ENDED, Trial
 
 BEST, PAGE = "best.json", "report.html"
 # places along a side of the map, and along the line of the optimum
@@ -39,7 +38,7 @@ CROSS = {"marker": "x", "color": chart.BAD, "markersize": 7, "markeredgewidth": 
 
 def write_answer(plan: Plan, trials: Sequence[Trial], folder: Path) -> Answer:
     """Find the answer, and write the preset file and the page into a folder."""
-    answer = answer_of(plan, trials)
+    answer = Answer(plan, trials)
     write_json(folder / BEST, answer.preset_file())
     write_page(answer, folder / PAGE)
     return answer
@@ -59,19 +58,9 @@ def write_page(answer: Answer, path: Path) -> None:
         optima={name: optimum_chart(answer, name) for name in moving},
         pairs=pairs_chart(answer),
         table=Table(head=head, rows=rows),
-        costs=costs(answer),
+        costs={f"trials {k}": f"{n:,}" for k, n in answer.counts().items()} | answer.spent(),
     )
     write_bytes(path, page.encode())
-
-
-def costs(answer: Answer) -> dict[str, str]:
-    """What was planned and what was spent, by label."""
-    spent = Spent.of(answer.plan, answer.trials)
-    return {
-        **{f"trials {status}": f"{number:,}" for status, number in answer.counts().items()},
-        f"real runs, of {answer.plan.cost:.2g} planned": f"{spent.real_runs:.2g}",
-        "of workers": duration(spent.worker_s),
-    }
 
 
 def told(answer: Answer, trial: Trial) -> str:
@@ -82,11 +71,11 @@ def told(answer: Answer, trial: Trial) -> str:
 
 def behind(answer: Answer) -> dict[str, float]:
     """How far each completed trial is behind the best of its rung, by name."""
-    sign, rungs = answer.plan.config.sign, {}
-    for trial in answer.trials:
-        if trial.status == DONE:
-            rungs.setdefault(trial.rung, {})[trial.name] = sign * trial.value(answer.objective)
-    return {n: v - min(rung.values()) for rung in rungs.values() for n, v in rung.items()}
+    best, gaps = {}, {}
+    for trial in ranked(answer.plan, answer.trials):
+        value = answer.plan.config.sign * trial.value(answer.objective)
+        gaps[trial.name] = value - best.setdefault(trial.rung, value)
+    return gaps
 
 
 def place(dimension: Dimension, value: object) -> float:
@@ -103,7 +92,7 @@ def set_axis(figure: Chart, axis: str, name: str, dimension: Dimension) -> None:
     if isinstance(dimension, Choice):
         values = dimension.options
     else:
-        values = chart.ticks(*dimension.ends, logarithmic=dimension.log)
+        values = chart.ticks(dimension.low, dimension.high, logarithmic=dimension.log)
         if name == "optim.warmup":
             text, label = chart.percentage, f"{name}, share of the run"
     places = [place(dimension, value) for value in values]
@@ -124,7 +113,7 @@ class Map:
         self.probes = [plane.at(point) for point in product(SIDE, repeat=len(names))]
         self.has_rows = all(isinstance(dimension, Choice) for dimension in dimensions.values())
         if self.has_rows:
-            self.probes = [{name: one} for name, d in dimensions.items() for one in d.ends]
+            self.probes = [{name: one} for name, d in dimensions.items() for one in d.options]
         samples = [{**self.best, **probe} for probe in self.probes]
         self.excess, self.noise = answer.surface.excess(samples, 1.0), answer.surface.noise
         share = 1.0 if self.has_rows else 0.75  # steep edges take no part in the scale

@@ -15,8 +15,7 @@ from pipeline.settings.config import TrainConfig
 from shards.dataset import store
 from support.redact import redacted
 from tune import transfer
-from tune.config import PROBE, SearchConfig
-from tune.rungs import Rung, cost
+from tune.config import PROBE, Rung, SearchConfig
 from tune.space import Space, alike
 from tune.trial import Trial
 
@@ -86,13 +85,9 @@ class Plan:
         """Length of the trials of a rung as a share of the run; the confirmation comes last."""
         return self.rungs[min(rung, len(self.rungs) - 1)].horizon
 
-    def control(self, horizon: float) -> TrainConfig:
-        """The preset as a trial."""
-        return transfer.to_trial(self.run, horizon=horizon, batch=self.batch, samples=self.samples)
-
     def preset_sample(self) -> dict[str, object]:
         """The preset as a sample, as far as the space can express it."""
-        return self.space.sample_of(self.control(1.0).flat())
+        return self.space.sample_of(self.tuned(None, 1.0).flat())
 
     def is_preset(self, sample: Mapping[str, object]) -> bool:
         """Whether a trial of the sample would be the preset over again."""
@@ -101,11 +96,11 @@ class Plan:
 
     def tuned(self, sample: Mapping[str, object] | None, horizon: float) -> TrainConfig:
         """The config of a trial without its name and folders; None is the preset."""
-        control = self.control(horizon)
+        how = {"batch": self.batch, "samples": self.samples}
+        control = transfer.to_trial(self.run, horizon=horizon, **how)
         if sample is None:
             return control
-        settings = self.space.settings(sample)
-        whole = control.replace({"epochs": self.run.epochs, **settings})
+        whole = control.replace({"epochs": self.run.epochs, **self.space.settings(sample)})
         lengths = transfer.in_shares(whole, self.samples)  # of its own run, also those in steps
         return lengths.replace({"epochs": whole.epochs * horizon})
 
@@ -136,11 +131,6 @@ class Plan:
         """Settings of the real run for a sample that is the best at its length."""
         settings = self.space.settings(sample)
         return transfer.to_run(self.run, settings, settings.get("global_batch", self.batch))
-
-    @property
-    def cost(self) -> float:
-        """Cost of all trials in real runs, without evaluations."""
-        return cost(self.rungs, self.config.seeds)
 
     def flat(self) -> dict[str, object]:
         """Everything that defines the search, as JSON values without secrets."""
@@ -179,18 +169,8 @@ def resumed(old: Plan, new: Plan) -> Plan:
 
     What may change on the way comes from the command, all else from the folder of the search.
     """
-    before, now = old.flat(), new.flat()
-    different = [
-        f"{part}{name}"
-        for part, settings in (("", new.config), ("base.", new.run))
-        for name, metadata, _ in settings.items()
-        if not metadata.get("may_change")
-        for key in ["search" if not part else "run"]
-        if before[key].get(name) != now[key][name]
-    ]
-    fixed = (*NUMBERS[:-1], "space")  # the size of an image only tells what is read
-    different += [name for name in fixed if before[name] != now[name]]
-    if different:
+    before, now = kept(old), kept(new)
+    if different := [name for name, value in now.items() if before[name] != value]:
         raise ValueError(
             f"search {old.name!r} was started with other settings: {', '.join(different)} differ; "
             f"restore them, or choose another --name"
@@ -198,11 +178,23 @@ def resumed(old: Plan, new: Plan) -> Plan:
     return dataclasses.replace(old, config=new.config, run=new.run)
 
 
+def kept(plan: Plan) -> dict[str, object]:
+    """What a search keeps when it is resumed, by names as on the command line."""
+    content, settings = plan.flat(), {}
+    for part, prefix, of_part in (("search", "", plan.config), ("run", "base.", plan.run)):
+        names = [name for name, metadata, _ in of_part.items() if not metadata.get("may_change")]
+        settings |= {f"{prefix}{name}": content[part][name] for name in names}
+    # the size of an image only tells what is read
+    return settings | {name: content[name] for name in ("space", *NUMBERS) if name != "image_bytes"}
+
+
 def shown(sample: Mapping[str, object] | None) -> str:
     """A sample in one line."""
     if sample is None:
         return "the preset"
-    return ", ".join(
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in sample.items()
-    )
+    return ", ".join(f"{name} {cell(value)}" for name, value in sample.items())
+
+
+def cell(value: object) -> str:
+    """A value of a setting for people."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -11,8 +11,8 @@ import time
 from dataclasses import dataclass
 
 from pipeline.cluster.autoscaler import node_types, possible_nodes, possible_resources
+from tune.config import part
 from tune.plan import Plan
-from tune.rungs import part
 
 log = logging.getLogger(__name__)
 
@@ -99,9 +99,8 @@ class Cluster:
         looked, known = self._known.get(rung, (-LOOK_S, None))
         if time.monotonic() - looked < LOOK_S:
             return known
-        plan = self._plan
         possible_nodes()  # machines that come by themselves have told what they have
-        resources = possible_resources(node_types())
+        resources, plan, found = possible_resources(node_types()), self._plan, None
         try:
             found = Slots.of(
                 cpus=int(resources.get("CPU", 0)),
@@ -112,13 +111,12 @@ class Cluster:
                 concurrent=plan.config.concurrent,
                 device=self._device,
             )
-            self._device = found.device
         except ValueError as error:
             if not self._known:
                 raise
             log.info("waiting   for nodes: %s", error)
-            found = None
         if found and found != known:
+            self._device = found.device
             log.info(
                 "rung %d    at %s of the run: %d trials at the same time, each on %d x %s",
                 *(rung + 1, part(plan.horizon(rung))),

@@ -2,7 +2,7 @@
 
     sample {dimension: value} -> settings {dotted name: value} -> TrainConfig.replace
 
-A dimension is a setting with a range or a choice, or a set of named levels that each stand for
+A dimension is a setting with a range or a choice, or a choice of named levels that each stand for
 several settings (AugReg's seven strengths of augmentation). To add a space, add a function to
 `SPACES`. Nothing here imports torch or Ray.
 """
@@ -20,7 +20,7 @@ from scipy.stats import qmc
 
 from pipeline.settings.config import TrainConfig
 from support.settings import suggestion
-from tune.dimension import Choice, Dimension, Levels, Range, parse
+from tune.dimension import Choice, Dimension, Range, parse
 
 # at most this many corners are checked before the start
 MAX_CORNERS, CANDIDATES = 256, 2048
@@ -47,6 +47,8 @@ class Space:
 
     name: str
     dimensions: Mapping[str, Dimension]
+    levels: Mapping[str, Mapping[str, Mapping[str, object]]] = field(default_factory=dict)
+    """Settings that each level of a dimension stands for, if it has levels."""
     shared: Mapping[str, object] = field(default_factory=dict)
     """Settings that differ from the preset and are the same in all trials."""
     rungs: Sequence[str] = ()
@@ -56,17 +58,15 @@ class Space:
         """Settings of a sample, by dotted name."""
         settings = dict(self.shared)
         for name, value in sample.items():
-            dimension = self.dimensions[name]
-            has_levels = isinstance(dimension, Levels)
-            settings |= dimension.settings[value] if has_levels else {name: value}
+            settings |= self.levels[name][value] if name in self.levels else {name: value}
         return settings
 
     def sample_of(self, flat: Mapping[str, object]) -> dict[str, object]:
         """A config as a sample: the dimensions that can express its value, in the range or not."""
         sample = {}
         for name, dimension in self.dimensions.items():
-            if isinstance(dimension, Levels):
-                rows = dimension.settings.items()
+            if name in self.levels:
+                rows = self.levels[name].items()
                 same = [level for level, settings in rows if settings.items() <= flat.items()]
             elif isinstance(dimension, Choice):
                 same = [option for option in dimension.options if alike(option, flat[name])]
@@ -85,11 +85,8 @@ class Space:
     @property
     def size(self) -> float:
         """Number of different samples; infinite with a range of real numbers."""
-        sizes = [
-            len(d.options) if isinstance(d, Choice) else d.high - d.low + 1 if d.whole else math.inf
-            for d in self.dimensions.values()
-        ]
-        return math.prod(sizes)
+        options = [dimension.options for dimension in self.dimensions.values()]
+        return math.prod(math.inf if values is None else len(values) for values in options)
 
     def spread(self, number: int, seed: int) -> list[dict[str, object]]:
         """`number` different samples, evenly spread; about all of a space that has no more.
@@ -97,21 +94,16 @@ class Space:
         Points of a scrambled Sobol sequence; of a small space all samples in random order.
         """
         if self.size <= max(number, MAX_CORNERS):
-            whole = [list(range(int(d.low), int(d.high) + 1)) if isinstance(d, Range) else d.options
-                     for d in self.dimensions.values()]  # fmt: skip
-            rows = list(itertools.product(*whole))
+            rows = list(itertools.product(*(d.options for d in self.dimensions.values())))
             order = np.random.default_rng(seed).permutation(len(rows))[:number]
             return [self._sample(rows[index]) for index in order]
         sobol, power = qmc.Sobol(len(self.dimensions), rng=seed), max(1, (number - 1).bit_length())
-        samples, found = [self.at(shares) for shares in sobol.random_base2(power)], {}
-        while len(found) < number:
+        found, known = {}, -1
+        while known < len(found) < number:
             known = len(found)
-            for sample in samples:
-                found.setdefault(str(sample), sample)
-            if len(found) == known:
-                break
-            samples = [self.at(shares) for shares in sobol.random_base2(power)]
-            power += 1  # all points so far are a power of two again
+            # the first of equal samples keeps its place
+            found |= {str(one): one for one in map(self.at, sobol.random_base2(power))}
+            power += known > 0  # all points so far are a power of two again
         return list(found.values())[:number]
 
     @cached_property
@@ -121,50 +113,39 @@ class Space:
 
     def at(self, shares: Sequence[float]) -> dict[str, object]:
         """The sample at a point of the unit cube."""
-        return self._sample(
-            dimension.options[min(int(share * len(dimension.options)), len(dimension.options) - 1)]
-            if isinstance(dimension, Choice)
-            else dimension.at(share)
-            for dimension, share in zip(self.dimensions.values(), shares, strict=True)
-        )
+        pairs = zip(self.dimensions.values(), shares, strict=True)
+        return self._sample(dimension.at(share) for dimension, share in pairs)
 
     def corners(self) -> list[dict[str, object]]:
-        """All combinations of the ends of ranges and the options; at most MAX_CORNERS of them."""
-        rows = itertools.product(*(dimension.ends for dimension in self.dimensions.values()))
-        return [self._sample(row) for row in itertools.islice(rows, MAX_CORNERS)]
+        """Samples that show whether all are valid.
+
+        At most MAX_CORNERS combinations of the ends of ranges and the options. Then each of these
+        alone, and a value within each range: the ends of a range of real numbers may be whole.
+        """
+        ends = [
+            (dimension.low, dimension.high) if isinstance(dimension, Range) else dimension.options
+            for dimension in self.dimensions.values()
+        ]
+        rows = list(itertools.islice(itertools.product(*ends), MAX_CORNERS))
+        for place, dimension in enumerate(self.dimensions.values()):
+            values = (*ends[place], dimension.at(0.3))
+            rows += [(*rows[0][:place], value, *rows[0][place + 1 :]) for value in values]
+        return [self._sample(row) for row in rows]
 
     def _sample(self, row: Sequence[object]) -> dict[str, object]:
         return dict(zip(self.dimensions, row, strict=True))
 
-    def check(self, base: TrainConfig) -> None:
-        """Raise ValueError with the name of the setting if the preset's config rejects a value."""
-        samples = [{name: end} for name, d in self.dimensions.items() for end in d.ends]
-        ranges = {name: d for name, d in self.dimensions.items() if isinstance(d, Range)}
-        samples += [{name: d.at(0.3)} for name, d in ranges.items()]  # whole numbers are whole
-        for sample in [{}, *samples]:
-            try:
-                base.replace(self.settings(sample))
-            except ValueError as error:
-                shown = "".join(f", {name} = {self.dimensions[name]}" for name in sample)
-                raise ValueError(f"space {self.name!r}{shown}: {error}") from error
-
     def flat(self) -> dict[str, object]:
         """The space as JSON values, with all that a named space or a file stands for."""
-        levels = {n: d.settings for n, d in self.dimensions.items() if isinstance(d, Levels)}
-        texts = {name: str(dimension) for name, dimension in self.dimensions.items()}
-        shared = dict(self.shared)
-        return {"name": self.name, "dimensions": texts, "levels": levels, "shared": shared}
+        dimensions = {name: str(dimension) for name, dimension in self.dimensions.items()}
+        return {"name": self.name, "dimensions": dimensions, "levels": dict(self.levels),
+                "shared": dict(self.shared)}  # fmt: skip
 
     @classmethod
     def of_flat(cls, flat: Mapping[str, object]) -> "Space":
         """The space of `flat`."""
-        levels, dimensions = flat["levels"], {}
-        for name, text in flat["dimensions"].items():
-            dimension = parse(text)
-            if name in levels:
-                dimension = Levels(options=dimension.options, settings=levels[name])
-            dimensions[name] = dimension
-        return cls(name=flat["name"], dimensions=dimensions, shared=flat["shared"])
+        dimensions = {name: parse(text) for name, text in flat["dimensions"].items()}
+        return cls(**{**flat, "dimensions": dimensions})
 
 
 def alike(one: object, other: object) -> bool:
@@ -194,16 +175,16 @@ def warmup_lr_decay(base: TrainConfig, samples: int) -> Space:
 def augment(base: TrainConfig, samples: int) -> Space:  # noqa: ARG001
     """AugReg's 28 settings: augmentation, dropout with stochastic depth, and weight decay."""
     names = ("images.randaugment_layers", "images.randaugment_magnitude", "mix.mixup")
-    levels = {level: dict(zip(names, row, strict=True)) for level, row in AUGREG.items()}
     rates = {"off": 0.0, "on": 0.1}
-    dropout = {k: {"model.dropout": rate, "model.drop_path": rate} for k, rate in rates.items()}
-    dimensions = {
-        "augmentation": Levels(options=tuple(levels), settings=levels),
-        "regularisation": Levels(options=tuple(dropout), settings=dropout),
-        "optim.weight_decay": Choice(options=(0.03, 0.1)),
+    levels = {
+        "augmentation": {k: dict(zip(names, row, strict=True)) for k, row in AUGREG.items()},
+        "regularisation": {k: {"model.dropout": p, "model.drop_path": p} for k, p in rates.items()},
     }
+    dimensions = {name: Choice(options=tuple(rows)) for name, rows in levels.items()}
+    dimensions["optim.weight_decay"] = Choice(options=(0.03, 0.1))
     # whether strong augmentation helps shows late
-    return Space(name="augment", dimensions=dimensions, rungs=("29/64", "8/16", "3/4"))
+    rungs = ("29/64", "8/16", "3/4")
+    return Space(name="augment", dimensions=dimensions, levels=levels, rungs=rungs)
 
 
 def finetune(base: TrainConfig, samples: int) -> Space:  # noqa: ARG001
@@ -231,7 +212,7 @@ SPACES: dict[str, Callable[[TrainConfig, int], Space]] = {
 def make_space(name: str, changes: Sequence[str], base: TrainConfig, samples: int) -> Space:
     """A named space or one from a file, with changes such as "optim.lr=loguniform(1e-4,1e-2)".
 
-    Raises ValueError with the name of the setting if the config of `base` rejects a value.
+    `tune.prepare` checks that the preset takes its values.
     """
     if name in SPACES:
         space = SPACES[name](base, samples)
@@ -241,7 +222,7 @@ def make_space(name: str, changes: Sequence[str], base: TrainConfig, samples: in
         space = Space(name=Path(name).stem, dimensions={})
     else:
         raise ValueError(f"unknown space {name!r}; {suggestion(name, (*SPACES, 'a .json file'))}")
-    dimensions, shared = dict(space.dimensions), dict(space.shared)
+    dimensions, levels, shared = dict(space.dimensions), dict(space.levels), dict(space.shared)
     for change in changes:
         setting, equals, text = change.partition("=")
         if not equals:
@@ -250,12 +231,12 @@ def make_space(name: str, changes: Sequence[str], base: TrainConfig, samples: in
             value = parse(text)
         except ValueError as error:
             raise ValueError(f"space {space.name!r}, {setting}: {error}") from error
-        searched = isinstance(value, Range | Choice)
-        (dimensions if searched else shared)[setting] = value
-        (shared if searched else dimensions).pop(setting, None)
+        kinds = (dimensions, shared) if isinstance(value, Dimension) else (shared, dimensions)
+        kinds[0][setting] = value  # one that is changed keeps its place
+        kinds[1].pop(setting, None)
+        levels.pop(setting, None)
     if not dimensions:
         raise ValueError(f"space {space.name!r} is empty: give at least one setting a range")
-    space = replace(space, dimensions=dimensions, shared=shared)
     for length in dimensions.keys() & {"optim.warmup", "optim.cooldown"}:
         unit = f"{length}_unit"
         if unit in dimensions or shared.get(unit, "fraction") != "fraction":
@@ -263,5 +244,4 @@ def make_space(name: str, changes: Sequence[str], base: TrainConfig, samples: in
                 f"space {space.name!r}, {unit}: {length} is searched as a share of the run, which "
                 f"fits runs of all lengths; leave out the unit"
             )
-    space.check(base)
-    return space
+    return replace(space, dimensions=dimensions, levels=levels, shared=shared)

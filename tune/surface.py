@@ -26,6 +26,8 @@ from tune.dimension import Range
 from tune.space import Space
 
 DRAWS, SWEEPS = 200, 30
+# shares of draws below the ends of an interval, which is one of 90 %
+ENDS = (0.05, 0.95)
 # a slope without an entry, and the units of log that a linear range counts for in it
 SLOPE, LINEAR_WIDTH = (0.0, 0.3), 4.0
 # standard deviations of the priors that `Surface.fit` describes
@@ -261,13 +263,13 @@ class Surface:
         within = self.excess(samples, horizon) <= self.noise
         return [sample for sample, good in zip(samples, within, strict=True) if good]
 
-    def interval(self, name: str, horizon: float, level: float = 0.9) -> tuple[float, float]:
-        """Bootstrap interval of the best value of an ordered dimension at a horizon."""
+    def interval(self, name: str, horizon: float) -> tuple[float, float]:
+        """90 % bootstrap interval of the best value of an ordered dimension at a horizon."""
         values = [sample[name] for sample in self._best(self.draws, horizon)]
-        return tuple(np.quantile(values, [(1 - level) / 2, (1 + level) / 2]).tolist())
+        return tuple(np.quantile(values, ENDS).tolist())
 
-    def slope(self, name: str, level: float = 0.9) -> tuple[float, float, float]:
-        """How log best moves with log horizon, for an ordered dimension; ends of its interval."""
+    def slope(self, name: str) -> tuple[float, float, float]:
+        """How log best moves with log horizon, for an ordered dimension; its 90 % interval."""
         column = len(self.axes.ranges) + list(self.axes.ranges).index(name)
-        ends = np.quantile(self.draws[:, column], [(1 - level) / 2, (1 + level) / 2])
+        ends = np.quantile(self.draws[:, column], ENDS)
         return tuple(float(b * self.axes.widths[name]) for b in (self.theta[column], *ends))

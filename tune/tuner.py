@@ -9,7 +9,7 @@ its parts anew when it restores it, and lacks what happened since it saved it la
 import dataclasses
 import logging
 import time
-from typing import Protocol
+from collections.abc import Mapping
 
 import ray.tune
 from ray.tune import CheckpointConfig, ExperimentAnalysis, FailureConfig, RunConfig, TuneConfig
@@ -21,7 +21,8 @@ from ray.tune.search.search_generator import SearchGenerator
 
 from pipeline.cluster.autoscaler import HEAD
 from support.redact import NAMED
-from tune.actor import Setup, TrialActor
+from tune.actor import Fit, TrialActor
+from tune.plan import Plan
 from tune.trial import FAILED, Outcome
 
 log = logging.getLogger(__name__)
@@ -35,34 +36,21 @@ TUNE = "tune"
 TRIAL_BYTES = 512 * 2**20
 # times that the process of a trial may die and be started again
 MAX_DEATHS = 2
+# the `tune.search.Search` that this process runs, for what Ray Tune pickles and makes anew
+DRIVERS = []
 
 
-class Driver(Protocol):
-    """What decides for Ray Tune; its methods raise nothing."""
-
-    def propose(self) -> dict[str, object] | str | None:
-        """The next trial; None while none can start, Searcher.FINISHED after the last."""
-
-    def end(self, name: str, outcome: Outcome) -> None:
-        """A trial has ended."""
-
-    def die(self, name: str, outcome: Outcome) -> None:
-        """The process of a trial has died."""
-
-
-DRIVERS: dict[str, Driver] = {}
-"""The drivers of this process by the folders of their searches."""
-
-
-def make_tuner(setup: Setup) -> tuple[ray.tune.Tuner, dict[str, TuneTrial]]:
+def make_tuner(
+    plan: Plan, ended: Mapping[str, Outcome], fit: Fit
+) -> tuple[ray.tune.Tuner, dict[str, TuneTrial]]:
     """The experiment of a search, new or of an earlier start, and its trials by name."""
     actor = ray.tune.with_resources(
-        ray.tune.with_parameters(TrialActor, setup=setup),
+        ray.tune.with_parameters(TrialActor, plan=plan, ended=ended, fit=fit),
         # the workers belong to Ray Train; this process only follows them and takes no core. It is
         # on the head, which is no spot machine, and alone reaches a cluster's MLflow server
         {"memory": TRIAL_BYTES, HEAD: 0.001},
     )
-    path, config = setup.plan.dir / TUNE, setup.plan.config
+    path, config = plan.dir / TUNE, plan.config
     if ray.tune.Tuner.can_restore(path):
         try:
             trials = {trial.config["trial"]: trial for trial in ExperimentAnalysis(path).trials}
@@ -76,18 +64,18 @@ def make_tuner(setup: Setup) -> tuple[ray.tune.Tuner, dict[str, TuneTrial]]:
         actor,
         tune_config=TuneConfig(
             **objective,
-            search_alg=Proposals(Proposer(str(setup.plan.dir), **objective)),
+            search_alg=Proposals(Proposer(**objective)),
             num_samples=-1,
             reuse_actors=True,
-            trial_dirname_creator=folder_of,
+            trial_dirname_creator=lambda trial: f"{trial.config['trial']}-{trial.trial_id}",
         ),
         run_config=RunConfig(
             name=TUNE,
-            storage_path=str(setup.plan.dir),
+            storage_path=str(plan.dir),
             failure_config=FailureConfig(max_failures=MAX_DEATHS),
             # the runs write their own
             checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
-            callbacks=[JsonLoggerCallback(), TrialCallback(str(setup.plan.dir))],
+            callbacks=[JsonLoggerCallback(), TrialCallback()],
             verbose=0,
         ),
     )
@@ -95,24 +83,16 @@ def make_tuner(setup: Setup) -> tuple[ray.tune.Tuner, dict[str, TuneTrial]]:
 
 
 class Proposer(Searcher):
-    """Asks the driver of the search in a folder for the next trial."""
-
-    def __init__(self, folder: str, *, metric: str, mode: str) -> None:
-        super().__init__(metric=metric, mode=mode)
-        self._folder = folder
+    """Asks the driver of the search for the next trial."""
 
     def suggest(self, trial_id: str) -> dict[str, object] | str | None:  # noqa: ARG002
-        """The next trial."""
-        return DRIVERS[self._folder].propose()
+        """The next trial; None while none can start, Searcher.FINISHED after the last."""
+        return DRIVERS[-1].propose()
 
     def on_trial_complete(self, *_: object, **__: object) -> None:
-        """Do nothing, since `TrialCallback` tells the driver; Ray Tune requires the method."""
+        """Do nothing, since `TrialCallback` tells the driver, whose state is in the study."""
 
-    def save_to_dir(self, *_: object, **__: object) -> None:
-        """Do nothing, since the state is in the study."""
-
-    def restore_from_dir(self, *_: object, **__: object) -> None:
-        """Do nothing, since the state is in the study."""
+    save_to_dir = restore_from_dir = on_trial_complete
 
 
 class Proposals(SearchGenerator):
@@ -124,24 +104,16 @@ class Proposals(SearchGenerator):
 
 
 class TrialCallback(ray.tune.Callback):
-    """Tells the driver of the search in a folder how trials end."""
-
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
+    """Tells the driver of the search how trials end."""
 
     def on_trial_complete(self, *_: object, trial: TuneTrial, **__: object) -> None:
         """Take the result of a trial."""
         names = {field.name for field in dataclasses.fields(Outcome)}
         outcome = Outcome(**{k: v for k, v in trial.last_result.items() if k in names})
-        DRIVERS[self._folder].end(trial.config["trial"], outcome)
+        DRIVERS[-1].end(trial.config["trial"], outcome)
 
     def on_trial_error(self, *_: object, trial: TuneTrial, **__: object) -> None:
         """Take the end of a process that died while it started, or again and again."""
         lines = str(trial.get_pickled_error() or "its process died").strip().splitlines()
         outcome = Outcome(status=FAILED, reason=lines[-1], ended=time.time())
-        DRIVERS[self._folder].die(trial.config["trial"], outcome)
-
-
-def folder_of(trial: TuneTrial) -> str:
-    """Name of the folder of a trial in Ray Tune's experiment."""
-    return f"{trial.config['trial']}-{trial.trial_id}"
+        DRIVERS[-1].end(trial.config["trial"], outcome, died=True)
