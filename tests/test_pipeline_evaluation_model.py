@@ -1,5 +1,6 @@
 """How images are prepared for published weights."""
 
+import hashlib
 import json
 
 import pytest
@@ -112,6 +113,15 @@ def test_impossible_files_beside_the_weights_are_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(settings | {"id2label": {"0": "cat"}}))
     with pytest.raises(ValueError, match="lists 1 classes, but the head beside it has 10"):
         EvalModel.open(tmp_path)
+
+
+def test_the_hash_of_an_old_folder_of_transformers_is_that_of_its_file(tmp_path):
+    save_weights(tmp_path, model_of(), "transformers")
+    file = tmp_path / "pytorch_model.bin"
+    torch.save(load_file(tmp_path / "model.safetensors"), file)
+    (tmp_path / "model.safetensors").unlink()
+    expected = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert EvalModel.open(tmp_path).sha256() == expected
 
 
 @pytest.mark.parametrize("interpolation", ["area", "linear", "bilinear", "bicubic"])

@@ -10,7 +10,6 @@ give whatever the files do not state.
 """
 
 import dataclasses
-import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -31,7 +30,7 @@ from vit.config import ImageConfig, LossConfig, ViTConfig
 from vit.config_json import parsed
 from vit.dialects import DIALECTS
 from vit.model import ViT
-from vit.weights import CONFIG_FILE, MODEL_FILE, load_weights, open_weights
+from vit.weights import CONFIG_FILE, MODEL_FILE, load_weights, open_weights, weights_file
 
 log = logging.getLogger(__name__)
 
@@ -181,9 +180,7 @@ class EvalModel:
 
     def sha256(self) -> str:
         """Hash of the file with the weights."""
-        path = self.path / MODEL_FILE if self.path.is_dir() else self.path
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return local.sha256(weights_file(self.path))
 
 
 def preparation(images: ImageConfig) -> dict[str, object]:
