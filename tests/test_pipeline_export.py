@@ -239,6 +239,20 @@ def test_without_the_head_the_features_are_exported(tmp_path):
     assert not (tmp_path / "out" / "classes.txt").exists()
 
 
+def test_a_file_without_a_head_is_exported_without_one_alone(tmp_path, capsys):
+    model = random_model(ViTConfig(**{k.removeprefix("model."): v for k, v in MODEL.items()}))
+    save_weights(tmp_path / "body.safetensors", model, head="drop")
+    assert export(tmp_path / "body.safetensors", tmp_path / "out", "--to", "timm") == 2
+    assert "has no head" in capsys.readouterr().err
+    flags = ("--to", "timm", "--head", "drop")
+    assert export(tmp_path / "body.safetensors", tmp_path / "out", *flags) == 0
+    found, body = (
+        load_file(tmp_path / name) for name in ("out/model.safetensors", "body.safetensors")
+    )
+    assert found.keys() == body.keys()
+    assert all(torch.equal(tensor, body[name]) for name, tensor in found.items())
+
+
 def test_the_list_of_classes_is_one_that_other_commands_read(google_run, tmp_path):
     assert export(google_run[0], tmp_path / "out", *NPZ) == 0
     listed = class_list(str(tmp_path / "out" / "classes.txt"))
