@@ -14,6 +14,7 @@ from pathlib import Path
 import mlflow.pyfunc
 import mlflow.pytorch
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from checkpoints import write
@@ -132,6 +133,7 @@ rows = {
     for name, column in cells.items()
 }
 wrong = [5, None, "not base64!", np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)]
+wrong += [np.zeros((0, 4, 3), np.uint8)]
 rows["wrong"] = json.loads(model.predict(pd.DataFrame({"image": wrong})).to_json(orient="records"))
 graph = mlflow.pytorch.load_model(folder)
 print(json.dumps({**rows, "graph": list(graph(torch.zeros(3, 3, 32, 32)).shape)}))
@@ -160,7 +162,8 @@ def test_the_model_answers_as_the_command_does_without_this_project(
             assert_same(row, expected)
     assert found["arrays"][0] == found["bytes"][0]  # the first photo, decoded
     reasons = ["int is not an image", "NoneType is not", "is not base64", "(4, 4) must be uint8"]
-    for row, reason in zip(found["wrong"], [*reasons, "float32 (4, 4, 3) must be"], strict=True):
+    reasons += ["float32 (4, 4, 3) must be", "(0, 4, 3) must be"]
+    for row, reason in zip(found["wrong"], reasons, strict=True):
         assert reason in row["error"] and row["class1"] is None and row["p1"] is None
     assert found["graph"] == [3, 10]
 
@@ -179,6 +182,21 @@ def test_probabilities_are_those_of_the_link_of_the_loss(tmp_path):
     assert row["class1"] == CLASSES[logits.argmax()]
     assert row["p1"] == pytest.approx(1 / (1 + np.exp(-logits.max().item())), rel=1e-4)
     assert image_classifier.LINKS.keys() == LINKS.keys()
+
+
+@pytest.mark.parametrize("interpolation", ["area", "linear", "bilinear", "bicubic"])
+@pytest.mark.parametrize("resize", ["short", "squash"])
+def test_an_image_that_cannot_be_resized_leaves_the_others_their_classes(
+    resize, interpolation, tmp_path
+):
+    settings = {"images.eval_resize": resize, "images.eval_interpolation": interpolation}
+    save_model(checkpoint_in(tmp_path / "run", **settings), tmp_path / "model", Model())
+    model = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    odd = [np.zeros(shape, np.uint8) for shape in ((2, 40_000, 3), (1, 200_000, 3), (0, 9, 3))]
+    table = model.predict(pd.DataFrame({"image": [*odd, jpeg(0)]}))
+    assert table["class1"][3] in CLASSES and not table["error"][3]
+    assert all(bool(row["class1"]) != bool(row["error"]) for _, row in table.iterrows())
+    assert table["error"][2]
 
 
 def test_a_head_of_two_classes_gives_both(tmp_path):
