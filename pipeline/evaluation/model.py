@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from pipeline.checkpoint import local
+from pipeline.checkpoint.run_folder import CHECKPOINTS
 from pipeline.data import digits
 from pipeline.evaluation.config import EvaluateConfig, LinearProbeConfig
 from pipeline.settings.config import TrainConfig
@@ -58,7 +59,7 @@ class EvalModel:
     """Shard set that it was evaluated on during training."""
     split: str = "val"
     run_dir: Path | None = None
-    """Folder of the run that made it."""
+    """Folder of the run that made it; None for a file, and for a copy of a checkpoint."""
     step: int | None = None
 
     @classmethod
@@ -102,9 +103,11 @@ class EvalModel:
         defaults = TrainConfig()
         names = defaults.flat()  # settings of other versions are ignored
         config = defaults.replace({k: v for k, v in checkpoint.config.items() if k in names})
-        run_dir = checkpoint.path.parent.parent
-        # the folder of the runs may have been moved; a prefix in a store stays
-        runs_dir = config.runs_dir if "://" in config.runs_dir else str(run_dir.parent)
+        runs_dir, run_dir = config.runs_dir, None
+        if checkpoint.path.parent.name == CHECKPOINTS:  # elsewhere it is a copy
+            run_dir = checkpoint.path.parent.parent
+            # the folder of the runs may have been moved; a prefix in a store stays
+            runs_dir = runs_dir if "://" in runs_dir else str(run_dir.parent)
         return cls(
             path=checkpoint.path,
             model=config.model,
@@ -187,8 +190,8 @@ def preparation(images: ImageConfig) -> dict[str, object]:
     """The preparation of images for evaluation in timm's words, as `as_published` reads them."""
     modes = {ours: theirs for theirs, ours in RESIZES.items()}
     return {
-        "mean": images.mean,
-        "std": images.std,
+        "mean": list(images.mean),
+        "std": list(images.std),
         "crop_pct": images.crop_pct,
         "crop_mode": modes[images.eval_resize],
         "interpolation": images.eval_interpolation,
