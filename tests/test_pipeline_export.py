@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import shutil
 import sys
 import types
 
@@ -322,6 +323,16 @@ def test_the_card_names_the_preset_and_what_differs_from_it(google_run, tmp_path
     assert '| `model.gelu` | `"tanh"` |' in text and "`optim.lr`" not in text
     assert "896 samples seen by step 7" in text and "f" * 64 in text
     assert str(tmp_path) not in text
+
+
+def test_the_card_of_a_copy_without_training_state_tells_the_training(google_run, tmp_path):
+    (checkpoint,) = (google_run[0] / "checkpoints").iterdir()
+    copy = google_run[0] / "init"
+    copy.mkdir()
+    for name in ("model.safetensors", "config.json", "meta.json"):
+        shutil.copy(checkpoint / name, copy)
+    text = card_of(copy, tmp_path)
+    assert "896 samples seen by step 7" in text and "Trained with commit abc" in text
 
 
 def test_the_card_names_data_without_its_place(digits, tmp_path):
