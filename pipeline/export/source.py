@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -91,11 +90,8 @@ class Source:
     @property
     def labels(self) -> dict[str, str]:
         """A name for each wnid, all different; empty if the classes are not known."""
-        names = {wnid: wordnet.name(wnid) for wnid in self.classes or ()}
-        count = Counter(names.values())
-        return {
-            wnid: name if count[name] == 1 else f"{name} ({wnid})" for wnid, name in names.items()
-        }
+        classes = self.classes or ()
+        return dict(zip(classes, wordnet.names(classes), strict=True))
 
     @property
     def metadata(self) -> dict[str, str]:

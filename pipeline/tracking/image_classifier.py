@@ -46,7 +46,7 @@ class ImageClassifier(PythonModel):
         self.classes, self.link, self.top = head["classes"], LINKS[head["link"]], head["top"]
         self.size = images["size"]
         self.preparation = SimpleNamespace(
-            eval_resize=images["resize"],
+            eval_resize=images["crop_mode"],  # "squash" has this name in timm's words, too
             eval_interpolation=images["interpolation"],
             eval_side=lambda size: images["resize_to"],
         )
