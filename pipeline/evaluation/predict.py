@@ -173,7 +173,8 @@ def fetched(batch: Mapping[str, Tensor]) -> Block:
     return {name: tensor.cpu().numpy() for name, tensor in batch.items()}
 
 
-@ray.remote(num_returns="streaming")
+# a worker waits while the driver has not yet written this many of its units
+@ray.remote(num_returns="streaming", _generator_backpressure_num_objects=2)
 def predict_spans(
     evaluator: Evaluator, weights: Mapping[str, Tensor], spans: Sequence[tuple[int, int]], unit: int
 ) -> Iterator[Block]:
