@@ -2,16 +2,20 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from checkpoints import write
+from safetensors.torch import load_file
 from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 
 from pipeline.__main__ import main
 from pipeline.checkpoint import local
+from pipeline.checkpoint.local import Checkpoint
+from pipeline.checkpoint.run_folder import RunFolder
 from pipeline.evaluation import linear_probe, probe_fits
 from pipeline.evaluation.config import LinearProbeConfig
 from pipeline.evaluation.linear_probe import LinearProbe, selecting
@@ -151,6 +155,22 @@ def test_checkpoint_has_the_body_unchanged_and_the_classes_of_the_data(probed, b
 
 
 @pytest.mark.ray
+def test_the_card_of_an_export_tells_body_protocol_and_result_of_the_probe(
+    probed, body, digits, tmp_path
+):
+    folder, result = probed
+    flags = ["--to", "timm", "--out", str(tmp_path / "out")]
+    assert main(["export", str(folder), *flags]) == 0
+    text = " ".join((tmp_path / "out" / "README.md").read_text().split())
+    assert f"the body is that of {body.name}, step 60, and was not trained further" in text
+    assert "2103.00020" in text and f"of {result['train_images']:,} images" in text
+    values = result["protocols"]["center"]
+    assert f"| val | center (1) | - | 360 | {values['top1']:.4f} (" in text
+    for wrong in ("samples seen", "the defaults", "training loop", "preset"):
+        assert wrong not in text
+
+
+@pytest.mark.ray
 def test_what_is_on_disk_is_not_computed_again(probed, body, digits, ray_cluster, tmp_path):
     first, result = probed
     probe = opened(body, digits, out=str(tmp_path))
@@ -183,6 +203,39 @@ def test_a_search_in_a_task_is_that_of_this_process(ray_cluster, tmp_path):
     there = [ray_cluster.get(ref) for ref in task]
     assert [fit.strength for fit in here] == [fit.strength for fit in there]
     np.testing.assert_allclose(there[-1].head, here[-1].head, rtol=1e-4)
+
+
+@pytest.mark.ray
+def test_a_probe_that_another_machine_finished_is_taken_from_the_store(
+    body, digits, tmp_path, monkeypatch, ray_cluster
+):
+    uri, place = f"file://{tmp_path}/store/run", tmp_path / "store" / "run"
+    about = Checkpoint.open(body)
+    config = find_preset("demo").replace(
+        {"model.num_classes": 3, "model.pre_logits": True, **SHAPE}
+    )
+    weights = load_file(body / "model.safetensors")
+    write(
+        tmp_path / "own",
+        60,
+        f"{uri}/checkpoints",
+        model=weights,
+        config=config,
+        classes=about.classes,
+    )
+    arguments = ["probe", uri, "--data", str(digits), "--batch", "256"]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
+    assert main(arguments) == 0
+    RunFolder.at(uri).push("probes")
+    (stored,) = (place / "probes").glob("*/result.json")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second"))
+    monkeypatch.setattr(linear_probe, "predict_all", lambda *_: pytest.fail("computed anew"))
+    assert main(arguments) == 0
+    (copy,) = (tmp_path / "second").rglob(f"{stored.parent.name}/result.json")
+    before, after = (json.loads(path.read_text()) for path in (stored, copy))
+    assert {**before, "probed": ""} == {**after, "probed": ""}
+    Checkpoint.open(Path(after["probed"])).verify()
+    assert Path(after["probed"]).is_relative_to(tmp_path / "second")
 
 
 @pytest.mark.parametrize("num_units", [1, 2, 3, 9])

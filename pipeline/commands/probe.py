@@ -55,7 +55,7 @@ class Probe:
                 f"{field_docs(LinearProbeConfig)['data']}"
             )
         open_console(verbose=self.verbose)
-        from pipeline.checkpoint.run_folder import fetched_model
+        from pipeline.checkpoint.run_folder import fetched_model, run_of
         from pipeline.cluster.session import ray_session
         from pipeline.evaluation.evaluate import result_table
         from pipeline.evaluation.linear_probe import LinearProbe
@@ -64,6 +64,8 @@ class Probe:
         config = self.config.absolute()
         eval_model = EvalModel.open(fetched_model(self.checkpoint), needs_head=False)
         probe = LinearProbe.open(eval_model, config)
+        if eval_model.run_dir and "://" in self.checkpoint and not config.out:
+            probe.pull(run_of(self.checkpoint))
         with ray_session(extra_cpus=config.workers, verbose=self.verbose):
             result = probe.run(Progress)
         log.info("\n%s\n\nresult      %s", result_table(result), probe.folder)

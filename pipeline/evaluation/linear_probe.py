@@ -28,7 +28,7 @@ from pipeline.checkpoint import local
 from pipeline.checkpoint.checkpoints import Checkpoints
 from pipeline.checkpoint.draft import Draft
 from pipeline.checkpoint.local import Checkpoint
-from pipeline.checkpoint.run_folder import PROBES
+from pipeline.checkpoint.run_folder import CHECKPOINTS, PROBES, RunFolder
 from pipeline.checkpoint.sharded import Snapshot
 from pipeline.data.dataset import Dataset, SampleFilter, set_name
 from pipeline.data.stream import joined
@@ -43,6 +43,7 @@ from pipeline.evaluation.predict import Scorer, fetched, predict_all
 from pipeline.evaluation.predictions import PredictionStore, protocol_predictions
 from pipeline.evaluation.probe_fits import fits_of
 from pipeline.settings.config import DataConfig
+from shards.dataset import store
 from support.files import write_json
 from support.redact import redact
 from support.settings import Settings
@@ -134,6 +135,16 @@ class LinearProbe:
         inside = self.folder.relative_to(self.eval_model.run_dir)
         return str(inside / "checkpoints"), str(inside / RESULT)
 
+    def pull(self, run: RunFolder) -> None:
+        """Take a finished probe of a run in a store from there: another machine made it."""
+        name, folder = f"{PROBES}/{self.folder.name}", self.folder / CHECKPOINTS
+        if (self.folder / RESULT).exists() or not (data := run.read(f"{name}/{RESULT}")):
+            return
+        found = Checkpoints(folder=folder, uri=store.join(run.uri, name, CHECKPOINTS))
+        checkpoint = found.fetch(found.latest())
+        # the result comes last
+        write_json(self.folder / RESULT, {**json.loads(data), "probed": str(checkpoint.path)})
+
     def _identity(self, split: str) -> dict[str, object]:
         """Everything that the features of a split depend on."""
         dataset = self.train if split == self.settings.train_split else self.eval
@@ -160,9 +171,9 @@ class LinearProbe:
         if (self.folder / RESULT).exists():
             return json.loads((self.folder / RESULT).read_text())
         model = self.eval_model.load(settings.model, head="drop")
-        for dataset, store in zip((self.train, self.eval), stores, strict=True):
+        for dataset, features in zip((self.train, self.eval), stores, strict=True):
             reader = FeatureReader(dataset=dataset, settings=settings.center)
-            predict_all(reader, model, store, progress(store.folder.name))
+            predict_all(reader, model, features, progress(features.folder.name))
         fits = []
         for fit in fits_of(stores[0], self.held_out, len(self.train.classes)):
             fits.append(fit)
@@ -211,7 +222,7 @@ class LinearProbe:
         """Write body and head as a checkpoint, whose step is that of the body."""
         settings = self.settings
         draft = Draft(
-            checkpoints=Checkpoints(folder=self.folder / "checkpoints"),
+            checkpoints=Checkpoints(folder=self.folder / CHECKPOINTS),
             step=self.eval_model.step or 0,
         )
         draft.begin()
