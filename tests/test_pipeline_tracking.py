@@ -358,6 +358,21 @@ def trained(tmp_path_factory):
     return folder
 
 
+def test_models_compete_by_the_split_that_selects_and_only_those_that_are_reported(tmp_path):
+    config = find_preset("demo")
+    for step, metrics in (
+        (1, {"val/top1": 0.9}),
+        (2, {"val/top1": 0.8, "select/top1": 0.7}),
+        (3, {"val/top1": 0.9, "select/top1": 0.6}),
+    ):
+        path = write(tmp_path / "checkpoints", step, metrics=metrics, config=config)
+        checkpoint = local.Checkpoint.open(path)
+        run_events.write_model(tmp_path, checkpoint, "vit", is_chosen=step < 3)
+    events = [e for e in journal.read_events(tmp_path) if e["event"] == "register"]
+    found = [(event["metric"], event["value"]) for event in events]
+    assert found == [("val/top1", 0.9), ("select/top1", 0.7), ("select/top1", float("-inf"))]
+
+
 @pytest.mark.server
 def test_checkpoints_become_models_that_mlflow_opens_without_unpickling(
     trained, server, monkeypatch, caplog
