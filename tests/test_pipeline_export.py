@@ -10,6 +10,7 @@ import pytest
 import torch
 from exports import SHAPE as MODEL
 from exports import export, made_run, random_model
+from libraries import library
 from safetensors.torch import load_file
 
 from pipeline.evaluation.model import EvalModel
@@ -165,6 +166,14 @@ def test_without_the_library_the_files_are_read_back_and_this_is_said(
     said = "in this project, because timm is not installed: largest difference"
     assert said in caplog.text
     assert said in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_library_that_is_there_and_does_not_work_is_said_to_be(tmp_path, monkeypatch, caplog):
+    library("transformers")  # its parts are imported when they are used
+    path, _ = made_run(tmp_path)
+    monkeypatch.setitem(sys.modules, FORMATS["transformers"].library, None)
+    assert export(path, tmp_path / "out", "--to", "transformers") == 0
+    assert "in this project, because transformers cannot be imported here (" in caplog.text
 
 
 def test_the_check_uses_images_of_the_data(digits, google_run, tmp_path, caplog):

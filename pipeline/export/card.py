@@ -35,7 +35,7 @@ def card(source: Source, config: ExportConfig, usage: str, agreement: Agreement)
     row, is_body = FORMATS[config.to], source.output == "features"
     task = "image-feature-extraction" if is_body else "image-classification"
     parts = [
-        f"---\nlibrary_name: {row.library or DISTRIBUTION}\npipeline_tag: {task}\n"
+        f"---\nlibrary_name: {row.package or DISTRIBUTION}\npipeline_tag: {task}\n"
         "license: other\n---",
         f"# {title(source)}",
         "\n".join(model_lines(source)),

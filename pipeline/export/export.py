@@ -51,12 +51,12 @@ def export(path: Path, out: str, config: ExportConfig) -> Agreement:
 def checked(source: Source, folder: Path, config: ExportConfig) -> Agreement:
     """Open an export and compare its outputs; RuntimeError if they differ."""
     row = FORMATS[config.to]
-    reason = obstacle(row.library) if row.library else None
+    reason = obstacle(row) if row.library else None
     if reason:
         network, reader = read_back(source, folder), f"this project, because {reason}"
     else:
         network = row.functions().opened(source, folder, config)
-        reader = versioned(row.library) if row.library else "this project"
+        reader = versioned(row.package) if row.package else "this project"
     found = agreement(source, network, reader, row.tolerance)
     if not found.holds:
         raise RuntimeError(
