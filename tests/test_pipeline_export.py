@@ -298,7 +298,13 @@ def test_the_card_has_the_results_that_are_recorded_of_these_weights_alone(googl
         result = json.loads(json.dumps(EVALUATED)) | {"weights_sha256": digest}
         result["protocols"]["center"]["top1"] = top1
         (folder / "result.json").write_text(json.dumps(result))
+        if name == "a":
+            real = dict(images=350, top1=0.95, top1_low=0.922, top1_high=0.968)
+            result["real"] = {"labels": "real.json", "protocols": {"center": real, "five": real}}
+            (folder / "result.json").write_text(json.dumps(result))
     text = card_of(path, tmp_path)
+    real = "| in1k | val, ReaL labels | center (1) | - | 350 | 0.9500 (0.9220 to 0.9680) | - |"
+    assert real in text
     assert "| in1k | val | center (1) | - | 360 | 0.9000 (0.8640 to 0.9270) | 0.9900 |" in text
     assert "| in1k | val | five (5) | logits | 360 | 0.9100 (0.8750 to 0.9360) | 0.9950 |" in text
     assert "0.1234" not in text and "bucket" not in text
@@ -308,7 +314,7 @@ def test_without_an_evaluation_the_card_says_so_or_gives_the_last_one_of_the_tra
     path, _ = made_run(tmp_path / "a", model__gelu="tanh")
     assert "No evaluation of these weights is recorded." in card_of(path, tmp_path / "a")
     path, _ = made_run(tmp_path / "b", model__gelu="tanh", metrics={"val/top1": 0.5})
-    assert "one centre crop: val/top1 0.5000." in card_of(path, tmp_path / "b")
+    assert "on split val with one centre crop: val/top1 0.5000." in card_of(path, tmp_path / "b")
 
 
 def test_the_card_names_the_preset_and_what_differs_from_it(google_run, tmp_path):
@@ -317,6 +323,21 @@ def test_the_card_names_the_preset_and_what_differs_from_it(google_run, tmp_path
     assert '| `model.gelu` | `"tanh"` |' in text and "`optim.lr`" not in text
     assert "896 samples seen by step 7" in text and "f" * 64 in text
     assert str(tmp_path) not in text
+
+
+def test_no_path_of_a_setting_is_in_the_card(tmp_path):
+    extra = dict(data__extra=["/home/me/secret/more"], data__weights=[1.0, 2.0])
+    path, _ = made_run(tmp_path, model__gelu="tanh", init_from="/home/me/secret/base.npz", **extra)
+    text = card_of(path, tmp_path)
+    assert "Initial weights: base.npz." in text and '| `data.extra` | `["more"]` |' in text
+    assert "/home/me" not in text
+
+
+def test_the_card_of_features_says_whose_results_it_has(tmp_path):
+    path, _ = made_run(tmp_path, metrics={"val/top1": 0.5})
+    text = card_of(path, tmp_path, "--to", "timm", "--head", "drop")
+    assert "Of the model with its head, which is not in this folder." in text
+    assert "image-feature-extraction" in text
 
 
 def test_the_card_names_data_without_its_place(digits, tmp_path):
