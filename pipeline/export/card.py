@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.checkpoint.local import META, Checkpoint, provenance
+from pipeline.checkpoint.local import CONFIG, META, Checkpoint, provenance
 from pipeline.evaluation.config import RESULT
 from pipeline.export.check import Agreement
 from pipeline.export.config import ExportConfig
@@ -52,7 +52,10 @@ def card(source: Source, config: ExportConfig, usage: str, agreement: Agreement)
 
 def checkpoint_of(source: Source) -> Checkpoint | None:
     """The checkpoint that is exported; None for a file of weights."""
-    return Checkpoint.open(source.eval_model.path) if source.eval_model.run_dir else None
+    if source.eval_model.run_dir is None:
+        return None
+    path = source.eval_model.path  # which EvalModel has checked
+    return Checkpoint.of(path, *((path / name).read_bytes() for name in (META, CONFIG)))
 
 
 def title(source: Source) -> str:
