@@ -365,20 +365,32 @@ def test_a_file_of_weights_has_a_card_that_claims_nothing(tmp_path):
     assert "No evaluation of these weights is recorded." in text
 
 
-def test_a_format_is_a_module_and_a_row(google_run, tmp_path, monkeypatch, caplog):
+def plant(monkeypatch, opened):
+    """A format of tests alone, whose files are opened by a function."""
     module = types.ModuleType("planted_format")
     module.write = lambda source, folder, config: torch.save(
         source.model.state_dict(), folder / "model.bin"
     )
-    module.opened = lambda source, folder, config: source.outputs
+    module.opened = opened
     module.usage = lambda source, config: "print('planted')\n"
     monkeypatch.setitem(sys.modules, "planted_format", module)
     row = Format(summary="a planted format", module="planted_format", library=None)
     monkeypatch.setitem(FORMATS, "planted", row)
+
+
+def test_a_format_is_a_module_and_a_row(google_run, tmp_path, monkeypatch, caplog):
+    plant(monkeypatch, lambda source, folder, config: source.outputs)
     assert export(google_run[0], tmp_path / "out", "--to", "planted") == 0
     assert "a planted format" in caplog.text
     assert "print('planted')" in (tmp_path / "out" / "README.md").read_text()
     assert (tmp_path / "out" / "model.bin").exists()
+
+
+def test_outputs_of_another_number_fail(google_run, tmp_path, monkeypatch, capsys):
+    plant(monkeypatch, lambda source, *rest: lambda crops: source.outputs(crops)[:, :-1])
+    assert export(google_run[0], tmp_path / "out", "--to", "planted") == 1
+    assert "outputs (16, 9) instead of (16, 10)" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_options_of_every_format_are_settings():
