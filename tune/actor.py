@@ -127,7 +127,9 @@ class Follower:
         for record, _ in read_records(self._folder.path):
             last |= record
         if status == DONE and self._objective not in last:
-            status, self._explanation = FAILED, f"it ended without {self._objective}"
+            has = ", ".join(name for name in last if "/" in name)
+            status = FAILED
+            self._explanation = f"the run has no metric {self._objective!r}; it has {has}"
         if status in ENDED:
             self._remove_checkpoints()
         step = int(last.get("step", 0))
