@@ -1,4 +1,4 @@
-"""Sends records and events of a run to an MLflow server; only `mlflow_model` imports mlflow, too.
+"""Sends records and events of a run to an MLflow server, and models with `mlflow_model`.
 
     mlflow_sync -> TrackingServer -> an SQLite file, a tracking server, or one behind a token
 
