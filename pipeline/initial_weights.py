@@ -9,7 +9,8 @@ from pathlib import Path
 from pipeline.checkpoint.run_folder import RunFolder, fetched_model
 from pipeline.data import digits
 from pipeline.evaluation.model import EvalModel
-from pipeline.settings.config import MLFLOW, TrainConfig, absolute
+from pipeline.settings.config import TrainConfig
+from pipeline.settings.location import MLFLOW, absolute
 from pipeline.settings.recipes.preset import Preset
 from pipeline.train.initial import InitialWeights
 from shards.dataset.format import open_set

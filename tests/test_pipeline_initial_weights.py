@@ -1,6 +1,7 @@
 """Presets of the size of the weights, on the command line; and weights at an address."""
 
 import json
+import shutil
 
 import published_recipes as published
 import pytest
@@ -11,6 +12,7 @@ from test_pipeline_main import pipeline
 from test_vit_dialects import make
 
 from pipeline.initial_weights import fetched, planned, sized
+from pipeline.run import prepared
 from pipeline.settings.presets import PRESETS
 from pipeline.tracking.mlflow_client import DATABASE
 from shards.build.config import BuildConfig
@@ -178,6 +180,27 @@ def test_a_preset_file_and_a_search_take_the_size_from_the_weights_too(weights, 
 
 
 # --- at an address ---
+
+
+def test_a_run_that_has_no_checkpoint_yet_starts_again_from_its_copy(weights, tmp_path):
+    (tmp_path / "store").mkdir()
+    file = tmp_path / "store/vit.safetensors"
+    shutil.copy(weights / "a.safetensors", file)
+    settings = {"data.dir": str(weights / "set"), "runs_dir": str(tmp_path / "runs")}
+    config = sized(PRESETS["finetune"], file.as_uri(), settings["runs_dir"])
+    config = config.replace({"model.image_size": 32, **settings})
+    job = prepared(config)
+    job.weights.placed(job.folder)
+    expected = read_weights(weights / "a.safetensors")["head.weight"]
+    save_weights(file, make(seed=2))  # the address names something else
+    for _ in range(2):
+        found = prepared(config).weights
+        assert found.on_node.parent == job.dir / "init" and found.placed(job.folder) == found
+        assert torch.equal(read_weights(found.on_node)["head.weight"], expected)
+        file.unlink(missing_ok=True)  # and then nothing
+    (job.dir / "init/vit.safetensors").write_bytes(b"cut off")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        prepared(config)
 
 
 def test_a_run_in_a_store_hands_on_the_selected_checkpoint(tmp_path, monkeypatch):

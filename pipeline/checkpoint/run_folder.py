@@ -28,9 +28,10 @@ from support.lease import LEASE, PATIENT_S
 
 CHECKPOINTS = "checkpoints"
 PROBES = "probes"
+INIT = "init"
 LOCK = "run.lock"
 # not copied to a new driver: large, of one process alone, or runs of their own below a search
-NOT_PULLED = (CHECKPOINTS, PROBES, "init", "samples", "trials", "tune", LEASE)
+NOT_PULLED = (CHECKPOINTS, PROBES, INIT, "samples", "trials", "tune", LEASE)
 
 
 @dataclass(frozen=True, kw_only=True)
