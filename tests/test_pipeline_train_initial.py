@@ -147,6 +147,7 @@ def test_weights_of_another_model_are_refused(settings, message, tmp_path):
     ("how", "outputs", "classes", "message"),
     [
         ("keep", 7, CLASSES, "the head of .* has 7 classes and the data has 5: set it to map"),
+        ("keep", 1000, class_list("1k")[::-1], "the data has the same in another order"),
         ("map", 7, CLASSES, "has a head of 7 classes and does not list them"),
         ("map", 1000, CLASSES, r"of the data \(n00000000, ...\) have none in common"),
     ],

@@ -115,18 +115,18 @@ def head_rows(
         return None
     if size is None:
         raise ValueError(f"init_head is {how}, but {source.path} has no head: set it to drop")
+    theirs = source.listed_classes()
     if how == "keep":
-        if size == len(classes) and source.classes in (None, classes):
+        if size == len(classes) and theirs in (None, classes):
             return None
         differ = f"{len(classes):,}"
         if size == len(classes):
-            same = set(source.classes) == set(classes)
+            same = set(theirs) == set(classes)
             differ = "the same in another order" if same else "other ones"
         raise ValueError(
             f"init_head is keep, but the head of {source.path} has {size:,} classes and the data "
             f"has {differ}: set it to map, which goes by WordNet id, or to drop"
         )
-    theirs = source.listed_classes()
     if theirs is None:
         raise ValueError(
             f"init_head is map, but {source.path} has a head of {size:,} classes and does not list "
