@@ -82,7 +82,7 @@ class TrialActor(ray.tune.Trainable):
         batch = plan.tuned(sample, plan.horizon(trial.rung)).global_batch
         config = plan.trial_config(trial, shared(batch, facts["workers"]), facts["device"])
         self._follower = Follower(config, plan.config.objective)
-        own = run.Trial(search_dir=plan.dir, worker_cpus=facts["worker_cpus"])
+        own = run.Trial(search=plan.folder, worker_cpus=facts["worker_cpus"])
         self._future = ThreadPoolExecutor(1, "trial").submit(self._follower.follow, self._fit, own)
 
 
