@@ -31,8 +31,14 @@ from pipeline.evaluation.metrics import (
 )
 from pipeline.evaluation.model import EvalModel, head_columns
 from pipeline.evaluation.predict import Evaluator, Scorer, average, predict_all
-from pipeline.evaluation.predictions import PredictionStore, protocol_predictions
+from pipeline.evaluation.predictions import (
+    PredictionStore,
+    protocol_predictions,
+    unit_images,
+    whole_units,
+)
 from pipeline.settings.presets import find_preset
+from support.files import write_json
 from vit.batch import normalise
 from vit.config import ImageConfig, LossConfig, ViTConfig
 from vit.crops import crop_views
@@ -290,19 +296,42 @@ def block(first: int, count: int, width: int = 1) -> dict:
 
 def test_only_missing_units_are_shared_out_and_all_are_read_in_order(tmp_path):
     parts = PredictionStore(tmp_path, {"weights": "a"}, images=1000, batch=2)
-    assert (parts.unit, parts.num_units) == (6, 167)
-    assert parts.shares(3)[0] == [(0, 336)] and parts.shares(1) == [[(0, 1000)]]
-    parts.add(block(6, 4))
-    assert len(parts.missing()) == 167  # half a unit is not on disk
-    parts.add(block(10, 2, width=3))
+    assert (parts.unit, parts.num_units) == (2, 500)
+    assert parts.shares(3)[0] == [(0, 334)] and parts.shares(1) == [[(0, 1000)]]
+    parts.add(block(6, 2, width=3))
     again = PredictionStore(tmp_path, {"weights": "a"}, images=1000, batch=2)
-    assert again.shares(1) == [[(0, 6), (12, 1000)]]
+    assert again.shares(1) == [[(0, 6), (8, 1000)]]
     for start, stop in again.shares(1)[0]:
-        for first in range(start, stop, 6):
-            again.add(block(first, min(6, stop - first)))
+        for first in range(start, stop, 2):
+            again.add(block(first, min(2, stop - first)))
     found = again.read()
     assert (found["position"] == np.arange(1000)).all() and found["labels"].shape == (1000, 3)
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("images", [50_000, 1_281_167, 14_197_122, 400_000_000])
+@pytest.mark.parametrize("batch", [1, 256, 1000])
+def test_units_are_several_for_each_of_512_workers_and_bounded(images, batch):
+    unit = unit_images(images, batch)
+    assert unit % batch == 0 and unit <= 1 << 14
+    assert unit == batch or images / unit > 3 * 512 * 0.5
+    assert images / unit < 2100 or unit > (1 << 14) - batch
+
+
+def test_a_folder_keeps_the_units_that_it_was_begun_with(tmp_path):
+    write_json(tmp_path / "identity.json", {"weights": "a", "unit": 6})
+    parts = PredictionStore(tmp_path, {"weights": "a"}, images=20, batch=2)
+    assert (parts.unit, parts.num_units) == (6, 4) and parts.shares(1) == [[(0, 20)]]
+
+
+def test_a_worker_hands_over_whole_units():
+    blocks = [block(0, 4), block(4, 2, width=2), block(12, 4), block(16, 1)]
+    units = list(whole_units(iter(blocks), 6))
+    assert [each["position"].tolist() for each in units] == [
+        [0, 1, 2, 3, 4, 5],
+        [12, 13, 14, 15, 16],
+    ]
+    assert units[0]["labels"].shape == (6, 2)
 
 
 def test_a_folder_of_another_evaluation_is_refused(tmp_path):

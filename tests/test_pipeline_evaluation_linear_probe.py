@@ -12,11 +12,13 @@ from sklearn.linear_model import LogisticRegression
 
 from pipeline.__main__ import main
 from pipeline.checkpoint.local import Checkpoint
-from pipeline.evaluation import linear_probe
+from pipeline.evaluation import linear_probe, probe_fits
 from pipeline.evaluation.config import LinearProbeConfig
-from pipeline.evaluation.linear_probe import LinearProbe, search_in_task, selecting
+from pipeline.evaluation.linear_probe import LinearProbe, selecting
 from pipeline.evaluation.logistic import Rows, search
 from pipeline.evaluation.model import EvalModel
+from pipeline.evaluation.predictions import PredictionStore
+from pipeline.evaluation.probe_fits import reader_of, search_in_task
 from pipeline.settings.presets import find_preset
 from support.settings import InvalidSettings
 from vit.model import ViT
@@ -168,20 +170,37 @@ def test_what_is_on_disk_is_not_computed_again(probed, body, digits, ray_cluster
 
 
 @pytest.mark.ray
-def test_a_search_in_a_task_is_that_of_this_process(ray_cluster):
+def test_a_search_in_a_task_is_that_of_this_process(ray_cluster, tmp_path):
     random = np.random.default_rng(0)
     labels = random.integers(0, 3, 80)
     x = (labels[:, None] + random.normal(0, 1, (80, 4))).astype(np.float32)
     held_out = np.arange(80) % 5 == 0
-    units = [
-        {"features": x[rows], "labels": labels[rows, None], "position": rows}
-        for rows in np.split(np.arange(80), 4)
-    ]
-    here = list(search(Rows.of(units, held_out, 3, torch.device("cpu"))))
-    refs = [[ray_cluster.put(unit)] for unit in units]
-    there = [ray_cluster.get(ref) for ref in search_in_task.remote(refs, held_out, 3)]
+    store = PredictionStore(tmp_path, {}, images=80, batch=20)
+    for rows in np.split(np.arange(80), 4):
+        store.add({"features": x[rows], "labels": labels[rows, None], "position": rows})
+    here = list(search(Rows.of(store.units(), held_out, 3, torch.device("cpu"))))
+    task = search_in_task.remote(reader_of(store), store.num_units, held_out, 3)
+    there = [ray_cluster.get(ref) for ref in task]
     assert [fit.strength for fit in here] == [fit.strength for fit in there]
     np.testing.assert_allclose(there[-1].head, here[-1].head, rtol=1e-4)
+
+
+@pytest.mark.parametrize("num_units", [1, 2, 3, 9])
+def test_units_are_sent_in_order_and_few_at_a_time(num_units, monkeypatch):
+    asked = []
+
+    class Reader:
+        class block:
+            @staticmethod
+            def remote(unit):
+                asked.append(unit)
+                return {"position": np.array([unit])}
+
+    monkeypatch.setattr(probe_fits.ray, "get", lambda columns: columns)
+    for unit, columns in enumerate(probe_fits.sent(Reader, num_units)):
+        assert columns["position"] == [unit]
+        assert len(asked) <= unit + 1 + probe_fits.AHEAD
+    assert asked == list(range(num_units)) and unit == num_units - 1
 
 
 @pytest.mark.ray
@@ -220,6 +239,7 @@ def test_bad_input_is_refused_before_ray_starts(body, digits, tmp_path, monkeypa
         ((str(body), "--data", str(tmp_path)), "it has no manifest.json"),
         ((str(body), "--data", str(digits), "--train-split", "half"), "has no split 'half'"),
         ((str(body), "--data", str(digits), "--train-split", "val"), "another split than split"),
+        ((str(body), "--data", str(digits), "--out", "s3://b/x"), "('s3://b/x') must be a folder"),
         ((str(body), "--data", str(digits), "--model.image-size", "33"), "multiple of patch_size"),
     ):
         assert main(["probe", *arguments]) == 2

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 
 from pipeline.evaluation import logistic
-from pipeline.evaluation.logistic import Rows, fitted, search
+from pipeline.evaluation.logistic import Rows, minimum, search
 
 CPU = torch.device("cpu")
 K, D, N = 5, 16, 400
@@ -54,7 +54,7 @@ def reference(x, labels, strength, weights=None) -> np.ndarray:
 @pytest.mark.parametrize("strength", [1e3, 10.0, 0.1])
 def test_head_is_that_of_scikit_learn(strength):
     x, labels = data()
-    head, fit = fitted(rows_of(x, labels), strength, zeros(), whole=True)
+    head, fit = minimum(rows_of(x, labels), strength, zeros(), whole=True)
     expected = reference(x, labels, strength)
     np.testing.assert_allclose(centred(head.numpy()), expected, atol=1e-3 * np.abs(expected).max())
     assert fit.gradient <= 1e-6 and fit.iterations < logistic.ITERATIONS
@@ -63,7 +63,7 @@ def test_head_is_that_of_scikit_learn(strength):
 def test_what_is_held_out_takes_no_part_in_the_fit():
     x, labels = data()
     kept = np.arange(N) % 7 > 0
-    head, _ = fitted(rows_of(x, labels), 1.0, zeros(), whole=False)
+    head, _ = minimum(rows_of(x, labels), 1.0, zeros(), whole=False)
     expected = reference(x[kept], labels[kept], 1.0)
     np.testing.assert_allclose(centred(head.numpy()), expected, atol=1e-3 * np.abs(expected).max())
 
@@ -71,7 +71,7 @@ def test_what_is_held_out_takes_no_part_in_the_fit():
 def test_an_image_of_two_classes_counts_half_for_each():
     x, labels = data()
     second = np.where(np.arange(N) % 3, -1, (labels + 1) % K)
-    head, _ = fitted(rows_of(x, np.c_[labels, second]), 1.0, zeros(), whole=True)
+    head, _ = minimum(rows_of(x, np.c_[labels, second]), 1.0, zeros(), whole=True)
     both = second >= 0
     share = np.r_[np.where(both, 0.5, 1.0), np.full(both.sum(), 0.5)]
     expected = reference(np.r_[x, x[both]], np.r_[labels, second[both]], 1.0, share)
@@ -142,7 +142,7 @@ def test_features_that_are_not_finite_are_an_error():
     x, labels = data()
     x[3, 2] = np.nan
     with pytest.raises(FloatingPointError, match="strength 1.0 is nan"):
-        fitted(rows_of(x, labels), 1.0, zeros(), whole=True)
+        minimum(rows_of(x, labels), 1.0, zeros(), whole=True)
 
 
 @pytest.mark.gpu
@@ -152,6 +152,6 @@ def test_a_gpu_finds_the_same_head():
     unit = {"features": x, "labels": labels[:, None], "position": np.arange(N)}
     rows = Rows.of([unit], np.arange(N) % 7 == 0, K, torch.device("cuda"))
     assert rows.pieces[0][0].is_cuda
-    head, _ = fitted(rows, 1.0, zeros().cuda(), whole=True)
-    expected, _ = fitted(rows_of(x, labels), 1.0, zeros(), whole=True)
+    head, _ = minimum(rows, 1.0, zeros().cuda(), whole=True)
+    expected, _ = minimum(rows_of(x, labels), 1.0, zeros(), whole=True)
     torch.testing.assert_close(head.cpu(), expected, rtol=1e-4, atol=1e-4)

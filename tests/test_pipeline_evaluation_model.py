@@ -1,10 +1,12 @@
 """How images are prepared for published weights."""
 
+import hashlib
 import json
+import shutil
 
 import pytest
 import torch
-from checkpoints import CONFIG
+from checkpoints import CONFIG, write
 from safetensors.torch import load_file
 
 from pipeline.evaluation.model import EvalModel, as_published, preparation
@@ -112,6 +114,29 @@ def test_impossible_files_beside_the_weights_are_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(settings | {"id2label": {"0": "cat"}}))
     with pytest.raises(ValueError, match="lists 1 classes, but the head beside it has 10"):
         EvalModel.open(tmp_path)
+
+
+def test_the_hash_of_an_old_folder_of_transformers_is_that_of_its_file(tmp_path):
+    save_weights(tmp_path, model_of(), "transformers")
+    file = tmp_path / "pytorch_model.bin"
+    torch.save(load_file(tmp_path / "model.safetensors"), file)
+    (tmp_path / "model.safetensors").unlink()
+    expected = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert EvalModel.open(tmp_path).sha256() == expected
+
+
+def test_a_copy_of_a_checkpoint_has_no_run_and_needs_no_training_state(tmp_path):
+    config = CONFIG.replace({"runs_dir": str(tmp_path), "model.num_classes": 10})
+    model = ViT(config.model).state_dict()
+    path = write(tmp_path / "run" / "checkpoints", 7, config=config, model=model)
+    assert EvalModel.open(path).run_dir == tmp_path / "run"
+    copy = tmp_path / "run" / "init"
+    copy.mkdir()
+    for name in ("model.safetensors", "config.json", "meta.json"):
+        shutil.copy(path / name, copy)
+    found = EvalModel.open(copy)
+    assert found.run_dir is None and found.step == 7
+    assert found.data == EvalModel.open(path).data
 
 
 @pytest.mark.parametrize("interpolation", ["area", "linear", "bilinear", "bicubic"])

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import shutil
 import sys
 import types
 
@@ -248,6 +249,20 @@ def test_without_the_head_the_features_are_exported(tmp_path):
     assert not (tmp_path / "out" / "classes.txt").exists()
 
 
+def test_a_file_without_a_head_is_exported_without_one_alone(tmp_path, capsys):
+    model = random_model(ViTConfig(**{k.removeprefix("model."): v for k, v in MODEL.items()}))
+    save_weights(tmp_path / "body.safetensors", model, head="drop")
+    assert export(tmp_path / "body.safetensors", tmp_path / "out", "--to", "timm") == 2
+    assert "has no head" in capsys.readouterr().err
+    flags = ("--to", "timm", "--head", "drop")
+    assert export(tmp_path / "body.safetensors", tmp_path / "out", *flags) == 0
+    found, body = (
+        load_file(tmp_path / name) for name in ("out/model.safetensors", "body.safetensors")
+    )
+    assert found.keys() == body.keys()
+    assert all(torch.equal(tensor, body[name]) for name, tensor in found.items())
+
+
 def test_the_list_of_classes_is_one_that_other_commands_read(google_run, tmp_path):
     assert export(google_run[0], tmp_path / "out", *NPZ) == 0
     listed = class_list(str(tmp_path / "out" / "classes.txt"))
@@ -338,6 +353,16 @@ def test_the_card_of_features_says_whose_results_it_has(tmp_path):
     text = card_of(path, tmp_path, "--to", "timm", "--head", "drop")
     assert "Of the model with its head, which is not in this folder." in text
     assert "image-feature-extraction" in text
+
+
+def test_the_card_of_a_copy_without_training_state_tells_the_training(google_run, tmp_path):
+    (checkpoint,) = (google_run[0] / "checkpoints").iterdir()
+    copy = google_run[0] / "init"
+    copy.mkdir()
+    for name in ("model.safetensors", "config.json", "meta.json"):
+        shutil.copy(checkpoint / name, copy)
+    text = card_of(copy, tmp_path)
+    assert "896 samples seen by step 7" in text and "Trained with commit abc" in text
 
 
 def test_the_card_names_data_without_its_place(digits, tmp_path):

@@ -222,8 +222,8 @@ def test_a_table_that_is_not_finished_is_not_there(tmp_path):
 # --- what cannot be read ---
 
 
-def test_only_a_run_without_any_readable_image_fails(run, folder, caplog):
-    assert main(["predict", str(run), str(folder / "d.jpeg")]) == 1
+def test_only_input_without_any_readable_image_is_bad(run, folder, caplog):
+    assert main(["predict", str(run), str(folder / "d.jpeg")]) == 2
     _, reason, *rest = said(caplog)
     assert reason.startswith("  cannot be read: no readable image in 8 bytes")
     assert rest == ["classified  0 of 1 images", f"not read    {folder}/d.jpeg"]
@@ -412,17 +412,34 @@ def test_a_gpu_or_without_any_a_node_has_its_share_of_the_cores():
 
     gpus, cpus = {"CPU": 26.0, "GPU": 8.0}, {"CPU": 16.0}
     assert (
-        shares({"a": gpus, "b": cpus, "head": {}}, [gpus, cpus, {}])
+        shares({"a": gpus, "b": cpus, "head": {}}, [], 10**6)
         == [Share(node="a", threads=3, gpus=1)] * 8
     )
-    assert shares({"a": cpus, "b": {"CPU": 4.0}}, [cpus, {"CPU": 4.0}]) == [
+    assert shares({"a": cpus, "b": {"CPU": 4.0}}, [], 1) == [
         Share(node="a", threads=16, gpus=0),
         Share(node="b", threads=4, gpus=0),
     ]
-    # nodes with GPUs are still to come
-    assert shares({"a": cpus}, [cpus, gpus]) == [Share(node=None, threads=3, gpus=1)]
     with pytest.raises(ValueError, match="no node of the cluster has GPUs and CPUs"):
-        shares({"a": {"GPU": 1.0}}, [{"GPU": 1.0}])
+        shares({"a": {"GPU": 1.0}}, [], 1)
+
+
+def test_nodes_that_can_be_started_have_shares_as_far_as_there_are_images():
+    from pipeline.cluster.autoscaler import NodeType
+    from pipeline.predict.cluster import Share, shares
+
+    gpus, cpus = {"CPU": 26.0, "GPU": 8.0}, {"CPU": 16.0}
+    types = [NodeType(resources=cpus, most=1), NodeType(resources=gpus, most=4)]
+    coming = Share(node=None, threads=3, gpus=1)
+    assert shares({"head": cpus}, types, 10**6) == [coming] * 32
+    here = Share(node="a", threads=3, gpus=1)
+    assert shares({"head": cpus, "a": gpus}, types, 10**6) == [here] * 8 + [coming] * 24
+    assert shares({"head": cpus, "a": gpus}, types, 10) == [here] * 8
+    assert shares({"head": cpus}, types, 2 * coming.chunk + 1) == [coming] * 3
+    assert shares({"head": cpus}, types, 1) == [coming]
+    # without GPUs the nodes themselves
+    types = [NodeType(resources=cpus, most=3), NodeType(resources={}, most=2)]
+    here, coming = (Share(node=node, threads=16, gpus=0) for node in ("head", None))
+    assert shares({"head": cpus}, types, 10**6) == [here, coming, coming]
 
 
 @pytest.mark.ray
@@ -478,13 +495,29 @@ def test_an_error_does_not_wait_for_a_worker_that_never_starts(ray_cluster, run,
     share = cluster.Share(node=None, threads=1, gpus=0)
     other = cluster.Share(node=None, threads=1, gpus=1)  # there is no GPU
     made = [cluster.actor(each, eval_model.evaluation(), weights, 3) for each in (share, other)]
-    workers = cluster.Workers(made)
+    workers = cluster.Workers(made, [str(folder)])
     wanted = list(files.walk([str(folder)]))
     found = threads.ordered(workers, threads.batches([*wanted, None], 1), 4)
     with pytest.raises(AttributeError):  # the last is no file
         list(found)
     workers.close()
     assert not [each for each in threading.enumerate() if "_start" in each.name]
+
+
+@pytest.mark.ray
+def test_a_worker_that_does_not_see_the_images_gets_none(ray_cluster, run, folder, caplog):
+    from pipeline.predict import cluster
+
+    eval_model = EvalModel.open(run)
+    weights = ray_cluster.put(eval_model.load(eval_model.model).state_dict())
+    share = cluster.Share(node=None, threads=1, gpus=0)
+    made = [cluster.actor(share, eval_model.evaluation(), weights, 3)]
+    caplog.set_level(logging.WARNING)
+    workers = cluster.Workers(made, [str(folder), f"{folder}/elsewhere"])
+    with pytest.raises(RuntimeError, match="all workers are lost"):
+        workers(list(files.walk([str(folder)])))
+    assert f"a worker is lost, 0 are left: {folder}/elsewhere is not seen by node" in caplog.text
+    workers.close()
 
 
 def test_what_a_node_does_not_see_is_named(tmp_path):

@@ -9,11 +9,13 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from pathlib import Path
 
 import mlflow.pyfunc
 import mlflow.pytorch
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from checkpoints import write
@@ -21,6 +23,7 @@ from mlflow.models import Model
 from mlflow_server import clean_environment, free_port
 from PIL import Image
 
+import vit.graph
 from pipeline.__main__ import main
 from pipeline.evaluation.model import EvalModel
 from pipeline.settings.presets import find_preset
@@ -132,6 +135,7 @@ rows = {
     for name, column in cells.items()
 }
 wrong = [5, None, "not base64!", np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)]
+wrong += [np.zeros((0, 4, 3), np.uint8)]
 rows["wrong"] = json.loads(model.predict(pd.DataFrame({"image": wrong})).to_json(orient="records"))
 graph = mlflow.pytorch.load_model(folder)
 print(json.dumps({**rows, "graph": list(graph(torch.zeros(3, 3, 32, 32)).shape)}))
@@ -160,7 +164,8 @@ def test_the_model_answers_as_the_command_does_without_this_project(
             assert_same(row, expected)
     assert found["arrays"][0] == found["bytes"][0]  # the first photo, decoded
     reasons = ["int is not an image", "NoneType is not", "is not base64", "(4, 4) must be uint8"]
-    for row, reason in zip(found["wrong"], [*reasons, "float32 (4, 4, 3) must be"], strict=True):
+    reasons += ["float32 (4, 4, 3) must be", "(0, 4, 3) must be"]
+    for row, reason in zip(found["wrong"], reasons, strict=True):
         assert reason in row["error"] and row["class1"] is None and row["p1"] is None
     assert found["graph"] == [3, 10]
 
@@ -179,6 +184,21 @@ def test_probabilities_are_those_of_the_link_of_the_loss(tmp_path):
     assert row["class1"] == CLASSES[logits.argmax()]
     assert row["p1"] == pytest.approx(1 / (1 + np.exp(-logits.max().item())), rel=1e-4)
     assert image_classifier.LINKS.keys() == LINKS.keys()
+
+
+@pytest.mark.parametrize("interpolation", ["area", "linear", "bilinear", "bicubic"])
+@pytest.mark.parametrize("resize", ["short", "squash"])
+def test_an_image_that_cannot_be_resized_leaves_the_others_their_classes(
+    resize, interpolation, tmp_path
+):
+    settings = {"images.eval_resize": resize, "images.eval_interpolation": interpolation}
+    save_model(checkpoint_in(tmp_path / "run", **settings), tmp_path / "model", Model())
+    model = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    odd = [np.zeros(shape, np.uint8) for shape in ((2, 40_000, 3), (1, 200_000, 3), (0, 9, 3))]
+    table = model.predict(pd.DataFrame({"image": [*odd, jpeg(0)]}))
+    rows = json.loads(table.to_json(orient="records"))
+    assert rows[3]["class1"] in CLASSES and not rows[3]["error"]
+    assert rows[2]["error"] and all(bool(row["class1"]) != bool(row["error"]) for row in rows)
 
 
 def test_a_head_of_two_classes_gives_both(tmp_path):
@@ -202,9 +222,9 @@ def test_the_model_says_what_goes_in_and_out_and_how_images_are_prepared(saved):
         "step": 10,
         "preprocessing": {
             "size": 32,
-            "resize": "short",
             "resize_to": 40,
             "crop_pct": 0.8,
+            "crop_mode": "center",
             "interpolation": "bicubic",
             "mean": [0.4, 0.5, 0.6],
             "std": [0.2, 0.3, 0.4],
@@ -230,6 +250,13 @@ def test_the_input_example_is_an_image_that_the_model_takes(saved):
     assert decode(example["image"][0]).shape == (32, 32, 3)
     row = model.predict(example).iloc[0]
     assert row["class1"] in CLASSES and row["error"] == ""
+
+
+def test_the_graph_does_not_name_folders_of_this_machine(saved):
+    content = (saved / "artifacts" / "graph" / "model.pt2").read_bytes()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        text = b"".join(archive.read(name) for name in archive.namelist())
+    assert str(Path(vit.graph.__file__).parent).encode() not in text
 
 
 def test_fine_tuning_can_start_from_the_model(saved, checkpoint):

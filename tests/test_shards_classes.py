@@ -32,3 +32,9 @@ def test_winter21_is_described_by_its_name():
     winter21 = class_list("winter21")
     assert described(winter21) == "winter21: 19,167 classes"
     assert described(winter21[1:]) == "19,166 classes, all of them in winter21"
+
+
+def test_classes_of_one_name_are_told_apart_by_their_ids():
+    wnids = ("n02012849", "n01440764", "n03126707", "cat")  # a bird and a machine
+    names = ["crane (n02012849)", "tench, Tinca tinca", "crane (n03126707)", "cat"]
+    assert wordnet.names(wnids) == names

@@ -37,6 +37,7 @@ from torchao.utils import should_reduce_range
 
 from support.files import written
 from vit.config import ViTConfig
+from vit.graph import graph_of
 from vit.model import ViT
 
 STATIC = "int8-static"
@@ -156,10 +157,7 @@ def quantise_static(model: ViT, batches: list[Tensor]) -> fx.GraphModule:
     quantizer = x86.X86InductorQuantizer()
     quantizer.set_function_type_qconfig(nn.functional.linear, settings)
     size = model.config.image_size
-    images = torch.zeros(2, 3, size, size)
-    shapes = ({0: torch.export.Dim("batch", min=1, max=65_536)},)
-    exported = torch.export.export(model, (images,), dynamic_shapes=shapes)
-    prepared = prepare_pt2e(exported.module(), quantizer)
+    prepared = prepare_pt2e(graph_of(model, (3, size, size)).module(), quantizer)
     with torch.no_grad():
         for images in batches:
             prepared(images)

@@ -220,13 +220,17 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     return open_weights(path).tensors
 
 
+def weights_file(path: Path) -> Path:
+    """The file with the weights: that of a directory, or the path itself."""
+    if not path.is_dir():
+        return path
+    new, old = path / MODEL_FILE, path / OLD_MODEL_FILE
+    return old if old.is_file() and not new.is_file() else new
+
+
 def open_weights(path: Path | str) -> Weights:
     """Read the tensors of a file or directory, and what it states of its model."""
-    path = Path(path)
-    if path.is_dir():
-        old = path / OLD_MODEL_FILE
-        path = path / MODEL_FILE
-        path = old if old.is_file() and not path.is_file() else path
+    path = weights_file(Path(path))
     if path.suffix == ".npz" and path.is_file():
         tensors, heads = read_npz(path)
         dialect, metadata, facts = "npz-vit", {}, {"heads": heads} if heads else {}

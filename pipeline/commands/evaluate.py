@@ -107,16 +107,18 @@ def attach_and_send(
     from pipeline.tracking.journal import EVENTS
     from support.files import AlreadyLocked
     from support.lease import leased
+    from vit.weights import MODEL_FILE
 
     if not (eval_model.run_dir / EVENTS).exists():
         return
+    checkpoint = Checkpoint.open(eval_model.path, only=MODEL_FILE)
     home = run_of(location) if "://" in location else None
     try:
         with leased(home) if home else contextlib.nullcontext():
             if home:  # the run may have gone on meanwhile
                 home.push(*names)
                 home.pull()
-            attach(eval_model.run_dir, Checkpoint.open(eval_model.path), folder)
+            attach(eval_model.run_dir, checkpoint, folder)
             mlflow_sync.sync(eval_model.run_dir)
             if home:
                 home.push(*run.FILES)

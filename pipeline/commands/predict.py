@@ -47,7 +47,7 @@ class Predict:
     """Show the output of Ray and of the other libraries."""
 
     def __call__(self) -> int:
-        """Classify; returns 1 if no image could be read."""
+        """Classify; returns 2, as for other bad input, if no image could be read."""
         open_console(verbose=self.verbose)
         if self.top < 1:
             raise ValueError(f"--top ({self.top}) must be at least 1")
@@ -74,7 +74,7 @@ class Predict:
         if unread:
             rest = f" and {unread - len(names):,} more" if unread > len(names) else ""
             log.warning("not read    %s%s", ", ".join(names), rest)
-        return 0 if unread < done else 1
+        return 0 if unread < done else 2
 
     def _model(self) -> tuple["EvalModel", tuple[str, ...]]:
         """The model, and the wnids of its head's outputs."""

@@ -23,8 +23,8 @@ class ForwardConfig(Settings):
     split: str = setting("val", common=True)
     """Split to evaluate on."""
     out: str | None = setting(None, common=True)
-    """Folder of the result; by default in evaluations/ or probes/ of the run's folder, or of
-    runs/."""
+    """Folder of the result, not in a store; by default in evaluations/ or probes/ of the run's
+    folder, or of runs/."""
     workers: int = setting(1, common=True)
     """Processes that run the model on CPUs; with GPUs there is one process per GPU."""
     batch: int = setting(256, common=True)
@@ -38,8 +38,10 @@ class ForwardConfig(Settings):
     images: ImageConfig = setting(ImageConfig)
 
     def rules(self) -> Iterator[Rule]:
-        """Counts are positive."""
+        """Counts are positive, and results go to a folder."""
         yield from below(self, 1, "workers", "batch")
+        if self.out and "://" in self.out:
+            yield "out", "must be a folder: that of a run in a store goes there without it"
 
     def absolute(self) -> Self:
         """The config with absolute paths: workers run in other folders, on other machines."""

@@ -2,7 +2,7 @@
 
     split -> centre crop -> features (the input of the head) -> PredictionStore, unit by unit
 
-A unit on disk is not computed again. Nothing holds the features of all images at once.
+A unit on disk is not computed again. Nothing but the fit holds the features of all images at once.
 
 Shapes: B images, D width of the features, M labels per image (padded with -1).
 """

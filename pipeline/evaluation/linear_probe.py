@@ -15,15 +15,13 @@ only reported on.
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import ray
 import torch
-from ray import ObjectRef
 from torch import Tensor
 
 from pipeline.checkpoint import local
@@ -32,18 +30,18 @@ from pipeline.checkpoint.draft import Draft
 from pipeline.checkpoint.local import Checkpoint
 from pipeline.checkpoint.run_folder import PROBES
 from pipeline.checkpoint.sharded import Snapshot
-from pipeline.cluster.autoscaler import possible_nodes
 from pipeline.data.dataset import Dataset, SampleFilter, set_name
 from pipeline.data.stream import joined
 from pipeline.evaluation import evaluate
 from pipeline.evaluation.config import CENTER, LinearProbeConfig
 from pipeline.evaluation.evaluate import RESULT, Progress, figures, named
 from pipeline.evaluation.features import FeatureReader
-from pipeline.evaluation.logistic import Fit, Rows, logits, search
+from pipeline.evaluation.logistic import Fit, logits
 from pipeline.evaluation.metrics import METRICS, Predictions
 from pipeline.evaluation.model import EvalModel
 from pipeline.evaluation.predict import Scorer, fetched, predict_all
 from pipeline.evaluation.predictions import PredictionStore, protocol_predictions
+from pipeline.evaluation.probe_fits import fits_of
 from pipeline.settings.config import DataConfig
 from support.files import write_json
 from support.redact import redact
@@ -166,7 +164,7 @@ class LinearProbe:
             reader = FeatureReader(dataset=dataset, settings=settings.center)
             predict_all(reader, model, store, progress(store.folder.name))
         fits = []
-        for fit in self._fits(stores[0]):
+        for fit in fits_of(stores[0], self.held_out, len(self.train.classes)):
             fits.append(fit)
             log.info("%s", described(fit))
         head = torch.from_numpy(fits[-1].head.copy())  # Ray's arrays cannot be written to
@@ -198,16 +196,6 @@ class LinearProbe:
             "gradient": last.gradient,
             "search": [record(fit) for fit in sorted(tried, key=lambda fit: fit.strength)],
         }
-
-    def _fits(self, store: PredictionStore) -> Iterator[Fit]:
-        """The fits of the search: on a GPU if the cluster has any, else in this process."""
-        classes = len(self.train.classes)
-        if not any(node.get("GPU") for node in possible_nodes()):
-            yield from search(Rows.of(store.units(), self.held_out, classes, torch.device("cpu")))
-            return
-        units = [[ray.put(unit)] for unit in store.units()]  # in lists, so that no task waits
-        for ref in search_in_task.options(num_gpus=1).remote(units, self.held_out, classes):
-            yield ray.get(ref)
 
     def _predictions(self, store: PredictionStore, head: Tensor) -> Predictions:
         """What the head answers for the images of the eval split."""
@@ -249,18 +237,6 @@ class LinearProbe:
             classes=self.train.classes,
             fingerprint=self.train.fingerprint,
         )
-
-
-@ray.remote(num_returns="streaming")
-def search_in_task(
-    units: Sequence[Sequence[ObjectRef]], held_out: np.ndarray, classes: int
-) -> Iterator[Fit]:
-    """Ray task that searches, on its GPU if it has one."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    blocks = (ray.get(ref) for (ref,) in units)
-    # copies, because the arrays of Ray's store cannot be written to, which PyTorch warns of
-    copies = ({name: column.copy() for name, column in block.items()} for block in blocks)
-    yield from search(Rows.of(copies, held_out.copy(), classes, device))
 
 
 def selecting(dataset: Dataset) -> np.ndarray:

@@ -144,7 +144,7 @@ def has_room(features: Tensor, classes: int, device: torch.device) -> bool:
     return torch.cuda.mem_get_info(device)[0] > fit_bytes + features.nbytes
 
 
-def fitted(rows: Rows, strength: float, start: Tensor, *, whole: bool) -> tuple[Tensor, Fit]:
+def minimum(rows: Rows, strength: float, start: Tensor, *, whole: bool) -> tuple[Tensor, Fit]:
     """The head (K, D + 1) that minimises the objective, from `start`; FloatingPointError for NaN.
 
     L-BFGS sees the same function of other variables, in which it converges faster: the weights of
@@ -202,7 +202,7 @@ def search(rows: Rows) -> Iterator[Fit]:
                 continue
             nearest = min(heads, key=lambda other: abs(other - place))
             strength = 10 ** (place / PER_DECADE)
-            head, fit = fitted(rows, strength, heads[nearest], whole=False)
+            head, fit = minimum(rows, strength, heads[nearest], whole=False)
             top1, loss = rows.held_out_scores(head)
             heads[place], fits[place] = head, replace(fit, top1=top1, loss=loss)
             yield fits[place]
@@ -211,5 +211,5 @@ def search(rows: Rows) -> Iterator[Fit]:
             break
         step //= 2
         places = (best + step, best - step)
-    head, fit = fitted(rows, fits[best].strength, heads[best], whole=True)
+    head, fit = minimum(rows, fits[best].strength, heads[best], whole=True)
     yield replace(fit, head=head.float().cpu().numpy())

@@ -10,7 +10,6 @@ give whatever the files do not state.
 """
 
 import dataclasses
-import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from pipeline.checkpoint import local
+from pipeline.checkpoint.run_folder import CHECKPOINTS
 from pipeline.data import digits
 from pipeline.evaluation.config import EvaluateConfig, LinearProbeConfig
 from pipeline.settings.config import TrainConfig
@@ -31,7 +31,7 @@ from vit.config import ImageConfig, LossConfig, ViTConfig
 from vit.config_json import parsed
 from vit.dialects import DIALECTS
 from vit.model import ViT
-from vit.weights import CONFIG_FILE, MODEL_FILE, load_weights, open_weights
+from vit.weights import CONFIG_FILE, MODEL_FILE, load_weights, open_weights, weights_file
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class EvalModel:
     """Shard set that it was evaluated on during training."""
     split: str = "val"
     run_dir: Path | None = None
-    """Folder of the run that made it."""
+    """Folder of the run that made it; None for a file, and for a copy of a checkpoint."""
     step: int | None = None
 
     @classmethod
@@ -103,9 +103,11 @@ class EvalModel:
         defaults = TrainConfig()
         names = defaults.flat()  # settings of other versions are ignored
         config = defaults.replace({k: v for k, v in checkpoint.config.items() if k in names})
-        run_dir = checkpoint.path.parent.parent
-        # the folder of the runs may have been moved; a prefix in a store stays
-        runs_dir = config.runs_dir if "://" in config.runs_dir else str(run_dir.parent)
+        runs_dir, run_dir = config.runs_dir, None
+        if checkpoint.path.parent.name == CHECKPOINTS:  # elsewhere it is a copy
+            run_dir = checkpoint.path.parent.parent
+            # the folder of the runs may have been moved; a prefix in a store stays
+            runs_dir = runs_dir if "://" in runs_dir else str(run_dir.parent)
         return cls(
             path=checkpoint.path,
             model=config.model,
@@ -181,17 +183,15 @@ class EvalModel:
 
     def sha256(self) -> str:
         """Hash of the file with the weights."""
-        path = self.path / MODEL_FILE if self.path.is_dir() else self.path
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return local.sha256(weights_file(self.path))
 
 
 def preparation(images: ImageConfig) -> dict[str, object]:
     """The preparation of images for evaluation in timm's words, as `as_published` reads them."""
     modes = {ours: theirs for theirs, ours in RESIZES.items()}
     return {
-        "mean": images.mean,
-        "std": images.std,
+        "mean": list(images.mean),
+        "std": list(images.std),
         "crop_pct": images.crop_pct,
         "crop_mode": modes[images.eval_resize],
         "interpolation": images.eval_interpolation,

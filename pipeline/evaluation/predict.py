@@ -26,7 +26,7 @@ from pipeline.data.staging import Staged, Staging
 from pipeline.data.stream import Block, Stream, ahead
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.forward import Forward
-from pipeline.evaluation.predictions import PredictionStore
+from pipeline.evaluation.predictions import PredictionStore, whole_units
 from pipeline.evaluation.share import EvalShare
 from shards.dataset import wordnet
 from vit.config import LossConfig
@@ -174,20 +174,20 @@ def fetched(batch: Mapping[str, Tensor]) -> Block:
 
 
 @ray.remote(num_returns="streaming")
-def predict(
-    evaluator: Evaluator, weights: Mapping[str, Tensor], spans: Sequence[tuple[int, int]]
+def predict_spans(
+    evaluator: Evaluator, weights: Mapping[str, Tensor], spans: Sequence[tuple[int, int]], unit: int
 ) -> Iterator[Block]:
-    """Ray task that predicts for some spans, on its GPU if it has one."""
+    """Ray task that predicts for some spans, unit by unit, on its GPU if it has one."""
     feed = NodeFeed.alone()  # it starts while the model is made
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = ViT(evaluator.settings.model).eval()
     model.load_state_dict(weights)
     share = EvalShare.of_spans(spans, evaluator.settings.batch_images)
-    yield from evaluator.predictions(model.to(device), feed, share)
+    yield from whole_units(evaluator.predictions(model.to(device), feed, share), unit)
 
 
 def task_cpus(nodes: Sequence[Mapping[str, float]], tasks: int) -> float:
-    """CPUs of each task of `predict`, so that half of every node's stay free to read and decode.
+    """CPUs of each task that predicts, so that half of every node's stay free to read and decode.
 
     A task on a node without free CPUs would wait forever for its crops. Each GPU takes a task;
     without GPUs all tasks may run on one node. `nodes` are the resources of each.
@@ -213,9 +213,9 @@ def predict_all(
     if shares:
         takes_gpu = any(node.get("GPU") for node in nodes)
         cpus = task_cpus(nodes, len(shares))
-        task = predict.options(num_gpus=int(takes_gpu), num_cpus=cpus)
+        task = predict_spans.options(num_gpus=int(takes_gpu), num_cpus=cpus)
         evaluator_ref, weights = ray.put(evaluator), ray.put(model.state_dict())
-        running = [task.remote(evaluator_ref, weights, share) for share in shares]
+        running = [task.remote(evaluator_ref, weights, share, store.unit) for share in shares]
         while running:
             (ready,), _ = ray.wait(running, num_returns=1)
             try:

@@ -6,11 +6,13 @@
 
 Images are divided into units by position. One worker computes a unit, in the same batches for any
 number of workers, so the predictions are identical bit for bit. Units on disk are not recomputed.
+The driver holds one unit at a time, and a worker one that is not complete.
 """
 
+import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +25,10 @@ from support.files import write_json, written
 from support.redact import redacted
 
 IDENTITY = "identity.json"
-# about this many units: enough to divide evenly, and an interruption loses little work
-UNITS = 200
+# about this many units: several for each of 512 workers, so that they divide evenly
+UNITS = 2048
+# images of a unit: 64 MiB of features of width 1,024
+MOST = 1 << 14
 
 
 class PredictionStore:
@@ -36,24 +40,25 @@ class PredictionStore:
         """Open or create the folder of an evaluation; ValueError if it holds another one.
 
         `identity` (JSON) distinguishes evaluations from each other. `images` is the number of all
-        images and `batch` that of a forward pass; a unit is a multiple of it.
+        images and `batch` that of a forward pass; a unit is a multiple of it. A folder keeps
+        the units that it was begun with.
         """
         self.folder, self.images = folder, images
-        self.unit = batch * math.ceil(images / (UNITS * batch))
-        self.num_units = math.ceil(images / self.unit)
-        self._pending: dict[int, list[Block]] = {}
-        current = json.loads(json.dumps({**redacted(identity), "unit": self.unit}))
+        path, unit = folder / IDENTITY, unit_images(images, batch)
+        current = json.loads(json.dumps({**redacted(identity), "unit": unit}))
         (folder / "parts").mkdir(parents=True, exist_ok=True)
-        path = folder / IDENTITY
-        if not path.exists():
+        stored = json.loads(path.read_text()) if path.exists() else {}
+        names = (current.keys() | stored.keys()) - {"unit"}
+        changed = sorted(name for name in names if current.get(name) != stored.get(name))
+        if not stored:
             write_json(path, current)
-        elif (stored := json.loads(path.read_text())) != current:
-            names = current.keys() | stored.keys()
-            changed = sorted(name for name in names if current.get(name) != stored.get(name))
+        elif changed:
             raise ValueError(
                 f"{folder} holds another evaluation, which differs in {', '.join(changed)}; "
                 f"give another --out"
             )
+        self.unit = stored.get("unit", unit)
+        self.num_units = math.ceil(images / self.unit)
 
     def path(self, unit: int) -> Path:
         """File of a unit."""
@@ -73,21 +78,18 @@ class PredictionStore:
         return min((unit + 1) * self.unit, self.images)
 
     def add(self, block: Block) -> None:
-        """Add a block of predictions, all from one unit; a complete unit is written."""
-        unit = int(block["position"][0]) // self.unit
-        blocks = self._pending.setdefault(unit, [])
-        blocks.append(block)
-        if sum(len(each["position"]) for each in blocks) < self._stop(unit) - unit * self.unit:
-            return
-        columns = joined(self._pending.pop(unit))
-        with written(self.path(unit)) as aside:
-            save_file(columns, aside)
+        """Write the predictions of a whole unit."""
+        with written(self.path(int(block["position"][0]) // self.unit)) as aside:
+            save_file(block, aside)
+
+    def block(self, unit: int) -> Block:
+        """The predictions of a unit, which must be there, mapped into memory."""
+        with safe_open(self.path(unit), framework="pt") as part:
+            return {name: part.get_tensor(name).numpy() for name in part.keys()}
 
     def units(self) -> Iterator[Block]:
-        """The blocks of all units, which must be there, in order; each is mapped into memory."""
-        for unit in range(self.num_units):
-            with safe_open(self.path(unit), framework="pt") as part:
-                yield {name: part.get_tensor(name).numpy() for name in part.keys()}
+        """The blocks of all units, which must be there, in order."""
+        return map(self.block, range(self.num_units))
 
     def read(self) -> Block:
         """All predictions by position; RuntimeError if an image is missing or repeated."""
@@ -100,6 +102,17 @@ class PredictionStore:
             )
         order = np.argsort(columns["position"])
         return {name: column[order] for name, column in columns.items()}
+
+
+def unit_images(images: int, batch: int) -> int:
+    """Images of a unit, by the number of all and that of a batch, of which it is a multiple."""
+    return batch * min(math.ceil(images / (UNITS * batch)), max(1, MOST // batch))
+
+
+def whole_units(blocks: Iterable[Block], unit: int) -> Iterator[Block]:
+    """The blocks of each unit as one, given blocks by position, each of one unit."""
+    for _, parts in itertools.groupby(blocks, lambda block: int(block["position"][0]) // unit):
+        yield joined(list(parts))
 
 
 def protocol_predictions(columns: Block, name: str) -> Predictions:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.checkpoint.local import CONFIG, META, Checkpoint, provenance
+from pipeline.checkpoint.local import META, Checkpoint, provenance
 from pipeline.evaluation.config import RESULT
 from pipeline.export.check import Agreement
 from pipeline.export.config import ExportConfig
@@ -18,11 +18,14 @@ from shards.dataset.classes import class_list, described
 from support.command import DISTRIBUTION
 from support.redact import redact
 from vit.registry import LOSSES
+from vit.weights import MODEL_FILE
 
 # settings that say where and how fast a run was computed, not what
 ELSEWHERE = ("name", "runs_dir", "experiment", "data.dir", "init_from", "record.", "probe.")
 ELSEWHERE += ("device", "worker", "min_workers", "log_every", "eval_every", "checkpoint_", "keep_")
 ELSEWHERE += ("model.num_classes", "max_restarts", "hang_minutes", "audit", "data.eval_split")
+# a setting that every run has, and a linear probe has not
+OF_TRAINING = "optim.lr"
 TERMS = (
     "ImageNet's terms of access (image-net.org/download) let researchers use the database only for"
     " non-commercial research and educational purposes. They are about the database, and do not say"
@@ -52,10 +55,8 @@ def card(source: Source, config: ExportConfig, usage: str, agreement: Agreement)
 
 def checkpoint_of(source: Source) -> Checkpoint | None:
     """The checkpoint that is exported; None for a file of weights."""
-    if source.eval_model.run_dir is None:
-        return None
-    path = source.eval_model.path  # which EvalModel has checked
-    return Checkpoint.of(path, *((path / name).read_bytes() for name in (META, CONFIG)))
+    path = source.eval_model.path
+    return Checkpoint.open(path, only=MODEL_FILE) if (path / META).is_file() else None
 
 
 def title(source: Source) -> str:
@@ -104,6 +105,9 @@ def training(source: Source) -> Iterator[str]:
         yield "## Training\n\nThe file of weights does not say how it was trained."
         return
     settings = checkpoint.config
+    if OF_TRAINING not in settings:
+        yield from probing(source, checkpoint)
+        return
     yield (
         f"## Training\n\nData: {place(settings['data.dir'])} (fingerprint"
         f" {checkpoint.fingerprint}), {described(checkpoint.classes)};"
@@ -124,6 +128,23 @@ def training(source: Source) -> Iterator[str]:
     yield "\n".join([f"Settings that differ from {of}:\n", "| setting | value |", "|---|---|"]) + (
         "\n" + "\n".join(changes)
     )
+
+
+def probing(source: Source, checkpoint: Checkpoint) -> Iterator[str]:
+    """The body, the data and the protocol of a linear probe, as its result records them."""
+    settings, folder = checkpoint.config, source.eval_model.run_dir
+    yield (
+        f"## Training\n\nA linear probe: the body is that of {place(settings['init_from'])}, step"
+        f" {checkpoint.step:,}, and was not trained further; a new head was fitted to its features."
+        f" Data: {place(settings['data.dir'])}, split {settings['data.train_split']} (fingerprint"
+        f" {checkpoint.fingerprint}), {described(checkpoint.classes)}."
+    )
+    if folder and (folder / RESULT).is_file():
+        result = json.loads((folder / RESULT).read_text())
+        yield (
+            f"Protocol: {result['protocol']}. Strength {result['strength']:.2e}, selected on"
+            f" {result['held_out']:,} of {result['train_images']:,} images."
+        )
 
 
 def place(location: object) -> str:
@@ -180,6 +201,9 @@ def evaluations(source: Source) -> Iterator[Mapping]:
         result = json.loads(path.read_text())
         if result.get("weights_sha256") == weights:
             yield result
+    own = source.eval_model.run_dir / RESULT
+    if own.is_file() and "probed" in (result := json.loads(own.read_text())):
+        yield result
 
 
 def rows_of(source: Source, result: Mapping) -> Iterator[str]:
@@ -208,7 +232,7 @@ def table_row(*cells: str) -> str:
 
 def versions(source: Source) -> Iterator[str]:
     """Code and libraries of the training and of the export."""
-    if source.eval_model.run_dir:
+    if checkpoint_of(source):
         meta = json.loads((source.eval_model.path / META).read_text())
         yield f"Trained with {listed(meta)}."
     own = f"{DISTRIBUTION} {importlib.metadata.version(DISTRIBUTION)}"

@@ -3,13 +3,12 @@
 import torch
 from torch import Tensor, nn
 
+import vit.graph
 from pipeline.export.config import ExportConfig
 from pipeline.export.source import CLASSES_FILE, Source
 from vit.batch import channel_factors, scaled
 from vit.config import ImageConfig
 
-# largest batch that a graph accepts
-MOST = 65_536
 INPUT = "images"
 
 
@@ -28,17 +27,11 @@ class Normalised(nn.Module):
 
 def graph_of(source: Source, config: ExportConfig) -> torch.export.ExportedProgram:
     """The graph of the model; the batch is the first axis of its input."""
-    size, model = source.config.image_size, source.model
-    # two images, as one would fix the batch size; files keep them, so they are none of the data
-    example = torch.zeros(2, 3, size, size)
+    size = source.config.image_size
     if config.preprocess:
         model = Normalised(source.model, source.images).eval()
-        example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
-    batch = torch.export.Dim("batch", min=1, max=MOST)
-    program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # paths of this machine, half of a small file
-    return program
+        return vit.graph.graph_of(model, (size, size, 3), torch.uint8)
+    return vit.graph.graph_of(source.model, (3, size, size))
 
 
 def image_code(source: Source, config: ExportConfig) -> str:

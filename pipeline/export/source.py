@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -47,13 +46,15 @@ class Source:
     @classmethod
     def open(cls, path: Path, config: ExportConfig) -> "Source":
         """Read a checkpoint, and images of `config.data` or of the data of its run."""
-        eval_model = EvalModel.open(path)
+        eval_model = EvalModel.open(path, needs_head=config.head == "keep")
         crops, location = images_of(eval_model, config.data, FORMATS[config.to].images)
-        model, classes = eval_model.load(eval_model.model), None
-        if config.head == "drop":
+        classes = None
+        if config.head == "drop":  # a file may have none; a model is made with one
+            whole = replace(eval_model.model, num_classes=eval_model.model.num_classes or 1)
+            model = eval_model.load(whole, head="drop")
             drop_head(model)
         else:
-            classes = eval_model.listed_classes()
+            model, classes = eval_model.load(eval_model.model), eval_model.listed_classes()
         return cls(
             eval_model=eval_model, model=model, classes=classes, crops=crops, location=location
         )
@@ -90,11 +91,8 @@ class Source:
     @property
     def labels(self) -> dict[str, str]:
         """A name for each wnid, all different; empty if the classes are not known."""
-        names = {wnid: wordnet.name(wnid) for wnid in self.classes or ()}
-        count = Counter(names.values())
-        return {
-            wnid: name if count[name] == 1 else f"{name} ({wnid})" for wnid, name in names.items()
-        }
+        classes = self.classes or ()
+        return dict(zip(classes, wordnet.names(classes), strict=True))
 
     @property
     def metadata(self) -> dict[str, str]:

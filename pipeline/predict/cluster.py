@@ -3,14 +3,15 @@
     files -> chunks -> the actor that is free next: its threads and its GPU -> guesses
 
 Only names of files and classes cross the network; an actor reads its images itself. An actor that
-is lost leaves its chunks to the others. One that waits for a busy node joins when it has started.
+is lost leaves its chunks to the others. One that waits for a busy node, or for one that the
+autoscaler has to start, joins when it has started; it is not used where it does not see the images.
 """
 
 import logging
 import math
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +23,12 @@ from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
 
-from pipeline.cluster.autoscaler import Resources, possible_nodes
+from pipeline.cluster.autoscaler import NodeType, Resources, node_types, possible_nodes
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.predict.classifier import BATCH, Classifier, Guesses
-from pipeline.predict.files import ImageFile
+from pipeline.predict.files import ImageFile, walk
 from pipeline.predict.threads import batches, ordered
-from shards.build.ray_map import alive, listed, on_every_node
+from shards.build.ray_map import alive, listed, on_every_node, this_node
 from vit.model import ViT
 
 log = logging.getLogger(__name__)
@@ -51,8 +52,9 @@ class Worker:
         self._classifier = Classifier(model, settings, top)
         self._pool = ThreadPoolExecutor(threads)
 
-    def ready(self) -> None:
-        """Return when the model is made."""
+    def ready(self, places: Sequence[str]) -> list[str]:
+        """Return when the model is made: what is not seen here, in sentences."""
+        return unseen(places, this_node())
 
     def classify(self, files: Sequence[ImageFile]) -> Guesses:
         """Classify a chunk."""
@@ -76,35 +78,41 @@ class Share:
         return self.threads * BATCH["cuda" if self.gpus else "cpu"]
 
 
-def shares(nodes: Mapping[str, Resources], possible: Sequence[Resources]) -> list[Share]:
+def shares(nodes: Mapping[str, Resources], types: Sequence[NodeType], total: int) -> list[Share]:
     """A share for each GPU of the nodes, or for each node if no node can have a GPU.
 
-    `nodes` are the resources of those that are alive, by id, and `possible` also those of nodes
-    that an autoscaler can start. If none is alive that could serve, the share is of one to come.
+    `nodes` are the resources of those that are alive, by id, and `types` those that an autoscaler
+    can start: its shares follow, as far as the cluster can grow and `total` images fill chunks.
     """
+    possible = [*nodes.values(), *(one.resources for one in types if one.most)]
     takes_gpu = any(node.get("GPU") for node in possible)
-    found = []
-    for node, resources in [*nodes.items(), *((None, each) for each in possible)]:
-        cpus, gpus = (int(resources.get(name, 0)) for name in ("CPU", "GPU"))
-        count = gpus if takes_gpu else 1
-        if not cpus or not count or (node is None and found):
-            continue
-        share = Share(node=node, threads=max(1, cpus // count), gpus=int(takes_gpu))
-        found += [share] * (count if node else 1)
-    if not found:
+    found = [each for node, has in nodes.items() for each in of_node(node, has, takes_gpu)]
+    coming = [each for one in types for each in of_node(None, one.resources, takes_gpu) * one.most]
+    if not found and not coming:
         raise ValueError("no node of the cluster has GPUs and CPUs: its workers need both")
-    return found
+    chunks = math.ceil(total / max(share.chunk for share in found + coming))
+    # of the nodes that can be started, as many are alive as there are shares of nodes
+    return found + coming[len(found) : max(len(found), chunks)]
+
+
+def of_node(node: str | None, resources: Resources, takes_gpu: bool) -> list[Share]:
+    """The shares of a node; none if it lacks what they need."""
+    cpus, gpus = (int(resources.get(name, 0)) for name in ("CPU", "GPU"))
+    count = gpus if takes_gpu else 1
+    if not cpus or not count:
+        return []
+    return [Share(node=node, threads=max(1, cpus // count), gpus=int(takes_gpu))] * count
 
 
 class Workers:
     """The actors of a cluster; threads call it, each with a chunk."""
 
-    def __init__(self, actors: Sequence[ActorHandle]) -> None:
-        """Use each actor as soon as it has started."""
+    def __init__(self, actors: Sequence[ActorHandle], places: Sequence[str] = ()) -> None:
+        """Use each actor as soon as it has started, where it sees the places with the images."""
         self._actors, self._lost = actors, set()
         self._free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._lock, self._closed = threading.Lock(), False
-        starts = {actor.ready.remote(): number for number, actor in enumerate(actors)}
+        starts = {actor.ready.remote(places): number for number, actor in enumerate(actors)}
         self._thread = threading.Thread(target=self._start, args=(starts,), daemon=True)
         self._thread.start()
 
@@ -113,21 +121,23 @@ class Workers:
             (ready,), _ = ray.wait(list(starts), num_returns=1)
             number = starts.pop(ready)
             try:
-                ray.get(ready)
+                faults = ray.get(ready)
             except RayActorError as error:
-                self._lose(number, error)
+                faults = [str(error)]
+            if faults:
+                self._lose(number, faults[0])
                 continue
             for _ in range(CHUNKS):
                 self._free.put(number)
 
-    def _lose(self, number: int, error: RayActorError) -> None:
+    def _lose(self, number: int, fault: str) -> None:
         """Use an actor no more; without any, the threads that wait for one are told."""
         with self._lock:
             if number in self._lost or self._closed:
                 return
             self._lost.add(number)
             left = len(self._actors) - len(self._lost)
-            reason = str(error).strip().partition("\n")[0]
+            reason = fault.strip().partition("\n")[0]
             log.warning("a worker is lost, %d are left: %s", left, reason)
             if not left:
                 self._free.put(None)
@@ -142,7 +152,7 @@ class Workers:
             try:
                 guesses = ray.get(self._actors[number].classify.remote(files))
             except RayActorError as error:
-                self._lose(number, error)
+                self._lose(number, str(error))
                 continue
             self._free.put(number)
             return guesses
@@ -161,17 +171,19 @@ class Workers:
 
 
 def by_workers(
-    model: ViT, settings: EvaluateConfig, top: int, files: Iterable[ImageFile], total: int
+    model: ViT, settings: EvaluateConfig, top: int, locations: Sequence[str], total: int
 ) -> Iterator[tuple[list[ImageFile], Guesses]]:
-    """Classify files, `total` in number: chunks of them in their order, with their guesses."""
+    """Classify images, `total` in number: chunks of them in their order, with their guesses."""
+    possible_nodes()  # there is one now, or one can be started
     resources = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
-    found = shares(resources, possible_nodes())
+    found = shares(resources, node_types(), total)
     weights = ray.put(model.state_dict())
-    workers = Workers([actor(share, settings, weights, top) for share in found])
+    actors = [actor(share, settings, weights, top) for share in found]
+    workers = Workers(actors, local(locations))
     # every worker gets something
     size = min(max(share.chunk for share in found), math.ceil(total / len(found)))
     try:
-        yield from ordered(workers, batches(files, size), CHUNKS * len(found))
+        yield from ordered(workers, batches(walk(locations), size), CHUNKS * len(found))
     finally:
         workers.close()
 
@@ -190,11 +202,16 @@ def actor(share: Share, settings: EvaluateConfig, weights: ray.ObjectRef, top: i
 
 def check_seen(locations: Sequence[str]) -> None:
     """ValueError if a node of several does not see a file or folder of the driver."""
-    places = [location for location in locations if "://" not in location]
+    places = local(locations)
     if places and len(alive()) > 1:
         faults = [fault for found in on_every_node(unseen, places) for fault in found]
         if faults:
             raise ValueError(listed(faults))
+
+
+def local(locations: Sequence[str]) -> list[str]:
+    """The locations that are none of a store."""
+    return [location for location in locations if "://" not in location]
 
 
 def unseen(places: Sequence[str], node: str) -> list[str]:

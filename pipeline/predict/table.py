@@ -27,7 +27,7 @@ class Table:
     def __init__(self, classes: Sequence[str], top: int) -> None:
         """Name the classes of a head, by their numbers; `top` are given of each image."""
         self.wnids = pa.array(classes, pa.string())
-        self.names = pa.array(map(wordnet.name, classes), pa.string())
+        self.names = pa.array(wordnet.names(classes), pa.string())
         self.top = top
         kinds = {"class": pa.string(), "name": pa.string(), "p": pa.float32()}
         guesses = [

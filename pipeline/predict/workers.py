@@ -41,7 +41,7 @@ def classified(
 
     with ray_session(extra_cpus=0, verbose=verbose):
         cluster.check_seen(locations)
-        answers = cluster.by_workers(model, settings, top, walk(locations), total)
+        answers = cluster.by_workers(model, settings, top, locations, total)
         with contextlib.closing(answers):
             yield answers
 

@@ -16,6 +16,7 @@ import re
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import cv2
 import mlflow.models
 import numpy as np
 import pandas as pd
@@ -27,6 +28,8 @@ LINKS = {"softmax": lambda logits: logits.softmax(1), "sigmoid": torch.sigmoid}
 COLUMN = "image"
 BASE64 = re.compile(rb"[A-Za-z0-9+/\s]+=*\s*")
 BATCH = 32  # images of one forward pass
+# what an image that cannot be read, resized or cropped raises
+FAULTS = (OSError, ValueError, MemoryError, cv2.error)
 
 
 class ImageClassifier(PythonModel):
@@ -43,7 +46,7 @@ class ImageClassifier(PythonModel):
         self.classes, self.link, self.top = head["classes"], LINKS[head["link"]], head["top"]
         self.size = images["size"]
         self.preparation = SimpleNamespace(
-            eval_resize=images["resize"],
+            eval_resize=images["crop_mode"],  # "squash" has this name in timm's words, too
             eval_interpolation=images["interpolation"],
             eval_side=lambda size: images["resize_to"],
         )
@@ -80,11 +83,11 @@ class ImageClassifier(PythonModel):
         try:
             if not isinstance(cell, np.ndarray):
                 cell = self.decoder.decode(file_of(cell))
-            elif cell.dtype != np.uint8 or cell.ndim != 3 or cell.shape[2] != 3:
+            elif cell.dtype != np.uint8 or cell.ndim != 3 or cell.shape[2] != 3 or not cell.size:
                 raise ValueError(f"pixels {cell.dtype} {cell.shape} must be uint8 (H, W, 3)")
             view[:] = self.decoder.eval_view(cell, self.preparation, self.size)
-        except (OSError, ValueError, MemoryError) as error:
-            return str(error)
+        except FAULTS as error:
+            return str(error) or type(error).__name__
         return ""
 
     def _row(self, numbers: list[int], shares: list[float], fault: str) -> dict[str, object]:

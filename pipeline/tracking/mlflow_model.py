@@ -28,8 +28,9 @@ from mlflow.types import ColSpec, Schema
 
 import vit.images
 from pipeline.checkpoint.local import CONFIG, META
-from pipeline.evaluation.model import EvalModel
+from pipeline.evaluation.model import EvalModel, preparation
 from shards.dataset import wordnet
+from vit.graph import graph_of
 from vit.registry import LOSSES
 from vit.weights import MODEL_FILE
 
@@ -83,11 +84,7 @@ def artifacts(eval_model: EvalModel, folder: Path) -> dict[str, Path]:
     graph = folder / "graph"
     graph.mkdir()
     side = eval_model.model.image_size
-    program = torch.export.export(
-        eval_model.load(eval_model.model),
-        (torch.zeros(2, 3, side, side),),  # a batch of one would fix its size
-        dynamic_shapes=({0: torch.export.Dim.AUTO},),
-    )
+    program = graph_of(eval_model.load(eval_model.model), (3, side, side))
     torch.export.save(program, graph / "model.pt2")
     return {**files, "graph": graph, "decoder": Path(vit.images.__file__)}
 
@@ -98,22 +95,14 @@ def head(eval_model: EvalModel) -> dict[str, object]:
     return {
         "link": LOSSES[eval_model.loss.name].link,
         "top": min(TOP, len(classes)),
-        "classes": [(wnid, wordnet.name(wnid)) for wnid in classes],
+        "classes": list(zip(classes, wordnet.names(classes), strict=True)),
     }
 
 
 def preprocessing(eval_model: EvalModel) -> dict[str, object]:
-    """How images are prepared: the sides in pixels, what is resized, and each channel's factors."""
+    """How images are prepared, in timm's words, with the sides in pixels."""
     images, size = eval_model.images, eval_model.model.image_size
-    return {
-        "size": size,
-        "resize": images.eval_resize,
-        "resize_to": images.eval_side(size),
-        "crop_pct": images.crop_pct,
-        "interpolation": images.eval_interpolation,
-        "mean": list(images.mean),
-        "std": list(images.std),
-    }
+    return {"size": size, "resize_to": images.eval_side(size), **preparation(images)}
 
 
 def signature(top: int) -> ModelSignature:

@@ -6,6 +6,7 @@ its `data.noun` (per line: id, names, ids of hypernyms); its license is data/WOR
 
 import functools
 import lzma
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from importlib import resources
 
@@ -20,6 +21,16 @@ def _nouns() -> dict[str, tuple[str, str]]:
 def name(wnid: str) -> str:
     """Names of a class, most common first ("tench, Tinca tinca"); the id itself if unknown."""
     return _nouns().get(wnid, (wnid, ""))[0]
+
+
+def names(wnids: Sequence[str]) -> list[str]:
+    """A name for each class, all different: with the id where classes share one."""
+    found = [name(wnid) for wnid in wnids]
+    count = Counter(found)
+    return [
+        each if count[each] == 1 else f"{each} ({wnid})"
+        for wnid, each in zip(wnids, found, strict=True)
+    ]
 
 
 def hypernyms(wnid: str) -> tuple[str, ...]:
