@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.checkpoint.local import SELECT, Checkpoint
-from pipeline.checkpoint.run_folder import LOCK
+from pipeline.checkpoint.run_folder import LOCK, RunFolder
 from pipeline.cluster.session import ray_session
 from pipeline.evaluation.config import CENTER
 from pipeline.evaluation.evaluate import default_folder, evaluate_model
@@ -51,8 +51,8 @@ FILES = (*JOURNAL, "evaluations", PAGE, RESULT)
 class Trial:
     """Settings of a run that is a trial of a search, which ends with its last evaluation."""
 
-    search_dir: Path
-    """Folder of the search, whose MLflow run is the parent."""
+    search: RunFolder
+    """The search, whose MLflow run is the parent, and whose copy of initial weights is used."""
     worker_cpus: int
     """CPUs of a worker without a GPU, so that all concurrent trials and their data tasks fit."""
 
@@ -66,12 +66,13 @@ def fit(
     the run stops after a checkpoint, without an evaluation, and fit returns None. In MLflow the
     reason becomes the tag `outcome`. Raises FloatingPointError if the loss is not finite.
     """
-    return execute(prepared(config), on_record=on_record, trial=trial)
+    job = prepared(config, trial.search if trial else None)
+    return execute(job, on_record=on_record, trial=trial)
 
 
-def prepared(config: TrainConfig) -> Job:
-    """Check a run before it starts; see `pipeline.train.job.prepare`."""
-    return prepare(config, partial(fetched, runs_dir=config.runs_dir))
+def prepared(config: TrainConfig, search: RunFolder | None = None) -> Job:
+    """Check a run, or a trial of a search, before it starts; see `pipeline.train.job.prepare`."""
+    return prepare(config, partial(fetched, runs_dir=config.runs_dir), search)
 
 
 def execute(
@@ -94,8 +95,7 @@ def execute(
         check_folder(job)  # another driver may have had the run since the first look
         job.checkpoints.clear_unfinished()
         weights = job.weights and job.weights.placed(job.folder)
-        job = replace(job, weights=weights)
-        start = weights and weights.place(job.folder)
+        job, start = replace(job, weights=weights), weights and weights.place
         with (
             ray_session(extra_cpus=job.config.workers, verbose=verbose),
             shared(job.folder.place, data=job.locations, init_from=start) as view,
@@ -235,7 +235,7 @@ def recording(job: Job, trial: Trial | None) -> Iterator[Recorder]:
         name=job.config.name,
         experiment=job.config.experiment,
         settings=job.config.flat(),
-        parent=trial.search_dir if trial else None,
+        parent=trial.search.path if trial else None,
     )
     try:
         yield recorder

@@ -24,8 +24,6 @@ from pipeline.train.system_metrics import cluster_facts
 
 # by which the registry compares models, unless a split selects them
 TOP1 = "val/top1"
-# beginning of the files of a checkpoint that only a resumed run needs
-PRIVATE = "state"
 
 
 def record_circumstances(recorder: Recorder, job: Job) -> None:
@@ -68,7 +66,7 @@ def record_result(recorder: Recorder, job: Job, chosen: Checkpoint, evaluation: 
     if settings.models != "none":
         write_evaluation(job.dir, evaluation, attached)
     for path in sorted(chosen.path.iterdir()):
-        if not path.name.startswith(PRIVATE):
+        if not path.name.startswith(local.STATE):
             journal.write_artifact(job.dir, path, "checkpoint")
     journal.write_artifact(job.dir, job.dir / RESULT)
     write_files(job.dir, evaluation, status="FINISHED")

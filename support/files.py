@@ -11,11 +11,12 @@ When these functions return, the data is on disk (fsync) and survives a power fa
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from uuid import uuid4
 
@@ -26,6 +27,29 @@ def cache_dir() -> Path:
     """Folder of this machine for copies of what lies in stores; machines may share a home."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "vit-pipeline" / socket.gethostname()
+
+
+def cached_folder(kind: str, key: str, fill: Callable[[Path], None]) -> Path:
+    """The folder for a key in the cache of this machine; `fill` fills it if it is missing.
+
+    It appears whole, and is never replaced: other processes may read it. The key must therefore
+    name the content.
+    """
+    target = cache_dir() / kind / hashlib.sha256(key.encode()).hexdigest()[:32]
+    if target.is_dir():
+        return target
+    aside = target.with_name(f".{target.name}.{uuid4().hex[:8]}.tmp")
+    try:
+        aside.mkdir(parents=True)
+        fill(aside)
+        sync(aside)
+        aside.rename(target)
+    except OSError:
+        if not target.is_dir():  # it may be there: another process was faster
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return target
 
 
 @contextlib.contextmanager

@@ -109,12 +109,12 @@ def found(ray_cluster, tmp_path_factory):
 
 def test_finetuning_beats_training_from_scratch_at_the_same_budget(found):
     _, top1 = found
-    assert top1["finetuning"] > top1["scratch"] + 0.12
+    assert top1["finetuning"] > top1["scratch"] + 0.25
 
 
 def test_linear_probing_lies_between(found):
     _, top1 = found
-    assert top1["scratch"] + 0.04 < top1["probe"] < top1["finetuning"] - 0.04
+    assert top1["scratch"] + 0.07 < top1["probe"] < top1["finetuning"] - 0.1
 
 
 def test_finetuning_of_a_probed_head_is_no_worse_than_that_of_a_head_of_zeros(found):

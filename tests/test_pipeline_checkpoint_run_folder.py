@@ -1,9 +1,11 @@
 """A run in a store: another machine continues it from there, and what was lost is no loss."""
 
 import pytest
+import s3_server
 from checkpoints import write
 
 from pipeline.checkpoint.run_folder import RunFolder, fetched_model, fetched_run
+from shards.dataset import store
 
 
 @pytest.fixture
@@ -108,21 +110,37 @@ def test_a_run_and_a_checkpoint_at_a_uri_are_copied_here(machine, tmp_path):
     assert fetched_model(str(tmp_path)) == fetched_run(str(tmp_path)) == tmp_path
 
 
+def test_a_prefix_that_holds_no_run_is_refused_and_nothing_in_it_is_read(machine, monkeypatch):
+    machine("one")
+    monkeypatch.setattr(store, "listing", None)  # a file is found by its name, among 50,000
+    objects = s3_server.Objects()
+    photos = {f"bucket/photos/{number}.jpg": b"x" for number in range(3)}
+    with s3_server.serving("bucket", objects) as variables:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        objects.objects |= {**photos, "bucket/vit/a.npz": b"weights"}
+        for fetch in (fetched_run, fetched_model):
+            with pytest.raises(FileNotFoundError, match="s3://bucket/photos is no run, checkpoint"):
+                fetch("s3://bucket/photos")
+        assert fetched_model("s3://bucket/vit/a.npz").read_bytes() == b"weights"
+    assert {place for place, _ in objects.reads} == {"bucket/vit/a.npz"}
+
+
 def test_a_file_and_a_folder_of_another_program_at_a_uri_are_copied_here(machine, tmp_path):
     machine("one")
-    store = tmp_path / "store"
-    folder = store / "vit"
+    place = tmp_path / "store"
+    folder = place / "vit"
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"weights")
     (folder / "config.json").write_text("{}")
     (folder / "training_args.bin").write_bytes(b"a pickle")
     found = fetched_model(folder.as_uri())
     assert sorted(path.name for path in found.iterdir()) == ["config.json", "model.safetensors"]
-    (store / "vit.npz").write_bytes(b"1")
-    file = fetched_model((store / "vit.npz").as_uri())
+    (place / "vit.npz").write_bytes(b"1")
+    file = fetched_model((place / "vit.npz").as_uri())
     assert (file.name, file.read_bytes()) == ("vit.npz", b"1")
-    assert fetched_model((store / "vit.npz").as_uri()) == file
-    (store / "vit.npz").write_bytes(b"22")  # another file of that name
-    assert fetched_model((store / "vit.npz").as_uri()).read_bytes() == b"22"
+    assert fetched_model((place / "vit.npz").as_uri()) == file
+    (place / "vit.npz").write_bytes(b"22")  # another file of that name
+    assert fetched_model((place / "vit.npz").as_uri()).read_bytes() == b"22"
     with pytest.raises(FileNotFoundError, match=r"none.npz does not exist"):
-        fetched_model((store / "none.npz").as_uri())
+        fetched_model((place / "none.npz").as_uri())

@@ -13,7 +13,6 @@ from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 
 from pipeline.__main__ import main
-from pipeline.checkpoint import local
 from pipeline.checkpoint.local import Checkpoint
 from pipeline.checkpoint.run_folder import RunFolder
 from pipeline.evaluation import linear_probe, probe_fits
@@ -137,12 +136,12 @@ def test_evaluate_of_the_checkpoint_gives_the_figure_of_the_probe(probed, digits
 @pytest.mark.ray
 def test_checkpoint_has_the_body_unchanged_and_the_classes_of_the_data(probed, body, tmp_path):
     folder, result = probed
-    checkpoint = local.chosen(local.checkpoints(folder / "checkpoints"))
+    found = EvalModel.open(folder)
+    checkpoint = Checkpoint.open(found.path)
     checkpoint.verify()
     assert str(checkpoint.path) == result["probed"]
     assert checkpoint.classes == tuple(f"n{digit:08d}" for digit in range(10))
     assert checkpoint.metrics["val/top1"] == result["protocols"]["center"]["top1"]
-    found = EvalModel.open(folder)
     assert found.classes == checkpoint.classes and not found.model.pre_logits
     before = EvalModel.open(body).load(EvalModel.open(body).model).state_dict()
     for name, tensor in found.load(found.model).state_dict().items():
@@ -150,7 +149,7 @@ def test_checkpoint_has_the_body_unchanged_and_the_classes_of_the_data(probed, b
             assert torch.equal(tensor, before[name]), name
     # fine-tuning starts from it, head and all
     start = ViT(found.model)
-    load_weights(start, checkpoint.path, head="keep")
+    load_weights(start, found.path, head="keep")
     assert start.head.weight.any()
 
 

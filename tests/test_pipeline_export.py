@@ -11,6 +11,7 @@ import pytest
 import torch
 from exports import SHAPE as MODEL
 from exports import export, made_run, random_model
+from libraries import library
 from safetensors.torch import load_file
 
 from pipeline.evaluation.model import EvalModel
@@ -168,6 +169,14 @@ def test_without_the_library_the_files_are_read_back_and_this_is_said(
     assert said in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_a_library_that_is_there_and_does_not_work_is_said_to_be(tmp_path, monkeypatch, caplog):
+    library("transformers")  # its parts are imported when they are used
+    path, _ = made_run(tmp_path)
+    monkeypatch.setitem(sys.modules, FORMATS["transformers"].library, None)
+    assert export(path, tmp_path / "out", "--to", "transformers") == 0
+    assert "in this project, because transformers cannot be imported here (" in caplog.text
+
+
 def test_the_check_uses_images_of_the_data(digits, google_run, tmp_path, caplog):
     assert export(google_run[0], tmp_path / "out", *NPZ, "--data", str(digits)) == 0
     assert f"16 images ({digits}, split val) in this project" in caplog.text
@@ -304,7 +313,13 @@ def test_the_card_has_the_results_that_are_recorded_of_these_weights_alone(googl
         result = json.loads(json.dumps(EVALUATED)) | {"weights_sha256": digest}
         result["protocols"]["center"]["top1"] = top1
         (folder / "result.json").write_text(json.dumps(result))
+        if name == "a":
+            real = dict(images=350, top1=0.95, top1_low=0.922, top1_high=0.968)
+            result["real"] = {"labels": "real.json", "protocols": {"center": real, "five": real}}
+            (folder / "result.json").write_text(json.dumps(result))
     text = card_of(path, tmp_path)
+    real = "| in1k | val, ReaL labels | center (1) | - | 350 | 0.9500 (0.9220 to 0.9680) | - |"
+    assert real in text
     assert "| in1k | val | center (1) | - | 360 | 0.9000 (0.8640 to 0.9270) | 0.9900 |" in text
     assert "| in1k | val | five (5) | logits | 360 | 0.9100 (0.8750 to 0.9360) | 0.9950 |" in text
     assert "0.1234" not in text and "bucket" not in text
@@ -314,7 +329,7 @@ def test_without_an_evaluation_the_card_says_so_or_gives_the_last_one_of_the_tra
     path, _ = made_run(tmp_path / "a", model__gelu="tanh")
     assert "No evaluation of these weights is recorded." in card_of(path, tmp_path / "a")
     path, _ = made_run(tmp_path / "b", model__gelu="tanh", metrics={"val/top1": 0.5})
-    assert "one centre crop: val/top1 0.5000." in card_of(path, tmp_path / "b")
+    assert "on split val with one centre crop: val/top1 0.5000." in card_of(path, tmp_path / "b")
 
 
 def test_the_card_names_the_preset_and_what_differs_from_it(google_run, tmp_path):
@@ -323,6 +338,21 @@ def test_the_card_names_the_preset_and_what_differs_from_it(google_run, tmp_path
     assert '| `model.gelu` | `"tanh"` |' in text and "`optim.lr`" not in text
     assert "896 samples seen by step 7" in text and "f" * 64 in text
     assert str(tmp_path) not in text
+
+
+def test_no_path_of_a_setting_is_in_the_card(tmp_path):
+    extra = dict(data__extra=["/home/me/secret/more"], data__weights=[1.0, 2.0])
+    path, _ = made_run(tmp_path, model__gelu="tanh", init_from="/home/me/secret/base.npz", **extra)
+    text = card_of(path, tmp_path)
+    assert "Initial weights: base.npz." in text and '| `data.extra` | `["more"]` |' in text
+    assert "/home/me" not in text
+
+
+def test_the_card_of_features_says_whose_results_it_has(tmp_path):
+    path, _ = made_run(tmp_path, metrics={"val/top1": 0.5})
+    text = card_of(path, tmp_path, "--to", "timm", "--head", "drop")
+    assert "Of the model with its head, which is not in this folder." in text
+    assert "image-feature-extraction" in text
 
 
 def test_the_card_of_a_copy_without_training_state_tells_the_training(google_run, tmp_path):
@@ -360,20 +390,32 @@ def test_a_file_of_weights_has_a_card_that_claims_nothing(tmp_path):
     assert "No evaluation of these weights is recorded." in text
 
 
-def test_a_format_is_a_module_and_a_row(google_run, tmp_path, monkeypatch, caplog):
+def plant(monkeypatch, opened):
+    """A format of tests alone, whose files are opened by a function."""
     module = types.ModuleType("planted_format")
     module.write = lambda source, folder, config: torch.save(
         source.model.state_dict(), folder / "model.bin"
     )
-    module.opened = lambda source, folder, config: source.outputs
+    module.opened = opened
     module.usage = lambda source, config: "print('planted')\n"
     monkeypatch.setitem(sys.modules, "planted_format", module)
     row = Format(summary="a planted format", module="planted_format", library=None)
     monkeypatch.setitem(FORMATS, "planted", row)
+
+
+def test_a_format_is_a_module_and_a_row(google_run, tmp_path, monkeypatch, caplog):
+    plant(monkeypatch, lambda source, folder, config: source.outputs)
     assert export(google_run[0], tmp_path / "out", "--to", "planted") == 0
     assert "a planted format" in caplog.text
     assert "print('planted')" in (tmp_path / "out" / "README.md").read_text()
     assert (tmp_path / "out" / "model.bin").exists()
+
+
+def test_outputs_of_another_number_fail(google_run, tmp_path, monkeypatch, capsys):
+    plant(monkeypatch, lambda source, *rest: lambda crops: source.outputs(crops)[:, :-1])
+    assert export(google_run[0], tmp_path / "out", "--to", "planted") == 1
+    assert "outputs (16, 9) instead of (16, 10)" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_options_of_every_format_are_settings():

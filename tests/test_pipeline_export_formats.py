@@ -277,7 +277,9 @@ def computed(to: str, file: Path, images: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("preprocess", [False, True], ids=["normalised", "uint8"])
 @pytest.mark.parametrize(("to", "file"), GRAPHS)
-def test_a_graph_takes_batches_of_any_size(to, file, preprocess, tmp_path, caplog):
+def test_a_graph_takes_batches_of_any_size_and_the_code_of_its_card_runs(
+    to, file, preprocess, tmp_path, monkeypatch, caplog
+):
     path, model = made_run(tmp_path, **PILLOW)
     flags = ("--to", to, *(["--preprocess"] if preprocess else []))
     assert export(path, tmp_path / "out", *flags) == 0
@@ -286,6 +288,9 @@ def test_a_graph_takes_batches_of_any_size(to, file, preprocess, tmp_path, caplo
     images = crops if preprocess else normalise(crops, EvalModel.open(path).images)
     for first, last in ((0, 1), (0, 5), (1, 4)):
         same(computed(to, tmp_path / "out" / file, images[first:last]), expected[first:last])
+    found = run_usage(tmp_path / "out", monkeypatch, photographs(1)[0])
+    same(torch.as_tensor(found["logits"]), expected[:1])
+    assert found["name"].split()[0] == f"n{int(expected[0].argmax()):08d}"
 
 
 def constants(to: str, file: Path) -> list[torch.Tensor]:
@@ -316,6 +321,7 @@ def test_a_graph_holds_the_weights_of_the_model(to, file, case, tmp_path):
     assert missing == (QUERY if (to, case) == ("onnx", "map") else set())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["mean", "map", "registers, layer scale"])
 @pytest.mark.parametrize(("to", "file"), GRAPHS)
 def test_a_graph_holds_every_variant_of_the_model(to, file, case, tmp_path):
@@ -334,18 +340,6 @@ def test_a_graph_without_the_head_gives_features(to, file, tmp_path):
     images = normalise(crops, EvalModel.open(path).images)
     with torch.no_grad():
         same(computed(to, tmp_path / "out" / file, images), model.features(images))
-
-
-@pytest.mark.parametrize("preprocess", [False, True], ids=["normalised", "uint8"])
-@pytest.mark.parametrize(("to", "file"), GRAPHS)
-def test_the_code_for_a_graph_runs(to, file, preprocess, tmp_path, monkeypatch):
-    path, model = made_run(tmp_path, **PILLOW)
-    flags = ("--to", to, *(["--preprocess"] if preprocess else []))
-    assert export(path, tmp_path / "out", *flags) == 0
-    found = run_usage(tmp_path / "out", monkeypatch, photographs(1)[0])
-    _, expected = ours(path, model)
-    same(torch.as_tensor(found["logits"]), expected[:1])
-    assert found["name"] == f"n{int(expected[0].argmax()):08d}"
 
 
 def test_an_onnx_file_is_valid_and_names_its_classes(tmp_path):

@@ -1,6 +1,7 @@
 """Presets of the size of the weights, on the command line; and weights at an address."""
 
 import json
+import shutil
 
 import published_recipes as published
 import pytest
@@ -10,11 +11,15 @@ from checkpoints import CONFIG, write
 from test_pipeline_main import pipeline
 from test_vit_dialects import make
 
+from pipeline.commands.train import Train
 from pipeline.initial_weights import fetched, planned, sized
+from pipeline.run import prepared
 from pipeline.settings.presets import PRESETS
+from pipeline.tracking import mlflow_weights
 from pipeline.tracking.mlflow_client import DATABASE
 from shards.build.config import BuildConfig
 from shards.build.pack import build
+from support.files import write_json
 from vit.config import ImageConfig, ViTConfig
 from vit.model import ViT
 from vit.weights import read_weights, save_npz, save_weights
@@ -158,8 +163,15 @@ def test_what_cannot_be_started_from_is_refused_with_status_2(
     assert not list(tmp_path.glob("runs/*/config.json"))
 
 
+def test_a_server_that_is_no_address_is_refused_with_status_2(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "htp://localhost:5000")
+    result = pipeline("train", "finetune", "--init-from", "models:/vit/1", cwd=tmp_path)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "models:/vit/1 cannot be fetched from htp://localhost:5000" in said(result)
+
+
 def test_a_preset_file_and_a_search_take_the_size_from_the_weights_too(weights, tmp_path):
-    from pipeline.commands.train import Train, TrainElsewhere
+    from pipeline.commands.train import TrainElsewhere
     from tune.__main__ import Search, SearchElsewhere
 
     file = str(weights / "a.safetensors")
@@ -167,6 +179,15 @@ def test_a_preset_file_and_a_search_take_the_size_from_the_weights_too(weights, 
     (tmp_path / "a.json").write_text(json.dumps({"preset": "finetune", "settings": settings}))
     command, _, _ = Train.prepare(["--preset-file", str(tmp_path / "a.json")])
     assert (command.config.model.width, command.config.optim.lr) == (8, 0.5)
+    # the command line wins, on this machine and where another one reads the weights
+    bare = tmp_path / "bare.json"
+    bare.write_text(json.dumps({"preset": "finetune", "settings": {"optim.lr": 0.5}}))
+    command, _, _ = Train.prepare(["--preset-file", str(bare), "--init-from", file])
+    assert (command.config.model.width, command.takes_size) == (8, True)
+    there, _, _ = TrainElsewhere.prepare(["--preset-file", str(bare), "--init-from", "s3://b/x"])
+    assert there.takes_size
+    bare.write_text(json.dumps({"preset": "finetune", "settings": {"model.width": 384}}))
+    assert not TrainElsewhere.prepare(["--preset-file", str(bare)])[0].takes_size
     search, _, _ = Search.prepare(["finetune", "--base.init-from", file, "--space", "finetune"])
     assert (search.base.model.width, search.base.name) == (8, "finetune-w8d2p4")
     # launched: the weights may be readable on the cluster alone
@@ -177,7 +198,50 @@ def test_a_preset_file_and_a_search_take_the_size_from_the_weights_too(weights, 
         SearchElsewhere.prepare(["finetune"])
 
 
+def test_a_run_that_was_begun_keeps_its_size_whatever_became_of_the_weights(weights, tmp_path):
+    def train(*more):
+        given = ["finetune", "--init-from", str(file), "--runs-dir", str(tmp_path / "runs"), *more]
+        return Train.prepare(given)[0].config
+
+    file = tmp_path / "vit.safetensors"
+    shutil.copy(weights / "a.safetensors", file)
+    config = train()
+    assert config.name == "finetune-w8d2p4"
+    run = tmp_path / "runs" / config.name
+    run.mkdir(parents=True)
+    started = config.absolute().replace({"model.num_classes": 3, "optim.lr": 0.5})
+    write_json(run / "config.json", started.flat())
+    save_weights(file, make(depth=3))  # other weights, and then none
+    assert train("--name", "new").model.depth == 3
+    for _ in range(2):
+        assert train() == config == train("--name", config.name)
+        file.unlink(missing_ok=True)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        train("--name", "new")
+
+
 # --- at an address ---
+
+
+def test_a_run_that_has_no_checkpoint_yet_starts_again_from_its_copy(weights, tmp_path):
+    (tmp_path / "store").mkdir()
+    file = tmp_path / "store/vit.safetensors"
+    shutil.copy(weights / "a.safetensors", file)
+    settings = {"data.dir": str(weights / "set"), "runs_dir": str(tmp_path / "runs")}
+    config = sized(PRESETS["finetune"], file.as_uri(), settings["runs_dir"])
+    config = config.replace({"model.image_size": 32, **settings})
+    job = prepared(config)
+    job.weights.placed(job.folder)
+    expected = read_weights(weights / "a.safetensors")["head.weight"]
+    save_weights(file, make(seed=2))  # the address names something else
+    for _ in range(2):
+        found = prepared(config).weights
+        assert found.on_node.parent == job.dir / "init" and found.placed(job.folder) == found
+        assert torch.equal(read_weights(found.on_node)["head.weight"], expected)
+        file.unlink(missing_ok=True)  # and then nothing
+    (job.dir / "init/vit.safetensors").write_bytes(b"cut off")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        prepared(config)
 
 
 def test_a_run_in_a_store_hands_on_the_selected_checkpoint(tmp_path, monkeypatch):
@@ -226,6 +290,18 @@ def test_weights_of_a_logged_and_of_a_registered_model_are_fetched(tmp_path, mon
     for address in ("models:/vit/7", "models:/none/1", f"runs:/{run}/none", "runs:/0/checkpoint"):
         with pytest.raises(FileNotFoundError, match="cannot be fetched"):
             fetched(address, str(runs))
+    # a model is fetched once; an alias that moves names another one
+    monkeypatch.setattr(mlflow_weights, "download_artifacts", None)
+    mlflow_weights.fetched_weights.cache_clear()
+    first = fetched("models:/vit/1", str(runs))
+    assert fetched("models:/vit@champion", str(runs)) == first
+    monkeypatch.undo()
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    again = client.create_model_version("vit", logged.artifact_location, run_id=run)
+    client.set_registered_model_alias("vit", "champion", again.version)
+    mlflow_weights.fetched_weights.cache_clear()
+    assert fetched("models:/vit@champion", str(runs)) != first and first.is_dir()
     client.log_text(run, "x", "notes/a.txt")
     client.log_text(run, "x", "notes/b.txt")
     with pytest.raises(ValueError, match="has no model.safetensors"):

@@ -5,10 +5,14 @@ import importlib.metadata
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from pipeline.commands.train import result_facts
+from pipeline.outcome import Outcome
 from pipeline.settings.config import DataConfig, TrainConfig
 from pipeline.settings.presets import PRESETS, find_preset
 from shards.dataset import store
@@ -166,3 +170,14 @@ def test_a_secret_in_an_argument_appears_nowhere(command, tmp_path, monkeypatch,
     assert status in (1, 2)
     for part in ("AKIAABCDEFGHIJKLMNOP", "5ecretKey5ecretKey"):
         assert part not in said.out + said.err + written
+
+
+def test_the_result_of_a_run_without_a_reason_for_its_checkpoint_has_none(tmp_path):
+    job = SimpleNamespace(config=find_preset("demo"), dir=tmp_path / "run")
+    facts = {"steps": 1, "images_per_s": 1.0, "checkpoint": "step-1"}
+    names = ("top1", "top1_low", "top1_high", "top5", "ece")
+    figures = {"images": 5, "views": 1, **dict.fromkeys(names, 0.5)}
+    outcome = Outcome(**facts, protocols={"center": figures})  # of an earlier version
+    assert "checkpoint  step-1\n" in result_facts(job, outcome)
+    outcome = replace(outcome, chosen="the last step")
+    assert "checkpoint  step-1 (the last step)\n" in result_facts(job, outcome)

@@ -487,6 +487,24 @@ def test_a_lost_worker_leaves_its_images_to_the_others(ray_cluster, run, folder,
 
 
 @pytest.mark.ray
+def test_an_error_does_not_wait_for_a_worker_that_never_starts(ray_cluster, run, folder):
+    from pipeline.predict import cluster
+
+    eval_model = EvalModel.open(run)
+    weights = ray_cluster.put(eval_model.load(eval_model.model).state_dict())
+    share = cluster.Share(node=None, threads=1, gpus=0)
+    other = cluster.Share(node=None, threads=1, gpus=1)  # there is no GPU
+    made = [cluster.actor(each, eval_model.evaluation(), weights, 3) for each in (share, other)]
+    workers = cluster.Workers(made, [str(folder)])
+    wanted = list(files.walk([str(folder)]))
+    found = threads.ordered(workers, threads.batches([*wanted, None], 1), 4)
+    with pytest.raises(AttributeError):  # the last is no file
+        list(found)
+    workers.close()
+    assert not [each for each in threading.enumerate() if "_start" in each.name]
+
+
+@pytest.mark.ray
 def test_a_worker_that_does_not_see_the_images_gets_none(ray_cluster, run, folder, caplog):
     from pipeline.predict import cluster
 

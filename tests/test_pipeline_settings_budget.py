@@ -137,3 +137,12 @@ def test_a_near_miss_in_the_name_of_a_gpu_is_suggested():
         ValueError, match="plan_gpu 'H100-PCI' is unknown; did you mean 'H100-PCIe'"
     ):
         Budget(find_preset("demo"), gpu="H100-PCI")
+
+
+def test_a_head_that_is_kept_is_evaluated_once_more_before_the_first_step():
+    config = find_preset("demo").replace({"init_from": "runs/x"})
+    views = {}
+    for how in ("drop", "map"):
+        budget = Budget(config.replace({"init_head": how}), gpu="H100")
+        views[how] = budget.eval_views
+    assert views["map"] - views["drop"] == budget.eval_samples

@@ -23,6 +23,7 @@ from pipeline.checkpoint import local
 from pipeline.evaluation.model import EvalModel
 from pipeline.settings.presets import find_preset
 from pipeline.tracking import journal, mlflow_sync
+from pipeline.tracking.mlflow_client import TrackingServer, tracking_uri
 from pipeline.tracking.recorder import Recorder
 from support.console import open_console
 from support.files import append_line, read_lines
@@ -101,6 +102,7 @@ def expected(steps: int) -> list[tuple[int, float]]:
 CRASH = """
 import os, sys, time
 from pathlib import Path
+from pipeline.tracking.mlflow_client import TrackingServer, tracking_uri
 from pipeline.tracking.recorder import Recorder
 folder = Path(sys.argv[1])
 recorder = Recorder(folder, name="run", experiment="test", settings={"optim.lr": 0.1})
@@ -358,6 +360,21 @@ def trained(tmp_path_factory):
     return folder
 
 
+def test_models_compete_by_the_split_that_selects_and_only_those_that_are_reported(tmp_path):
+    config = find_preset("demo")
+    for step, metrics in (
+        (1, {"val/top1": 0.9}),
+        (2, {"val/top1": 0.8, "select/top1": 0.7}),
+        (3, {"val/top1": 0.9, "select/top1": 0.6}),
+    ):
+        path = write(tmp_path / "checkpoints", step, metrics=metrics, config=config)
+        checkpoint = local.Checkpoint.open(path)
+        run_events.write_model(tmp_path, checkpoint, "vit", is_chosen=step < 3)
+    events = [e for e in journal.read_events(tmp_path) if e["event"] == "register"]
+    found = [(event["metric"], event["value"]) for event in events]
+    assert found == [("val/top1", 0.9), ("select/top1", 0.7), ("select/top1", float("-inf"))]
+
+
 @pytest.mark.server
 def test_checkpoints_become_models_that_mlflow_opens_without_unpickling(
     trained, server, monkeypatch, caplog
@@ -410,6 +427,21 @@ def test_checkpoints_become_models_that_mlflow_opens_without_unpickling(
     assert len(client.search_model_versions("name = 'vit-test'")) == 2
     again = client.search_logged_models([run.info.experiment_id])
     assert sum(model.source_run_id == run.info.run_id for model in again) == 2
+
+
+def test_the_alias_best_is_given_by_values_of_one_metric(tmp_path, monkeypatch, caplog):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    client = mlflow.MlflowClient(tracking_uri(tmp_path))
+    number = client.create_experiment("vit", artifact_location=(tmp_path / "artifacts").as_uri())
+    run = client.create_run(number).info.run_id
+    values = (("val/top1", 0.8), ("select/top1", 0.9), ("val/top1", 0.7), ("val/top1", 0.85))
+    for place, (metric, value), best in zip(range(4), values, (1, 1, 1, 4), strict=True):
+        model = client.create_logged_model(number, name=f"m{place}", source_run_id=run)
+        event = {"event": "register", "checkpoint": f"runs/m{place}", "name": "vit"}
+        at = {"run_id": run, "models": {f"m{place}": model.model_id}}
+        TrackingServer(tmp_path).apply(at, event | {"metric": metric, "value": value})
+        assert client.get_model_version_by_alias("vit", "best").version == best
+    assert "version 2 of vit has select/top1, and 'best' is version 1 by val/top1" in caplog.text
 
 
 # --- secrets ---

@@ -15,6 +15,7 @@ from pipeline.initial_weights import fetched, sized
 from pipeline.settings.config import TrainConfig
 from pipeline.settings.presets import PRESETS
 from pipeline.train.initial import InitialWeights
+from pipeline.train.initial_copy import InitialCopy
 from pipeline.train.state import State
 from shards.dataset.classes import class_list
 from vit.config import ViTConfig
@@ -65,8 +66,7 @@ def begun(path, classes, **settings):
     config = sized(PRESETS["finetune"], str(path), "runs")
     config = config.replace({**TINY, "model.num_classes": len(classes), **settings})
     weights = InitialWeights.of(fetched(config.init_from, "runs"), config, classes)
-    where = weights.on_node(RunFolder.of("runs", "run"))
-    state = State(config, CPU, None, 1, weights=where, rows=weights.rows)
+    state = State(config, CPU, None, 1, weights=weights.on_node, rows=weights.rows)
     state.model.eval()
     return state, weights
 
@@ -147,6 +147,7 @@ def test_weights_of_another_model_are_refused(settings, message, tmp_path):
     ("how", "outputs", "classes", "message"),
     [
         ("keep", 7, CLASSES, "the head of .* has 7 classes and the data has 5: set it to map"),
+        ("keep", 1000, class_list("1k")[::-1], "the data has the same in another order"),
         ("map", 7, CLASSES, "has a head of 7 classes and does not list them"),
         ("map", 1000, CLASSES, r"of the data \(n00000000, ...\) have none in common"),
     ],
@@ -198,6 +199,9 @@ def test_another_normalisation_of_pixels_is_warned_of(tmp_path, caplog):
 # --- where every node finds them ---
 
 
+ADDRESS = "s3://bucket/vit"
+
+
 @pytest.fixture
 def copied(tmp_path):
     """Initial weights that were fetched from an address."""
@@ -206,18 +210,34 @@ def copied(tmp_path):
     save_weights(folder / "model.safetensors", make())
     (folder / "state.pt").write_bytes(b"large")
     weights = InitialWeights.of(folder, plain(), CLASSES)
-    return dataclasses.replace(weights, is_copy=True)
+    return dataclasses.replace(weights, address=ADDRESS)
 
 
 def test_what_was_fetched_is_put_into_the_folder_of_the_run(copied, tmp_path):
     run = RunFolder.of(str(tmp_path / "runs"), "run")
     run.path.mkdir(parents=True)
     placed = copied.placed(run)
-    assert placed.place(run) == str(tmp_path / "runs/run/init")
-    assert [path.name for path in placed.on_node(run).iterdir()] == ["model.safetensors"]
-    read_weights(placed.on_node(run))
-    kept = dataclasses.replace(copied, is_copy=False)  # a path that every node sees stays
-    assert kept.placed(run) == kept and kept.place(run) == copied.path
+    assert placed.place == str(tmp_path / "runs/run/init")
+    names = sorted(path.name for path in placed.on_node.iterdir())
+    assert names == ["model.safetensors", "source.json"]
+    read_weights(placed.on_node)
+    kept = dataclasses.replace(copied, address=None)  # a path that every node sees stays
+    assert kept.placed(run) == kept and kept.place == copied.path
+
+
+def test_a_copy_is_found_again_by_its_address_if_it_is_whole(copied, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "node"))
+    for runs_dir in (str(tmp_path / "runs"), (tmp_path / "store").as_uri()):
+        run = RunFolder.of(runs_dir, "run")
+        run.path.mkdir(parents=True)
+        assert InitialCopy.find(run, ADDRESS) is None
+        copy = copied.placed(run).copy
+        assert InitialCopy.find(run, ADDRESS) == copy
+        assert InitialCopy.find(run, "s3://bucket/other") is None
+        place = tmp_path / "store/run/init" if run.uri else run.path / "init"
+        for folder in {place, run.path / "init"}:
+            (folder / "model.safetensors").write_bytes(b"cut off")
+        assert InitialCopy.find(run, ADDRESS) is None
 
 
 def test_with_a_store_each_node_fetches_it_and_checks_every_byte(copied, tmp_path, monkeypatch):
@@ -230,17 +250,17 @@ def test_with_a_store_each_node_fetches_it_and_checks_every_byte(copied, tmp_pat
     placed = copied.placed(machine("driver"))
     assert (tmp_path / "store/run/init/model.safetensors").is_file()
     run = machine("node")
-    assert placed.place(run) == f"{(tmp_path / 'store').as_uri()}/run/init"
-    placed.fetch(run)
-    assert placed.on_node(run) == run.path / "init"
+    assert placed.place == f"{(tmp_path / 'store').as_uri()}/run/init"
+    placed.copy.fetch()
+    assert placed.on_node == run.path / "init"
     assert str(tmp_path / "node") in str(run.path)
-    assert read_weights(placed.on_node(run)).keys() == read_weights(copied.path).keys()
+    assert read_weights(placed.on_node).keys() == read_weights(copied.path).keys()
     file = run.path / "init/model.safetensors"
     file.write_bytes(b"damaged")
-    placed.fetch(run)  # anew
-    read_weights(placed.on_node(run))
+    placed.copy.fetch()  # anew
+    read_weights(placed.on_node)
     stored_file = tmp_path / "store/run/init/model.safetensors"
     stored_file.write_bytes(stored_file.read_bytes()[:-1] + b"x")
     file.unlink()
     with pytest.raises(ValueError, match="is damaged"):
-        placed.fetch(run)
+        placed.copy.fetch()

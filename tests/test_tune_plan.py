@@ -17,6 +17,7 @@ from tune.config import Rung, SearchConfig, cost
 from tune.plan import SEARCH, read_plan, resumed
 from tune.prepare import budgets, described, make_plan, trial_hours
 from tune.transfer import share_of_run, to_run, to_trial
+from tune.trial import Trial
 
 S16 = "in21k-s16-30ep"
 # training images, held-out images and classes: winter21 without 50 images of each class, and the
@@ -270,3 +271,9 @@ def test_a_probe_is_named_by_its_set_and_kind(tmp_path):
 def test_the_lengths_of_rungs_survive_the_file(budget):
     plan = plan_of(budget=budget)
     assert [Rung.of(str(rung)) for rung in plan.rungs] == list(plan.rungs)
+
+
+def test_a_trial_is_evaluated_on_the_split_of_the_objective_alone(tmp_path):
+    plan = plan_in(tmp_path, {"data.select_split": "minival"})
+    trial = Trial(sample=None, rung=0, place=0, seed=1)
+    assert plan.trial_config(trial, workers=1, device="cpu").data.select_split is None

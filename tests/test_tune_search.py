@@ -4,17 +4,19 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import optuna
 import pytest
 from ray import cloudpickle
 from tune_runs import fit, loss_of, optimum, plan_in
 
-from pipeline.settings.presets import read_preset
+from pipeline.run import prepared
+from pipeline.settings.presets import find_preset, read_preset
 from tune.__main__ import main
 from tune.study import STUDY, Study
 from tune.trial import DIVERGED, DONE, FAILED
+from vit.model import ViT
+from vit.weights import save_weights
 
 # the processes of the trials cannot import a test
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -165,7 +167,7 @@ def test_a_later_search_begins_with_what_was_best(searched, ray_cluster, tmp_pat
 
 def failing(config, *, on_record, trial):
     """A run that fails in one trial until a file says that what was broken is mended."""
-    if config.name == "rung-1-02" and not (Path(trial.search_dir).parent / "mended").exists():
+    if config.name == "rung-1-02" and not (trial.search.path.parent / "mended").exists():
         raise RuntimeError("the disk is full")
     return fit(config, on_record=on_record, trial=trial)
 
@@ -184,6 +186,39 @@ def test_a_failed_trial_holds_the_next_rung_and_is_run_again(tmp_path, ray_clust
     assert [trial.status for trial in answer.trials].count(DONE) == 5 + 3 + 4
     names = [trial.name for trial in answer.trials]
     assert len(set(names)) == len(names)
+
+
+def from_the_copy(config, *, on_record, trial):
+    """A run that starts from the copy of the weights in the folder of its search."""
+    weights = prepared(config, trial.search).weights
+    if weights.copy.home != trial.search or weights.on_node.parent != trial.search.path / "init":
+        raise RuntimeError(f"it starts from {weights.on_node}")
+    return fit(config, on_record=on_record, trial=trial)
+
+
+@pytest.mark.ray
+def test_all_trials_start_from_one_copy_of_the_weights_in_mlflow(
+    tmp_path, ray_cluster, monkeypatch
+):
+    import mlflow
+
+    from tune.search import run_search
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    number = client.create_experiment("vit", artifact_location=(tmp_path / "artifacts").as_uri())
+    run = client.create_run(number).info.run_id
+    model = find_preset("demo").replace({"model.num_classes": 10}).model
+    save_weights(tmp_path / "vit.safetensors", ViT(model), head="drop")
+    client.log_artifact(run, str(tmp_path / "vit.safetensors"))
+    start = {"init_from": f"runs:/{run}/vit.safetensors"}
+    plan = plan_in(tmp_path, start, rungs=["5/8", "3/4"], seeds=2)
+    weights = prepared(plan.run.replace({"name": plan.name})).weights
+    run_search(plan, weights=weights, fit=from_the_copy)
+    copies = [path.parent for path in plan.dir.rglob("vit.safetensors")]
+    assert copies == [plan.dir / "init"]
+    client.delete_run(run)  # the search goes on without the address
+    assert prepared(plan.run.replace({"name": plan.name})).weights.copy
 
 
 def everything_diverges(config, *, on_record, trial):

@@ -156,6 +156,15 @@ def test_no_pixels_leave_their_node(hosts, undisturbed):
     assert sum(received) < 0.05 * pixels
 
 
+def test_both_hosts_start_from_a_run_that_is_in_the_store_alone(hosts, undisturbed):
+    start = ("--init-from", f"s3://{BUCKET}/runs/{undisturbed}", "--init-head", "keep")
+    hosts.h1.done(*train("tuned"), *start, "--epochs", str(40 * BATCH / 1437))
+    # each has its copy from the folder of the run, and begins where the other run ended
+    assert "runs/tuned/init/model.safetensors" in hosts.store.keys("runs/tuned/init")
+    first, last = (evaluations(hosts, name) for name in ("tuned", undisturbed))
+    assert first[0]["val/top1"] == last[STEPS]["val/top1"] > 0.5
+
+
 VICTIMS = ("worker", "other host", "head", "worker", "other host", "new head")
 
 
@@ -169,6 +178,12 @@ def test_killed_at_six_random_moments_the_run_ends_with_the_same_bits(hosts, und
         keys = f"runs/{{name}}/samples/step-{step:09d}.json"
         expected = hosts.store.read(keys.format(name=undisturbed))
         assert hosts.store.read(keys.format(name="killed")) == expected, step
+
+
+def evaluations(hosts: Hosts, name: str) -> dict[int, dict]:
+    """The recorded evaluations by step."""
+    records = map(json.loads, hosts.store.read(f"runs/{name}/metrics.jsonl").splitlines())
+    return {r["step"]: r for r in records if r["kind"] == "eval"}
 
 
 def losses(hosts: Hosts, name: str) -> dict[int, float]:

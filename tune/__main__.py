@@ -100,14 +100,14 @@ class Search:
         from pipeline.run import prepared
 
         # each trial would find later what does not fit; in the folder of the search is no run
-        prepared(plan.run.replace({"name": plan.name}))
+        job = prepared(plan.run.replace({"name": plan.name}))
         from tune.search import run_search
 
         log.info("%s\n", text)
         if not self.verbose:
             logging.getLogger("ray.tune").setLevel(logging.ERROR)
         try:
-            answer = run_search(plan, resume=self.resume, verbose=self.verbose)
+            answer = run_search(plan, weights=job.weights, resume=self.resume, verbose=self.verbose)
         except KeyboardInterrupt:
             log.info("--resume continues the search")
             raise

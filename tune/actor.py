@@ -82,7 +82,7 @@ class TrialActor(ray.tune.Trainable):
         batch = plan.tuned(sample, plan.horizon(trial.rung)).global_batch
         config = plan.trial_config(trial, shared(batch, facts["workers"]), facts["device"])
         self._follower = Follower(config, plan.config.objective)
-        own = run.Trial(search_dir=plan.dir, worker_cpus=facts["worker_cpus"])
+        own = run.Trial(search=plan.folder, worker_cpus=facts["worker_cpus"])
         self._future = ThreadPoolExecutor(1, "trial").submit(self._follower.follow, self._fit, own)
 
 
@@ -127,7 +127,9 @@ class Follower:
         for record, _ in read_records(self._folder.path):
             last |= record
         if status == DONE and self._objective not in last:
-            status, self._explanation = FAILED, f"it ended without {self._objective}"
+            has = ", ".join(name for name in last if "/" in name)
+            status = FAILED
+            self._explanation = f"the run has no metric {self._objective!r}; it has {has}"
         if status in ENDED:
             self._remove_checkpoints()
         step = int(last.get("step", 0))

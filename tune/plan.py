@@ -24,6 +24,7 @@ SEARCH = "search.json"
 OFF = {
     **{"record.models": "none", "record.register": None, "audit": False, "crops": "center"},
     **{"min_workers": None, "worker_cpus": None, "skip_steps": [], "lr_factors": []},
+    "data.select_split": None,
     "keep_checkpoints": 1,
 }
 

@@ -22,6 +22,7 @@ from pipeline import run
 from pipeline.checkpoint.run_folder import fetched_run
 from pipeline.cluster.session import ray_session
 from pipeline.tracking.recorder import Recorder
+from pipeline.train.initial import InitialWeights
 from support.console import duration
 from support.files import AlreadyLocked, locked, write_json
 from support.lease import Lease, leased
@@ -45,17 +46,25 @@ WARM = 3
 
 
 def run_search(
-    plan: Plan, *, resume: bool = False, verbose: bool = False, fit: Fit = run.fit
+    plan: Plan,
+    *,
+    weights: InitialWeights | None = None,
+    resume: bool = False,
+    verbose: bool = False,
+    fit: Fit = run.fit,
 ) -> Answer:
     """Run the trials that have not ended, and write the answer into the folder of the search.
 
-    Raises ValueError if the folder holds another search, and RuntimeError if trials have failed.
+    Initial `weights` of an address are copied there, once for all trials. Raises ValueError if
+    the folder holds another search, and RuntimeError if trials have failed.
     """
     plan.dir.mkdir(parents=True, exist_ok=True)
     message = f"another process runs the search in {plan.dir}; wait for it"
     with locked(plan.dir / LOCK, message), leased(plan.folder) as lease:
         plan.folder.pull()
         plan = opened(plan, resume=resume)
+        if weights:
+            weights.placed(plan.folder)
         with recording(plan) as recorder:
             search = Search(plan, recorder, lease)
             with ray_session(extra_cpus=os.cpu_count() or 1, verbose=verbose):

@@ -34,6 +34,8 @@ META, CONFIG = "meta.json", "config.json"
 NAME = re.compile(r"step-(\d{9})")
 # of the split that selects, if the run has one
 SELECT = "select/top1"
+# beginning of the files of a checkpoint that only a resumed run needs
+STATE = "state"
 
 
 class Incomplete(ValueError):

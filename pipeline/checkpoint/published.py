@@ -6,7 +6,6 @@ A copy is kept under the hash of its address, size and time, so that another fil
 is another copy.
 """
 
-import hashlib
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from pyarrow import fs as pafs
 from pipeline.checkpoint.local import META
 from shards.dataset import store
 from shards.dataset.store import with_retries
-from support.files import cache_dir, written
+from support.files import cached_folder
 from vit.weights import CONFIG_FILE, MODEL_FILE, OLD_MODEL_FILE
 
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin")
@@ -34,10 +33,13 @@ def fetched_weights(uri: str) -> Path | None:
     where = store.absolute(uri)
     is_file = path.endswith(SUFFIXES)
     folder, _, name = path.rpartition("/") if is_file else (path, "", "")
-    look = partial(store.listing, system, folder)
-    infos = {info.base_name: info for info in with_retries(look, where)}
     names = [name] if is_file else [MODEL_FILE, OLD_MODEL_FILE]
-    if META in infos and not is_file:
+    # by name: the folder may have 50,000 others
+    paths = [f"{folder}/{name}" for name in (*names, *BESIDE, *(() if is_file else (META,)))]
+    look = partial(system.get_file_info, paths)
+    found = [info for info in with_retries(look, where) if info.type == pafs.FileType.File]
+    infos = {info.base_name: info for info in found}
+    if META in infos:
         return None
     weights = [infos[name] for name in names if name in infos][:1]
     if not weights:
@@ -45,20 +47,13 @@ def fetched_weights(uri: str) -> Path | None:
             raise FileNotFoundError(f"{where} does not exist")
         return None
     files = [*weights, *(infos[name] for name in BESIDE if name in infos)]
+
+    def fill(aside: Path) -> None:
+        for info in files:
+            target = str(aside / info.base_name)
+            copy = partial(pafs.copy_files, info.path, target, system, pafs.LocalFileSystem())
+            with_retries(copy, f"{where} ({info.base_name})")
+
     facts = [f"{info.path} {info.size} {info.mtime_ns}" for info in files]
-    digest = hashlib.sha256("\n".join([where, *facts]).encode()).hexdigest()
-    target = cache_dir() / WEIGHTS / digest[:32]
-    if not target.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with written(target) as aside:
-            aside.mkdir()
-            for info in files:
-                copy = partial(
-                    pafs.copy_files,
-                    info.path,
-                    str(aside / info.base_name),
-                    system,
-                    pafs.LocalFileSystem(),
-                )
-                with_retries(copy, f"{where} ({info.base_name})")
+    target = cached_folder(WEIGHTS, "\n".join([where, *facts]), fill)
     return target / name if is_file else target

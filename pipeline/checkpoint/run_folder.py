@@ -28,9 +28,12 @@ from support.lease import LEASE, PATIENT_S
 
 CHECKPOINTS = "checkpoints"
 PROBES = "probes"
+INIT = "init"
 LOCK = "run.lock"
+# of a run, one of its checkpoints if it has lost that; of a search
+BEGUN = ("config.json", CHECKPOINTS, "search.json")
 # not copied to a new driver: large, of one process alone, or runs of their own below a search
-NOT_PULLED = (CHECKPOINTS, PROBES, "init", "samples", "trials", "tune", LEASE)
+NOT_PULLED = (CHECKPOINTS, PROBES, INIT, "samples", "trials", "tune", LEASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +83,14 @@ class RunFolder:
         """The checkpoints of the run."""
         uri = store.join(self.uri, CHECKPOINTS) if self.uri else None
         return Checkpoints(folder=self.path / CHECKPOINTS, uri=uri)
+
+    def is_begun(self) -> bool:
+        """Whether a run or a search has been started here."""
+        system, root = store.locate(self.place)
+        look = partial(system.get_file_info, [f"{root}/{name}" for name in BEGUN])
+        return any(
+            info.type != pafs.FileType.NotFound for info in with_retries(look, self.location)
+        )
 
     def read(self, name: str, pauses_s: Sequence[float] = ()) -> bytes | None:
         """Content of a file where it counts; None if there is none.
@@ -161,10 +172,18 @@ class RunFolder:
 
 
 def fetched_run(location: str) -> Path:
-    """The folder of a run; the files of one in a store are copied here first."""
+    """The folder of a run or search; the files of one in a store are copied here first.
+
+    Raises FileNotFoundError if a prefix in a store holds neither: it may have any number of files.
+    """
     if "://" not in location:
         return Path(location).absolute()
     run = run_of(location)
+    if not run.is_begun():
+        raise FileNotFoundError(
+            f"{store.absolute(location)} is no run, checkpoint or file of weights: "
+            f"{run.location} has none of {', '.join(BEGUN)}"
+        )
     run.path.mkdir(parents=True, exist_ok=True)
     run.pull()
     return run.path

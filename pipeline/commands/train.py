@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -12,7 +13,7 @@ import tyro
 
 from pipeline.settings.budget import Budget
 from pipeline.settings.config import TrainConfig
-from pipeline.settings.presets import PRESETS, find_preset, read_preset
+from pipeline.settings.presets import PRESETS, find_preset, read_file, read_preset
 from support.command import first_value, value_of
 from support.console import open_console
 
@@ -47,7 +48,7 @@ class Train:
             start = arguments.index(PRESET_FILE)
             subject = arguments[start : start + 2]
             rest = [*arguments[:start], *arguments[start + 2 :]]
-            config = read_preset(Path(subject[1]), cls.of_file)
+            config = read_preset(Path(subject[1]), partial(cls.of_file, rest))
             return cls(preset=subject[1], config=config), subject, rest
         name, rest = first_value(arguments, TrainConfig(), flags=("plan", "verbose"))
         if name:
@@ -64,17 +65,23 @@ class Train:
         return preset_for(name, arguments)
 
     @classmethod
-    def of_file(cls, name: str, settings: Mapping[str, object]) -> TrainConfig:
+    def of_file(
+        cls, arguments: Sequence[str], name: str, settings: Mapping[str, object]
+    ) -> TrainConfig:
         """Settings of the preset of a preset file, which may have all settings of the model."""
         if "model.width" in settings:
             return find_preset(name)
-        given = (f"--{key}={settings[key]}" for key in ("init_from", "runs_dir") if key in settings)
-        return cls.base(name, list(given))
+        names = ("init_from", "runs_dir", "name")
+        given = [f"--{key}={settings[key]}" for key in names if key in settings]
+        return cls.base(name, [*arguments, *given])  # the first value of an option counts
 
     @property
     def takes_size(self) -> bool:
         """Whether the size is that of the weights."""
-        return self.preset in PRESETS and PRESETS[self.preset].of_weights is not None
+        name, settings = self.preset, {}
+        if name not in PRESETS:
+            name, settings = read_file(Path(name))
+        return PRESETS[name].of_weights is not None and "model.width" not in settings
 
     @property
     def description(self) -> str:
@@ -129,8 +136,9 @@ def preset_for(
 ) -> TrainConfig:
     """Settings of a preset; of one without a size, for the weights that the arguments name.
 
-    With `read` the size is read from them. The options begin with `prefix`. Raises ValueError if
-    such a preset is given no weights.
+    If a run of it was begun with these, its size counts: they may be gone, or others by now. With
+    `read` the size is read from them. The options begin with `prefix`. Raises ValueError if such a
+    preset is given no weights.
     """
     config = find_preset(name)
     if not PRESETS[name].of_weights or {"-h", "--help"} & {*arguments}:
@@ -146,7 +154,8 @@ def preset_for(
     from pipeline.initial_weights import sized
 
     runs_dir = value_of(arguments, f"{prefix}runs-dir") or config.runs_dir
-    return sized(PRESETS[name], location, runs_dir)
+    own = value_of(arguments, "--name") if prefix == "--" else None  # that of a search is another
+    return sized(PRESETS[name], location, runs_dir, own)
 
 
 def result_facts(job: "Job", outcome: "Outcome") -> str:
@@ -158,7 +167,7 @@ def result_facts(job: "Job", outcome: "Outcome") -> str:
     facts = {
         "evaluated": f"{images:,} images of {job.config.data.eval_split}, each once",
         "trained": f"{outcome.steps:,} steps at {outcome.images_per_s:,.0f} images/s",
-        "checkpoint": f"{outcome.checkpoint} ({outcome.chosen})",
+        "checkpoint": outcome.checkpoint + (f" ({outcome.chosen})" if outcome.chosen else ""),
         "MLflow page": page_command(job.dir.parent),
     }
     table = result_table({"protocols": outcome.protocols, "changes": outcome.changes})

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Literal, Self
 
-from pipeline.settings.config import absolute
+from pipeline.settings.location import absolute
 from support.settings import Rule, Settings, below, setting
 from vit.config import ImageConfig, LossConfig, ViTConfig
 from vit.registry import num_views

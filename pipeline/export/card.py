@@ -38,7 +38,7 @@ def card(source: Source, config: ExportConfig, usage: str, agreement: Agreement)
     row, is_body = FORMATS[config.to], source.output == "features"
     task = "image-feature-extraction" if is_body else "image-classification"
     parts = [
-        f"---\nlibrary_name: {row.library or DISTRIBUTION}\npipeline_tag: {task}\n"
+        f"---\nlibrary_name: {row.package or DISTRIBUTION}\npipeline_tag: {task}\n"
         "license: other\n---",
         f"# {title(source)}",
         "\n".join(model_lines(source)),
@@ -76,7 +76,8 @@ def model_lines(source: Source) -> Iterator[str]:
     yield f"width {config.width}, {config.depth} blocks, {config.heads} heads, pool {config.pool}."
     if source.classes is not None:
         link = LOSSES[source.eval_model.loss.name].link
-        yield f"Classes: {described(source.classes)}. Probabilities are the {link} of the logits."
+        guess = " (as the number of outputs suggests)" if source.eval_model.classes is None else ""
+        yield f"Classes: {described(source.classes)}{guess}. Probabilities: {link} of the logits."
 
 
 def preparation_text(source: Source) -> str:
@@ -117,7 +118,7 @@ def training(source: Source) -> Iterator[str]:
     base = preset.config if preset else TrainConfig()
     of = f"the preset {base.name} ({preset.source})" if preset else "the defaults"
     changes = [
-        f"| `{name}` | `{json.dumps(settings[name])}` |"
+        f"| `{name}` | `{json.dumps(without_folders(settings[name]))}` |"
         for name, value in base.flat().items()
         if not name.startswith(ELSEWHERE) and settings.get(name, value) != value
     ]
@@ -151,6 +152,13 @@ def place(location: object) -> str:
     return str(location).partition("?")[0].rstrip("/").rpartition("/")[2]
 
 
+def without_folders(value: object) -> object:
+    """The value of a setting, with the last part alone of each path or URI."""
+    if isinstance(value, list):
+        return [without_folders(each) for each in value]
+    return place(value) if isinstance(value, str) else value
+
+
 def data_name(source: Source, location: str) -> str:
     """The name of a shard set; that of the run as its settings have it."""
     checkpoint, own = checkpoint_of(source), source.eval_model.data
@@ -170,9 +178,12 @@ def results(source: Source) -> Iterator[str]:
     """All that is recorded of the accuracy of these weights, as rows of a table."""
     rows = [row for result in evaluations(source) for row in rows_of(source, result)]
     checkpoint = checkpoint_of(source)
+    if source.output == "features" and (rows or checkpoint):
+        yield "Of the model with its head, which is not in this folder.\n"
     if not rows and checkpoint and checkpoint.metrics:
         metrics = ", ".join(f"{name} {value:.4f}" for name, value in checkpoint.metrics.items())
-        yield f"In the training loop, one centre crop: {metrics}."
+        split = checkpoint.config["data.eval_split"]
+        yield f"In the training loop, on split {split} with one centre crop: {metrics}."
     elif not rows:
         yield "No evaluation of these weights is recorded."
     else:
@@ -198,14 +209,25 @@ def evaluations(source: Source) -> Iterator[Mapping]:
 def rows_of(source: Source, result: Mapping) -> Iterator[str]:
     """The rows of one evaluation, and of that of ImageNet-V2 beside it."""
     for name, values in result["protocols"].items():
-        average = result["average"] if values["views"] > 1 else "-"
-        interval = f"{values['top1']:.4f} ({values['top1_low']:.4f} to {values['top1_high']:.4f})"
-        data, crops = data_name(source, result["data"]), f"{name} ({values['views']})"
-        cells = (data, result["split"], crops, average)
-        figures = (f"{values['images']:,}", interval, f"{values['top5']:.4f}")
-        yield f"| {' | '.join([*cells, *figures])} |"
+        views, data = values["views"], data_name(source, result["data"])
+        about = (f"{name} ({views})", result["average"] if views > 1 else "-")
+        yield table_row(data, result["split"], *about, *top1(values), f"{values['top5']:.4f}")
+        if "real" in result:
+            figures = top1(result["real"]["protocols"][name])
+            yield table_row(data, f"{result['split']}, ReaL labels", *about, *figures, "-")
     if "v2" in result:
         yield from rows_of(source, result["v2"])
+
+
+def top1(values: Mapping) -> tuple[str, str]:
+    """Number of images, and accuracy with its interval."""
+    low, high = values["top1_low"], values["top1_high"]
+    return f"{values['images']:,}", f"{values['top1']:.4f} ({low:.4f} to {high:.4f})"
+
+
+def table_row(*cells: str) -> str:
+    """A row of a table in Markdown."""
+    return f"| {' | '.join(cells)} |"
 
 
 def versions(source: Source) -> Iterator[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pipeline.export.formats import Format
 from pipeline.export.source import BATCH, Source, drop_head
 from vit.batch import normalise
 from vit.model import ViT
@@ -72,20 +73,20 @@ def agreement(source: Source, network: Network, reader: str, share: float) -> Ag
     )
 
 
-def obstacle(library: str) -> str | None:
-    """The reason why a library cannot be used here; None if it can."""
+def obstacle(row: Format) -> str | None:
+    """The reason why the library of a format cannot be used here; None if it can."""
     try:
-        importlib.import_module(library)
+        importlib.import_module(row.library)
     except (ImportError, RuntimeError) as error:  # the latter if torchvision does not fit torch
-        is_absent = isinstance(error, ModuleNotFoundError) and error.name == library
-        reason = "is not installed" if is_absent else "cannot be imported here"
-        return f"{library} {reason}" + ("" if is_absent else f" ({error})")
+        if isinstance(error, ModuleNotFoundError) and error.name == row.package:
+            return f"{row.package} is not installed"
+        return f"{row.package} cannot be imported here ({error})"
     return None
 
 
-def versioned(library: str) -> str:
+def versioned(package: str) -> str:
     """A library with its version."""
-    return f"{library} {importlib.metadata.version(library)}"
+    return f"{package} {importlib.metadata.version(package)}"
 
 
 def read_back(source: Source, path: Path) -> Network:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 from pipeline.export.formats import FORMATS
-from pipeline.settings.config import absolute
+from pipeline.settings.location import absolute
 from support.settings import Rule, Settings, setting
 
 

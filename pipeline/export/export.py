@@ -16,13 +16,13 @@ from pipeline.export.card import card, write_classes
 from pipeline.export.check import Agreement, agreement, obstacle, read_back, versioned
 from pipeline.export.config import ExportConfig
 from pipeline.export.formats import FORMATS
-from pipeline.export.source import Source
+from pipeline.export.source import CLASSES_FILE, Source
 from shards.dataset import store
 from support.files import written
 
 log = logging.getLogger(__name__)
 
-CARD, CLASSES = "README.md", "classes.txt"
+CARD = "README.md"
 
 
 def export(path: Path, out: str, config: ExportConfig) -> Agreement:
@@ -42,7 +42,7 @@ def export(path: Path, out: str, config: ExportConfig) -> Agreement:
         found = checked(source, folder, config)
         log.info("checked     %s", found)
         if source.classes is not None:
-            write_classes(source, folder / CLASSES)
+            write_classes(source, folder / CLASSES_FILE)
         text = card(source, config, functions.usage(source, config), found)
         (folder / CARD).write_text(text)
     return found
@@ -51,12 +51,12 @@ def export(path: Path, out: str, config: ExportConfig) -> Agreement:
 def checked(source: Source, folder: Path, config: ExportConfig) -> Agreement:
     """Open an export and compare its outputs; RuntimeError if they differ."""
     row = FORMATS[config.to]
-    reason = obstacle(row.library) if row.library else None
+    reason = obstacle(row) if row.library else None
     if reason:
         network, reader = read_back(source, folder), f"this project, because {reason}"
     else:
         network = row.functions().opened(source, folder, config)
-        reader = versioned(row.library) if row.library else "this project"
+        reader = versioned(row.package) if row.package else "this project"
     found = agreement(source, network, reader, row.tolerance)
     if not found.holds:
         raise RuntimeError(

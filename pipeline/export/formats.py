@@ -24,7 +24,8 @@ class Format:
     module: str
     """Module of the three functions."""
     library: str | None
-    """Package that opens the files; without it, or if None, this project reads them back."""
+    """Module of the library that opens the files; where it cannot be imported, or if None, this
+    project reads them back."""
     options: tuple[str, ...] = ()
     """Settings of ExportConfig that have an effect here, and not everywhere."""
     needs: tuple[str, ...] = ()
@@ -36,6 +37,11 @@ class Format:
     tolerance: float = 1e-4
     """Largest difference to this project's outputs, as a share of the largest output; float32
     rounds sums by about 1e-6 of it."""
+
+    @property
+    def package(self) -> str | None:
+        """The library."""
+        return self.library and self.library.partition(".")[0]
 
     def functions(self) -> ModuleType:
         """The module; ValueError if a package is missing that it needs."""
@@ -58,7 +64,8 @@ FORMATS = {
     "transformers": Format(
         summary="transformers: ViT or DINOv2 with its image processor",
         module="pipeline.export.transformers_folder",
-        library="transformers",
+        # transformers itself imports lazily, and would fail later
+        library="transformers.models.auto.image_processing_auto",
         options=("head",),
     ),
     "npz": Format(

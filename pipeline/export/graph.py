@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 import vit.graph
 from pipeline.export.config import ExportConfig
-from pipeline.export.source import Source
+from pipeline.export.source import CLASSES_FILE, Source
 from vit.batch import channel_factors, scaled
 from vit.config import ImageConfig
 
@@ -54,3 +54,10 @@ def image_code(source: Source, config: ExportConfig) -> str:
         lines.append(f"images = (images / 255 - {mean}) / {std}")
         lines.append("images = images.transpose(0, 3, 1, 2).astype(np.float32)")
     return "\n".join(lines)
+
+
+def name_code(source: Source) -> str:
+    """Code that looks up the class of the array or tensor `logits`; none without classes."""
+    if source.classes is None:
+        return ""
+    return f'name = open("{CLASSES_FILE}").read().splitlines()[int(logits[0].argmax())]\n'

@@ -48,4 +48,4 @@ model = load_quantised("{FILE}")
 
 {graph.image_code(source, config)}
 logits = model(torch.from_numpy(images))  # compiled on the first call
-"""
+{graph.name_code(source)}"""

@@ -64,15 +64,7 @@ def opened(source: Source, folder: Path, config: ExportConfig) -> Network:
 
 def usage(source: Source, config: ExportConfig) -> str:
     """Code that classifies an image with ONNX Runtime, in the folder of the export."""
-    ending = ""
-    if source.classes is not None:
-        ending = (
-            'names = json.loads(session.get_modelmeta().custom_metadata_map["names"])\n'
-            "name = names[logits[0].argmax()]\n"
-        )
     return f"""\
-import json
-
 import numpy as np
 import onnxruntime
 from PIL import Image
@@ -81,4 +73,4 @@ session = onnxruntime.InferenceSession("{FILE}")
 
 {graph.image_code(source, config)}
 ({source.output},) = session.run(None, {{"{graph.INPUT}": images}})
-{ending}"""
+{graph.name_code(source)}"""

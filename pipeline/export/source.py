@@ -21,6 +21,7 @@ from vit.model import ViT
 
 log = logging.getLogger(__name__)
 
+CLASSES_FILE = "classes.txt"  # in every folder whose classes are known
 # images of a batch, and on which outputs are compared
 BATCH = 16
 # neither timm nor transformers resizes without antialiasing, or by OpenCV's means over areas; on

@@ -37,20 +37,14 @@ def opened(source: Source, folder: Path, config: ExportConfig) -> Network:
 
 def usage(source: Source, config: ExportConfig) -> str:
     """Code that classifies an image with torch, in the folder of the export."""
-    ending = ""
-    if source.classes is not None:
-        ending = 'name = json.loads(files["names.json"])[int(logits[0].argmax())]\n'
     return f"""\
-import json
-
 import numpy as np
 import torch
 from PIL import Image
 
-files = {{"names.json": ""}}
-model = torch.export.load("{FILE}", extra_files=files).module()
+model = torch.export.load("{FILE}").module()
 
 {graph.image_code(source, config)}
 with torch.no_grad():
     {source.output} = model(torch.from_numpy(images.copy()))
-{ending}"""
+{graph.name_code(source)}"""

@@ -162,8 +162,9 @@ class Workers:
         )
 
     def close(self) -> None:
-        """End the actors."""
+        """End the actors, and the threads that wait for one."""
         self._closed = True
+        self._free.put(None)
         for actor in self._actors:
             ray.kill(actor)
         self._thread.join()

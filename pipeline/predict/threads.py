@@ -21,7 +21,8 @@ def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 def ordered(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[tuple[T, R]]:
     """Each item with what the function gives for it, in their order, computed by threads.
 
-    Items are taken as they are needed, so that there may be any number of them.
+    Items are taken as they are needed, so that there may be any number of them. After an error
+    nothing new is begun; what threads are at work on goes on without being waited for.
     """
     pool = ThreadPoolExecutor(threads)
     pending: deque = deque()
@@ -34,4 +35,4 @@ def ordered(function: Callable[[T], R], items: Iterable[T], threads: int) -> Ite
         for first, result in pending:
             yield first, result.result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)

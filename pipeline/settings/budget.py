@@ -99,6 +99,7 @@ class Budget:
     def eval_views(self) -> int:
         """Views of held-out images in all evaluations: centre crops, at the end also the crops."""
         crops, times = self.config.crops, math.ceil(self.steps / self.config.eval_every)
+        times += bool(self.config.init_from and self.config.init_head != "drop")  # before step 1
         last = num_views(crops) + (crops != "center")
         return self.eval_samples * (times + last) + select_samples(self.config) * times
 

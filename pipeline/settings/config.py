@@ -8,17 +8,15 @@ resumed. Most of these do not affect the result; `skip_steps`, `lr_factors` and
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, Self
 
 from pipeline.settings import interventions
+from pipeline.settings.location import absolute
 from support.settings import Rule, Settings, below, setting
 from vit.config import ImageConfig, LossConfig, MixConfig, OptimConfig, ViTConfig
 from vit.registry import num_views
 
 DIGITS = "digits"
-# what the address of an MLflow model, or of an artifact of a run, begins with
-MLFLOW = ("models:/", "runs:/")
 # images of a pass where no memory of a GPU decides: on CPUs, and in evaluations
 DEFAULT_PASS = 256
 
@@ -292,9 +290,3 @@ class TrainConfig(Settings):
                 "probe.data": tuple(map(absolute, self.probe.data)),
             }
         )
-
-
-def absolute(path: str | None) -> str | None:
-    """The absolute form of a path; a URI, a model of MLflow or None is returned unchanged."""
-    is_path = path and "://" not in path and not path.startswith(MLFLOW)
-    return str(Path(path).absolute()) if is_path else path

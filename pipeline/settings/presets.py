@@ -60,10 +60,22 @@ def plain_preset(name: str, settings: Mapping[str, object]) -> TrainConfig:  # n
 def read_preset(
     path: Path, base: Callable[[str, Mapping[str, object]], TrainConfig] = plain_preset
 ) -> TrainConfig:
-    """Settings from a preset file, JSON of {"preset": name, "settings": {dotted name: value}}.
+    """Settings from a preset file; see `read_file`.
 
-    `base` gives the settings of the preset that the file adds to. Raises ValueError if the file has
-    another form or a setting breaks a rule.
+    `base` gives the settings of the preset that the file adds to. Raises ValueError if a setting
+    breaks a rule.
+    """
+    preset, settings = read_file(path)
+    try:
+        return base(preset, settings).replace(settings)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def read_file(path: Path) -> tuple[str, dict[str, object]]:
+    """Name and settings in a preset file, {"preset": name, "settings": {dotted name: value}}.
+
+    Raises ValueError if it has another form.
     """
     try:
         content = json.loads(path.read_text())
@@ -75,7 +87,4 @@ def read_preset(
             f"{path} is not a preset file ({error!r}); it must be JSON such as "
             '{"preset": "demo", "settings": {"optim.lr": 0.001}}'
         ) from error
-    try:
-        return base(preset, settings).replace(settings)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    return preset, settings

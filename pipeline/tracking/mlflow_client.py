@@ -1,4 +1,4 @@
-"""Sends records and events of a run to an MLflow server; only `mlflow_model` imports mlflow, too.
+"""Sends records and events of a run to an MLflow server, or to the embedded file.
 
     mlflow_sync -> TrackingServer -> an SQLite file, a tracking server, or one behind a token
 
@@ -238,7 +238,7 @@ class TrackingServer:
         self._log(at["run_id"], "metrics", metrics)
 
     def _register(self, at: Mapping, event: Mapping) -> None:
-        """Register the model as a version, and alias it `best` unless another one is better."""
+        """Register the model as a version, and alias it `best` if it is, by the same metric."""
         client, name, metric = self._client, event["name"], event["metric"]
         model = client.get_logged_model(logged_model_id(at, event))
         if not client.search_registered_models(f"name = '{name}'"):
@@ -254,8 +254,14 @@ class TrackingServer:
             tags={metric: str(event["value"]), MODEL_TAG: model.model_id},
         )
         best = [v for v in versions if BEST in client.get_model_version(name, v.version).aliases]
-        if not best or event["value"] > float(best[0].tags.get(metric, "-inf")):
+        if not best or event["value"] > float(best[0].tags.get(metric, "inf")):
             client.set_registered_model_alias(name, BEST, version.version)
+        elif metric not in best[0].tags:
+            found = ", ".join(sorted(best[0].tags.keys() - {MODEL_TAG})) or "nothing"
+            log.warning(
+                "version %s of %s has %s, and %r is version %s by %s: the alias stays",
+                *(version.version, name, metric, BEST, best[0].version, found),
+            )
 
 
 def logged_model_id(at: Mapping, event: Mapping) -> str:

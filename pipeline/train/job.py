@@ -15,8 +15,10 @@ from pipeline.data.order import Mixture, Order
 from pipeline.evaluation.probe import Probe
 from pipeline.settings.config import DIGITS, TrainConfig
 from pipeline.settings.interventions import Interventions
+from pipeline.settings.location import is_address
 from pipeline.settings.upsampling import check_sides
 from pipeline.train.initial import InitialWeights
+from pipeline.train.initial_copy import InitialCopy
 from shards.dataset import wordnet
 from vit.loss import make_loss
 from vit.optim import learning_rate
@@ -103,10 +105,15 @@ class Job:
         return scheduled * self.interventions.factor(step + 1)
 
 
-def prepare(config: TrainConfig, fetch: Callable[[str], Path] = fetched_model) -> Job:
+def prepare(
+    config: TrainConfig,
+    fetch: Callable[[str], Path] = fetched_model,
+    search: RunFolder | None = None,
+) -> Job:
     """Check a run against its data and its folder; the embedded data is built if it is missing.
 
-    `fetch` gives a path on this machine for an address of initial weights. Raises ValueError if
+    `fetch` gives a path on this machine for a location of initial weights, unless a copy of them is
+    in the folder of the run, or of the `search` of which it is a trial. Raises ValueError if
     settings, data, folder and initial weights do not fit together, and FileNotFoundError if data or
     weights are missing.
     """
@@ -131,9 +138,11 @@ def prepare(config: TrainConfig, fetch: Callable[[str], Path] = fetched_model) -
     checkpoint = check_folder(job)
     if config.init_from and not checkpoint:
         # the checkpoint that another run reports may be another one tomorrow: name it once
-        weights = InitialWeights.of(fetch(config.init_from), job.config, train.classes)
-        is_copy = not Path(config.init_from).exists()  # of what is at an address
-        job = replace(job, weights=replace(weights, is_copy=is_copy))
+        address = config.init_from if is_address(config.init_from) else None
+        copy = InitialCopy.find(search or job.folder, address) if address else None
+        path = copy.path if copy else fetch(config.init_from)
+        weights = InitialWeights.of(path, job.config, train.classes)
+        job = replace(job, weights=replace(weights, address=address, copy=copy))
     return job
 
 

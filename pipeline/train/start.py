@@ -57,9 +57,9 @@ def initial_weights(job: Job, rank: int, local_rank: int) -> Path | None:
     """
     if not (weights := job.weights):
         return None
-    fetches = local_rank == 0 and weights.files
-    together((lambda: weights.fetch(job.folder)) if fetches else None, rank)
-    return weights.on_node(job.folder)
+    fetches = local_rank == 0 and weights.copy and weights.copy.home.uri
+    together(weights.copy.fetch if fetches else None, rank)
+    return weights.on_node
 
 
 def together(action: Callable[[], None] | None, rank: int) -> None:

@@ -26,6 +26,7 @@ from pipeline.checkpoint.sharded import Shard, Snapshot, mapped, own_block
 from pipeline.checkpoint.stored import StoredTensor, read_state
 from pipeline.data.order import largest_share
 from pipeline.settings.config import TrainConfig
+from pipeline.train.initial import head_of
 from pipeline.train.objective import Objective
 from pipeline.train.passes import pass_limit
 from vit.loss import make_loss
@@ -67,8 +68,8 @@ class State:
         if checkpoint:
             load_weights(self.model, checkpoint.path)
         elif weights:
-            head = "drop" if config.init_head == "drop" else "keep"
-            load_weights(self.model, weights, positions=config.init_positions, head=head, rows=rows)
+            how = {"positions": config.init_positions, "head": head_of(config), "rows": rows}
+            load_weights(self.model, weights, **how)
         loss_of = make_loss(config.loss, parents=parents, device=device)
         types = config.precision, config.residual
         classes = config.model.num_classes
