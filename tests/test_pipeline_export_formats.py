@@ -303,13 +303,19 @@ def constants(to: str, file: Path) -> list[torch.Tensor]:
 
 
 QUERY = {"attn_pool.latent", "attn_pool.q.weight", "attn_pool.q.bias"}
+VARIANTS = ["mean", "map", "registers, layer scale"]
 
 
-@pytest.mark.parametrize("case", MODELS)
+@pytest.mark.parametrize(
+    "case", ["token", *(pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS)]
+)
 @pytest.mark.parametrize(("to", "file"), GRAPHS)
-def test_a_graph_holds_the_weights_of_the_model(to, file, case, tmp_path):
+def test_a_graph_holds_every_variant_of_the_model_and_its_weights(to, file, case, tmp_path):
     path, model = made_run(tmp_path, **PILLOW, **MODELS[case])
     assert export(path, tmp_path / "out", "--to", to) == 0
+    crops, expected = ours(path, model)
+    images = normalise(crops, EvalModel.open(path).images)
+    same(computed(to, tmp_path / "out" / file, images), expected)
     found = [each for each in constants(to, tmp_path / "out" / file) if each.is_floating_point()]
     found += [each.T for each in found if each.ndim == 2]  # ONNX multiplies with transposed ones
     missing = {
@@ -319,17 +325,6 @@ def test_a_graph_holds_the_weights_of_the_model(to, file, case, tmp_path):
     }
     # what depends on no image is computed when the graph is written
     assert missing == (QUERY if (to, case) == ("onnx", "map") else set())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("case", ["mean", "map", "registers, layer scale"])
-@pytest.mark.parametrize(("to", "file"), GRAPHS)
-def test_a_graph_holds_every_variant_of_the_model(to, file, case, tmp_path):
-    path, model = made_run(tmp_path, **PILLOW, **MODELS[case])
-    assert export(path, tmp_path / "out", "--to", to) == 0
-    crops, expected = ours(path, model)
-    images = normalise(crops, EvalModel.open(path).images)
-    same(computed(to, tmp_path / "out" / file, images), expected)
 
 
 @pytest.mark.parametrize(("to", "file"), GRAPHS)
