@@ -183,7 +183,8 @@ def results(source: Source) -> Iterator[str]:
     if not rows and checkpoint and checkpoint.metrics:
         metrics = ", ".join(f"{name} {value:.4f}" for name, value in checkpoint.metrics.items())
         split = checkpoint.config["data.eval_split"]
-        yield f"In the training loop, on split {split} with one centre crop: {metrics}."
+        where = "In the training loop" if OF_TRAINING in checkpoint.config else "By the probe"
+        yield f"{where}, on split {split} with one centre crop: {metrics}."
     elif not rows:
         yield "No evaluation of these weights is recorded."
     else:
