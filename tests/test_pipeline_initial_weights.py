@@ -5,6 +5,7 @@ import shutil
 
 import published_recipes as published
 import pytest
+import s3_server
 import torch
 from archives import small_archive
 from checkpoints import CONFIG, write
@@ -259,6 +260,28 @@ def test_a_run_in_a_store_hands_on_the_selected_checkpoint(tmp_path, monkeypatch
     assert settings.init_from == f"{place}/run"
     line = planned(settings.replace({"model.num_classes": 3}), verbose=False)
     assert "pos_embed resampled 4x4 -> 28x28; head of 2 classes dropped; new: head" in line
+
+
+def test_a_run_starts_from_a_file_in_s3_and_keeps_its_copy_there(weights, tmp_path, monkeypatch):
+    objects = s3_server.Objects()
+    with s3_server.serving("bucket", objects) as variables:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "driver"))
+        file = (weights / "a.safetensors").read_bytes()
+        objects.objects["bucket/weights/vit.safetensors"] = file
+        place = "s3://bucket/runs"
+        config = sized(PRESETS["finetune"], "s3://bucket/weights/vit.safetensors", place)
+        data = {"data.dir": str(weights / "set"), "model.image_size": 32, "runs_dir": place}
+        job = prepared(config.replace(data))
+        placed = job.weights.placed(job.folder)
+        assert placed.place == "s3://bucket/runs/finetune-w8d2p4/init"
+        assert objects.objects["bucket/runs/finetune-w8d2p4/init/vit.safetensors"] == file
+        del objects.objects["bucket/weights/vit.safetensors"]
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))  # machine
+        found = prepared(config.replace(data)).weights
+        assert found.copy == placed.copy and found.on_node.read_bytes() == file
+        assert str(tmp_path / "another") in str(found.on_node)
 
 
 def test_weights_of_a_logged_and_of_a_registered_model_are_fetched(tmp_path, monkeypatch):
