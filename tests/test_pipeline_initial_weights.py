@@ -64,6 +64,16 @@ def test_with_adamw_every_size_of_mae_has_its_settings(size):
     assert found == {k: v for k, v in expected.items() if k not in STATES}
 
 
+@pytest.mark.parametrize("size", published.BEIT_FINETUNED)
+def test_at_384_pixels_every_size_of_beit_has_its_settings(size):
+    layer_decay, drop_path = published.BEIT_FINETUNED[size]
+    config = PRESETS["finetune-adamw-384"].of_weights(*start(size))
+    own = {"model.gelu": "tanh", "model.drop_path": drop_path, "optim.layer_decay": layer_decay}
+    expected = published.BEIT | published.shape(size, 384) | own
+    found = {k: v for k, v in config.flat().items() if k not in published.RUNNING | STATES}
+    assert found == {k: v for k, v in expected.items() if k not in STATES}
+
+
 def test_a_size_that_is_not_published_has_the_rate_of_the_nearest_and_a_grid_that_fits():
     model = ViTConfig(width=128, depth=4, mlp_width=512, heads=4, patch_size=14, image_size=28)
     config = PRESETS["finetune"].of_weights(model, ImageConfig())
