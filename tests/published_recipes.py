@@ -69,6 +69,7 @@ STEPS = {
     (1_281_167, 20_000 * 512 / 1_281_167, 512): 20_000,
     (1_281_167, 100, 1024): 125_114,
     (1_281_167, 50, 1024): 62_557,
+    (1_281_167, 30, 512): 75_068,
 }
 
 # settings of a run that do not decide what is computed: places, names, hardware, records, and how

@@ -21,6 +21,7 @@ from pipeline.tracking.mlflow_client import DATABASE
 from shards.build.config import BuildConfig
 from shards.build.pack import build
 from support.files import write_json
+from tune.__main__ import Search, SearchElsewhere
 from vit.config import ImageConfig, ViTConfig
 from vit.model import ViT
 from vit.weights import read_weights, save_npz, save_weights
@@ -183,7 +184,6 @@ def test_a_server_that_is_no_address_is_refused_with_status_2(tmp_path, monkeypa
 
 def test_a_preset_file_and_a_search_take_the_size_from_the_weights_too(weights, tmp_path):
     from pipeline.commands.train import TrainElsewhere
-    from tune.__main__ import Search, SearchElsewhere
 
     file = str(weights / "a.safetensors")
     settings = {"init_from": file, "optim.lr": 0.5}
@@ -229,6 +229,13 @@ def test_a_run_that_was_begun_keeps_its_size_whatever_became_of_the_weights(weig
         file.unlink(missing_ok=True)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         train("--name", "new")
+    search = tmp_path / "runs/finetune-w8d2p4-finetune"
+    search.mkdir()
+    write_json(search / "search.json", {"run": started.flat()})
+    given = ["finetune", "--base.init-from", str(file), "--base.runs-dir", str(tmp_path / "runs")]
+    assert Search.prepare([*given, "--resume"])[0].base.model == config.model
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        Search.prepare(given)
 
 
 # --- at an address ---
