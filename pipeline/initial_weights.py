@@ -8,14 +8,14 @@ import json
 from functools import partial
 from pathlib import Path
 
-from pipeline.checkpoint.run_folder import RunFolder, fetched_model
+from pipeline.checkpoint.local import CONFIG
+from pipeline.checkpoint.run_folder import SEARCH, RunFolder, fetched_model
 from pipeline.data import digits
 from pipeline.evaluation.model import EvalModel
 from pipeline.settings.config import TrainConfig
 from pipeline.settings.location import MLFLOW, absolute
 from pipeline.settings.recipes.preset import Preset
 from pipeline.train.initial import InitialWeights
-from pipeline.train.job import CONFIG
 from shards.dataset import store
 from shards.dataset.format import open_set
 from shards.dataset.store import with_retries
@@ -56,34 +56,40 @@ def planned(config: TrainConfig, *, verbose: bool) -> str:
     return "\n".join([str(loaded), *(loaded.lines() if verbose else ())])
 
 
-def sized(preset: Preset, location: str, runs_dir: str, name: str | None = None) -> TrainConfig:
+def sized(
+    preset: Preset, location: str, runs_dir: str, name: str | None = None, begun_in: str = CONFIG
+) -> TrainConfig:
     """Settings of a preset for the weights at a location, of whose size it is.
 
     If a run was begun with them, that of the `name` or of the preset, the size is its own: they may
-    be gone, or be others by now. Raises ValueError if there are several such runs.
+    be gone, or be others by now. `begun_in` is the file that tells, of a run or of a search, or "".
+    Raises ValueError if there are several such runs.
     """
-    source = begun(preset, absolute(location), absolute(runs_dir), name)
-    if not source:
-        path = fetched(absolute(location), absolute(runs_dir))
-        source = EvalModel.open(path, needs_head=False)
+    place = absolute(location), absolute(runs_dir)
+    source = begun(preset, *place, name, begun_in) if begun_in else None
+    source = source or EvalModel.open(fetched(*place), needs_head=False)
     return preset.of_weights(source.model, source.images).replace({"init_from": location})
 
 
-def begun(preset: Preset, location: str, runs_dir: str, name: str | None) -> TrainConfig | None:
-    """Settings of the run that was begun with these weights; None without one."""
+def begun(
+    preset: Preset, location: str, runs_dir: str, name: str | None, file: str
+) -> TrainConfig | None:
+    """Settings of the run or search that was begun with these weights; None without one."""
     names, found = [name], {}
     if not name:
         system, root = store.locate(runs_dir)
         infos = with_retries(partial(store.listing, system, root), store.absolute(runs_dir))
         names = [i.base_name for i in infos if i.base_name.startswith(f"{preset.config.name}-")]
     for folder in names:
-        settings = json.loads(RunFolder.of(runs_dir, folder).read(CONFIG) or "{}")
+        content = json.loads(RunFolder.of(runs_dir, folder).read(file) or "{}")
+        settings = content.get("run", {}) if file == SEARCH else content
         if settings.get("init_from") != redact(location):
             continue
         known = TrainConfig().flat()  # settings of other versions are ignored
         run = TrainConfig().replace({k: v for k, v in settings.items() if k in known})
-        if name or preset.of_weights(run.model, run.images).name == folder:
-            found[folder] = run
+        usual = preset.of_weights(run.model, run.images).name
+        if name or folder == usual or (file == SEARCH and folder.startswith(f"{usual}-")):
+            found[usual] = run
     if len(found) > 1:
         raise ValueError(
             f"{', '.join(found)} in {store.absolute(runs_dir)} were all begun with init_from "

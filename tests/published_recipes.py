@@ -69,6 +69,7 @@ STEPS = {
     (1_281_167, 20_000 * 512 / 1_281_167, 512): 20_000,
     (1_281_167, 100, 1024): 125_114,
     (1_281_167, 50, 1024): 62_557,
+    (1_281_167, 30, 512): 75_068,
 }
 
 # settings of a run that do not decide what is computed: places, names, hardware, records, and how
@@ -355,6 +356,37 @@ RECIPES["finetune-adamw"] = {
     "optim.lr": 2e-3,
     "optim.layer_decay": 0.65,
     "epochs": 100,
+}
+
+# microsoft/unilm, beit: get_started_for_image_classification.md at --input_size 384, for weights
+# that were fine-tuned on ImageNet-22k, and the defaults of run_class_finetuning.py
+BEIT_FINETUNED = {"B/16": (0.85, 0.1), "L/16": (0.9, 0.4)}
+BEIT = PLAIN | {
+    "data.dir": "data/in1k",
+    "init_positions": "bicubic",
+    "images.crop_area": [0.08, 1.0],  # timm's RandomResizedCrop
+    "images.randaugment_layers": 2,  # --aa rand-m9-mstd0.5-inc1
+    "images.randaugment_magnitude": 9,
+    "images.random_erasing": 0.25,
+    "images.eval_interpolation": "bicubic",
+    "images.crop_pct": 1.0,  # datasets.py, from 384 pixels on
+    "loss.label_smoothing": 0.1,
+    "optim.lr": 2e-5,
+    "optim.weight_decay": 1e-8,
+    "optim.clip_norm": None,
+    "optim.warmup": 5,
+    "optim.warmup_unit": "epochs",
+    "optim.warmup_lr": 1e-6,
+    "optim.final_lr": 1e-6,
+    "epochs": 30,
+    "global_batch": 512,
+}
+RECIPES["finetune-adamw-384"] = {
+    **BEIT,
+    **shape("S/16", 384),
+    "model.gelu": "tanh",
+    "model.drop_path": 0.1,
+    "optim.layer_decay": 0.85,
 }
 
 # big_vision's vit_s16_i1k.py and arXiv 2205.01580, table 1

@@ -5,6 +5,7 @@ import shutil
 
 import published_recipes as published
 import pytest
+import s3_server
 import torch
 from archives import small_archive
 from checkpoints import CONFIG, write
@@ -20,6 +21,7 @@ from pipeline.tracking.mlflow_client import DATABASE
 from shards.build.config import BuildConfig
 from shards.build.pack import build
 from support.files import write_json
+from tune.__main__ import Search, SearchElsewhere
 from vit.config import ImageConfig, ViTConfig
 from vit.model import ViT
 from vit.weights import read_weights, save_npz, save_weights
@@ -59,6 +61,16 @@ def test_with_adamw_every_size_of_mae_has_its_settings(size):
             "epochs": epochs,
         }
     )
+    found = {k: v for k, v in config.flat().items() if k not in published.RUNNING | STATES}
+    assert found == {k: v for k, v in expected.items() if k not in STATES}
+
+
+@pytest.mark.parametrize("size", published.BEIT_FINETUNED)
+def test_at_384_pixels_every_size_of_beit_has_its_settings(size):
+    layer_decay, drop_path = published.BEIT_FINETUNED[size]
+    config = PRESETS["finetune-adamw-384"].of_weights(*start(size))
+    own = {"model.gelu": "tanh", "model.drop_path": drop_path, "optim.layer_decay": layer_decay}
+    expected = published.BEIT | published.shape(size, 384) | own
     found = {k: v for k, v in config.flat().items() if k not in published.RUNNING | STATES}
     assert found == {k: v for k, v in expected.items() if k not in STATES}
 
@@ -172,7 +184,6 @@ def test_a_server_that_is_no_address_is_refused_with_status_2(tmp_path, monkeypa
 
 def test_a_preset_file_and_a_search_take_the_size_from_the_weights_too(weights, tmp_path):
     from pipeline.commands.train import TrainElsewhere
-    from tune.__main__ import Search, SearchElsewhere
 
     file = str(weights / "a.safetensors")
     settings = {"init_from": file, "optim.lr": 0.5}
@@ -218,6 +229,13 @@ def test_a_run_that_was_begun_keeps_its_size_whatever_became_of_the_weights(weig
         file.unlink(missing_ok=True)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         train("--name", "new")
+    search = tmp_path / "runs/finetune-w8d2p4-finetune"
+    search.mkdir()
+    write_json(search / "search.json", {"run": started.flat()})
+    given = ["finetune", "--base.init-from", str(file), "--base.runs-dir", str(tmp_path / "runs")]
+    assert Search.prepare([*given, "--resume"])[0].base.model == config.model
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        Search.prepare(given)
 
 
 # --- at an address ---
@@ -259,6 +277,28 @@ def test_a_run_in_a_store_hands_on_the_selected_checkpoint(tmp_path, monkeypatch
     assert settings.init_from == f"{place}/run"
     line = planned(settings.replace({"model.num_classes": 3}), verbose=False)
     assert "pos_embed resampled 4x4 -> 28x28; head of 2 classes dropped; new: head" in line
+
+
+def test_a_run_starts_from_a_file_in_s3_and_keeps_its_copy_there(weights, tmp_path, monkeypatch):
+    objects = s3_server.Objects()
+    with s3_server.serving("bucket", objects) as variables:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "driver"))
+        file = (weights / "a.safetensors").read_bytes()
+        objects.objects["bucket/weights/vit.safetensors"] = file
+        place = "s3://bucket/runs"
+        config = sized(PRESETS["finetune"], "s3://bucket/weights/vit.safetensors", place)
+        data = {"data.dir": str(weights / "set"), "model.image_size": 32, "runs_dir": place}
+        job = prepared(config.replace(data))
+        placed = job.weights.placed(job.folder)
+        assert placed.place == "s3://bucket/runs/finetune-w8d2p4/init"
+        assert objects.objects["bucket/runs/finetune-w8d2p4/init/vit.safetensors"] == file
+        del objects.objects["bucket/weights/vit.safetensors"]
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))  # machine
+        found = prepared(config.replace(data)).weights
+        assert found.copy == placed.copy and found.on_node.read_bytes() == file
+        assert str(tmp_path / "another") in str(found.on_node)
 
 
 def test_weights_of_a_logged_and_of_a_registered_model_are_fetched(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.checkpoint.run_folder import RunFolder
+from pipeline.checkpoint.run_folder import SEARCH, RunFolder
 from pipeline.data.digits import located
 from pipeline.settings.config import TrainConfig
 from shards.dataset import store
@@ -19,7 +19,6 @@ from tune.config import PROBE, Rung, SearchConfig
 from tune.space import Space, alike
 from tune.trial import Trial
 
-SEARCH = "search.json"
 # parts of a run that a trial leaves out; its number of workers is chosen for each rung
 OFF = {
     **{"record.models": "none", "record.register": None, "audit": False, "crops": "center"},

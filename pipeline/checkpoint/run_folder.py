@@ -30,8 +30,9 @@ CHECKPOINTS = "checkpoints"
 PROBES = "probes"
 INIT = "init"
 LOCK = "run.lock"
-# of a run, one of its checkpoints if it has lost that; of a search
-BEGUN = ("config.json", CHECKPOINTS, "search.json")
+SEARCH = "search.json"
+# what tells a run, a run that has lost that, and a search
+BEGUN = (local.CONFIG, CHECKPOINTS, SEARCH)
 # not copied to a new driver: large, of one process alone, or runs of their own below a search
 NOT_PULLED = (CHECKPOINTS, PROBES, INIT, "samples", "trials", "tune", LEASE)
 

@@ -136,9 +136,9 @@ def preset_for(
 ) -> TrainConfig:
     """Settings of a preset; of one without a size, for the weights that the arguments name.
 
-    If a run of it was begun with these, its size counts: they may be gone, or others by now. With
-    `read` the size is read from them. The options begin with `prefix`. Raises ValueError if such a
-    preset is given no weights.
+    If a run or search of it was begun with these, its size counts: they may be gone, or others by
+    now. With `read` the size is read from them. The options begin with `prefix`. Raises ValueError
+    if such a preset is given no weights.
     """
     config = find_preset(name)
     if not PRESETS[name].of_weights or {"-h", "--help"} & {*arguments}:
@@ -151,11 +151,13 @@ def preset_for(
         )
     if not read:
         return config
+    from pipeline.checkpoint.local import CONFIG
+    from pipeline.checkpoint.run_folder import SEARCH
     from pipeline.initial_weights import sized
 
     runs_dir = value_of(arguments, f"{prefix}runs-dir") or config.runs_dir
-    own = value_of(arguments, "--name") if prefix == "--" else None  # that of a search is another
-    return sized(PRESETS[name], location, runs_dir, own)
+    begun_in = CONFIG if prefix == "--" else SEARCH if "--resume" in arguments else ""
+    return sized(PRESETS[name], location, runs_dir, value_of(arguments, "--name"), begun_in)
 
 
 def result_facts(job: "Job", outcome: "Outcome") -> str:
