@@ -181,3 +181,23 @@ def test_the_result_of_a_run_without_a_reason_for_its_checkpoint_has_none(tmp_pa
     assert "checkpoint  step-1\n" in result_facts(job, outcome)
     outcome = replace(outcome, chosen="the last step")
     assert "checkpoint  step-1 (the last step)\n" in result_facts(job, outcome)
+
+
+@pytest.mark.parametrize(
+    ("words", "end"),
+    [
+        (["evaluate", "vit.npz", "--data", "in1k"], "resumes"),
+        (["predict", "vit.npz", "photos"], "begins anew"),
+        (["export", "vit.npz", "--to", "timm", "--out", "vit"], "begins anew"),
+    ],
+)
+def test_an_interrupted_command_says_whether_it_resumes(words, end, monkeypatch, capsys):
+    from pipeline.__main__ import COMMANDS, main
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(COMMANDS[words[0]], "__call__", interrupted)
+    monkeypatch.setattr(COMMANDS[words[0]], "prepare", interrupted, raising=False)
+    assert main(words) == 130
+    assert capsys.readouterr().err == f"interrupted; the same command {end}\n"

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import tyro
 
@@ -15,6 +16,7 @@ log = logging.getLogger(__name__)
 class Export:
     """Write a checkpoint for another library, checked there, with a model card."""
 
+    resumes: ClassVar[bool] = False
     checkpoint: tyro.conf.Positional[str]
     """Folder or URI of a run or of a checkpoint, or a file of weights."""
     out: str

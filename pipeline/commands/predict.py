@@ -4,7 +4,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import tyro
 
@@ -32,6 +32,7 @@ class Predict:
     or all nodes of the Ray cluster at RAY_ADDRESS. Images that cannot be read are named.
     """
 
+    resumes: ClassVar[bool] = False
     checkpoint: tyro.conf.Positional[str]
     """Folder or URI of a run or of a checkpoint, or a file of weights."""
     images: tyro.conf.Positional[tuple[str, ...]]
