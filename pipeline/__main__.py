@@ -32,7 +32,6 @@ COMMANDS = {
     "job stop": JobStop,
 }
 
-
 # the form of a command that runs on another machine, which alone may read what it names
 ELSEWHERE = {Train: TrainElsewhere, Evaluate: EvaluateElsewhere, Probe: ProbeElsewhere}
 

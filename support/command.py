@@ -34,8 +34,8 @@ class Command(Protocol):
 
     If its defaults depend on an argument, such as the name of a preset, it has a class method
     `prepare(arguments) -> (defaults, the arguments that they depend on, the other arguments)`.
-    An attribute `description` replaces its docstring in the help. An attribute `resumes` is False
-    if the command begins anew after an interruption.
+    An attribute `description` replaces its docstring in the help. An attribute `interrupted`
+    says what to do after Ctrl-C, if it is not that the same command resumes.
     """
 
     def __call__(self) -> int:
@@ -59,8 +59,8 @@ def dispatch(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        does = "resumes" if getattr(commands[name], "resumes", True) else "begins anew"
-        sys.stderr.write(f"interrupted; the same command {does}\n")
+        remedy = getattr(commands[name], "interrupted", "the same command resumes")
+        sys.stderr.write(f"interrupted; {remedy}\n")
         return 130
     except (ValueError, ArithmeticError, OSError, RuntimeError) as error:
         if getattr(command, "verbose", False):

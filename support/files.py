@@ -26,7 +26,7 @@ from support.redact import redacted
 def cache_dir() -> Path:
     """Folder of this machine for copies of what lies in stores; machines may share a home."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "vit-pipeline" / socket.gethostname()
+    return Path(base).absolute() / "vit-pipeline" / socket.gethostname()
 
 
 def cached_folder(kind: str, key: str, fill: Callable[[Path], None]) -> Path:

@@ -340,6 +340,13 @@ def test_the_card_names_the_preset_and_what_differs_from_it(google_run, tmp_path
     assert str(tmp_path) not in text
 
 
+def test_the_card_names_a_preset_that_takes_its_size_from_the_weights(tmp_path):
+    path, _ = made_run(tmp_path, model__gelu="tanh", name="finetune-w16d2p8")
+    assert "Settings that differ from the preset finetune (AugReg" in card_of(path, tmp_path / "a")
+    path, _ = made_run(tmp_path / "b", model__gelu="tanh", name="mine")
+    assert "Settings that differ from the defaults" in card_of(path, tmp_path / "b")
+
+
 def test_no_path_of_a_setting_is_in_the_card(tmp_path):
     extra = dict(data__extra=["/home/me/secret/more"], data__weights=[1.0, 2.0])
     path, _ = made_run(tmp_path, model__gelu="tanh", init_from="/home/me/secret/base.npz", **extra)

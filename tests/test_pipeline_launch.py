@@ -95,6 +95,8 @@ def pipeline(monkeypatch, capsys, caplog):
         (["--address", NOBODY, "--", "launch", "cluster.yaml"], "unknown command 'launch'"),
         (["--address", NOBODY, "--", "train", "demo", *RUNS, "--plan"], "need no cluster"),
         (["--address", NOBODY, "--", "evaluate", "s3://b/x", "--nonsense", "3"], "--nonsense"),
+        (["--address", NOBODY, "--", "evaluate"], "evaluate needs a CHECKPOINT"),
+        (["--address", NOBODY, "--", "probe"], "probe needs a CHECKPOINT"),
         (["--address", NOBODY, "--", "export", "s3://b/x", "--out", "x"], "out (x) is relative"),
         (
             ["--address", NOBODY, "--", "export", "s3://b/x", "--out", "/x", "--data", "y"],

@@ -184,20 +184,22 @@ def test_the_result_of_a_run_without_a_reason_for_its_checkpoint_has_none(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("words", "end"),
+    ("package", "words", "remedy"),
     [
-        (["evaluate", "vit.npz", "--data", "in1k"], "resumes"),
-        (["predict", "vit.npz", "photos"], "begins anew"),
-        (["export", "vit.npz", "--to", "timm", "--out", "vit"], "begins anew"),
+        ("pipeline", ["evaluate", "vit.npz", "--data", "in1k"], "the same command resumes"),
+        ("pipeline", ["predict", "vit.npz", "photos"], "the same command begins anew"),
+        ("pipeline", ["export", "vit.npz", "--out", "vit"], "the same command begins anew"),
+        ("tune", ["search", "demo"], "the same command with --resume continues the search"),
     ],
 )
-def test_an_interrupted_command_says_whether_it_resumes(words, end, monkeypatch, capsys):
-    from pipeline.__main__ import COMMANDS, main
+def test_an_interrupted_command_says_what_to_do(package, words, remedy, monkeypatch, capsys):
+    program = importlib.import_module(f"{package}.__main__")
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(COMMANDS[words[0]], "__call__", interrupted)
-    monkeypatch.setattr(COMMANDS[words[0]], "prepare", interrupted, raising=False)
-    assert main(words) == 130
-    assert capsys.readouterr().err == f"interrupted; the same command {end}\n"
+    command = program.COMMANDS[words[0]]
+    monkeypatch.setattr(command, "prepare", interrupted, raising=False)
+    monkeypatch.setattr(command, "__call__", interrupted)
+    assert program.main(words) == 130
+    assert capsys.readouterr().err == f"interrupted; {remedy}\n"

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import tyro
 
@@ -42,6 +42,7 @@ ENVIRONMENT = {
 class Search:
     """Search for the best settings of a preset by rungs of short runs that grow longer."""
 
+    interrupted: ClassVar[str] = "the same command with --resume continues the search"
     preset: tyro.conf.Fixed[str]
     config: SearchConfig
     base: TrainConfig
@@ -106,11 +107,7 @@ class Search:
         log.info("%s\n", text)
         if not self.verbose:
             logging.getLogger("ray.tune").setLevel(logging.ERROR)
-        try:
-            answer = run_search(plan, weights=job.weights, resume=self.resume, verbose=self.verbose)
-        except KeyboardInterrupt:
-            log.info("--resume continues the search")
-            raise
+        answer = run_search(plan, weights=job.weights, resume=self.resume, verbose=self.verbose)
         log.info("\n%s", ending(answer, answer.plan.dir))
         return 0
 

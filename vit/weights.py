@@ -1,6 +1,6 @@
 """Files of weights: safetensors, .pth and Google's .npz, in all dialects of `vit.dialects`.
 
-    file -> read_weights -> {our name: tensor} -> fit to a model: positions, head -> model
+    file -> open_weights -> {our name: tensor} -> fitted to a model: positions, head -> model
 
 Code in a file is never run. A file that does not fit the model raises an error that names every
 key that does not fit, and the settings of a model that it fits.

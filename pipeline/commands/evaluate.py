@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+NEEDS_CHECKPOINT = (
+    "evaluate needs a CHECKPOINT: the folder or URI of a run or of a checkpoint, or a file "
+    "of weights"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
@@ -43,10 +48,7 @@ class Evaluate:
             return cls(checkpoint=path, config=config), [path], rest
         if "--help" in arguments or "-h" in arguments:
             return cls(checkpoint="", config=flags), ["CHECKPOINT"], rest
-        raise ValueError(
-            "evaluate needs a CHECKPOINT: the folder or URI of a run or of a checkpoint, or a file "
-            "of weights"
-        )
+        raise ValueError(NEEDS_CHECKPOINT)
 
     def __call__(self) -> int:
         """Evaluate, and add the result to the record of the run of the checkpoint."""
@@ -85,6 +87,8 @@ class EvaluateElsewhere(Evaluate):
         """Leave the defaults that come from the checkpoint to the other machine."""
         flags = EvaluateConfig(data="")
         path, rest = first_value(arguments, flags, flags=("verbose",))
+        if not path and not {"-h", "--help"} & {*arguments}:
+            raise ValueError(NEEDS_CHECKPOINT)
         return cls(checkpoint=path or "", config=flags), [path or ""], rest
 
 

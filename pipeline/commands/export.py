@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 class Export:
     """Write a checkpoint for another library, checked there, with a model card."""
 
-    resumes: ClassVar[bool] = False
+    interrupted: ClassVar[str] = "the same command begins anew"
     checkpoint: tyro.conf.Positional[str]
     """Folder or URI of a run or of a checkpoint, or a file of weights."""
     out: str

@@ -32,7 +32,7 @@ class Predict:
     or all nodes of the Ray cluster at RAY_ADDRESS. Images that cannot be read are named.
     """
 
-    resumes: ClassVar[bool] = False
+    interrupted: ClassVar[str] = "the same command begins anew"
     checkpoint: tyro.conf.Positional[str]
     """Folder or URI of a run or of a checkpoint, or a file of weights."""
     images: tyro.conf.Positional[tuple[str, ...]]

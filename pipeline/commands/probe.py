@@ -14,6 +14,11 @@ from support.settings import field_docs
 
 log = logging.getLogger(__name__)
 
+NEEDS_CHECKPOINT = (
+    "probe needs a CHECKPOINT: the folder or URI of a run or of a checkpoint, or a file of "
+    "weights, with or without a head"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
@@ -42,10 +47,7 @@ class Probe:
             return cls(checkpoint=path, config=config), [path], rest
         if "--help" in arguments or "-h" in arguments:
             return cls(checkpoint="", config=flags), ["CHECKPOINT"], rest
-        raise ValueError(
-            "probe needs a CHECKPOINT: the folder or URI of a run or of a checkpoint, or a file of "
-            "weights, with or without a head"
-        )
+        raise ValueError(NEEDS_CHECKPOINT)
 
     def __call__(self) -> int:
         """Probe, and show the result."""
@@ -88,4 +90,6 @@ class ProbeElsewhere(Probe):
         """Leave the defaults that come from the checkpoint to the other machine."""
         flags = LinearProbeConfig()
         path, rest = first_value(arguments, flags, flags=("verbose",))
+        if not path and not {"-h", "--help"} & {*arguments}:
+            raise ValueError(NEEDS_CHECKPOINT)
         return cls(checkpoint=path or "", config=flags), [path or ""], rest

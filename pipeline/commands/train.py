@@ -116,7 +116,6 @@ class Train:
         job = prepared(config)
         if self.verbose and job.weights:
             log.info("%s\n", "\n".join(job.weights.loaded.lines()))
-
         log.info("\n%s", result_facts(job, execute(job, verbose=self.verbose)))
         return 0
 

@@ -142,8 +142,9 @@ class LinearProbe:
             return
         found = Checkpoints(folder=folder, uri=store.join(run.uri, name, CHECKPOINTS))
         checkpoint = found.fetch(found.latest())
+        here = {"checkpoint": str(self.eval_model.path), "probed": str(checkpoint.path)}
         # the result comes last
-        write_json(self.folder / RESULT, {**json.loads(data), "probed": str(checkpoint.path)})
+        write_json(self.folder / RESULT, json.loads(data) | here)
 
     def _identity(self, split: str) -> dict[str, object]:
         """Everything that the features of a split depend on."""

@@ -79,7 +79,8 @@ class EvalModel:
         model, images = weights.config, ImageConfig(**DIALECTS[weights.dialect].images)
         if needs_head and model.num_classes is None:
             raise ValueError(
-                f"{path} has no head, so it gives no classes; python -m pipeline probe fits one"
+                f"{path} has no head, so it gives no classes: python -m pipeline probe fits one, "
+                f"and export --head drop needs none"
             )
         if path.suffix != ".npz":
             for name, applied in ((CONFIG_FILE, as_published), (PREPROCESSOR_FILE, as_processed)):

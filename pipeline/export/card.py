@@ -114,9 +114,7 @@ def training(source: Source) -> Iterator[str]:
         f" {checkpoint.samples:,} samples seen by step {checkpoint.step:,}. Initial weights:"
         f" {place(settings['init_from']) if settings.get('init_from') else 'random'}."
     )
-    preset = PRESETS.get(str(settings["name"]))
-    base = preset.config if preset else TrainConfig()
-    of = f"the preset {base.name} ({preset.source})" if preset else "the defaults"
+    base, of = recipe(source, settings["name"])
     changes = [
         f"| `{name}` | `{json.dumps(without_folders(settings[name]))}` |"
         for name, value in base.flat().items()
@@ -128,6 +126,17 @@ def training(source: Source) -> Iterator[str]:
     yield "\n".join([f"Settings that differ from {of}:\n", "| setting | value |", "|---|---|"]) + (
         "\n" + "\n".join(changes)
     )
+
+
+def recipe(source: Source, name: object) -> tuple[TrainConfig, str]:
+    """The preset that names its runs so, or else the defaults; and what it is, in words."""
+    for preset_name, preset in PRESETS.items():
+        base = preset.config
+        if preset.of_weights:
+            base = preset.of_weights(source.eval_model.model, source.eval_model.images)
+        if base.name == name:
+            return base, f"the preset {preset_name} ({preset.source})"
+    return TrainConfig(), "the defaults"
 
 
 def probing(source: Source, checkpoint: Checkpoint) -> Iterator[str]:

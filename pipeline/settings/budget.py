@@ -120,7 +120,8 @@ class Budget:
 
     def __str__(self) -> str:
         """The estimates, one line each."""
-        config, num_checkpoints = self.config, self.config.keep_checkpoints + 1
+        config = self.config
+        num_checkpoints = config.keep_checkpoints + bool(config.data.select_split)
         rows = {
             "data": f"{self.samples:,} images, {self.num_classes:,} classes ({self.origin})",
             "pixels": compared(config),

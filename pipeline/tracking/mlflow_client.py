@@ -9,6 +9,7 @@ mlflow itself reads tokens and passwords from the environment; they appear nowhe
 
 import json
 import logging
+import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -254,6 +255,8 @@ class TrackingServer:
             tags={metric: str(event["value"]), MODEL_TAG: model.model_id},
         )
         best = [v for v in versions if BEST in client.get_model_version(name, v.version).aliases]
+        if event["value"] == -math.inf:  # it does not compete, even if there is no other
+            return
         if not best or event["value"] > float(best[0].tags.get(metric, "inf")):
             client.set_registered_model_alias(name, BEST, version.version)
         elif metric not in best[0].tags:
