@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from archives import synthetic_image
 from checkpoints import CONFIG, write
+from random_models import random_model
 
 from pipeline.__main__ import main
 from pipeline.data.digits import CLASSES
 from vit.batch import normalise
-from vit.config import ViTConfig
 from vit.images import eval_view
 from vit.model import ViT
 
@@ -24,16 +24,6 @@ SHAPE = {
     "model.num_classes": 10,
     "model.pool": "token",
 }
-
-
-def random_model(config: ViTConfig, seed: int = 0) -> ViT:
-    """A model none of whose weights is zero."""
-    torch.manual_seed(seed)
-    model = ViT(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.2)
-    return model
 
 
 def made_run(folder: Path, **changes) -> tuple[Path, ViT]:

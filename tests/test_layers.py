@@ -76,7 +76,7 @@ TORCH_FREE = (
     *("pipeline/commands/train.py", "pipeline/commands/evaluate.py", "pipeline/commands/runs.py"),
     *("pipeline/commands/launch.py", "pipeline/commands/jobs.py", "pipeline/commands/predict.py"),
     *("pipeline/commands/export.py", "pipeline/export/config.py", "pipeline/export/formats.py"),
-    "pipeline/commands/probe.py",
+    *("pipeline/commands/probe.py", "pipeline/commands/checkpoint.py"),
     *("tune/config.py", "tune/space.py", "support/console.py", "support/command.py"),
 )
 

@@ -10,8 +10,9 @@ import types
 import pytest
 import torch
 from exports import SHAPE as MODEL
-from exports import export, made_run, random_model
+from exports import export, made_run
 from libraries import library
+from random_models import random_model
 from safetensors.torch import load_file
 
 from pipeline.evaluation.model import EvalModel

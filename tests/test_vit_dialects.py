@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 from libraries import library
+from random_models import random_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -126,12 +127,7 @@ def written_by(name, case, folder):
 
 def make(seed=1, **settings):
     """A model of ours, none of whose weights is zero."""
-    torch.manual_seed(seed)
-    model = ViT(ViTConfig(**{**SHAPE, **settings})).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.2)
-    return model
+    return random_model(ViTConfig(**{**SHAPE, **settings}), seed)
 
 
 def expected_config(name, case):

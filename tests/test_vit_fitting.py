@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from random_models import random_model
 
 from vit.config import ViTConfig
-from vit.model import ViT
 from vit.weights import load_weights, save_npz, save_weights
 
 SHAPE = dict(image_size=12, patch_size=4, width=16, depth=2, mlp_width=32, heads=2, num_classes=5)
@@ -12,12 +12,7 @@ SHAPE = dict(image_size=12, patch_size=4, width=16, depth=2, mlp_width=32, heads
 
 def make(seed=1, **settings):
     """A model none of whose weights is zero."""
-    torch.manual_seed(seed)
-    model = ViT(ViTConfig(**{**SHAPE, **settings})).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.2)
-    return model
+    return random_model(ViTConfig(**{**SHAPE, **settings}), seed)
 
 
 def test_the_account_of_a_finer_model_with_another_head_is_one_line(tmp_path):

@@ -8,6 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from random_models import random_model
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -21,12 +22,7 @@ TINY = dict(image_size=12, patch_size=4, width=24, depth=11, mlp_width=40, heads
 
 def make(seed=1, **settings):
     """A model none of whose weights is zero."""
-    torch.manual_seed(seed)
-    model = ViT(ViTConfig(**{**TINY, **settings})).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model
+    return random_model(ViTConfig(**{**TINY, **settings}), seed, scale=0.1)
 
 
 def same(model, other):

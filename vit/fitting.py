@@ -110,14 +110,12 @@ def fitted(
     The arguments are those of `vit.weights.load_weights`. Of the state only names and shapes
     count, and the values of what the file does not have.
     """
-    given = dict(tensors)
     ours = dict(tensors)
     fit_head(ours, state, head, rows)
     fit_positions(ours, state, config, positions, path)
-    dropped = head == "drop"
     # a name of the model with the model's own tensor
     new = [name for name in ours if name in state and ours[name] is state[name]]
-    if config.positions != "learned" and "pos_embed" in given:
+    if config.positions != "learned" and "pos_embed" in tensors:
         new.remove("pos_embed")  # the formula, which the file has, too
     account = Loaded(
         path=path,
@@ -126,10 +124,10 @@ def fitted(
         new=tuple(new),
         dropped={
             name: tuple(tensor.shape)
-            for name, tensor in given.items()
-            if dropped and name.startswith(HEAD_LAYERS)
+            for name, tensor in tensors.items()
+            if is_dropped(head) and name.startswith(HEAD_LAYERS)
         },
-        grids=grids(given, config),
+        grids=grids(tensors, config),
         rows=None if rows is None else tuple(rows),
     )
     return ours, account

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Self
 
 import tyro
 
+from pipeline.commands.checkpoint import split_off
 from pipeline.evaluation.config import EvaluateConfig
-from support.command import first_value
 from support.console import Progress, open_console
 from support.settings import field_docs
 
@@ -38,17 +38,18 @@ class Evaluate:
     @classmethod
     def prepare(cls, arguments: Sequence[str]) -> tuple[Self, Sequence[str], Sequence[str]]:
         """Take the defaults from the checkpoint."""
-        flags = EvaluateConfig(data="")
-        path, rest = first_value(arguments, flags, flags=("verbose",))
-        if path:
-            from pipeline.checkpoint.run_folder import fetched_model
-            from pipeline.evaluation.model import EvalModel
+        fields, *words = split_off(
+            arguments, EvaluateConfig(data=""), cls.defaults, NEEDS_CHECKPOINT
+        )
+        return cls(**fields), *words
 
-            config = EvalModel.open(fetched_model(path)).evaluation()
-            return cls(checkpoint=path, config=config), [path], rest
-        if "--help" in arguments or "-h" in arguments:
-            return cls(checkpoint="", config=flags), ["CHECKPOINT"], rest
-        raise ValueError(NEEDS_CHECKPOINT)
+    @classmethod
+    def defaults(cls, path: str) -> EvaluateConfig:
+        """Settings for a checkpoint, as far as its file states them."""
+        from pipeline.checkpoint.run_folder import fetched_model
+        from pipeline.evaluation.model import EvalModel
+
+        return EvalModel.open(fetched_model(path)).evaluation()
 
     def __call__(self) -> int:
         """Evaluate, and add the result to the record of the run of the checkpoint."""
@@ -83,13 +84,9 @@ class EvaluateElsewhere(Evaluate):
     """An evaluation on another machine, which alone may be able to read the checkpoint."""
 
     @classmethod
-    def prepare(cls, arguments: Sequence[str]) -> tuple[Self, Sequence[str], Sequence[str]]:
+    def defaults(cls, path: str) -> EvaluateConfig:
         """Leave the defaults that come from the checkpoint to the other machine."""
-        flags = EvaluateConfig(data="")
-        path, rest = first_value(arguments, flags, flags=("verbose",))
-        if not path and not {"-h", "--help"} & {*arguments}:
-            raise ValueError(NEEDS_CHECKPOINT)
-        return cls(checkpoint=path or "", config=flags), [path or ""], rest
+        return EvaluateConfig(data="")
 
 
 def attach_and_send(

@@ -7,8 +7,8 @@ from typing import Self
 
 import tyro
 
+from pipeline.commands.checkpoint import split_off
 from pipeline.evaluation.config import LinearProbeConfig
-from support.command import first_value
 from support.console import Progress, open_console
 from support.settings import field_docs
 
@@ -37,17 +37,16 @@ class Probe:
     @classmethod
     def prepare(cls, arguments: Sequence[str]) -> tuple[Self, Sequence[str], Sequence[str]]:
         """Take the defaults from the checkpoint."""
-        flags = LinearProbeConfig()
-        path, rest = first_value(arguments, flags, flags=("verbose",))
-        if path:
-            from pipeline.checkpoint.run_folder import fetched_model
-            from pipeline.evaluation.model import EvalModel
+        fields, *words = split_off(arguments, LinearProbeConfig(), cls.defaults, NEEDS_CHECKPOINT)
+        return cls(**fields), *words
 
-            config = EvalModel.open(fetched_model(path), needs_head=False).probe()
-            return cls(checkpoint=path, config=config), [path], rest
-        if "--help" in arguments or "-h" in arguments:
-            return cls(checkpoint="", config=flags), ["CHECKPOINT"], rest
-        raise ValueError(NEEDS_CHECKPOINT)
+    @classmethod
+    def defaults(cls, path: str) -> LinearProbeConfig:
+        """Settings for a checkpoint, as far as its file states them."""
+        from pipeline.checkpoint.run_folder import fetched_model
+        from pipeline.evaluation.model import EvalModel
+
+        return EvalModel.open(fetched_model(path), needs_head=False).probe()
 
     def __call__(self) -> int:
         """Probe, and show the result."""
@@ -86,10 +85,6 @@ class ProbeElsewhere(Probe):
     """A probe on another machine, which alone may be able to read the checkpoint."""
 
     @classmethod
-    def prepare(cls, arguments: Sequence[str]) -> tuple[Self, Sequence[str], Sequence[str]]:
+    def defaults(cls, path: str) -> LinearProbeConfig:
         """Leave the defaults that come from the checkpoint to the other machine."""
-        flags = LinearProbeConfig()
-        path, rest = first_value(arguments, flags, flags=("verbose",))
-        if not path and not {"-h", "--help"} & {*arguments}:
-            raise ValueError(NEEDS_CHECKPOINT)
-        return cls(checkpoint=path or "", config=flags), [path or ""], rest
+        return LinearProbeConfig()
