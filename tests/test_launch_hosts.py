@@ -246,7 +246,8 @@ def test_a_spot_notice_leads_to_a_checkpoint_of_the_step_at_hand_before_the_node
     started, step, saved = noticed
     assert step <= saved < step + STEPS / 4
     assert re.search(r"node w1 .* goes away .*: a checkpoint is written", started.output)
-    assert f"again from step {saved}" in started.output
+    # the workers have ended after their checkpoint, or the host was gone before they could
+    assert re.search(rf"(going on|again) from step {saved}\b", started.output)
 
 
 def test_down_leaves_no_process_on_any_host(cluster, noticed):
