@@ -27,8 +27,8 @@ SAMPLES = 1437
 # where the loss is lowest at the length of the real run, and how that moves with the length
 LR, WARMUP, LR_SLOPE, WARMUP_SLOPE = 3e-3, 0.05, -0.4, -0.25
 CHANCE = math.log(10)
-SMALL = {"rungs": ["9/8", "3/4"], "seeds": 2}
-SMALL_TRIALS = 9 + 3 + 4
+SMALL = {"rungs": ["5/8", "2/4"], "seeds": 2}
+SMALL_TRIALS = 5 + 2 + 4
 
 
 def optimum(horizon):
