@@ -3,10 +3,12 @@
 import csv
 import json
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.checkpoint.local import checkpoints
+from pipeline.checkpoint.local import MODEL, checkpoints
+from pipeline.checkpoint.run_folder import CHECKPOINTS, MODELS
 from pipeline.tracking.journal import EVENTS, RECORDS, SYSTEM, read_events, read_samples, valid
 from support.files import read_lines
 
@@ -40,6 +42,8 @@ class Session:
     start: float
     end: float
     workers: int
+    changes: tuple[str, ...] = ()
+    """Settings that it changed, as "NAME: BEFORE -> NOW"."""
 
     @property
     def hours(self) -> float:
@@ -64,7 +68,9 @@ class RunData:
         # time that the run spent on steps that were taken back counts, their values do not
         times = [line["time"] for line, _ in (*lines, *samples)]
         self.sessions = sessions(self.events, times)
-        self.checkpoints = checkpoints(run_dir / "checkpoints")
+        # the driver of a run in a store has copies of the weights alone
+        copies = checkpoints(run_dir / MODELS, only=MODEL)
+        self.checkpoints = checkpoints(run_dir / CHECKPOINTS) or copies
         results = (run_dir / "evaluations").glob("*/result.json")
         newest_first = sorted(results, key=lambda path: path.stat().st_mtime, reverse=True)
         self.evaluations = [Evaluation.read(path.parent) for path in newest_first]
@@ -103,7 +109,7 @@ class RunData:
 def sessions(events: list[dict], times: list[float]) -> list[Session]:
     """The starts of a run; an interrupted one ends with its last event or record."""
     starts = [number for number, event in enumerate(events) if event["event"] == "start"]
-    result = []
+    result, settings = [], None
     for first, last in zip(starts, [*starts[1:], None], strict=True):
         session_events, start = events[first:last], events[first]["time"]
         stop = events[last]["time"] if last else float("inf")
@@ -113,5 +119,14 @@ def sessions(events: list[dict], times: list[float]) -> list[Session]:
         seen += [event["time"] for event in session_events]
         tags = (event.get("tags", {}) for event in session_events)
         workers = next((each["workers"] for each in tags if "workers" in each), 1)
-        result.append(Session(start=start, end=(ends or [max(seen)])[0], workers=int(workers)))
+        before, settings = settings, events[first].get("settings", {})
+        changes = setting_changes(settings if before is None else before, settings)
+        end = (ends or [max(seen)])[0]
+        result.append(Session(start=start, end=end, workers=int(workers), changes=changes))
     return result
+
+
+def setting_changes(before: Mapping, now: Mapping) -> tuple[str, ...]:
+    """The settings that differ, in words."""
+    names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    return tuple(f"{name}: {before.get(name, '-')} -> {now.get(name, '-')}" for name in names)

@@ -137,10 +137,14 @@ def data_table(run: RunData) -> Table:
 def session_table(run: RunData) -> Table:
     """The starts of the run."""
     rows = [
-        [clock(s.start), duration(3600 * s.hours), str(s.workers), f"{s.hours * s.workers:.3f}"]
+        [
+            *(clock(s.start), duration(3600 * s.hours), str(s.workers)),
+            *(f"{s.hours * s.workers:.3f}", ", ".join(s.changes)),
+        ]
         for s in run.sessions
     ]
-    return Table(head=["started", "lasted", "workers", "worker-hours"], rows=rows)
+    head = ["started", "lasted", "workers", "worker-hours", "changed settings"]
+    return Table(head=head, rows=rows, words=(0, 4))
 
 
 def cost(run: RunData, price: float | None) -> str:
