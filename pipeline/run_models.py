@@ -112,8 +112,19 @@ def superseded(models: Mapping[str, dict], found: Sequence[Checkpoint]) -> list[
 
 def prune(run_dir: Path, model: Mapping) -> None:
     """Record that a recorded model goes."""
-    facts = {name: model.get(name) for name in ("checkpoint", "step", "digest")}
-    journal.write_event(run_dir, "prune", **facts)
+    facts = about(run_dir, Path(model["checkpoint"]), model["step"])
+    journal.write_event(run_dir, "prune", digest=model.get("digest"), **facts)
+
+
+def about(run_dir: Path, checkpoint: Path, step: int) -> dict[str, object]:
+    """The facts of an event about a checkpoint.
+
+    One that comes again after its model went, because the run was taken back, is told from the one
+    before: the journal keeps equal events once.
+    """
+    gone = [event for event in journal.read_events(run_dir) if event["event"] == "prune"]
+    times = sum(Path(event["checkpoint"]).name == checkpoint.name for event in gone)
+    return {"checkpoint": checkpoint, "step": step, **({"again": times} if times else {})}
 
 
 def drop_copies(job: Job) -> None:
@@ -137,19 +148,20 @@ def write_model(
         prune(run_dir, known)
     # the driver may have recorded it by the path of a copy
     path = Path(known["checkpoint"]) if known.get("digest") == digest else checkpoint.path
-    about = {"checkpoint": path, "step": checkpoint.step}
-    journal.write_event(run_dir, "model", name=model_name(checkpoint), digest=digest, **about)
-    at = moment(run_dir, checkpoint)
+    facts = about(run_dir, path, checkpoint.step)
+    journal.write_event(run_dir, "model", name=model_name(checkpoint), digest=digest, **facts)
+    at, step = moment(run_dir, checkpoint), checkpoint.step
     for prefix, context in CONTEXTS.items():
         names = [name for name in checkpoint.metrics if name.startswith(f"{prefix}/")]
         if metrics := {name: checkpoint.metrics[name] for name in names}:
-            write_evaluation(run_dir, metrics, dataset(run_dir, context), at, **about)
+            data = dataset(run_dir, context)
+            write_evaluation(run_dir, metrics, data, at, checkpoint=path, step=step)
     if register:
         metric = local.SELECT if local.SELECT in checkpoint.metrics else TOP1
         value = checkpoint.metrics.get(metric, 0.0) if is_chosen else float("-inf")
         measured = dataset(run_dir, CONTEXTS[metric.partition("/")[0]])
-        facts = {"name": register, "metric": metric, "value": value, "digest": measured["digest"]}
-        journal.write_event(run_dir, "register", checkpoint=path, **facts)
+        facts |= {"name": register, "metric": metric, "value": value, "digest": measured["digest"]}
+        journal.write_event(run_dir, "register", **facts)
 
 
 def model_name(checkpoint: Checkpoint) -> str:
@@ -178,9 +190,8 @@ def write_evaluation(
         checkpoint: Folder of the checkpoint.
         step: Its step, at which MLflow shows the metrics.
     """
-    facts = {} if at is None else {"at": at}
-    about = {"checkpoint": checkpoint, "step": step, "metrics": dict(metrics), **data}
-    journal.write_event(run_dir, "evaluation", **about, **facts)
+    facts = about(run_dir, checkpoint, step) | ({} if at is None else {"at": at})
+    journal.write_event(run_dir, "evaluation", metrics=dict(metrics), **data, **facts)
 
 
 def moment(run_dir: Path, checkpoint: Checkpoint) -> float | None:
