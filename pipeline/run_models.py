@@ -7,7 +7,6 @@ What is recorded follows from the events alone, so a driver that was killed goes
 """
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,8 +22,6 @@ log = logging.getLogger(__name__)
 TOP1 = "val/top1"
 # the data on which the metrics of a checkpoint were measured, by the beginning of their names
 CONTEXTS = {"val": "evaluation", "select": "selection"}
-# MLflow allows these in the name of a run, but not in that of a model
-BAD_CHARACTERS = re.compile(r"[/:.%\"']")
 
 
 def record_models(job: Job) -> list[Checkpoint]:
@@ -149,7 +146,8 @@ def write_model(
     # the driver may have recorded it by the path of a copy
     path = Path(known["checkpoint"]) if known.get("digest") == digest else checkpoint.path
     facts = about(run_dir, path, checkpoint.step)
-    journal.write_event(run_dir, "model", name=model_name(checkpoint), digest=digest, **facts)
+    name = f"{checkpoint.config['name']}-step-{checkpoint.step}"
+    journal.write_event(run_dir, "model", name=name, digest=digest, **facts)
     at, step = moment(run_dir, checkpoint), checkpoint.step
     for prefix, context in CONTEXTS.items():
         names = [name for name in checkpoint.metrics if name.startswith(f"{prefix}/")]
@@ -162,12 +160,6 @@ def write_model(
         measured = dataset(run_dir, CONTEXTS[metric.partition("/")[0]])
         facts |= {"name": register, "metric": metric, "value": value, "digest": measured["digest"]}
         journal.write_event(run_dir, "register", **facts)
-
-
-def model_name(checkpoint: Checkpoint) -> str:
-    """Name of the model of a checkpoint in MLflow: RUN-step-N."""
-    run = BAD_CHARACTERS.sub("-", str(checkpoint.config["name"]))
-    return f"{run}-step-{checkpoint.step}"
 
 
 def write_evaluation(

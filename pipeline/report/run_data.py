@@ -3,7 +3,6 @@
 import csv
 import json
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,8 +41,6 @@ class Session:
     start: float
     end: float
     workers: int
-    changes: tuple[str, ...] = ()
-    """Settings that it changed, as "NAME: BEFORE -> NOW"."""
 
     @property
     def hours(self) -> float:
@@ -109,7 +106,7 @@ class RunData:
 def sessions(events: list[dict], times: list[float]) -> list[Session]:
     """The starts of a run; an interrupted one ends with its last event or record."""
     starts = [number for number, event in enumerate(events) if event["event"] == "start"]
-    result, settings = [], None
+    result = []
     for first, last in zip(starts, [*starts[1:], None], strict=True):
         session_events, start = events[first:last], events[first]["time"]
         stop = events[last]["time"] if last else float("inf")
@@ -119,14 +116,5 @@ def sessions(events: list[dict], times: list[float]) -> list[Session]:
         seen += [event["time"] for event in session_events]
         tags = (event.get("tags", {}) for event in session_events)
         workers = next((each["workers"] for each in tags if "workers" in each), 1)
-        before, settings = settings, events[first].get("settings", {})
-        changes = setting_changes(settings if before is None else before, settings)
-        end = (ends or [max(seen)])[0]
-        result.append(Session(start=start, end=end, workers=int(workers), changes=changes))
+        result.append(Session(start=start, end=(ends or [max(seen)])[0], workers=int(workers)))
     return result
-
-
-def setting_changes(before: Mapping, now: Mapping) -> tuple[str, ...]:
-    """The settings that differ, in words."""
-    names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
-    return tuple(f"{name}: {before.get(name, '-')} -> {now.get(name, '-')}" for name in names)

@@ -137,14 +137,10 @@ def data_table(run: RunData) -> Table:
 def session_table(run: RunData) -> Table:
     """The starts of the run."""
     rows = [
-        [
-            *(clock(s.start), duration(3600 * s.hours), str(s.workers)),
-            *(f"{s.hours * s.workers:.3f}", ", ".join(s.changes)),
-        ]
+        [clock(s.start), duration(3600 * s.hours), str(s.workers), f"{s.hours * s.workers:.3f}"]
         for s in run.sessions
     ]
-    head = ["started", "lasted", "workers", "worker-hours", "changed settings"]
-    return Table(head=head, rows=rows, words=(0, 4))
+    return Table(head=["started", "lasted", "workers", "worker-hours"], rows=rows)
 
 
 def cost(run: RunData, price: float | None) -> str:
