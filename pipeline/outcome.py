@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.tracking.journal import read_records
 from support.files import write_json
 
 RESULT = "result.json"
@@ -15,8 +17,8 @@ class Outcome:
     """The result of a finished run."""
 
     steps: int
-    images_per_s: float
-    """Training rate in the last interval, over all workers."""
+    images_per_s: float | None
+    """Median training rate of all intervals that were recorded, over all workers."""
     checkpoint: str
     """Folder of the checkpoint that was evaluated and that the run hands on."""
     protocols: dict[str, dict[str, float]]
@@ -37,3 +39,10 @@ class Outcome:
     def write(self, run_dir: Path) -> None:
         """Write the outcome into the folder of the run, which marks the run as finished."""
         write_json(run_dir / RESULT, dataclasses.asdict(self))
+
+
+def training_rate(run_dir: Path) -> float | None:
+    """Images/s of the training by the record, the median of its intervals; None without one."""
+    records = (record for record, _ in read_records(run_dir))
+    rates = [record["images_per_s"] for record in records if "images_per_s" in record]
+    return statistics.median_high(rates) if rates else None

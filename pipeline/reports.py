@@ -17,11 +17,17 @@ OnRecord = Callable[[dict], str | None]
 class Reports:
     """Records the reports of the workers, shows them, and passes them to `on_record`."""
 
-    def __init__(self, recorder: Recorder, total_steps: int, on_record: OnRecord | None) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        total_steps: int,
+        on_record: OnRecord | None,
+        on_checkpoint: Callable[[], None] | None = None,
+    ) -> None:
+        """Take the reports of a run; `on_checkpoint` is called when it has a new checkpoint."""
         self._recorder, self._total, self._on_record = recorder, total_steps, on_record
+        self._on_checkpoint = on_checkpoint
         self._progress = Progress("train", "steps", every_s=float("inf"))
-        self.images_per_s = 0.0
-        """Training rate of the last interval, over all workers."""
         self.stop_reason: str | None = None
         """Reason to stop the run, from `on_record`."""
         self.fatal = ""
@@ -36,7 +42,8 @@ class Reports:
         if kind == "fatal":
             self.fatal = self.fatal or report["text"]
             return None
-        self.images_per_s = report.get("images_per_s", self.images_per_s)
+        if kind == "checkpoint" and self._on_checkpoint:
+            self._on_checkpoint()
         is_new = self._recorder.add(report)  # unless the step was recorded before a restart
         if not is_new or kind == SYSTEM:
             return None

@@ -9,7 +9,8 @@ finished run only shows its result again.
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,10 +22,12 @@ from pipeline.evaluation.config import CENTER
 from pipeline.evaluation.evaluate import default_folder, evaluate_model
 from pipeline.evaluation.model import EvalModel
 from pipeline.initial_weights import fetched
-from pipeline.outcome import RESULT, Outcome
+from pipeline.milestones import milestones
+from pipeline.outcome import RESULT, Outcome, training_rate
 from pipeline.report.run_page import PAGE
 from pipeline.reports import OnRecord, Reports
-from pipeline.run_events import figures, record_circumstances, record_result
+from pipeline.run_events import record_circumstances, record_end, record_result
+from pipeline.run_models import restore_models
 from pipeline.settings.config import TrainConfig
 from pipeline.tracking.journal import EVENTS, RECORDS
 from pipeline.tracking.mlflow_sync import CURSOR
@@ -35,7 +38,7 @@ from pipeline.train.nodes import shared
 from pipeline.train.report_queue import run_report_queue
 from support.console import Progress, log_stage
 from support.files import locked, write_json
-from support.lease import Lease, LeaseLost, leased
+from support.lease import HASTY_S, PATIENT_S, Lease, LeaseLost, leased
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +96,8 @@ def execute(
             publish(job, lease)
             return outcome
         check_folder(job)  # another driver may have had the run since the first look
-        job.checkpoints.clear_unfinished()
+        for checkpoints in (job.checkpoints, job.folder.models):
+            checkpoints.clear_unfinished()
         weights = job.weights and job.weights.placed(job.folder)
         job, start = replace(job, weights=weights), weights and weights.place
         with (
@@ -102,19 +106,18 @@ def execute(
             publishing(job, lease),
             recording(job, trial) as recorder,
         ):
-            if not (job.dir / CONFIG).exists():
-                write_json(job.dir / CONFIG, job.config.flat())
+            write_json(job.dir / CONFIG, job.config.flat())  # some may have changed
             job.folder.push(CONFIG)
             record_circumstances(recorder, job)
-            reports = Reports(recorder, job.total_steps, on_record)
             own_cpus = trial.worker_cpus if trial else None
-            last = train(job, reports, lease, partial(train_workers, job, view, own_cpus))
+            publish_page = partial(publish, job, lease, (*JOURNAL, PAGE), HASTY_S)
+            with nullcontext() if trial else milestones(job, publish_page) as note:
+                reports = Reports(recorder, job.total_steps, on_record, note)
+                last = train(job, reports, lease, partial(train_workers, job, view, own_cpus))
             if last.step < job.total_steps:
-                recorder.finish("FINISHED", tags={OUTCOME_TAG: reports.stop_reason})
+                end(recorder, job, trial, "FINISHED", {OUTCOME_TAG: reports.stop_reason})
                 return None
-            if trial:
-                return finish_trial(job, recorder, last, reports.images_per_s)
-            return finish(job, recorder, reports.images_per_s)
+            return finish_trial(job, recorder, last) if trial else finish(job, recorder)
 
 
 def train(job: Job, reports: Reports, lease: Lease, run_workers: Callable[..., None]) -> Checkpoint:
@@ -140,15 +143,13 @@ def train(job: Job, reports: Reports, lease: Lease, run_workers: Callable[..., N
     return last
 
 
-def finish(job: Job, recorder: Recorder, images_per_s: float) -> Outcome:
+def finish(job: Job, recorder: Recorder) -> Outcome:
     """Evaluate the last checkpoint, or the selected one, and write the result of the run."""
     chosen = job.checkpoints.fetch(job.checkpoints.chosen())
     folder, result = evaluate_chosen(job, chosen)
-    metrics = figures(result["protocols"], "final")
-    recorder.add({"kind": "final", "step": job.total_steps, **metrics})
     outcome = Outcome(
         steps=job.total_steps,
-        images_per_s=images_per_s,
+        images_per_s=training_rate(job.dir),
         checkpoint=job.checkpoints.location(chosen),
         protocols=result["protocols"],
         changes=result["changes"],
@@ -160,10 +161,19 @@ def finish(job: Job, recorder: Recorder, images_per_s: float) -> Outcome:
     return outcome
 
 
-def publish(job: Job, lease: Lease, names: Sequence[str] = FILES) -> None:
-    """Put files of the run where they count; LeaseLost if another driver has taken over."""
-    lease.check()
-    job.folder.push(*(name for name in names if (job.dir / name).exists()))
+def publish(
+    job: Job,
+    lease: Lease,
+    names: Sequence[str] = FILES,
+    pauses_s: Sequence[float] = PATIENT_S,
+) -> None:
+    """Put files of the run where they count; LeaseLost if another driver has taken over.
+
+    `pauses_s` are the seconds between attempts: few for what records must not wait for.
+    """
+    lease.check(pauses_s)
+    there = (name for name in names if (job.dir / name).exists())
+    job.folder.push(*there, pauses_s=pauses_s)
 
 
 @contextlib.contextmanager
@@ -173,7 +183,7 @@ def publishing(job: Job, lease: Lease) -> Iterator[None]:
         yield
     except BaseException:
         try:
-            publish(job, lease, JOURNAL)
+            publish(job, lease, (*JOURNAL, PAGE))
         except (OSError, LeaseLost) as error:
             log.warning("the end of the record is on this machine only: %s", error)
         raise
@@ -203,12 +213,12 @@ def evaluate_chosen(job: Job, chosen: Checkpoint) -> tuple[Path, dict]:
     return folder, evaluate_model(eval_model, settings, job.eval, folder, Progress("evaluate"))
 
 
-def finish_trial(job: Job, recorder: Recorder, last: Checkpoint, images_per_s: float) -> Outcome:
+def finish_trial(job: Job, recorder: Recorder, last: Checkpoint) -> Outcome:
     """End a trial; its result is the evaluation at the last step, at the end of the schedule."""
     metrics = {name.removeprefix("val/"): value for name, value in last.metrics.items()}
     outcome = Outcome(
         steps=last.step,
-        images_per_s=images_per_s,
+        images_per_s=training_rate(job.dir),
         checkpoint=job.checkpoints.location(last),
         protocols={CENTER: metrics},
     )
@@ -230,6 +240,8 @@ def describe(job: Job, last: Checkpoint | None) -> str:
 @contextlib.contextmanager
 def recording(job: Job, trial: Trial | None) -> Iterator[Recorder]:
     """Open the record of a run; an exception in the block ends it as failed or killed."""
+    if not trial:
+        restore_models(job)
     recorder = Recorder(
         job.dir,
         name=job.config.name,
@@ -240,10 +252,25 @@ def recording(job: Job, trial: Trial | None) -> Iterator[Recorder]:
     try:
         yield recorder
     except FloatingPointError:  # in a trial this is a result
-        recorder.finish("FINISHED" if trial else "FAILED", tags={OUTCOME_TAG: "diverged"})
+        status = "FINISHED" if trial else "FAILED"
+        end(recorder, job, trial, status, {OUTCOME_TAG: "diverged"})
         raise
     except LeaseLost:  # the record is that of another driver now
         raise
     except (KeyboardInterrupt, Exception) as error:
-        recorder.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        end(recorder, job, trial, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
+
+
+def end(
+    recorder: Recorder,
+    job: Job,
+    trial: Trial | None,
+    status: str,
+    tags: Mapping[str, str] | None = None,
+) -> None:
+    """End the record of a run that has no result; a trial has neither models nor a page."""
+    if trial:
+        recorder.finish(status, tags=tags)
+    else:
+        record_end(recorder, job, status, tags)

@@ -2,14 +2,16 @@
 
     Job, checkpoints, evaluations -> events (pipeline.tracking.journal) -> MLflow and the report
 
+The evaluation of a checkpoint in training, that of the result, and those of the commands `evaluate`
+and `probe` are all one event, written by `pipeline.run_models.write_evaluation`.
 `pipeline.tracking.mlflow_client.TrackingServer.apply` handles these events.
 """
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from pipeline.checkpoint import local
 from pipeline.checkpoint.local import Checkpoint
 from pipeline.data.dataset import set_name
 from pipeline.evaluation import evaluate
@@ -17,13 +19,16 @@ from pipeline.evaluation.config import CENTER
 from pipeline.evaluation.metrics import METRICS
 from pipeline.outcome import RESULT
 from pipeline.report.run_page import write_report
+from pipeline.run_models import record_models, write_evaluation, write_model
 from pipeline.tracking import journal
 from pipeline.tracking.recorder import Recorder
 from pipeline.train.job import Job
 from pipeline.train.system_metrics import cluster_facts
 
-# by which the registry compares models, unless a split selects them
-TOP1 = "val/top1"
+# ends of the 95 % interval of the accuracy, which MLflow shows beside it
+INTERVAL = ("top1_low", "top1_high")
+
+log = logging.getLogger(__name__)
 
 
 def record_circumstances(recorder: Recorder, job: Job) -> None:
@@ -55,89 +60,74 @@ def record_circumstances(recorder: Recorder, job: Job) -> None:
 
 def record_result(recorder: Recorder, job: Job, chosen: Checkpoint, evaluation: Path) -> None:
     """End the record with the models, their evaluation, files, and the report page."""
-    settings = job.config.record
-    # the chosen one comes last: the registry takes the last one as the newest
-    others = [c for c in job.checkpoints.all() if c.step != chosen.step]
-    models = {"best": [chosen], "kept": [*others, chosen], "none": []}
-    for checkpoint in models[settings.models]:
-        is_chosen = checkpoint.step == chosen.step
-        checkpoint = job.checkpoints.fetch(checkpoint)
-        write_model(job.dir, checkpoint, settings.register, is_chosen=is_chosen)
+    settings, models = job.config.record, []
     if settings.models != "none":
-        write_evaluation(job.dir, evaluation, attached)
-    for path in sorted(chosen.path.iterdir()):
-        if not path.name.startswith(local.STATE):
-            journal.write_artifact(job.dir, path, "checkpoint")
+        # the chosen one comes last: the registry takes the last one as the newest
+        others = [one for one in record_models(job) if one.step != chosen.step]
+        models = [*(others if settings.models == "kept" else ()), chosen]
+    for checkpoint in models:
+        is_chosen = checkpoint.step == chosen.step
+        write_model(job.dir, checkpoint, settings.register, is_chosen=is_chosen)
+    write_result(job.dir, evaluation, attached)
     journal.write_artifact(job.dir, job.dir / RESULT)
     write_files(job.dir, evaluation, status="FINISHED")
     recorder.finish("FINISHED")
 
 
-def write_model(
-    run_dir: Path, checkpoint: Checkpoint, register: str | None = None, *, is_chosen: bool = True
+def record_end(
+    recorder: Recorder, job: Job, status: str, tags: Mapping[str, str] | None = None
 ) -> None:
-    """Record a checkpoint as a model with its metrics from training, and register it.
-
-    Unless it is the one that the run reports, it does not compete for the alias of the best model:
-    the best of many evaluations is better by luck.
-    """
-    about = {"checkpoint": checkpoint.path, "step": checkpoint.step}
-    journal.write_event(run_dir, "model", **about)
-    if checkpoint.metrics:
-        # prefixed, because the run itself has a curve of each metric with a point at this step
-        metrics = {f"checkpoint/{name}": value for name, value in checkpoint.metrics.items()}
-        journal.write_event(
-            run_dir, "evaluation", metrics=metrics, **about, **evaluation_data(run_dir)
-        )
-    if register:
-        metric = local.SELECT if local.SELECT in checkpoint.metrics else TOP1
-        value = checkpoint.metrics.get(metric, 0.0) if is_chosen else float("-inf")
-        facts = {"name": register, "metric": metric, "value": value}
-        journal.write_event(run_dir, "register", checkpoint=checkpoint.path, **facts)
+    """End the record of a run without a result, with the models and the page up to here."""
+    artifacts = {}
+    try:
+        record_models(job)
+        artifacts = {write_report(job.dir, status=status): ""}
+    except Exception as error:  # noqa: BLE001 - it must not hide why the run ends
+        log.warning("the record ends without its page: %s", error)
+    recorder.finish(status, artifacts, tags)
 
 
-def evaluation_data(run_dir: Path) -> dict[str, str]:
-    """Name and digest of the evaluation data of a run, from its last event about it."""
-    data = {"dataset": "unknown", "digest": "unknown"}
-    for event in journal.read_events(run_dir):
-        if event["event"] == "dataset" and event["context"] == "evaluation":
-            data = {"dataset": event["name"], "digest": event["digest"]}
-    return data
-
-
-def write_evaluation(
+def write_result(
     run_dir: Path, folder: Path, metrics: Callable[[Mapping], dict[str, float]]
 ) -> None:
-    """Attach metrics of the result in a folder to its model."""
+    """Attach metrics of the result in a folder to the model that it is about."""
     result = json.loads((folder / evaluate.RESULT).read_text())
-    journal.write_event(
+    write_evaluation(
         run_dir,
-        "evaluation",
+        metrics(result),
+        {
+            "dataset": f"{set_name(result['data'])}/{result['split']}",
+            "digest": result["fingerprint"],
+        },
         checkpoint=Path(result["checkpoint"]),
         step=result["step"],
-        metrics=metrics(result),
-        dataset=f"{set_name(result['data'])}/{result['split']}",
-        digest=result["fingerprint"],
     )
 
 
 def attached(result: Mapping) -> dict[str, float]:
-    """The metrics of an evaluation as they are attached to a model."""
-    prefix = f"eval/{result['split']}"
-    metrics = figures(result["protocols"], prefix)
+    """The metrics of an evaluation as MLflow shows them."""
+    prefix, average = f"eval/{result['split']}", result["average"]
+    metrics = figures(result["protocols"], prefix, average)
     for name, values in result.get("real", {}).get("protocols", {}).items():
-        metrics[f"{prefix}/{name}/real_top1"] = values["top1"]
-    return metrics | figures(result.get("v2", {}).get("protocols", {}), "eval/v2")
+        metrics[f"{prefix}/{rule(name, average)}/real_top1"] = values["top1"]
+    return metrics | figures(result.get("v2", {}).get("protocols", {}), "eval/v2", average)
 
 
-def figures(protocols: Mapping[str, Mapping[str, float]], prefix: str) -> dict[str, float]:
-    """The metrics to plot, by their names: PREFIX/ten/top1."""
+def figures(
+    protocols: Mapping[str, Mapping[str, float]], prefix: str, average: str
+) -> dict[str, float]:
+    """The metrics to plot, by their names: PREFIX/center/top1, PREFIX/ten-logits/top1."""
     return {
-        f"{prefix}/{protocol}/{name}": values[name]
+        f"{prefix}/{rule(protocol, average)}/{name}": values[name]
         for protocol, values in protocols.items()
-        for name in (*METRICS, "ece")
+        for name in (*METRICS, *INTERVAL, "ece")
         if name in values
     }
+
+
+def rule(protocol: str, average: str) -> str:
+    """A crop protocol and, of several crops, what is averaged over them."""
+    return protocol if protocol == CENTER else f"{protocol}-{average}"
 
 
 def write_files(run_dir: Path, evaluation: Path, status: str | None = None) -> None:
@@ -150,14 +140,14 @@ def write_files(run_dir: Path, evaluation: Path, status: str | None = None) -> N
 def attach(run_dir: Path, checkpoint: Checkpoint, folder: Path) -> None:
     """Record an evaluation that was made after the run, and its model."""
     write_model(run_dir, checkpoint)
-    write_evaluation(run_dir, folder, attached)
+    write_result(run_dir, folder, attached)
     write_files(run_dir, folder)
 
 
 def attach_probe(run_dir: Path, checkpoint: Checkpoint, folder: Path) -> None:
     """Record a linear probe of a checkpoint, beside the probes of the training."""
     write_model(run_dir, checkpoint)
-    write_evaluation(
+    write_result(
         run_dir,
         folder,
         lambda r: {f"probe/{set_name(r['data'])}/linear": r["protocols"][CENTER]["top1"]},

@@ -123,13 +123,26 @@ def test_mlflow_shows_one_run_with_parameters_metrics_checkpoint_and_evaluation(
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "demo"
     assert run.data.params["optim.lr"] == "0.002"
-    history = client.get_metric_history(run.info.run_id, "train/loss")
     recorded = {r["step"]: r["train/loss"] for r in records(demo["runs"]) if r["kind"] == "train"}
-    assert {item.step: item.value for item in history} == recorded
-    assert len(history) == len(recorded)
-    assert run.data.metrics["final/five/top1"] >= 0.60
-    kept = {item.path for item in client.list_artifacts(run.info.run_id, "checkpoint")}
-    assert "checkpoint/model.safetensors" in kept
+    assert history_of(client, run, "train/loss") == recorded
+    names = ("center", "five-logits")
+    figures = {name: run.data.metrics[f"eval/val/{name}/top1"] for name in names}
+    assert min(figures.values()) >= 0.60
+    assert not [name for name in run.data.metrics if name.startswith(("final/", "checkpoint/"))]
+    (point,) = client.get_metric_history(run.info.run_id, "eval/val/five-logits/top1")
+    assert point.step == STEPS  # that of the checkpoint
+    models = {model.name: model for model in client.search_logged_models([run.info.experiment_id])}
+    attached = {metric.key: metric.value for metric in models[f"demo-step-{STEPS}"].metrics}
+    assert attached["eval/val/five-logits/top1"] == point.value
+    assert attached["val/top1"] == history_of(client, run, "val/top1")[STEPS]
+
+
+def history_of(client, run, name: str) -> dict[int, float]:
+    """The points of a metric by step, of which each has one."""
+    history = client.get_metric_history(run.info.run_id, name)
+    points = {point.step: point.value for point in history}
+    assert len(points) == len(history)
+    return points
 
 
 def test_broken_members_are_named_and_odd_modes_arrive_as_rgb(demo):

@@ -13,6 +13,7 @@ from pipeline.__main__ import main
 from pipeline.evaluation import metrics
 from pipeline.settings.budget import Budget
 from pipeline.settings.presets import find_preset
+from pipeline.tracking.journal import read_events
 from tune.actor import chance_loss
 from tune.config import SearchConfig
 from tune.space import make_space
@@ -99,6 +100,7 @@ def test_a_run_trains_evaluates_records_and_reports_with_them(tmp_path):
     run = tmp_path / "toy"
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert all("val/top2" in record for record in records if record["kind"] == "eval")
-    assert any("final/pair/top2" in record for record in records)
+    events = [event for event in read_events(run) if event["event"] == "evaluation"]
+    assert any("eval/val/pair-logits/top2" in event["metrics"] for event in events)
     page = (run / "report.html").read_text()
     assert "top-2" in page and "pair" in page

@@ -12,9 +12,10 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.commands.train import result_facts
-from pipeline.outcome import Outcome
+from pipeline.outcome import Outcome, training_rate
 from pipeline.settings.config import DataConfig, TrainConfig
 from pipeline.settings.presets import PRESETS, find_preset
+from pipeline.tracking import journal
 from shards.dataset import store
 from shards.dataset.store import locate
 from support.settings import field_docs
@@ -181,6 +182,17 @@ def test_the_result_of_a_run_without_a_reason_for_its_checkpoint_has_none(tmp_pa
     assert "checkpoint  step-1\n" in result_facts(job, outcome)
     outcome = replace(outcome, chosen="the last step")
     assert "checkpoint  step-1 (the last step)\n" in result_facts(job, outcome)
+    assert "trained     1 steps at 1 images/s\n" in result_facts(job, outcome)
+    outcome = replace(outcome, images_per_s=None)
+    assert "trained     1 steps\n" in result_facts(job, outcome)
+
+
+def test_the_rate_of_a_run_is_that_of_its_record_whoever_finishes_it(tmp_path):
+    assert training_rate(tmp_path) is None
+    for step, rate in enumerate((900.0, 10.0, 1000.0), start=1):  # the second interval was slow
+        journal.write_record(tmp_path, {"kind": "train", "step": step, "images_per_s": rate})
+    journal.write_record(tmp_path, {"kind": "eval", "step": 3, "val/top1": 0.5})
+    assert training_rate(tmp_path) == 900.0
 
 
 @pytest.mark.parametrize(

@@ -259,8 +259,8 @@ def test_mlflows_page_shows_curves_checkpoint_and_evaluation(run, tmp_path):
     base = f"{server.uri}/#/experiments/{at['experiment_id']}/runs/{at['run_id']}"
     overview, _ = shown(base, tmp_path, 30_000)
     assert "Finished" in overview and "short" in overview
-    assert Path(outcome.checkpoint).name in overview  # the logged model
-    assert "eval/val/ten/top1" in overview or "final/ten/top1" in overview
+    assert f"short-step-{outcome.steps}" in overview  # the logged model
+    assert "eval/val/ten-logits/top1" in overview
     plot = {
         "runs": json.dumps([at["run_id"]]),
         "metric": '"train/loss"',
@@ -281,6 +281,6 @@ def test_mlflows_page_shows_curves_checkpoint_and_evaluation(run, tmp_path):
     client = mlflow.MlflowClient(server.uri)
     model = client.get_logged_model(at["models"][Path(outcome.checkpoint).name])
     figures = {metric.key: metric.value for metric in model.metrics}
-    assert figures["eval/val/ten/top1"] == outcome.protocols["ten"]["top1"]
+    assert figures["eval/val/ten-logits/top1"] == outcome.protocols["ten"]["top1"]
     paths = {item.path for item in client.list_artifacts(at["run_id"])}
-    assert {"report.html", "result.json", "evaluations", "checkpoint"} <= paths
+    assert {"report.html", "result.json", "evaluations"} <= paths

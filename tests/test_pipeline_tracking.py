@@ -404,7 +404,7 @@ def test_checkpoints_become_models_that_mlflow_opens_without_unpickling(
         model.model_id for model in models.values()
     }
     figures = {metric.key: metric.value for metric in models["step-000000010"].metrics}
-    assert figures["checkpoint/val/top1"] == 0.5
+    assert figures["val/top1"] == 0.5
     mlflow.set_tracking_uri(server.uri)
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     loaded = mlflow.pytorch.load_model(f"models:/{models['step-000000010'].model_id}")

@@ -44,17 +44,18 @@ class Checkpoints:
             return store.absolute(store.join(self.uri, checkpoint.path.name))
         return str(checkpoint.path)
 
-    def fetch(self, checkpoint: Checkpoint) -> Checkpoint:
+    def fetch(self, checkpoint: Checkpoint, *, only: str = "") -> Checkpoint:
         """Make a checkpoint available at its path on this node, and check every byte of it.
 
-        Raises ValueError if its files are damaged.
+        With `only`, just the files that begin so, beside its settings. Raises ValueError if its
+        files are damaged.
         """
         if not self.uri:
-            Checkpoint.open(checkpoint.path).verify()
-        elif not is_copy(checkpoint):
+            Checkpoint.open(checkpoint.path).verify(only)
+        elif not is_copy(checkpoint, only):
             if checkpoint.path.exists():
                 remove_folder(checkpoint.path)
-            remote.fetch(checkpoint, self.uri)
+            remote.fetch(checkpoint, self.uri, only)
         return checkpoint
 
     def drop_copies(self, but: Checkpoint) -> None:
@@ -80,11 +81,11 @@ class Checkpoints:
         local.clear_unfinished(self.folder)
 
 
-def is_copy(checkpoint: Checkpoint) -> bool:
-    """Whether an unchanged copy of the checkpoint is at its path."""
+def is_copy(checkpoint: Checkpoint, only: str = "") -> bool:
+    """Whether an unchanged copy of the checkpoint, or of files of it, is at its path."""
     try:
-        copy = Checkpoint.open(checkpoint.path)
-        copy.verify()
+        copy = Checkpoint.open(checkpoint.path, only=only)
+        copy.verify(only)
     except ValueError:  # none, cut off, damaged
         return False
     return copy.digest == checkpoint.digest

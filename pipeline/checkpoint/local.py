@@ -34,8 +34,8 @@ META, CONFIG = "meta.json", "config.json"
 NAME = re.compile(r"step-(\d{9})")
 # of the split that selects, if the run has one
 SELECT = "select/top1"
-# beginning of the files of a checkpoint that only a resumed run needs
-STATE = "state"
+# beginning of the files that are its model, and of those that only a resumed run needs
+MODEL, STATE = "model", "state"
 
 
 class Incomplete(ValueError):
@@ -98,10 +98,10 @@ class Checkpoint:
             **{name: meta[name] for name in ("step", "samples", "metrics", "fingerprint", "files")},
         )
 
-    def verify(self) -> None:
-        """Raise ValueError if a file on disk is not what meta.json says."""
+    def verify(self, only: str = "") -> None:
+        """Raise ValueError if a file on disk that begins so is not what meta.json says."""
         for name, (_, expected) in self.files.items():
-            if sha256(self.path / name) != expected:
+            if name.startswith(only) and sha256(self.path / name) != expected:
                 raise ValueError(
                     f"{self.path / name} is damaged: its SHA-256 is not the one in {META}"
                 )
@@ -118,14 +118,17 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def checkpoints(folder: Path) -> list[Checkpoint]:
-    """All complete checkpoints in a folder, oldest first; incomplete ones are logged."""
+def checkpoints(folder: Path, *, only: str = "") -> list[Checkpoint]:
+    """All complete checkpoints in a folder, oldest first; incomplete ones are logged.
+
+    With `only`, just the files that begin so must be there.
+    """
     found = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if not NAME.fullmatch(path.name):
             continue
         try:
-            found.append(Checkpoint.open(path))
+            found.append(Checkpoint.open(path, only=only))
         except Incomplete as error:
             log.warning("not used: %s", error)
     return found

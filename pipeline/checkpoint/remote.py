@@ -80,15 +80,19 @@ def delete(checkpoint: Checkpoint, uri: str) -> None:
     clear(uri, checkpoint.path.name)
 
 
-def fetch(checkpoint: Checkpoint, uri: str) -> None:
-    """Copy a checkpoint from the store to its path; ValueError if the copy is damaged."""
+def fetch(checkpoint: Checkpoint, uri: str, only: str = "") -> None:
+    """Copy a checkpoint from the store to its path; ValueError if the copy is damaged.
+
+    With `only`, just the files that begin so, beside its settings.
+    """
     name, folder = checkpoint.path.name, checkpoint.path.parent
     aside = folder / f".{name}.{uuid4().hex[:8]}.tmp"
     aside.mkdir(parents=True)
     try:
         for file in (*checkpoint.files, META):
-            download(uri, name, aside / file)
-        Checkpoint.open(aside).verify()
+            if file in (CONFIG, META) or file.startswith(only):
+                download(uri, name, aside / file)
+        Checkpoint.open(aside, only=only).verify(only)
         aside.rename(checkpoint.path)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)

@@ -4,7 +4,7 @@
     runs_dir s3://bucket/runs    -> s3://bucket/runs/NAME, copied to ~/.cache/vit-pipeline/.../NAME
 
     NAME/config.json  lease.json  metrics.jsonl  events.jsonl  mlflow.json  result.json  report.html
-    NAME/checkpoints/  evaluations/  probes/  init/
+    NAME/checkpoints/  evaluations/  probes/  init/  models/
 
 With a store the driver works on its copy. It takes the store's files when it starts, and puts its
 own there before it depends on them: before a checkpoint becomes visible, and at the end. So a run
@@ -12,8 +12,9 @@ continues on another machine, and loses nothing with the disk of this one.
 """
 
 import hashlib
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -29,12 +30,16 @@ from support.lease import LEASE, PATIENT_S
 CHECKPOINTS = "checkpoints"
 PROBES = "probes"
 INIT = "init"
+MODELS = "models"
 LOCK = "run.lock"
 SEARCH = "search.json"
 # what tells a run, a run that has lost that, and a search
 BEGUN = (local.CONFIG, CHECKPOINTS, SEARCH)
 # not copied to a new driver: large, of one process alone, or runs of their own below a search
-NOT_PULLED = (CHECKPOINTS, PROBES, INIT, "samples", "trials", "tune", LEASE)
+NOT_PULLED = (CHECKPOINTS, PROBES, INIT, MODELS, "samples", "trials", "tune", LEASE)
+
+# two threads of a driver may push the journal: an older one must not replace a newer one
+PUSHING = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +89,16 @@ class RunFolder:
         """The checkpoints of the run."""
         uri = store.join(self.uri, CHECKPOINTS) if self.uri else None
         return Checkpoints(folder=self.path / CHECKPOINTS, uri=uri)
+
+    @property
+    def models(self) -> Checkpoints:
+        """The checkpoints, of which the driver keeps some as models.
+
+        With a store its copies have a folder of their own: the workers of its machine remove the
+        copies that they do not need.
+        """
+        checkpoints = self.checkpoints
+        return replace(checkpoints, folder=self.path / MODELS) if self.uri else checkpoints
 
     def is_begun(self) -> bool:
         """Whether a run or a search has been started here."""
@@ -161,15 +176,17 @@ class RunFolder:
         path = self.path / name
         return path.exists() and path.read_bytes().startswith(beginning)
 
-    def push(self, *names: str) -> None:
+    def push(self, *names: str, pauses_s: Sequence[float] = PATIENT_S) -> None:
         """Put files and folders of the copy on this node into the store, each one atomically."""
         if not self.uri:
             return
-        for name in names:
-            path = self.path / name
-            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-                if file.is_file():
-                    self.write(str(file.relative_to(self.path)), file.read_bytes())
+        with PUSHING:
+            for name in names:
+                path = self.path / name
+                for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                    if file.is_file():
+                        relative = str(file.relative_to(self.path))
+                        self.write(relative, file.read_bytes(), pauses_s)
 
 
 def fetched_run(location: str) -> Path:

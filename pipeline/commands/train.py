@@ -165,9 +165,10 @@ def result_facts(job: "Job", outcome: "Outcome") -> str:
     from pipeline.tracking.mlflow_client import page_command
 
     images = next(iter(outcome.protocols.values()))["images"]
+    rate = f" at {outcome.images_per_s:,.0f} images/s" if outcome.images_per_s else ""
     facts = {
         "evaluated": f"{images:,} images of {job.config.data.eval_split}, each once",
-        "trained": f"{outcome.steps:,} steps at {outcome.images_per_s:,.0f} images/s",
+        "trained": f"{outcome.steps:,} steps{rate}",
         "checkpoint": outcome.checkpoint + (f" ({outcome.chosen})" if outcome.chosen else ""),
         "MLflow page": page_command(job.dir.parent),
     }

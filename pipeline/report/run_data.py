@@ -6,7 +6,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.checkpoint.local import checkpoints
+from pipeline.checkpoint.local import MODEL, checkpoints
+from pipeline.checkpoint.run_folder import CHECKPOINTS, MODELS
 from pipeline.tracking.journal import EVENTS, RECORDS, SYSTEM, read_events, read_samples, valid
 from support.files import read_lines
 
@@ -64,7 +65,9 @@ class RunData:
         # time that the run spent on steps that were taken back counts, their values do not
         times = [line["time"] for line, _ in (*lines, *samples)]
         self.sessions = sessions(self.events, times)
-        self.checkpoints = checkpoints(run_dir / "checkpoints")
+        # the driver of a run in a store has copies of the weights alone
+        copies = checkpoints(run_dir / MODELS, only=MODEL)
+        self.checkpoints = checkpoints(run_dir / CHECKPOINTS) or copies
         results = (run_dir / "evaluations").glob("*/result.json")
         newest_first = sorted(results, key=lambda path: path.stat().st_mtime, reverse=True)
         self.evaluations = [Evaluation.read(path.parent) for path in newest_first]

@@ -118,9 +118,10 @@ class ProbeConfig(Settings):
 class RecordConfig(Settings):
     """What is recorded of a run in addition to its metrics."""
 
-    models: Literal["best", "kept", "none"] = "best"
-    """Checkpoints to log as MLflow models at the end of the run: the one that it reports (the last,
-    or what data.select_split selects), all that are kept, or none."""
+    models: Literal["kept", "best", "none"] = "kept"
+    """Checkpoints to log as MLflow models: every evaluated one, as soon as it is there and until
+    the run deletes it (the newest stays); at the end the one that the run reports (the last, or
+    what data.select_split selects); or none."""
     register: str | None = None
     """Name in MLflow's model registry under which the models are registered. The best version of
     all runs gets the alias "best"; MLflow resolves "latest" to the newest version."""
