@@ -12,18 +12,16 @@ import pytest
 from support.chart import (
     HEIGHT,
     MAX_DOTS,
-    MAX_POINTS,
     WIDTH,
     Chart,
     bar_chart,
-    clean,
     line_chart,
     percentage,
     shades,
     short,
-    thinned,
     ticks,
 )
+from support.curve import MAX_POINTS, STRIPS, Curve, clean
 
 HIDDEN = "s3://KEY:S3CR3T@bucket"
 
@@ -95,9 +93,10 @@ def test_values_that_are_not_positive_are_left_out_of_a_logarithmic_chart():
 
 def test_long_curves_are_thinned_to_means():
     line = [(float(i), float(i % 2)) for i in range(6000)]
-    thin = thinned(line)
-    assert len(thin) <= MAX_POINTS and thin[-1] == line[-1] and thin[0][1] == pytest.approx(0.5)
-    assert thinned(line[:MAX_POINTS]) == line[:MAX_POINTS]
+    thin = Curve.of(line).thinned()
+    assert len(thin) <= MAX_POINTS and thin.points[-1] == line[-1] and thin.y[0] == 0.5
+    assert set(thin.low) == {0.0} and set(thin.high) == {1.0}
+    assert Curve.of(line[:MAX_POINTS]).thinned().points == line[:MAX_POINTS]
     svg = line_chart({"a": line}, name="x")
     (path,) = marks(svg, "line")[0].iter("path")
     assert len(points(path)) == len(thin)  # Matplotlib leaves no point out
@@ -108,7 +107,7 @@ def test_each_point_of_a_short_line_has_a_hover_text():
     svg = line_chart({"val/top1": [(60, 0.5), (1200, 0.75)]}, name="x", percent=True)
     (dots,) = marks(svg, "dots")
     told = [use.find("title").text for use in dots.iter("use")]
-    assert told == ["val/top1: 50% at 60", "val/top1: 75% at 1.2k"]
+    assert told == ["val/top1: 50% at 60", "val/top1: 75% at 1,200"]
     assert marks(svg, "line")[0].find("title").text == "val/top1"
     many = line_chart({"a": [(i, i) for i in range(MAX_DOTS + 1)]}, name="x")
     assert not marks(many, "dots")
