@@ -168,7 +168,7 @@ def line_chart(
     _set_scales(chart, list(drawn.values()), until, logarithmic=logarithmic)
     _add_spikes(chart, {key: curves[key] for key in curves if key in bands}, label, shown)
     for place, text in moments.items():
-        line = chart.axes.axvline(place, color=SOFT, linewidth=0.8, linestyle=DASHES[2], zorder=1.5)
+        line = chart.axes.axvline(place, color=SOFT, linewidth=1, linestyle=DASHES[1], zorder=1.5)
         chart.mark(line, "moment", text)
     if len(drawn) <= MAX_NAMES:
         _add_readings(chart, readings(curves, moments, chart.axes.get_xlim(), label, shown))

@@ -21,7 +21,7 @@ from support.chart import (
     short,
     ticks,
 )
-from support.curve import MAX_POINTS, STRIPS, Curve, clean
+from support.curve import MAX_POINTS, Curve, clean
 
 HIDDEN = "s3://KEY:S3CR3T@bucket"
 
