@@ -22,7 +22,7 @@ Band = tuple[Line, Line]
 MAX_POINTS = 600
 # a point stands out from this many on each side of it if it is this many times as far above their
 # median as half of them are from it, and this share of the median; the highest are marked
-NEIGHBOURS, FAR, ABOVE, MAX_SPIKES = 10, 8.0, 0.1, 6
+NEIGHBOURS, FAR, ABOVE, MAX_SPIKES = 10, 12.0, 0.25, 6
 # a logarithmic axis is due if the highest value is this many times the median
 WIDE = 20.0
 STRIPS = 60
