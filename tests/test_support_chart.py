@@ -1,14 +1,18 @@
 """Charts as SVG text: what is drawn, where, and what is kept out of the text."""
 
+import json
 import math
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
+import support
 from support.chart import (
     HEIGHT,
     MAX_DOTS,
@@ -23,6 +27,7 @@ from support.chart import (
 )
 from support.curve import MAX_POINTS
 
+CHROMIUM = shutil.which("chromium")
 HIDDEN = "s3://KEY:S3CR3T@bucket"
 
 
@@ -113,6 +118,31 @@ def test_a_band_has_its_extremes_and_a_spike_is_named_with_its_step():
     assert float(use.get("y")) == pytest.approx(top, abs=0.02)
     (told,) = [title for title in titles(svg) if title.endswith("train/loss: 3 (2.5 to 9.31)")]
     assert told.startswith("step 1,2")
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="there is no chromium; install Debian's")
+def test_a_browser_finds_the_values_and_the_spike_under_the_pointer(tmp_path):
+    steps = range(50, 5050, 50)
+    band = [(s, 2.5) for s in steps], [(s, 9.31 if s == 1250 else 3.5) for s in steps]
+    lines = {"train/loss": [(s, 3.0) for s in steps], "val/loss": [(2500, 2.0)]}
+    svg = line_chart(lines, name="x", label="step", bands={"train/loss": band})
+    (spike,) = (use for each in marks(svg, "spike") for use in each.iter("use"))
+    places = [(284, 100), (float(spike.get("x")), float(spike.get("y")))]
+    script = (
+        "document.body.append(...%s.map(([x, y]) => {const found = document.createElement('pre');"
+        "found.append(document.elementFromPoint(x, y).closest('use').textContent); return found}))"
+    )
+    style = (Path(support.__file__).parent / "templates/style.css").read_text()
+    page = f"<style>{style} body {{ width: {WIDTH}px }}</style>{svg}"
+    file = tmp_path / "page.html"
+    file.write_text(f"<!doctype html>{page}<script>{script % json.dumps(places)}</script>")
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", file.as_uri()]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert re.findall("<pre>(.*?)</pre>", found, re.DOTALL) == [
+        "step 2,500 to 2,550\ntrain/loss: 3 (2.5 to 3.5)\nval/loss: 2",
+        "train/loss: 9.31 at step 1,250, mean 3",
+    ]
 
 
 def test_charts_share_an_axis_and_name_the_moments_on_it():
