@@ -1,6 +1,7 @@
 """Charts as SVG text for HTML pages, drawn by Matplotlib.
 
-    points (x, y) by name -> line_chart -> <svg>
+    points (x, y) by name -> line_chart -> <svg>: lines, extremes around them, spikes, and what they
+                                           are at the place of the pointer
     amounts by label      -> bar_chart  -> <svg>
     anything else         -> Chart: axes to draw into, hover texts, svg()
 
@@ -13,25 +14,28 @@ import io
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import matplotlib
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
+from matplotlib.path import Path
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from support.curve import STRIPS, Band, Curve, Line, is_wide, readings
+from support.number_text import exact, percentage, short
 from support.svg import Mark, page_svg
-
-Line = Sequence[tuple[float, float]]
 
 # pixels of the viewBox; equal margins align the axes of all charts on a page
 WIDTH, HEIGHT = 520, 270
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 14, 40
 LEGEND_ROW, BAR_ROW, LETTER = 17, 24, 6.6
-# lines with more points are averaged, with fewer have dots; charts with more lines have no legend
-MAX_POINTS, MAX_DOTS, MAX_NAMES = 600, 40, 30
+# lines with fewer points have dots; charts with more lines have no legend
+MAX_DOTS, MAX_NAMES = 40, 30
 MAX_LABEL = 40
+# what lies above and below the strips under the pointer; lines are at 2
+ABOVE, BELOW = 3, 2.5
 # colours of light mode, each replaced by a CSS variable
 INK, SOFT, LINE, PAPER = "#16202e", "#5b6b80", "#dfe5ec", "#ffffff"
 WASH, BAD = "#f4f6f9", "#c92a2a"
@@ -123,26 +127,51 @@ def line_chart(
     *,
     name: str,
     label: str = "",
-    logarithmic: bool = False,
+    logarithmic: bool | None = False,
     percent: bool = False,
     reference: Collection[str] = (),
+    bands: Mapping[str, Band] | None = None,
+    moments: Mapping[float, str] | None = None,
+    until: float | None = None,
 ) -> str:
     """Draw lines and their legend; an empty string if there are no points.
 
-    `label` is that of the horizontal axis. A logarithmic vertical axis omits values that are not
-    positive; `percent` shows shares as percentages. The lines in `reference` are faint and dashed.
+    Args:
+        lines: Points of each line, by its name.
+        name: Id of the chart.
+        label: What the horizontal axis shows.
+        logarithmic: Whether the vertical axis is, which omits values that are not positive; None
+            lets the values decide.
+        percent: Whether shares are shown as percentages.
+        reference: Lines that are faint and dashed.
+        bands: Minima and maxima around some of the lines; maxima that stand out are marked. A line
+            that is thinned always lies within the extremes of what it stands for.
+        moments: Texts of vertical lines, by their place on the horizontal axis.
+        until: End of the horizontal axis, at least, so that several charts have the same one.
     """
-    drawn = {key: thinned(clean(line, logarithmic)) for key, line in lines.items()}
-    drawn = {key: line for key, line in drawn.items() if line}
-    if not drawn:
+    bands, moments = bands or {}, moments or {}
+    curves = {
+        key: Curve.of(line, bands.get(key), logarithmic=logarithmic is True)
+        for key, line in lines.items()
+    }
+    if not (curves := {key: curve for key, curve in curves.items() if len(curve)}):
         return ""
+    if logarithmic is None:
+        logarithmic = not percent and is_wide(list(curves.values()))
+    drawn = {key: curve.thinned() for key, curve in curves.items()}
     # rows of the legend below the axes
     columns = max(1, int((WIDTH - LEFT) / (max(map(len, drawn)) * LETTER + 36)))
     rows = -(-len(drawn) // columns) if 1 < len(drawn) <= MAX_NAMES else 0
     chart = Chart(name, height=HEIGHT + LEGEND_ROW * rows, bottom=BOTTOM + LEGEND_ROW * rows)
     shown = percentage if percent else short
     _add_lines(chart, drawn, shown, reference)
-    _set_scales(chart, [point for line in drawn.values() for point in line], logarithmic)
+    _set_scales(chart, list(drawn.values()), until, logarithmic=logarithmic)
+    _add_spikes(chart, {key: curves[key] for key in curves if key in bands}, label, shown)
+    for place, text in moments.items():
+        line = chart.axes.axvline(place, color=SOFT, linewidth=1, linestyle=DASHES[1], zorder=1.5)
+        chart.mark(line, "moment", text)
+    if len(drawn) <= MAX_NAMES:
+        _add_readings(chart, readings(curves, moments, chart.axes.get_xlim(), label, shown))
     chart.axes.xaxis.set_major_formatter(short)
     chart.axes.yaxis.set_major_formatter(shown)
     hint = f"{len(drawn)} lines, named under the pointer; " if len(drawn) > MAX_NAMES else ""
@@ -174,22 +203,6 @@ def bar_chart(bars: Mapping[str, float], *, name: str, shown: Callable[[float], 
     return chart.svg()
 
 
-def clean(line: Line, logarithmic: bool = False) -> list[tuple[float, float]]:
-    """The points that can be drawn: finite, and on a logarithmic axis positive."""
-    finite = [(x, y) for x, y in line if math.isfinite(x) and math.isfinite(y)]
-    return [(x, y) for x, y in finite if y > 0 or not logarithmic]
-
-
-def thinned(line: Line) -> list[tuple[float, float]]:
-    """Reduce a line to `MAX_POINTS` points: means of neighbours, and the last point unchanged."""
-    size = -(-len(line) // MAX_POINTS)
-    if size <= 1:
-        return list(line)
-    groups = [line[first : first + size] for first in range(0, len(line), size)]
-    means = [(group[-1][0], math.fsum(y for _, y in group) / len(group)) for group in groups]
-    return [*means[:-1], line[-1]]
-
-
 def ticks(low: float, high: float, *, logarithmic: bool = False) -> list[float]:
     """A few round numbers in [low, high]; on a logarithmic axis 1, 2 and 5 of each decade."""
     locators = [MaxNLocator(6, steps=[1, 2, 2.5, 5, 10])]
@@ -208,40 +221,66 @@ def shades(shares: np.ndarray) -> np.ndarray:
     return matplotlib.colormaps["viridis"](np.clip(shares, 0.0, 1.0))
 
 
-def short(value: float, *_: object) -> str:
-    """Format a number, also as a tick formatter of Matplotlib: 0.25, 250, 12.5k, 1.2M."""
-    for size, unit in ((1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.5g}{unit}"
-    return f"{value:.5g}"
-
-
-def percentage(value: float, *_: object) -> str:
-    """Format a share, also as a tick formatter of Matplotlib: 12.5%."""
-    return f"{100 * value:.5g}%"
-
-
 def _add_lines(
     chart: Chart,
-    lines: Mapping[str, Line],
+    curves: Mapping[str, Curve],
     shown: Callable[[float], str],
     reference: Collection[str],
 ) -> None:
     """Draw lines, each with its own colour or dash pattern, and dots on lines of few points."""
     styles = itertools.cycle(itertools.product(DASHES, SERIES))
-    for key, line in lines.items():
+    for key, curve in curves.items():
         dash, colour = (DASHES[1], SOFT) if key in reference else next(styles)
-        chart.line(line, "line", key, label=key, linestyle=dash, color=colour)
-        if len(line) <= MAX_DOTS and key not in reference:
-            titles = [f"{key}: {shown(y)} at {short(x)}" for x, y in line]
-            chart.dots(line, "dots", titles, color=colour)
+        if curve.is_band:
+            around = [*zip(curve.x, curve.high, strict=True)]
+            around += [*zip(curve.x, curve.low, strict=True)][::-1]
+            (band,) = chart.axes.fill(*zip(*around, strict=True), color=colour, linewidth=0.5)
+            chart.mark(band, "band")
+        chart.line(curve.points, "line", key, label=key, linestyle=dash, color=colour)
+        if len(curve) <= MAX_DOTS and key not in reference:
+            titles = [f"{key}: {shown(y)} at {exact(x)}" for x, y in curve.points]
+            chart.dots(curve.points, "dots", titles, color=colour, zorder=ABOVE)
 
 
-def _set_scales(chart: Chart, points: Line, logarithmic: bool) -> None:
-    """Fit the axes to the points, with round limits on the vertical axis."""
-    (left, right), (low, high) = ((min(each), max(each)) for each in zip(*points, strict=True))
+def _add_spikes(
+    chart: Chart, curves: Mapping[str, Curve], label: str, shown: Callable[[float], str]
+) -> None:
+    """Mark the maxima that stand out, each with its place and the mean around it."""
+    for key, curve in curves.items():
+        points, titles = [], []
+        for x, y, high in ((curve.x[n], curve.y[n], curve.high[n]) for n in curve.spikes()):
+            points.append((x, high))
+            titles.append(f"{key}: {shown(high)} at {label} {exact(x)}, mean {shown(y)}")
+        if points:
+            chart.dots(points, "spike", titles, color=BAD, zorder=ABOVE)
+
+
+def _add_readings(chart: Chart, told: Iterable[tuple[float, str]]) -> None:
+    """Cover the chart with strips that are seen under the pointer, and say what is there."""
+    box, (places, titles) = chart.axes.get_window_extent(), zip(*told, strict=True)
+    across, up = box.width / STRIPS / 2, box.height / 2
+    strip = Path([(-across, -up), (across, -up), (across, up), (-across, up), (-across, -up)])
+    chart.dots(
+        [(place, 0.5) for place in places],
+        "strip",
+        titles,
+        marker=strip,
+        markersize=box.height * 72 / chart.figure.dpi,
+        markeredgewidth=0,
+        color=SOFT,
+        transform=chart.axes.get_xaxis_transform(),
+        zorder=BELOW,
+    )
+
+
+def _set_scales(
+    chart: Chart, curves: Sequence[Curve], until: float | None, *, logarithmic: bool
+) -> None:
+    """Fit the axes to the curves, with round limits on the vertical axis."""
+    left, right = min(curve.x[0] for curve in curves), max(curve.x[-1] for curve in curves)
+    low, high = min(curve.low.min() for curve in curves), max(curve.high.max() for curve in curves)
+    left, right = min(left, 0.0), max(right, until or right)  # counts start at 0
     axes = chart.axes
-    left = min(left, 0.0)  # counts start at 0, on all charts of a page
     axes.set_xlim(left, right if left < right else left + 1.0)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     if logarithmic:

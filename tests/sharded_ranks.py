@@ -7,6 +7,7 @@ import importlib.util
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,7 @@ def values(state):
         "optimizer": state.optimizer.state_dict()["state"],
         "ema": state.ema.state_dict(),
         "num_bad": state.num_bad,
+        "interval": asdict(state.interval),
     }
     return mapped(parts, whole)
 
@@ -138,6 +140,7 @@ def bytes_of(tensors):
 def fsdp_writes(root, rank):
     state = make("fsdp")
     state.num_bad = 3
+    state.interval.add(0.1, 2.5)
     train(state)
     before = values(state)
     (snapshot, names), count, alive = gathered(lambda: save(state, root / "fsdp"))

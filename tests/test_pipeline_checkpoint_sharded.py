@@ -41,6 +41,7 @@ def flat(tree):
 
 def assert_equal(found, expected):
     assert found["num_bad"] == expected["num_bad"]
+    assert found["interval"] == expected["interval"]
     found, expected = flat(found), flat(expected)
     assert found.keys() == expected.keys()
     assert len(found) > 60
@@ -62,6 +63,7 @@ def test_any_other_number_of_ranks_reads_exactly_the_values_that_two_wrote(ranks
     _, results = ranks
     expected = results("fsdp_writes")[0]["values"]
     assert expected["num_bad"] == 3
+    assert expected["interval"] == {"losses": [0.1], "norms": [2.5]}
     for found in results(phase):
         assert_equal(found[key], expected)
 

@@ -26,6 +26,8 @@ from vit.config import ImageConfig, MixConfig, OptimConfig, ViTConfig
 pytestmark = pytest.mark.ray
 
 STEPS, BATCH = 80, 50
+LOG_EVERY = 30  # most checkpoints are in the middle of an interval
+RECORDED = [*range(LOG_EVERY, STEPS, LOG_EVERY), STEPS]
 TIMEOUT_S = 300
 
 
@@ -47,7 +49,7 @@ def config(name: str, runs: Path, digits: Path, **changes) -> TrainConfig:
         "workers": 2,
         "precision": "fp32",
         "compile": False,
-        "log_every": 10,
+        "log_every": LOG_EVERY,
         "eval_every": STEPS // 2,
         "checkpoint_every": 10,
         "crops": "center",
@@ -66,9 +68,11 @@ def keys(run: Path) -> list[list[str]]:
     return [json.loads(path.read_text()) for path in paths]
 
 
-def losses(run: Path) -> dict[int, float]:
+def losses(run: Path) -> dict[tuple[int, str], float]:
+    """Means and extremes of loss and norm, by step and name."""
     records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return {r["step"]: r["train/loss"] for r in records if r["kind"] == "train"}
+    names = ("train/loss", "train/loss_min", "train/loss_max", "grad_norm", "grad_norm_max")
+    return {(r["step"], name): r[name] for r in records if r["kind"] == "train" for name in names}
 
 
 def weights(run: Path, step: int = STEPS) -> dict:
@@ -160,15 +164,15 @@ def assert_the_same_batches_and_losses(run: Path, undisturbed: Path) -> None:
     """The same batches, and the same losses up to the order of additions in float32."""
     assert keys(run) == keys(undisturbed)
     expected = losses(undisturbed)
-    assert losses(run) == pytest.approx(expected, abs=1e-4)
-    assert len(expected) == STEPS // 10
+    assert losses(run) == pytest.approx(expected, abs=1e-4, rel=1e-3)
+    assert len(expected) == 5 * len(RECORDED)
 
 
 def test_a_run_that_loses_a_worker_ends_with_the_same_bits(undisturbed, digits, tmp_path):
     killed = []
 
     def kill_one(record: dict) -> None:
-        if record["kind"] == "train" and record["step"] == STEPS // 2 and not killed:
+        if record["kind"] == "checkpoint" and record["step"] == STEPS // 2 and not killed:
             killed.append(next(filter(is_worker, psutil.Process().children(recursive=True))))
             killed[0].kill()
 
@@ -196,7 +200,7 @@ def test_three_sharded_workers_and_then_one_see_the_same_batches_and_losses(
     undisturbed, digits, tmp_path
 ):
     def halfway(record: dict) -> str | None:
-        reached = record["kind"] == "train" and record["step"] >= STEPS // 2
+        reached = record["kind"] == "eval" and record["step"] >= STEPS // 2
         return "halfway" if reached else None
 
     settings = config("other", tmp_path, digits, workers=3, parallel="fsdp")
@@ -261,9 +265,8 @@ def test_a_finished_run_is_rolled_back_and_takes_the_same_course_again(
     assert [checkpoint.step for checkpoint in local.checkpoints(run / "checkpoints")][-1] == 50
     fit(config(run.name, run.parent, digits, keep_checkpoints=100))
     assert_the_same_run(run, undisturbed)
-    assert [record["step"] for record, _ in read_records(run) if record["kind"] == "train"] == [
-        *range(10, STEPS + 1, 10)
-    ]
+    train = [record for record, _ in read_records(run) if record["kind"] == "train"]
+    assert [record["step"] for record in train] == RECORDED
 
 
 @pytest.mark.slow
@@ -277,9 +280,9 @@ def test_four_workers_see_the_same_batches_and_skipped_steps_have_no_update(
     before = weights(run, 30)
     assert all((tensor == before[name]).all() for name, tensor in weights(run, 40).items())
     found, expected = losses(run), losses(undisturbed)
-    assert 40 not in found
-    for step in (10, 20, 30):  # up to the order of additions in float32
-        assert found[step] == pytest.approx(expected[step], abs=1e-4)
+    assert found.keys() == expected.keys()
+    place = 30, "train/loss"  # up to the order of additions in float32
+    assert found[place] == pytest.approx(expected[place], abs=1e-4)
 
 
 @pytest.mark.slow

@@ -15,11 +15,11 @@ from test_support_page import Page
 
 from pipeline.evaluation.metrics import METRICS, Metric
 from pipeline.report.run_data import RunData, sessions
-from pipeline.report.run_page import write_report
+from pipeline.report.run_page import together, write_report
 from pipeline.run import fit
 from pipeline.settings.presets import find_preset
 from pipeline.tracking import journal
-from support.files import append_line
+from support.files import append_line, read_lines
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = (
@@ -27,6 +27,7 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
     *("--hide-scrollbars", "--window-size=1200,2400"),
 )
+CHARTS = ("loss", "gradient-norm")
 browser = pytest.mark.skipif(not CHROMIUM, reason="there is no chromium; install Debian's")
 
 
@@ -93,7 +94,7 @@ def begun(tmp_path):
             append_line(tmp_path / journal.RECORDS, record, durable=False)
         for step in (500, 999):
             values = {f"val/{name}": step / 2000 for name in names}
-            record = {"kind": "eval", "step": step, "time": 1.0, **values}
+            record = {"kind": "eval", "step": step, "time": 1.0 + step, **values}
             append_line(tmp_path / journal.RECORDS, record, durable=False)
         folder = tmp_path / "evaluations" / "one"
         folder.mkdir(parents=True)
@@ -158,6 +159,60 @@ def test_the_page_shows_all_records_classes_and_what_the_head_lacks(begun):
     assert "S3CR3T" not in page and "s3://***@b/set" in words
     assert "top-5" not in words  # it was not measured
     assert "worker-hours in all, at 2 an hour:" in words
+
+
+def test_what_changed_the_course_of_a_run_is_marked_at_its_step(begun):
+    run_dir = begun(["top1"])
+    settings = json.loads((run_dir / "config.json").read_text())
+    changes = {"skip_steps": ["200:210"], "lr_factors": ["300:0.5", "5000:0.1"]}
+    (run_dir / "config.json").write_text(json.dumps(settings | changes))
+    event = {"event": "start", "time": 450.5, "name": "demo", "number": 2}
+    append_line(run_dir / journal.EVENTS, event, durable=False)
+    for step, workers in ((1000, 8), (1010, 8), (1020, 7)):
+        record = {"kind": "train", "step": step, "time": 1.0 + step, "workers": workers}
+        append_line(run_dir / journal.RECORDS, record, durable=False)
+    events = read_lines(run_dir / journal.EVENTS)
+    starts = [line | {"time": 0.5 if line["number"] == 1 else 450.5} for line, _ in events]
+    (run_dir / journal.EVENTS).write_text("".join(json.dumps(line) + "\n" for line in starts))
+    assert RunData(run_dir).moments() == {
+        440: "resumed",  # the time of its record is 441
+        200: "steps 200 to 210 skipped",
+        300: "learning rate times 0.5",
+        1010: "8 workers before, 7 after",
+    }
+    page = write_report(run_dir).read_text()
+    assert page.count("<title>resumed</title>") == page.count('<g class="moment"') / 4 > 1
+
+
+def test_the_loss_of_a_run_has_its_extremes_and_its_spikes(begun):
+    run_dir = begun(["top1"])
+    records = [json.loads(line) for line in (run_dir / journal.RECORDS).read_text().splitlines()]
+    for record in records:
+        if record["kind"] == "train":
+            high = 40.0 if record["step"] == 500 else 1.1
+            record |= {"train/loss_min": 0.9, "train/loss_max": high, "grad_norm": 2.0}
+            record["grad_norm_max"] = 3.0
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    (run_dir / journal.RECORDS).write_text(text)
+    page = write_report(run_dir).read_text()
+    loss, norm = (page.split(f'<svg id="{name}"')[1].split("</svg>")[0] for name in CHARTS)
+    assert "train/loss: 40 at step 500, mean 1<" in loss and loss.count('class="band"') == 1
+    assert ">100<" in loss  # an axis that is logarithmic
+    assert norm.count('class="band"') == 1 and 'class="spike"' not in norm
+
+
+def test_many_machines_are_shown_by_their_median_their_extremes_and_the_odd_one_out():
+    lines = {f"gpu_{n}": [(x, 90.0 + n % 3) for x in range(4)] for n in range(99)}
+    lines["gpu_37"] = [(x, 20.0 + x) for x in range(3)]  # it was lost
+    shown, bands = together(lines)
+    middle, odd = shown
+    assert shown[middle] == [(x, 91.0) for x in range(4)]
+    assert odd.startswith("gpu_37,") and shown[odd] == lines["gpu_37"]
+    lows, highs = bands[middle]
+    assert lows == [(0, 20.0), (1, 21.0), (2, 22.0), (3, 90.0)]
+    assert highs == [(x, 92.0) for x in range(4)]
+    few = {"gpu_0": lines["gpu_0"]}
+    assert together(few) == (few, {})
 
 
 # --- a run, its page, and MLflow's ---

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import re
 import resource
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from archives import WNIDS, class_images, nested, small_archive
 from test_support_page import Page
@@ -16,6 +18,7 @@ from shards.build.config import BuildConfig
 from shards.build.estimate import estimate
 from shards.build.pack import build
 from shards.check import page
+from shards.check.histogram import Tally
 from shards.check.info import describe
 from shards.dataset import classes, wordnet
 
@@ -50,13 +53,13 @@ def test_info_as_json_and_as_a_page(made, tmp_path, capsys):
     shown = Page(content)
     shown.assert_stands_alone()
     assert "http" not in content
-    # three histograms, classes, formats, reasons; each image as a thumbnail
-    assert shown.tags.count("svg") == 6 and shown.tags.count("img") == 8
-    assert content.count('class="bar"') == 13 + 10 + 12 + 1 + 1
+    # formats and reasons; eight images hardly differ; each as a thumbnail
+    assert shown.tags.count("svg") == 2 and shown.tags.count("img") == 8
+    assert content.count('class="bar"') == 1 + 1
     words = " ".join(shown.words)
     for word in (
         *(str(made), "train", "val", "2", "overhead", "multi-label", "tench, Tinca tinca"),
-        *(WNIDS[0], "32 to 64", "1.5 to 2", "8 (100.0%)", "JPEG RGB", "copies merged"),
+        *(WNIDS[0], "32, of all images", "JPEG RGB", "copies merged"),
         *("of 10 files gave no image", "no image in a known format", "images excluded"),
     ):
         assert word in words, word
@@ -76,6 +79,44 @@ def test_page_names_what_is_in_it_without_markup_and_secrets(made, tmp_path):
     assert "s3://***@bucket/&lt;b&gt;set&lt;/b&gt;" in content and "S3CR3T" not in content
     assert "script" not in Page(content).tags
     assert "left out" not in content  # nothing is known of the build
+
+
+def test_bins_have_equal_ratios_and_hold_every_value_once():
+    draw = np.random.default_rng(0)
+    values = np.concatenate([draw.lognormal(5.7, 0.4, 5000), [256.0, 512.0, 3.0, 9000.0]])
+    tally, centred = Tally(8), Tally(8, centred=True)
+    for part in np.array_split(values, 7):
+        tally.add(part)
+        centred.add(part / 256)
+    told = tally.histogram()
+    lows, highs, numbers = map(np.array, zip(*told.bins, strict=True))
+    assert highs[:-1].tolist() == lows[1:].tolist() and 256.0 in lows
+    assert np.log2(highs / lows) == pytest.approx(1 / 8)
+    assert numbers.tolist() == np.histogram(values, [*lows, highs[-1]])[0].tolist()
+    assert (told.smallest, told.largest, told.total) == (3.0, 9000.0, 5004)
+    assert numbers[0] == numbers[-1] == 1
+    # without the far ends, which hold a thousandth at most each
+    outside = told.total - sum(number for *_, number in told.central)
+    assert 2 <= outside <= 10 and told.central[0][0] > 50 and told.central[-1][1] < 2000
+    (one,) = [each for each in centred.histogram().bins if each[0] < 1 < each[1]]
+    assert one[0] * one[1] == pytest.approx(1)
+    assert Tally(8).histogram().central == ()
+
+
+def test_a_histogram_has_axes_and_bars_only_where_the_images_are():
+    tally = Tally(8)
+    tally.add(np.array([4, 9000]))
+    tally.add(np.random.default_rng(0).lognormal(5.7, 0.3, 9998).astype(int))
+    svg, caption = page.histogram(tally.histogram(), "side")
+    assert 15 <= svg.count('class="bar"') <= 25 and re.search(
+        r"Share of the images. 4 to 9,000; 0.\d+% are outside", caption
+    )
+    assert {"200", "500", "4%", "10%"} <= set(re.findall(r"<text[^>]*>([^<]+)</text>", svg))
+    assert re.search(r"<title>279 to 304: [\d,]+ images \(\d+.\d%\)</title>", svg)
+    same = Tally(8)
+    same.add(np.full(9, 32))
+    assert page.histogram(same.histogram(), "side") == ("", "32, of all images.")
+    assert page.histogram(Tally(8).histogram(), "side") == ("", "")
 
 
 @pytest.mark.parametrize("command", [(), ("build",), ("index",), ("verify",), ("info",)])

@@ -1,30 +1,33 @@
 """Charts as SVG text: what is drawn, where, and what is kept out of the text."""
 
+import json
 import math
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
+import support
 from support.chart import (
     HEIGHT,
     MAX_DOTS,
-    MAX_POINTS,
     WIDTH,
     Chart,
     bar_chart,
-    clean,
     line_chart,
     percentage,
     shades,
     short,
-    thinned,
     ticks,
 )
+from support.curve import MAX_POINTS
 
+CHROMIUM = shutil.which("chromium")
 HIDDEN = "s3://KEY:S3CR3T@bucket"
 
 
@@ -88,27 +91,84 @@ def test_axes_have_round_ticks_that_cover_the_values():
     assert ticks(1e-6, 1.0, logarithmic=True) == pytest.approx([10.0**n for n in range(-6, 1)])
 
 
-def test_values_that_are_not_positive_are_left_out_of_a_logarithmic_chart():
-    assert clean([(0, 0.0), (1, -1.0), (2, 3.0), (3, math.inf)], logarithmic=True) == [(2, 3.0)]
-    assert clean([(0, 0.0), (math.nan, 1.0), (2, 3.0)]) == [(0, 0.0), (2, 3.0)]
-
-
-def test_long_curves_are_thinned_to_means():
+def test_a_thinned_line_is_drawn_within_its_extremes():
     line = [(float(i), float(i % 2)) for i in range(6000)]
-    thin = thinned(line)
-    assert len(thin) <= MAX_POINTS and thin[-1] == line[-1] and thin[0][1] == pytest.approx(0.5)
-    assert thinned(line[:MAX_POINTS]) == line[:MAX_POINTS]
     svg = line_chart({"a": line}, name="x")
     (path,) = marks(svg, "line")[0].iter("path")
-    assert len(points(path)) == len(thin)  # Matplotlib leaves no point out
-    assert not marks(svg, "dots")
+    assert len(points(path)) == MAX_POINTS  # Matplotlib leaves no point out
+    assert not marks(svg, "dots") and not marks(svg, "spike")
+    (band,) = marks(svg, "band")
+    heights = {y for _, y in points(band.find("path"))}
+    assert len(heights) == 2  # from 0 to 1, all along
+    assert not marks(line_chart({"a": line[:MAX_POINTS]}, name="x"), "band")
+
+
+def test_a_band_has_its_extremes_and_a_spike_is_named_with_its_step():
+    steps = range(50, 5050, 50)
+    line = [(step, 3.0) for step in steps]
+    highs = [(step, 9.31 if step == 1250 else 3.5) for step in steps]
+    band = {"train/loss": ([(step, 2.5) for step in steps], highs)}
+    svg = line_chart({"train/loss": line}, name="x", label="step", bands=band)
+    (spike,) = marks(svg, "spike")
+    assert [title.text for title in spike.iter("title")] == [
+        "train/loss: 9.31 at step 1,250, mean 3"
+    ]
+    (use,) = spike.iter("use")
+    top = min(y for _, y in points(marks(svg, "band")[0].find("path")))
+    assert float(use.get("y")) == pytest.approx(top, abs=0.02)
+    (told,) = [title for title in titles(svg) if title.endswith("train/loss: 3 (2.5 to 9.31)")]
+    assert told.startswith("step 1,2")
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="there is no chromium; install Debian's")
+def test_a_browser_finds_the_values_and_the_spike_under_the_pointer(tmp_path):
+    steps = range(50, 5050, 50)
+    band = [(s, 2.5) for s in steps], [(s, 9.31 if s == 1250 else 3.5) for s in steps]
+    lines = {"train/loss": [(s, 3.0) for s in steps], "val/loss": [(2500, 2.0)]}
+    svg = line_chart(lines, name="x", label="step", bands={"train/loss": band})
+    (spike,) = (use for each in marks(svg, "spike") for use in each.iter("use"))
+    places = [(284, 100), (float(spike.get("x")), float(spike.get("y")))]
+    script = (
+        "document.body.append(...%s.map(([x, y]) => {const found = document.createElement('pre');"
+        "found.append(document.elementFromPoint(x, y).closest('use').textContent); return found}))"
+    )
+    style = (Path(support.__file__).parent / "templates/style.css").read_text()
+    page = f"<style>{style} body {{ width: {WIDTH}px }}</style>{svg}"
+    file = tmp_path / "page.html"
+    file.write_text(f"<!doctype html>{page}<script>{script % json.dumps(places)}</script>")
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", file.as_uri()]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert re.findall("<pre>(.*?)</pre>", found, re.DOTALL) == [
+        "step 2,500 to 2,550\ntrain/loss: 3 (2.5 to 3.5)\nval/loss: 2",
+        "train/loss: 9.31 at step 1,250, mean 3",
+    ]
+
+
+def test_charts_share_an_axis_and_name_the_moments_on_it():
+    moments = {100.0: "resumed", 250.0: "learning rate times 0.5"}
+    about = {"name": "x", "label": "step", "moments": moments, "until": 400}
+    short, long = (line_chart({"a": [(0, 1.0), (end, 2.0)]}, **about) for end in (100, 400))
+    for svg in (short, long):
+        assert [text for text in texts(svg) if text in ("0", "100", "400")] == ["0", "100", "400"]
+        assert [m.find("title").text for m in marks(svg, "moment")] == [*moments.values()]
+    ends = [points(next(marks(svg, "line")[0].iter("path")))[-1][0] for svg in (short, long)]
+    assert ends[0] == pytest.approx(58 + (ends[1] - 58) / 4, abs=0.02)
+    assert "step 250\nlearning rate times 0.5" in titles(long)
+
+
+def test_an_axis_chooses_to_be_logarithmic_when_it_is_asked_to():
+    flat, wide = ([(x, y if x == 3 else 1.0) for x in range(9)] for y in (2.0, 1e4))
+    chosen = [line_chart({"a": line}, name="x", logarithmic=None) for line in (flat, wide)]
+    assert ["10k" in texts(svg) and "10" in texts(svg) for svg in chosen] == [False, True]
+    assert "10" not in texts(line_chart({"a": wide}, name="x"))
 
 
 def test_each_point_of_a_short_line_has_a_hover_text():
     svg = line_chart({"val/top1": [(60, 0.5), (1200, 0.75)]}, name="x", percent=True)
     (dots,) = marks(svg, "dots")
     told = [use.find("title").text for use in dots.iter("use")]
-    assert told == ["val/top1: 50% at 60", "val/top1: 75% at 1.2k"]
+    assert told == ["val/top1: 50% at 60", "val/top1: 75% at 1,200"]
     assert marks(svg, "line")[0].find("title").text == "val/top1"
     many = line_chart({"a": [(i, i) for i in range(MAX_DOTS + 1)]}, name="x")
     assert not marks(many, "dots")
@@ -150,6 +210,7 @@ def test_many_lines_are_named_under_the_pointer_only():
     assert "100 lines, named under the pointer; minutes" in texts(svg)
     assert "gpu 7" not in texts(svg) and "gpu 7" in titles(svg)
     assert ElementTree.fromstring(svg).get("viewBox") == f"0 0 {WIDTH} {HEIGHT}"
+    assert not marks(svg, "strip")  # it would cover the lines
 
 
 def test_the_text_fits_into_a_page():

@@ -109,7 +109,7 @@ class Follower:
         if not loss <= self._limit:
             self._stop_reason = DIVERGED
             self._explanation = (
-                f"loss {loss:.3g} in step {record['step']}: above {self._limit:.3g}, "
+                f"mean loss {loss:.3g} up to step {record['step']}: above {self._limit:.3g}, "
                 f"{FAR_ABOVE:g} times the loss of a model that guesses"
             )
         return self._stop_reason

@@ -16,7 +16,8 @@ import numpy as np
 
 from pipeline.tracking.journal import read_records
 from support import chart
-from support.chart import Chart, Line
+from support.chart import Chart
+from support.curve import Curve, Line, clean
 from support.files import write_bytes, write_json
 from support.page import Table, render
 from tune.answer import Answer
@@ -224,7 +225,7 @@ def curves_chart(answer: Answer, rung: int) -> tuple[str, str]:
     styles.append({"color": FOUND, "linewidth": 2.6})
     ranks = {t.name: 1 if not t.sample else 2 * (pairs or gaps.get(t.name) == 0) for t in trials}
     for trial, line in sorted(lines, key=lambda pair: ranks[pair[0].name]):
-        points = [(x, min(y, high)) for x, y in chart.thinned(line)]
+        points = [(x, min(y, high)) for x, y in Curve.of(line).thinned().points]
         figure.line(points, "trial", told(answer, trial), **styles[ranks[trial.name]])
         if trial.status == DIVERGED:
             figure.line(points[-1:], "end", told(answer, trial), **CROSS)
@@ -236,7 +237,7 @@ def curve(plan: Plan, trial: Trial) -> Line:
     steps = plan.tuned(trial.sample, plan.horizon(trial.rung)).steps(plan.samples)
     path = plan.trial_folder(trial.name).path
     records = [record for record, _ in read_records(path) if "train/loss" in record]
-    return chart.clean([(record["step"] / steps, record["train/loss"]) for record in records])
+    return clean([(record["step"] / steps, record["train/loss"]) for record in records])
 
 
 def optimum_chart(answer: Answer, name: str) -> str:

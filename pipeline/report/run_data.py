@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeline.checkpoint.local import MODEL, checkpoints
 from pipeline.checkpoint.run_folder import CHECKPOINTS, MODELS
+from pipeline.settings.interventions import Interventions
 from pipeline.tracking.journal import EVENTS, RECORDS, SYSTEM, read_events, read_samples, valid
 from support.files import read_lines
 
@@ -72,6 +73,8 @@ class RunData:
         newest_first = sorted(results, key=lambda path: path.stat().st_mtime, reverse=True)
         self.evaluations = [Evaluation.read(path.parent) for path in newest_first]
         self.last_step = 0
+        # step and time of each record
+        self.times: list[tuple[int, float]] = []
         # points (step, value) by name; for system metrics (minutes since the start, value)
         self.lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
         for record, _ in (*valid(lines), *samples):
@@ -80,6 +83,7 @@ class RunData:
             else:
                 x = record["step"]
                 self.last_step = max(self.last_step, x)
+                self.times.append((x, record["time"]))
             for name, value in record.items():
                 if name not in ("kind", "step", "time") and isinstance(value, int | float):
                     self.lines[name].append((x, value))
@@ -88,6 +92,22 @@ class RunData:
         """The tags of the run; the latest value of each."""
         tag_events = [event["tags"] for event in self.events if event["event"] == "tags"]
         return {name: value for tags in tag_events for name, value in tags.items()}
+
+    def moments(self) -> dict[float, str]:
+        """What changed the course of the run, in words, by step: starts, workers, interventions."""
+        found: dict[float, list[str]] = defaultdict(list)
+        for at in (session.start for session in self.sessions[1:]):
+            found[max((step for step, time in self.times if time < at), default=0)] += ["resumed"]
+        workers = self.lines.get("workers", [])
+        for (step, before), (_, now) in zip(workers, workers[1:], strict=False):
+            if before != now:
+                found[step] += [f"{before:g} workers before, {now:g} after"]
+        course = Interventions.of_flat(self.settings)
+        for first, last in course.skipped:
+            found[first] += [f"steps {first:,} to {last:,} skipped"]
+        for step, factor in course.factors:
+            found[step] += [f"learning rate times {factor:g}"]
+        return {step: "; ".join(texts) for step, texts in found.items() if step <= self.last_step}
 
     def status(self) -> str:
         """How the last start ended; "RUNNING" if it has not."""

@@ -4,6 +4,8 @@ runs/NAME (run_data) -> numbers, charts and tables -> templates/run.html -> runs
 """
 
 import datetime
+import statistics
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,12 +13,15 @@ from pipeline.evaluation.metrics import METRICS
 from pipeline.report.evaluation_section import crop_table, crops, evaluation_values, metric_text
 from pipeline.report.run_data import RunData
 from pipeline.settings.config import TrainConfig
-from support.chart import line_chart
+from support.chart import MAX_NAMES, line_chart
 from support.console import duration
+from support.curve import Band, Line
 from support.files import write_bytes
 from support.page import Table, render
 
 PAGE = "report.html"
+# machines of a run that is longer are shown by the hour
+LONG_MINUTES = 300
 
 
 def write_report(
@@ -35,7 +40,8 @@ def write_report(
         started=clock(run.sessions[0].start),
         status=(status or run.status()).lower(),
         tiles=tiles(run, price),
-        curves=curves(run.lines),
+        curves=curves(run),
+        log_every=run.settings.get("log_every", 0),
         evaluation=evaluation_values(run.evaluations[0]) if run.evaluations else None,
         others=[(item.result, crop_table(item.result)) for item in run.evaluations[1:]],
         machines=machines(run.lines),
@@ -72,15 +78,25 @@ def tiles(run: RunData, price: float | None) -> dict[str, str]:
     return values
 
 
-def curves(lines: Mapping[str, list]) -> dict[str, str]:
+def curves(run: RunData) -> dict[str, str]:
     """Charts of the training by title, among them `val/NAME` of every metric."""
+    lines, moments = run.lines, run.moments()
     shares = [name for name, metric in METRICS.items() if metric.is_share]
     shares = [f"{split}/{name}" for split in ("val", "select") for name in shares]
     means = [name for name, metric in METRICS.items() if not metric.is_share and name != "loss"]
 
     def chart(name: str, *names: str, percent: bool = False) -> str:
         shown = {each: lines[each] for each in names if each in lines}
-        return line_chart(shown, name=name, label="step", percent=percent)
+        return line_chart(
+            shown,
+            name=name,
+            label="step",
+            logarithmic=None,
+            percent=percent,
+            bands={each: band(lines, each) for each in shown if f"{each}_max" in lines},
+            moments=moments,
+            until=run.last_step,
+        )
 
     probes = [name for name in lines if name.startswith("probe/") and "seed" not in name]
     return {
@@ -88,27 +104,61 @@ def curves(lines: Mapping[str, list]) -> dict[str, str]:
         "Accuracy": chart("accuracy", *shares, percent=True),
         **{METRICS[name].title: chart(f"metric-{name}", f"val/{name}") for name in means},
         "Learning rate": chart("learning-rate", "lr"),
-        "Throughput, images/s": chart("throughput", "images_per_s"),
-        "Wait for data, share of step time": chart("wait", "wait", percent=True),
         "Gradient norm": chart("gradient-norm", "grad_norm"),
+        "Throughput, images/s": chart("throughput", "images_per_s"),
+        "Wait for data, and stall by checkpoints, of the slowest worker": chart(
+            "wait", "wait", "stall", percent=True
+        ),
+        "Memory of the fullest worker, GiB": chart("worker-memory", "memory_gib"),
         "Model FLOP utilisation": chart("utilisation", "mfu", percent=True),
         "Probes, top-1": chart("probes", *probes, percent=True),
     }
 
 
+def band(lines: Mapping[str, list], name: str) -> Band:
+    """Minima and maxima of the intervals around a curve of means; of norms only maxima are kept."""
+    return lines.get(f"{name}_min", ()), lines[f"{name}_max"]
+
+
 def machines(lines: Mapping[str, list]) -> dict[str, str]:
     """Charts of the machines by title."""
     system = {k.removeprefix("system/"): v for k, v in lines.items() if k.startswith("system/")}
+    until = max((line[-1][0] for line in system.values()), default=0.0)
+    unit, minutes = ("hours", 60) if until > LONG_MINUTES else ("minutes", 1)
 
-    def chart(name: str, ending: str) -> str:
-        shown = {each: line for each, line in system.items() if each.endswith(ending)}
-        return line_chart(shown, name=f"machine-{name}", label="minutes")
+    def chart(name: str, ending: str, *, gpus: bool) -> str:
+        names = [each for each in system if each.endswith(ending) and ("gpu_" in each) == gpus]
+        shown, bands = together({k: [(x / minutes, y) for x, y in system[k]] for k in names})
+        about = {"label": unit, "bands": bands, "until": until / minutes}
+        return line_chart(shown, name=f"machine-{name}", **about)
 
     return {
-        "Utilisation, %": chart("utilisation", "utilization_percentage"),
-        "Memory, %": chart("memory", "memory_usage_percentage"),
-        "Network, MB/s": chart("network", "megabytes_per_s"),
-        "GPU power, W": chart("power", "power_usage_watts"),
+        "GPU utilisation, %": chart("gpus", "utilization_percentage", gpus=True),
+        "GPU memory, %": chart("gpu-memory", "memory_usage_percentage", gpus=True),
+        "GPU power, W": chart("power", "power_usage_watts", gpus=True),
+        "CPU utilisation, %": chart("cpus", "utilization_percentage", gpus=False),
+        "Memory, %": chart("memory", "memory_usage_percentage", gpus=False),
+        "Network, MB/s": chart("network", "megabytes_per_s", gpus=False),
+    }
+
+
+def together(lines: Mapping[str, Line]) -> tuple[Mapping[str, Line], dict[str, Band]]:
+    """The lines as a chart can show them, and bands: many become a median within their extremes.
+
+    The one that is farthest from the median, on average over its points, is shown beside it.
+    """
+    if len(lines) <= MAX_NAMES:
+        return lines, {}
+    values: dict[float, list[float]] = defaultdict(list)
+    for line in lines.values():
+        for x, y in line:
+            values[x].append(y)
+    middle = {x: statistics.median(ys) for x, ys in sorted(values.items())}
+    extremes = [[(x, end(values[x])) for x in middle] for end in (min, max)]
+    apart = {k: statistics.fmean(abs(y - middle[x]) for x, y in v) for k, v in lines.items()}
+    odd, name = max(apart, key=apart.get), f"median of {len(lines):,}, within their extremes"
+    return {name: list(middle.items()), f"{odd}, farthest from it": lines[odd]}, {
+        name: (extremes[0], extremes[1])
     }
 
 

@@ -1,12 +1,16 @@
-"""Throughput of a worker: images/s, share of time waiting for data, memory, model FLOPs used."""
+"""Throughput: images/s, shares of time spent waiting, memory, model FLOPs used.
+
+each worker measures itself -> rates: one small reduction a record -> what the slowest one says
+"""
 
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+import torch.distributed
 
 from pipeline.settings.config import TrainConfig
 from pipeline.settings.gpus import find_gpu
@@ -15,7 +19,10 @@ T = TypeVar("T")
 
 
 class Meter:
-    """Rates between two records, without evaluations, checkpoints and the start-up."""
+    """Rates between two records, without evaluations, checkpoints and the start-up.
+
+    After a restart the first interval begins with the attempt, not with the last record.
+    """
 
     def __init__(self, config: TrainConfig, total_steps: int, world_size: int) -> None:
         """Measure a run of `total_steps` on `world_size` workers."""
@@ -61,25 +68,38 @@ class Meter:
         yield
         self._stalled_s += time.perf_counter() - before
 
-    def record(self, step: int, values: dict[str, float]) -> dict[str, str | int | float]:
-        """A record of the interval that ends with `step`; starts the next interval."""
+    def rates(self, step: int, device: torch.device) -> dict[str, float]:
+        """Rates of the interval that ends with `step`; starts the next interval.
+
+        All workers must call it, after they have waited for the step. Waits, stalls and memory are
+        the largest of all workers: one that waits for its data makes the others wait for it.
+        """
         busy_s = time.perf_counter() - self._since - self._paused_s
         rates = {
             "images_per_s": self._steps * self._images / busy_s,
-            "wait": self._wait_s / busy_s,
-            "stall": self._stalled_s / (busy_s + self._stalled_s),
-            "memory_gib": peak_memory_bytes() / 2**30,
             "eta_s": (self._total - step) * busy_s / self._steps + self._left_to_evaluate_s(step),
         }
         if self._peak:
             rates["mfu"] = self._steps * self._step_flops / busy_s / self._peak
+        own = {
+            "wait": self._wait_s / busy_s,
+            "stall": self._stalled_s / (busy_s + self._stalled_s),
+            "memory_gib": peak_memory_bytes() / 2**30,
+        }
         self._reset()
-        return {"kind": "train", "step": step, **values, **rates}
+        return rates | largest(own, device)
 
     def _left_to_evaluate_s(self, step: int) -> float:
         """Estimated time of the evaluations after `step`: the mean of the earlier ones."""
         left = -(-self._total // self._eval_every) - step // self._eval_every
         return left * self._evaluations_s / max(self._evaluations, 1)
+
+
+def largest(values: Mapping[str, float], device: torch.device) -> dict[str, float]:
+    """The largest of all workers of each value; all workers must call it."""
+    numbers = torch.tensor([*values.values()], dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(numbers, torch.distributed.ReduceOp.MAX)
+    return dict(zip(values, numbers.tolist(), strict=True))
 
 
 def peak_flops(precision: str) -> float | None:

@@ -28,6 +28,8 @@ class Outcome:
     """Norm of the gradients, then sums over the workers: loss, unreadable images, votes."""
     faults: Sequence[str]
     """Descriptions of this worker's unreadable images."""
+    skips: bool
+    """Whether it had no update: its loss was not computed."""
 
 
 class Outcomes:
@@ -39,26 +41,29 @@ class Outcomes:
         self._job, self._state, self._queue, self._control = job, state, queue, control
         self._world_size = world_size
         self._waiting: deque[Outcome] = deque()
-        self.loss = self.norm = 0.0
-        """Of the last step that was read."""
 
-    def add(self, step: int, sums: Tensor, faults: Sequence[str]) -> None:
+    def add(self, step: int, sums: Tensor, faults: Sequence[str], *, skips: bool = False) -> None:
         """Take the sums of a step, which the device may still compute."""
-        self._waiting.append(Outcome(step=step, sums=Readback(sums), faults=faults))
+        outcome = Outcome(step=step, sums=Readback(sums), faults=faults, skips=skips)
+        self._waiting.append(outcome)
 
     def read(self, *, but: int = 0) -> None:
-        """Read all steps but the last `but`; the same decisions follow on all workers.
+        """Read all steps but the last `but` into the interval of the state; decide what they say.
+
+        All workers read the same numbers, and make the same decisions.
 
         Raises ValueError if more images were unreadable than the run allows, and FloatingPointError
         if the loss or the gradients of a step were not finite.
         """
         while len(self._waiting) > but:
             outcome = self._waiting.popleft()
-            self.norm, loss, num_bad, *votes = outcome.sums.numbers()
-            self.loss = loss / self._world_size
+            norm, loss, num_bad, *votes = outcome.sums.numbers()
+            loss /= self._world_size
             self._control.decide(*votes)
             check_faults(self._state, self._queue, outcome.faults, int(num_bad))
-            check_finite(self._job, outcome.step, self.loss, self.norm)
+            check_finite(self._job, outcome.step, loss, norm)
+            if not outcome.skips:
+                self._state.interval.add(loss, norm)
 
 
 def check_faults(state: State, queue: ActorHandle, faults: Sequence[str], num_bad: int) -> None:

@@ -9,7 +9,7 @@ of the three and any number of workers
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from pipeline.checkpoint.stored import StoredTensor, read_state
 from pipeline.data.order import largest_share
 from pipeline.settings.config import TrainConfig
 from pipeline.train.initial import head_of
+from pipeline.train.interval import Interval
 from pipeline.train.objective import Objective
 from pipeline.train.passes import pass_limit
 from vit.loss import make_loss
@@ -62,7 +63,7 @@ class State:
         """
         self.config, self._device = config, device
         self.step = checkpoint.step if checkpoint else 0
-        self.num_bad = 0
+        self.num_bad, self.interval = 0, Interval()
         torch.manual_seed(config.seed)
         self.model = ViT(config.model)
         if checkpoint:
@@ -175,6 +176,7 @@ class State:
         """
         rank = torch.distributed.get_rank()
         state = {"optimizer": self.optimizer.state_dict(), "num_bad": self.num_bad}
+        state["interval"] = asdict(self.interval)
         if self.ema:  # within `averaged` it holds the weights before averaging
             state["ema"] = self.ema.state_dict()
         weights = self._gathered(self.model.state_dict(), rank)
@@ -229,6 +231,7 @@ class State:
     def _restore(self, state: dict[str, Any]) -> None:
         """Read this worker's part of a checkpoint's state."""
         self.num_bad, optimizer = state["num_bad"], state["optimizer"]
+        self.interval = Interval(**state.get("interval", {}))  # older versions saved none
         groups = self.optimizer.param_groups
         parameters = [p for group in groups for p in group["params"]]
         moments = {int(number): values for number, values in optimizer["state"].items()}

@@ -30,6 +30,7 @@ from pipeline.evaluation.training_loop import evaluate_share
 from pipeline.train.batches import device_batches, open_feed
 from pipeline.train.checkpoint_writer import CheckpointWriter
 from pipeline.train.control import Control
+from pipeline.train.interval import Interval
 from pipeline.train.job import Job
 from pipeline.train.meter import Meter
 from pipeline.train.nodes import View
@@ -120,12 +121,12 @@ def train(job: Job, queue: ActorHandle, watchdog: Watchdog, leaves: Callable[[],
         set_learning_rate(state.optimizer, rate)
         at, votes = partial(watchdog.at, step), control.votes()
         sums = take_step(state, batch, share, world_size, votes, at, skips=skips)
-        outcomes.add(step, sums, batch.faults)
+        outcomes.add(step, sums, batch.faults, skips=skips)
         if config.audit:
             keep_keys(job, step, batch.keys, rank)
 
         last = step == total
-        records = (last or step % config.log_every == 0) and not skips
+        records = last or step % config.log_every == 0
         evaluates = last or step % config.eval_every == 0
         probes = bool(job.probes) and (last or step % config.probe.every == 0)
         saves = evaluates or probes or step % config.checkpoint_every == 0
@@ -138,11 +139,14 @@ def train(job: Job, queue: ActorHandle, watchdog: Watchdog, leaves: Callable[[],
             writer.close()  # the run goes on from the checkpoint that is being written
             raise
         writer.check()
-        if records and rank == 0:
-            epoch = step * config.global_batch / job.train.samples
-            values = {"epoch": epoch, "workers": world_size, "train/loss": outcomes.loss}
-            values |= {"lr": rate, "grad_norm": outcomes.norm}
-            queue.put.remote(meter.record(step, values))
+        if records and state.interval.losses:  # not if all of its steps were skipped
+            rates = meter.rates(step, device)
+            if rank == 0:
+                epoch = step * config.global_batch / job.train.samples
+                values = {"epoch": epoch, "workers": world_size, "lr": rate}
+                values |= state.interval.values() | rates
+                queue.put.remote({"kind": "train", "step": step, **values})
+            state.interval = Interval()
         if saves:
             with meter.paused(evaluates=evaluates), state.averaged():
                 metrics = evaluations(state, job, feed, watchdog) if evaluates else {}

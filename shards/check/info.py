@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from shards.build import report
+from shards.check.histogram import Histogram, Tally
 from shards.dataset import format, wordnet
 from shards.dataset.format import ShardSet
 from shards.dataset.sides import ShorterSides
@@ -59,6 +60,8 @@ class Description:
     """Images by width over height."""
     image_bytes: Mapping[str, int]
     """Images by bytes."""
+    histograms: Mapping[str, Histogram]
+    """The same quantities in fine bins, and `class_images`: classes by number of images."""
     frequency: tuple[int, ...]
     """Images per class over all splits, most frequent first, at evenly spaced ranks."""
     most: tuple[tuple[str, str, int], ...]
@@ -121,9 +124,17 @@ def describe(location: str) -> Description:
     shard_set = format.open_set(location)
     histograms = {name: np.zeros(len(edges), np.int64) for name, edges in EDGES.items()}
     counts = Counter[int]()
-    splits = {
-        name: _split(shard_set, name, histograms, counts) for name in shard_set.manifest.splits
+    tallies = {
+        "short_side": Tally(8),
+        "aspect": Tally(8, centred=True),  # square images are in one bin
+        "image_bytes": Tally(4),
+        "class_images": Tally(4),
     }
+    splits = {
+        name: _split(shard_set, name, histograms, tallies, counts)
+        for name in shard_set.manifest.splits
+    }
+    tallies["class_images"].add(np.array([*counts.values()], np.int64))
     classes = shard_set.manifest.classes
     ranked = sorted(range(len(classes)), key=lambda number: -counts[number])
     ranks = np.unique(np.linspace(0, len(ranked) - 1, CURVE_POINTS).astype(int)) if ranked else []
@@ -133,6 +144,7 @@ def describe(location: str) -> Description:
         classes=len(classes),
         splits=splits,
         **{name: _labelled(EDGES[name], bins) for name, bins in histograms.items()},
+        histograms={name: tally.histogram() for name, tally in tallies.items()},
         frequency=tuple(counts[ranked[rank]] for rank in ranks),
         most=tuple((classes[n], wordnet.name(classes[n]), counts[n]) for n in ranked[:5]),
         least=tuple((classes[n], wordnet.name(classes[n]), counts[n]) for n in ranked[-5:]),
@@ -141,7 +153,11 @@ def describe(location: str) -> Description:
 
 
 def _split(
-    shard_set: ShardSet, name: str, histograms: Mapping[str, np.ndarray], counts: Counter[int]
+    shard_set: ShardSet,
+    name: str,
+    histograms: Mapping[str, np.ndarray],
+    tallies: Mapping[str, Tally],
+    counts: Counter[int],
 ) -> Split:
     """Describe a split, and add its images to the histograms and the counts by class."""
     images = image_bytes = multi_label = unreadable = 0
@@ -159,6 +175,7 @@ def _split(
             ("image_bytes", size),
         ):
             histograms[key] += np.histogram(values, [*EDGES[key], np.inf])[0]
+            tallies[key].add(values)
         images += len(size)
         image_bytes += int(size.sum())
         multi_label += int((pc.list_value_length(table["classes"]).to_numpy() > 1).sum())
