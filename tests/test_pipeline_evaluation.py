@@ -87,7 +87,9 @@ def unscaled(monkeypatch):
     [
         # 400 x 600 pixels -> short side 256: 256 x 384; 224 of it
         ("center", [(16, 80)]),
-        ("five", [(0, 0), (0, 160), (32, 0), (32, 160), (16, 80)]),
+        # the central square, from 64 on: its corners and centre
+        ("five", [(0, 64), (0, 96), (32, 64), (32, 96), (16, 80)]),
+        ("five-torchvision", [(0, 0), (0, 160), (32, 0), (32, 160), (16, 80)]),
         # short side 224: 224 x 336
         ("three", [(0, 0), (0, 56), (0, 112)]),
     ],

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pipeline.settings.location import absolute
 from support.settings import Rule, Settings, below, setting
 from vit.config import ImageConfig, LossConfig, ViTConfig
-from vit.registry import num_views
+from vit.registry import crop_protocol, num_views, resolve
 
 CENTER = "center"
 # in the folder of an evaluation
@@ -117,6 +117,21 @@ class EvaluateConfig(ForwardConfig):
     def views(self) -> int:
         """Crops of one image under all protocols."""
         return sum(map(num_views, self.protocols))
+
+    @property
+    def resized(self) -> dict[str, list[int]]:
+        """Sides in pixels to which each protocol resizes an image; none: it crops the original."""
+        size, sides = self.model.image_size, {n: crop_protocol(n).sides for n in self.protocols}
+        return {n: list(resolve(function)(self.images, size)) for n, function in sides.items()}
+
+    @property
+    def described_crops(self) -> str:
+        """The crops of each protocol, and the size of the image that they are taken from."""
+        size, texts = self.model.image_size, []
+        for name, sides in self.resized.items():
+            places = f"{', '.join(map(str, sides))} pixels" if sides else "the whole image"
+            texts.append(f"{name}: {size} of {places}")
+        return "; ".join(texts)
 
     @property
     def batch_images(self) -> int:

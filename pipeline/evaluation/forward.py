@@ -29,8 +29,8 @@ class Forward:
         self.device = weights.device
         self.factors = channel_factors(settings.images).to(self.device)
         # a sharded model gathers the weights of each block, which a compiled graph cannot hold
-        is_whole = not isinstance(weights, DTensor)
-        self.compiles = settings.compile and is_whole and self.device.type == "cuda"
+        self.is_sharded = isinstance(weights, DTensor)
+        self.compiles = settings.compile and not self.is_sharded and self.device.type == "cuda"
         self.most = 0
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -48,6 +48,8 @@ class Forward:
 
     def _computed(self, function: Callable[..., Tensor], images: Tensor) -> Tensor:
         with torch.no_grad(), products_in(self.precision), residual_in_float32(self.model):
+            if self.is_sharded and self.features:  # FSDP does so in `forward` alone
+                self.model.unshard()
             return function(self.model, images, self.factors, self.precision, self.features)
 
 
