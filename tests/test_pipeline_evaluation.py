@@ -292,6 +292,7 @@ def block(first: int, count: int, width: int = 1) -> dict:
     return {
         "position": np.arange(first, first + count),
         "labels": np.zeros((count, width), np.int64),
+        "fault": np.full(count, ""),
         "center/loss": np.arange(first, first + count, dtype=float),
     }
 
@@ -344,8 +345,9 @@ def test_a_folder_of_another_evaluation_is_refused(tmp_path):
 
 def test_an_image_that_is_there_twice_is_an_error(tmp_path):
     parts = PredictionStore(tmp_path, {}, images=4, batch=2)
+    rows = {name: column for name, column in block(0, 2).items() if name != "fault"}
     for unit in range(2):
-        save_file(block(0, 2), parts.path(unit))
+        save_file(rows, parts.path(unit))
     with pytest.raises(RuntimeError, match="2 were not evaluated and 2 more than once"):
         parts.read()
 
@@ -530,6 +532,10 @@ def test_bad_input_is_refused_before_ray_starts(eval_model, tmp_path, monkeypatc
         (
             (str(eval_model.path), "--crops", "eleven"),
             "unknown crops 'eleven'; known: center, three",
+        ),
+        (
+            (str(eval_model.path), "--crops", "three", "--images.eval-resize", "squash"),
+            "crops 'three' are squares along the long side",
         ),
         ((str(eval_model.path), "--data", str(tmp_path)), "it has no manifest.json"),
         ((str(tmp_path / "x.safetensors"),), "--data"),

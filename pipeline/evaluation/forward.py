@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule
 
 from pipeline.evaluation.config import EvaluateConfig
 from vit.batch import channel_factors, scaled
@@ -25,11 +25,10 @@ class Forward:
     def __init__(self, model: ViT, settings: EvaluateConfig, *, features: bool = False) -> None:
         """Compute logits (B, K), or with `features` the head's input (B, D)."""
         self.model, self.precision, self.features = model, settings.precision, features
-        weights = next(model.parameters())
-        self.device = weights.device
+        self.device = next(model.parameters()).device
         self.factors = channel_factors(settings.images).to(self.device)
         # a sharded model gathers the weights of each block, which a compiled graph cannot hold
-        self.is_sharded = isinstance(weights, DTensor)
+        self.is_sharded = isinstance(model, FSDPModule)
         self.compiles = settings.compile and not self.is_sharded and self.device.type == "cuda"
         self.most = 0
 
