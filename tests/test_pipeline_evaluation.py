@@ -538,6 +538,8 @@ def test_bad_input_is_refused_before_ray_starts(eval_model, tmp_path, monkeypatc
             "crops 'three' are squares along the long side",
         ),
         ((str(eval_model.path), "--data", str(tmp_path)), "it has no manifest.json"),
+        ((str(eval_model.path), "--real", "none.json"), "give ReaL's real.json"),
+        ((str(eval_model.path), "--v2", str(tmp_path)), "it has no manifest.json"),
         ((str(tmp_path / "x.safetensors"),), "--data"),
     ):
         assert main(["evaluate", *arguments]) == 2

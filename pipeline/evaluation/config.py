@@ -79,8 +79,10 @@ class EvaluateConfig(ForwardConfig):
     """One evaluation: a model, images with labels, and crop protocols."""
 
     crops: tuple[str, ...] = setting(("ten",), common=True)
-    """Crop protocols, reported next to the single centre crop: three, five, ten, inception-144,
-    random-N."""
+    """Crop protocols, reported next to the single centre crop: three, five, ten, five-torchvision,
+    ten-torchvision, inception-144, random-N. Five and ten are AlexNet's corners of the central
+    square, and those of torchvision are of the whole image. All of them need room, and resize to
+    the image size / images.crop_pct, or times 256/224 if that is more; the result says to what."""
     average: Literal["logits", "probabilities"] = setting("logits", common=True)
     """What is averaged over the crops of an image; the two can rank classes differently."""
     classes: str | None = setting(None, common=True)
