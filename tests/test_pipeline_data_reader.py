@@ -10,7 +10,7 @@ from pyarrow.fs import LocalFileSystem
 
 from pipeline.data import reader
 from pipeline.data.dataset import Dataset
-from pipeline.data.reader import SampleReader, View
+from pipeline.data.reader import SampleReader, View, without_unreadable
 from shards.dataset import store
 from vit.config import ImageConfig
 from vit.crops import crop_views
@@ -253,7 +253,9 @@ def test_an_unreadable_image_is_left_blank_and_named_where_that_is_allowed(copie
     block = rows(dataset, dataset.order(None).spans(0, 14), skip=True)
     assert [place for place, fault in enumerate(block["fault"]) if fault] == [9]
     assert f"sample {index['key'][9].as_py()} of train-00000.tar" in block["fault"][9]
-    assert block["labels"][9].tolist() == [-1]
+    assert block["labels"][9].tolist() == [index["classes"][9].as_py()[0]]
+    seen = without_unreadable(block["labels"], block["fault"])
+    assert seen[9].tolist() == [-1] and (np.delete(seen, 9) >= 0).all()
     assert not block["images"][9].any() and block["images"][8].any()
 
 

@@ -87,7 +87,9 @@ def unscaled(monkeypatch):
     [
         # 400 x 600 pixels -> short side 256: 256 x 384; 224 of it
         ("center", [(16, 80)]),
-        ("five", [(0, 0), (0, 160), (32, 0), (32, 160), (16, 80)]),
+        # the central square, from 64 on: its corners and centre
+        ("five", [(0, 64), (0, 96), (32, 64), (32, 96), (16, 80)]),
+        ("five-torchvision", [(0, 0), (0, 160), (32, 0), (32, 160), (16, 80)]),
         # short side 224: 224 x 336
         ("three", [(0, 0), (0, 56), (0, 112)]),
     ],
@@ -290,6 +292,7 @@ def block(first: int, count: int, width: int = 1) -> dict:
     return {
         "position": np.arange(first, first + count),
         "labels": np.zeros((count, width), np.int64),
+        "fault": np.full(count, ""),
         "center/loss": np.arange(first, first + count, dtype=float),
     }
 
@@ -342,8 +345,9 @@ def test_a_folder_of_another_evaluation_is_refused(tmp_path):
 
 def test_an_image_that_is_there_twice_is_an_error(tmp_path):
     parts = PredictionStore(tmp_path, {}, images=4, batch=2)
+    rows = {name: column for name, column in block(0, 2).items() if name != "fault"}
     for unit in range(2):
-        save_file(block(0, 2), parts.path(unit))
+        save_file(rows, parts.path(unit))
     with pytest.raises(RuntimeError, match="2 were not evaluated and 2 more than once"):
         parts.read()
 
@@ -529,7 +533,13 @@ def test_bad_input_is_refused_before_ray_starts(eval_model, tmp_path, monkeypatc
             (str(eval_model.path), "--crops", "eleven"),
             "unknown crops 'eleven'; known: center, three",
         ),
+        (
+            (str(eval_model.path), "--crops", "three", "--images.eval-resize", "squash"),
+            "crops 'three' are squares along the long side",
+        ),
         ((str(eval_model.path), "--data", str(tmp_path)), "it has no manifest.json"),
+        ((str(eval_model.path), "--real", "none.json"), "give ReaL's real.json"),
+        ((str(eval_model.path), "--v2", str(tmp_path)), "it has no manifest.json"),
         ((str(tmp_path / "x.safetensors"),), "--data"),
     ):
         assert main(["evaluate", *arguments]) == 2

@@ -4,8 +4,11 @@ import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
+import probe_ranks
 import pytest
 import torch
+import torch.nn.functional as F
+from processes import run_ranks
 
 from pipeline.data.dataset import Dataset
 from pipeline.data.feed import NodeFeed
@@ -15,6 +18,7 @@ from pipeline.evaluation.probe import (
     features,
     few_shot,
     knn,
+    nearest,
     probe_share,
     regression,
 )
@@ -22,6 +26,8 @@ from pipeline.evaluation.training_loop import evaluating
 from pipeline.settings.config import ProbeConfig, TrainConfig
 from pipeline.settings.presets import find_preset
 from vit.model import ViT
+
+CPU = torch.device("cpu")
 
 
 def data(n: int, width: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -78,12 +84,33 @@ def test_shots_are_drawn_by_one_generator_through_the_classes():
 DRAWN = [1, 6, 9, 2, 3, 7]
 
 
+def test_an_unreadable_image_is_never_drawn_and_never_right():
+    train, labels = data(60, 8, 3)
+    labels[::7] = -1
+    assert (labels[draw_shots(labels, 3, 50, 0)] >= 0).all()
+    test, test_labels = data(40, 8, 3, seed=1)
+    whole = few_shot(train, labels, test, test_labels[:, None], 3, shots=5, seed=0)
+    half = np.where(np.arange(40) < 20, test_labels, -1)[:, None]
+    found = few_shot(train, labels, test, half, 3, shots=5, seed=0)
+    first = few_shot(train, labels, test[:20], test_labels[:20, None], 3, shots=5, seed=0)
+    assert found == first / 2 < whole
+
+
+def test_rows_of_three_ranks_are_once_on_rank_0_and_nowhere_else(tmp_path):
+    run_ranks(probe_ranks.main, str(tmp_path), count=3)
+    peaks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(3)]
+    whole = probe_ranks.ROWS * probe_ranks.WIDTH * 4
+    # a third of the whole beside it is for the pieces of a round, and what gloo needs
+    assert whole < peaks[0] < 4 / 3 * whole
+    assert max(peaks[1:]) < 2 / 3 * whole
+
+
 def test_neighbours_vote_by_their_similarity():
     train = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 2.0], [-1.0, 0.0]])
     labels = torch.tensor([0, 0, 1, 1, 2])
     test = torch.tensor([[2.0, 0.1], [0.1, 1.0], [-3.0, 0.2], [1.0, 0.0]])
     given = torch.tensor([[0, -1], [2, 1], [0, -1], [1, -1]])
-    share = knn(train, labels, test, given, 3, neighbours=2, temperature=0.07)
+    share = knn(train, labels, test, given, 3, neighbours=2, temperature=0.07, device=CPU)
     assert share == 0.5  # the first two; -x is near class 2, and the last is no 1
     # cosine similarities 1 and 0.6 of two neighbours: one near outvotes two far only when cold
     train = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.6, -0.8]])
@@ -92,8 +119,29 @@ def test_neighbours_vote_by_their_similarity():
             *(train, torch.tensor([0, 1, 1]), torch.tensor([[1.0, 0.0]]), torch.tensor([[0]]), 2),
             neighbours=3,
             temperature=temperature,
+            device=CPU,
         )
         assert found == right
+
+
+def test_neighbours_are_the_same_whatever_the_blocks_and_never_unreadable(monkeypatch):
+    draw = torch.Generator().manual_seed(0)
+    train, test = (torch.randn(n, 8, generator=draw) for n in (50, 21))
+    labels = torch.randint(4, (50,), generator=draw)
+    labels[[3, 20]] = -1
+    cosine = F.normalize(test, dim=1) @ F.normalize(train[labels >= 0], dim=1).T
+    similarity, places = cosine.topk(5)
+    for blocks in ((1024, 1 << 16), (4, 7), (21, 3)):
+        monkeypatch.setattr("pipeline.evaluation.probe.TEST_ROWS", blocks[0])
+        monkeypatch.setattr("pipeline.evaluation.probe.TRAIN_ROWS", blocks[1])
+        found, known = map(torch.cat, nearest(train, labels, test, 5, CPU))
+        torch.testing.assert_close(found, similarity)
+        assert torch.equal(known, labels[labels >= 0][places])
+    # fewer images than neighbours: those without a label have no vote
+    few = knn(
+        train[:4], labels[:4], test, labels[:21, None], 4, neighbours=9, temperature=0.1, device=CPU
+    )
+    assert 0 <= few <= 1
 
 
 def test_settings_of_probes_are_checked(tmp_path):
@@ -115,15 +163,15 @@ def test_a_model_is_probed_on_a_shard_set(digits, ray_cluster):
     model = ViT(config.model)
     probes = Probe.open_all(config.probe)
     feed = NodeFeed.alone()
-    found = probe_share(model, config, probes, feed, lambda: None)
+    found = probe_share(model, config, probes, feed, lambda: None, print)
     name = digits.parent.name
     assert {f"probe/{name}/{shots}shot" for shots in (1, 5, 10, 25)} < found.keys()
     seeds = [found[f"probe/{name}/5shot-seed-{seed}"] for seed in range(3)]
     assert found[f"probe/{name}/5shot"] == pytest.approx(np.mean(seeds))
     assert found[f"probe/{name}/25shot"] > found[f"probe/{name}/1shot"] > 0.1  # chance
     assert found[f"probe/{name}/knn"] > 0.5
-    whole, labels = features(model, config, probes[0].eval, feed, lambda: None)
-    assert whole.shape == (360, 128) and labels.shape == (360, 1)
+    whole = features(model, config, probes[0].eval, feed, lambda: None, print)
+    assert whole.rows.shape == (360, 128) and whole.labels.shape == (360, 1)
     assert model.training and isinstance(probes[0].eval, Dataset)
     assert dataclasses.asdict(config.probe)["seeds"] == 3
 

@@ -19,6 +19,7 @@ from pipeline.tracking import journal
 from shards.dataset import store
 from shards.dataset.store import locate
 from support.settings import field_docs
+from vit import registry
 from vit.config import OptimConfig, ViTConfig
 
 ROOT = Path(__file__).parent.parent
@@ -215,3 +216,29 @@ def test_an_interrupted_command_says_what_to_do(package, words, remedy, monkeypa
     monkeypatch.setattr(command, "__call__", interrupted)
     assert program.main(words) == 130
     assert capsys.readouterr().err == f"interrupted; {remedy}\n"
+
+
+SQUASHED = ("images.eval-resize", "squash", "crops", "three")
+
+
+@pytest.mark.parametrize(
+    ("package", "command", "settings", "message"),
+    [
+        ("pipeline", ("train", "demo"), SQUASHED, "crops 'three' are squares along the long side"),
+        ("tune", ("search", "demo"), SQUASHED, "crops 'three' are squares along the long side"),
+        ("pipeline", ("train", "demo"), ("crops", "odd"), "have the shape (6, 32, 32, 3)"),
+    ],
+)
+def test_crops_that_cannot_be_made_are_refused_before_anything_starts(
+    package, command, settings, message, digits, tmp_path, monkeypatch, capsys
+):
+    odd = registry.CropProtocol(function="vit.crops:five", views=4)
+    monkeypatch.setitem(registry.CROPS, "odd", odd)
+    monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray was started"))
+    settings = (*settings, "data.dir", str(digits), "runs-dir", str(tmp_path / "runs"))
+    prefix = "--base." if package == "tune" else "--"
+    words = [f"{prefix}{word}" if n % 2 == 0 else word for n, word in enumerate(settings)]
+    main = importlib.import_module(f"{package}.__main__").main
+    assert main([*command, *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()

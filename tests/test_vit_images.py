@@ -18,7 +18,7 @@ from vit.config import ImageConfig
 from vit.crops import crop_views
 from vit.draws import Draws
 from vit.images import decode, eval_view, interpolate
-from vit.registry import num_views
+from vit.registry import CROPS, crop_protocol, num_views, resolve
 from vit.train_crops import TRAIN_CROPS, crop_box, train_view
 
 PLAIN = ImageConfig()
@@ -318,6 +318,8 @@ def test_evaluation_takes_the_centre_of_the_resized_image():
         ("three", 3),
         ("five", 5),
         ("ten", 10),
+        ("five-torchvision", 5),
+        ("ten-torchvision", 10),
         ("inception-144", 144),
         ("random-7", 7),
     ],
@@ -328,16 +330,63 @@ def test_protocols_make_their_number_of_views(height, width, protocol, count):
     assert num_views(protocol) == count
 
 
-def test_five_views_are_corners_and_centre_and_ten_add_mirrors():
+def test_ten_are_alexnets_corners_and_centre_of_the_central_square_and_their_mirrors():
     pixels = photo(256, 300)
     views = crop_views(pixels, PLAIN, 224, "ten")
-    np.testing.assert_array_equal(views[0], pixels[:224, :224])
-    np.testing.assert_array_equal(views[1], pixels[:224, -224:])
-    np.testing.assert_array_equal(views[2], pixels[-224:, :224])
-    np.testing.assert_array_equal(views[3], pixels[-224:, -224:])
-    np.testing.assert_array_equal(views[4], eval_view(pixels, PLAIN, 224))
+    central = pixels[:, 22:278]
+    np.testing.assert_array_equal(views[0], central[:224, :224])
+    np.testing.assert_array_equal(views[1], central[:224, -224:])
+    np.testing.assert_array_equal(views[2], central[-224:, :224])
+    np.testing.assert_array_equal(views[3], central[-224:, -224:])
+    np.testing.assert_array_equal(views[4], central[16:240, 16:240])
     np.testing.assert_array_equal(views[5:], views[:5, :, ::-1])
     np.testing.assert_array_equal(views[:5], crop_views(pixels, PLAIN, 224, "five"))
+
+
+@pytest.mark.parametrize("height, width", [(256, 301), (303, 256), (256, 256)])
+def test_torchvisions_ten_are_those_of_its_source(height, width):
+    pixels = photo(height, width)
+    # torchvision/transforms/functional.py: center_crop, five_crop, ten_crop
+    top, left = int(round((height - 224) / 2.0)), int(round((width - 224) / 2.0))
+
+    def five_crop(image):
+        return [
+            *(image[0:224, 0:224], image[0:224, width - 224 : width]),
+            *(image[height - 224 : height, 0:224], image[height - 224 :, width - 224 :]),
+            image[top : top + 224, left : left + 224],
+        ]
+
+    ten = np.stack(five_crop(pixels) + five_crop(pixels[:, ::-1]))
+    np.testing.assert_array_equal(crop_views(pixels, PLAIN, 224, "ten-torchvision"), ten)
+    np.testing.assert_array_equal(crop_views(pixels, PLAIN, 224, "five-torchvision"), ten[:5])
+
+
+@pytest.mark.parametrize("resized", ["short", "squash"])
+@pytest.mark.parametrize("height, width", [(375, 500), (500, 375), (400, 400)])
+@pytest.mark.parametrize("protocol", ["ten", "ten-torchvision"])
+def test_corners_have_room_where_the_evaluation_crop_leaves_none(height, width, protocol, resized):
+    whole = ImageConfig(crop_pct=1.0, eval_resize=resized)
+    pixels = photo(height, width)
+    views = crop_views(pixels, whole, 384, protocol)
+    assert len({view.tobytes() for view in views}) == 10
+    # 384 * 256 / 224 = 438.9
+    scale = 438 / min(height, width)
+    sides = (438, 438) if resized == "squash" else (round(height * scale), round(width * scale))
+    image = interpolate(pixels, *sides, "area")
+    top, left = ((side - 438) // 2 if protocol == "ten" else 0 for side in sides)
+    np.testing.assert_array_equal(views[0], image[top : top + 384, left : left + 384])
+    bottom, right = sides[0] - top, sides[1] - left
+    np.testing.assert_array_equal(views[3], image[bottom - 384 : bottom, right - 384 : right])
+
+
+def test_the_resized_side_of_corners_is_the_evaluations_or_larger():
+    sides = {pct: ImageConfig(crop_pct=pct).corner_side(224) for pct in (0.7, 0.875, 0.9, 1.0)}
+    assert sides == {0.7: 320, 0.875: 256, 0.9: 256, 1.0: 256}
+    assert ImageConfig(crop_pct=384 / 448).corner_side(384) == 448  # has room
+    said = {name: resolve(row.sides)(ImageConfig(), 224) for name, row in CROPS.items()}
+    assert said["three"] == (224,) and said["inception-144"] == (256, 288, 320, 352)
+    assert {said[name] for name in ("center", "five", "ten", "ten-torchvision")} == {(256,)}
+    assert resolve(crop_protocol("random-3").sides)(ImageConfig(), 224) == ()
 
 
 @pytest.mark.parametrize("turn", [False, True])
@@ -371,7 +420,7 @@ def test_random_views_follow_their_seed():
 def test_squares_along_the_long_side_need_one():
     squash = ImageConfig(eval_resize="squash")
     for protocol in ("three", "inception-144"):
-        with pytest.raises(ValueError, match="set eval_resize='short'"):
+        with pytest.raises(ValueError, match="set --images.eval-resize short"):
             crop_views(photo(), squash, 32, protocol)
     assert crop_views(photo(), squash, 32, "ten").shape == (10, 32, 32, 3)
 
@@ -379,7 +428,7 @@ def test_squares_along_the_long_side_need_one():
 @pytest.mark.parametrize("protocol", ["twelve", "random-0", "random-", "random-x", "", "random"])
 def test_unknown_protocols_are_refused(protocol):
     with pytest.raises(
-        ValueError, match="known: center, three, five, ten, inception-144, random-N"
+        ValueError, match="known: center, three, five, ten, five-torchvision, ten-torchvision"
     ):
         crop_views(photo(), PLAIN, 32, protocol)
 

@@ -98,7 +98,9 @@ class ImageConfig(AugmentConfig):
     """Evaluation: resize the short side to image size / crop_pct, or both sides ("squash"), which
     changes the aspect ratio."""
     crop_pct: float = 0.875
-    """Share of the resized side that the evaluation crop covers (224 of 256)."""
+    """Share of the resized side that the evaluation crop covers (224 of 256). Protocols
+    that crop corners need room around them: for a larger share they resize to 256/224 of the image
+    size."""
     eval_interpolation: Literal["area", "linear", "bilinear", "bicubic"] = "area"
     """Area as in big_vision, linear (bilinear without antialiasing) as in vision_transformer, or
     Pillow's antialiased bilinear or bicubic as in timm."""
@@ -121,6 +123,14 @@ class ImageConfig(AugmentConfig):
     def eval_side(self, size: int) -> int:
         """Side to which the evaluation resizes an image, for a view of `size` pixels."""
         return int(size / self.crop_pct + 1e-6)
+
+    def corner_side(self, size: int) -> int:
+        """Side to which protocols that crop corners resize: `eval_side`, but with room around.
+
+        A crop_pct near 1 would leave corners and centre the same view. AlexNet's share of the
+        resized side, 224 of 256, is therefore the largest.
+        """
+        return int(size / min(self.crop_pct, 224 / 256) + 1e-6)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,14 @@
 
     pixels (H, W, 3) -> crop_views -> (C, S, S, 3), all uint8 RGB
 
-The protocols are the rows of `vit.registry.CROPS`.
+The protocols are the rows of `vit.registry.CROPS`. The papers average the softmax outputs of the
+views (--average probabilities):
+
+five, ten          four corners and the centre of the central 256 x 256 of the resized image, and
+                   their mirror images: Krizhevsky et al. 2012, section 4.1 (AlexNet)
+inception-144      Szegedy et al., arXiv 1409.4842, section 7 (GoogLeNet)
+five-torchvision,  corners of the whole rectangle: torchvision.transforms.FiveCrop and TenCrop, of
+ten-torchvision    an image with its short side resized
 """
 
 import cv2
@@ -29,7 +36,7 @@ def crop_views(
     if chosen.needs_aspect and config.eval_resize == "squash":
         raise ValueError(
             f"crops {protocol!r} are squares along the long side, but eval_resize 'squash' makes"
-            " all sides equal; set eval_resize='short', or choose five, ten or random-N"
+            " all sides equal; set --images.eval-resize short, or choose five, ten or random-N"
         )
     return resolve(chosen.function)(pixels, config, size, seed, chosen.views)
 
@@ -40,20 +47,44 @@ def center(pixels: np.ndarray, config: ImageConfig, size: int, seed: int, count:
 
 
 def three(pixels: np.ndarray, config: ImageConfig, size: int, seed: int, count: int) -> np.ndarray:
-    """Three squares along the long side."""
+    """Three squares along the long side; they are the same view of a square image."""
     image = resize(pixels, config, size)
     return np.stack([crop(image, size, t, t) for t in (0, 0.5, 1)])
 
 
 def five(pixels: np.ndarray, config: ImageConfig, size: int, seed: int, count: int) -> np.ndarray:
-    """Four corners and the centre of the resized image."""
-    image = resize(pixels, config, config.eval_side(size))
-    return np.stack([crop(image, size, y, x) for y, x in CORNERS_AND_CENTRE])
+    """Corners and centre of the central square of the resized image, which AlexNet saw alone."""
+    side = config.corner_side(size)
+    square = crop(resize(pixels, config, side), side, 0.5, 0.5)
+    return np.stack([crop(square, size, y, x) for y, x in CORNERS_AND_CENTRE])
 
 
 def ten(pixels: np.ndarray, config: ImageConfig, size: int, seed: int, count: int) -> np.ndarray:
-    """Four corners and the centre, and their mirror images (AlexNet)."""
+    """The five and their mirror images (AlexNet, section 4.1)."""
     return with_mirrored(five(pixels, config, size, seed, 5))
+
+
+def five_torchvision(
+    pixels: np.ndarray, config: ImageConfig, size: int, seed: int, count: int
+) -> np.ndarray:
+    """Corners and centre of the whole resized image, as in torchvision's FiveCrop."""
+    return corners_and_centre(resize(pixels, config, config.corner_side(size)), size)
+
+
+def ten_torchvision(
+    pixels: np.ndarray, config: ImageConfig, size: int, seed: int, count: int
+) -> np.ndarray:
+    """The five of the resized image and the five of its mirror image, as in TenCrop."""
+    image = resize(pixels, config, config.corner_side(size))
+    both = [corners_and_centre(side, size) for side in (image, image[:, ::-1])]
+    return np.concatenate(both)
+
+
+def corners_and_centre(image: np.ndarray, size: int) -> np.ndarray:
+    """(H, W, 3) -> (5, size, size, 3): torchvision's five_crop, with its rounding of the centre."""
+    far_y, far_x = image.shape[0] - size, image.shape[1] - size
+    places = [(0, 0), (0, far_x), (far_y, 0), (far_y, far_x), (round(far_y / 2), round(far_x / 2))]
+    return np.stack([image[y : y + size, x : x + size] for y, x in places])
 
 
 def inception_144(
@@ -61,8 +92,7 @@ def inception_144(
 ) -> np.ndarray:
     """GoogLeNet's 4 scales x 3 squares x 6 crops x mirror (arXiv 1409.4842, section 7)."""
     views = []
-    for short in (256, 288, 320, 352):  # for size 224; proportional for other sizes
-        side = round(short * size / 224)
+    for side in googlenet_sides(config, size):
         image = resize(pixels, config, side)
         for along in (0, 0.5, 1):
             square = crop(image, side, along, along)
@@ -78,6 +108,31 @@ def random_views(
     draws = Draws(seed)
     views = [train_crop(pixels, config, size, draws) for _ in range(count)]
     return np.stack([v if draws.integer(2) else cv2.flip(v, 1) for v in views])
+
+
+def eval_sides(config: ImageConfig, size: int) -> tuple[int, ...]:
+    """The side that the evaluation view is cut from."""
+    return (config.eval_side(size),)
+
+
+def corner_sides(config: ImageConfig, size: int) -> tuple[int, ...]:
+    """A side with room for corners."""
+    return (config.corner_side(size),)
+
+
+def view_sides(config: ImageConfig, size: int) -> tuple[int, ...]:
+    """The side of a view itself."""
+    return (size,)
+
+
+def googlenet_sides(config: ImageConfig, size: int) -> tuple[int, ...]:
+    """GoogLeNet's four scales, which are for views of 224 pixels."""
+    return tuple(round(side * size / 224) for side in (256, 288, 320, 352))
+
+
+def no_sides(config: ImageConfig, size: int) -> tuple[int, ...]:
+    """None: the image is cropped as it is."""
+    return ()
 
 
 def with_mirrored(views: np.ndarray) -> np.ndarray:

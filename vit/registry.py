@@ -54,6 +54,9 @@ class CropProtocol:
     """Number of views C of one image."""
     needs_aspect: bool = False
     """Whether its crops move along the long side, which eval_resize "squash" removes."""
+    sides: str = "vit.crops:no_sides"
+    """(ImageConfig, size S) -> sides in pixels to which it resizes an image before it crops: the
+    short side, or both ("squash"); none if it crops the image as it is."""
 
 
 LOSSES = {
@@ -87,11 +90,24 @@ OPTIMIZERS = {
 }
 
 CROPS = {
-    "center": CropProtocol(function="vit.crops:center", views=1),
-    "three": CropProtocol(function="vit.crops:three", views=3, needs_aspect=True),
-    "five": CropProtocol(function="vit.crops:five", views=5),
-    "ten": CropProtocol(function="vit.crops:ten", views=10),
-    "inception-144": CropProtocol(function="vit.crops:inception_144", views=144, needs_aspect=True),
+    "center": CropProtocol(function="vit.crops:center", views=1, sides="vit.crops:eval_sides"),
+    "three": CropProtocol(
+        function="vit.crops:three", views=3, sides="vit.crops:view_sides", needs_aspect=True
+    ),
+    "five": CropProtocol(function="vit.crops:five", views=5, sides="vit.crops:corner_sides"),
+    "ten": CropProtocol(function="vit.crops:ten", views=10, sides="vit.crops:corner_sides"),
+    "five-torchvision": CropProtocol(
+        function="vit.crops:five_torchvision", views=5, sides="vit.crops:corner_sides"
+    ),
+    "ten-torchvision": CropProtocol(
+        function="vit.crops:ten_torchvision", views=10, sides="vit.crops:corner_sides"
+    ),
+    "inception-144": CropProtocol(
+        function="vit.crops:inception_144",
+        views=144,
+        sides="vit.crops:googlenet_sides",
+        needs_aspect=True,
+    ),
 }
 
 

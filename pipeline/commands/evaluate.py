@@ -63,10 +63,15 @@ class Evaluate:
         from pipeline.cluster.session import ray_session
         from pipeline.evaluation import evaluate
         from pipeline.evaluation.model import EvalModel
+        from shards.dataset.format import open_set
 
         config = self.config.absolute()
         eval_model = EvalModel.open(fetched_model(self.checkpoint))
         dataset = evaluate.open_dataset(config)
+        if config.real and not Path(config.real).is_file():
+            raise FileNotFoundError(f"--real {config.real} is not there; give ReaL's real.json")
+        if config.v2:
+            open_set(config.v2)
         folder = Path(config.out or evaluate.default_folder(eval_model, config, dataset))
         with ray_session(extra_cpus=config.workers, verbose=self.verbose):
             progress = Progress("evaluate")

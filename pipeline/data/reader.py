@@ -59,6 +59,15 @@ class View:
         views = sum(map(num_views, self.protocols)) if self.protocols else 1
         return views, self.size, self.size, 3
 
+    def check(self) -> None:
+        """Make the views of one grey image; ValueError if settings and protocols do not fit."""
+        found = self(np.full((self.size + 1, self.size + 2, 3), 127, np.uint8), 0).shape
+        if found != self.shape:
+            raise ValueError(
+                f"the views under {', '.join(self.protocols)} have the shape {found}, which must be"
+                f" {self.shape}; correct their rows in vit.registry.CROPS"
+            )
+
     def __call__(self, pixels: np.ndarray, position: int) -> np.ndarray:
         """Views of one image: (H, W, 3) uint8 -> (C, S, S, 3) uint8."""
         seed = scramble(scramble(self.seed) ^ position)
@@ -85,20 +94,20 @@ class SampleReader:
         Returns:
             images (n, C, S, S, 3) uint8, labels (n, M) int64, position (n,) int64, key (n,) str
             and fault (n,) str. The fault is empty, or says why the image could not be read; that
-            image is blank and has no labels.
+            image is blank.
         """
         images = recycled((int(spans.count.sum()), *self.view.shape))
         rows = []
         for image, (position, where, record) in zip(images, self.samples(spans), strict=True):
-            classes, fault = record.classes, ""
+            fault = ""
             try:
                 image[:] = self.view(decode(record.image), position)
             except ValueError as error:
-                classes, fault = (), f"sample {record.key} of {where}: {error}"
+                fault = f"sample {record.key} of {where}: {error}"
                 if not self.skip:
                     raise ValueError(fault) from error
                 image[:] = 0
-            rows.append((classes, position, record.key, fault))
+            rows.append((record.classes, position, record.key, fault))
         labels, positions, keys, faults = zip(*rows, strict=True)
         return {
             "images": images,
@@ -195,3 +204,8 @@ def padded(labels: Sequence[tuple[int, ...]]) -> np.ndarray:
     for row, classes in zip(table, labels, strict=True):
         row[: len(classes)] = classes
     return table
+
+
+def without_unreadable(labels: np.ndarray, faults: np.ndarray) -> np.ndarray:
+    """The labels (n, M), in which an image that could not be read has none (-1)."""
+    return np.where(faults[:, None] == "", labels, -1)

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pipeline.settings.location import absolute
 from support.settings import Rule, Settings, below, setting
 from vit.config import ImageConfig, LossConfig, ViTConfig
-from vit.registry import num_views
+from vit.registry import crop_protocol, num_views, resolve
 
 CENTER = "center"
 # in the folder of an evaluation
@@ -79,8 +79,10 @@ class EvaluateConfig(ForwardConfig):
     """One evaluation: a model, images with labels, and crop protocols."""
 
     crops: tuple[str, ...] = setting(("ten",), common=True)
-    """Crop protocols, reported next to the single centre crop: three, five, ten, inception-144,
-    random-N."""
+    """Crop protocols, reported next to the single centre crop: three, five, ten, five-torchvision,
+    ten-torchvision, inception-144, random-N. Five and ten are AlexNet's corners of the central
+    square, and those of torchvision are of the whole image. All of them need room, and resize to
+    the image size / images.crop_pct, or times 256/224 if that is more; the result says to what."""
     average: Literal["logits", "probabilities"] = setting("logits", common=True)
     """What is averaged over the crops of an image; the two can rank classes differently."""
     classes: str | None = setting(None, common=True)
@@ -117,6 +119,21 @@ class EvaluateConfig(ForwardConfig):
     def views(self) -> int:
         """Crops of one image under all protocols."""
         return sum(map(num_views, self.protocols))
+
+    @property
+    def resized(self) -> dict[str, list[int]]:
+        """Sides in pixels to which each protocol resizes an image; none: it crops the original."""
+        size, sides = self.model.image_size, {n: crop_protocol(n).sides for n in self.protocols}
+        return {n: list(resolve(function)(self.images, size)) for n, function in sides.items()}
+
+    @property
+    def described_crops(self) -> str:
+        """The crops of each protocol, and the size of the image that they are taken from."""
+        size, texts = self.model.image_size, []
+        for name, sides in self.resized.items():
+            places = f"{', '.join(map(str, sides))} pixels" if sides else "the whole image"
+            texts.append(f"{name}: {size} of {places}")
+        return "; ".join(texts)
 
     @property
     def batch_images(self) -> int:

@@ -28,8 +28,9 @@ from pipeline.evaluation.config import CENTER, RESULT, EvaluateConfig
 from pipeline.evaluation.examples import first_name, write_examples
 from pipeline.evaluation.metrics import Predictions
 from pipeline.evaluation.model import EvalModel, head_columns
-from pipeline.evaluation.predict import Evaluator, predict_all
+from pipeline.evaluation.predict import Evaluator, predict_all, view_of
 from pipeline.evaluation.predictions import Block, PredictionStore, protocol_predictions
+from pipeline.evaluation.unreadable import COUNTS_AS_WRONG, named_faults
 from shards.dataset import wordnet
 from shards.dataset.classes import class_list, mapping
 from shards.dataset.format import open_set
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 
 # ImageNet's validation images are numbered from 1, and ReaL's labels are in this order
 REAL_KEY = re.compile(r"ILSVRC2012_val_(\d{8})")
+# raised when the same settings give other predictions than before; 2: AlexNet's corners
+VERSION = 2
 Progress = Callable[[int, int], None]
 
 
@@ -68,10 +71,11 @@ def evaluate_model(
     )
     evaluator = Evaluator(dataset=dataset, settings=settings, columns=columns)
     is_fresh, started = len(store.missing()) == store.num_units, time.monotonic()
+    log.info("crops       %s", settings.described_crops)
     predict_all(evaluator, eval_model.load(settings.model), store, progress)
-    block = store.read()
+    block, keys = store.read(), sample_keys(dataset)
     predictions = {name: protocol_predictions(block, name) for name in settings.protocols}
-    keys = sample_keys(dataset)
+    unreadable = named_faults(store.faults(), keys, settings.split, COUNTS_AS_WRONG)
     result = {
         "checkpoint": str(eval_model.path),
         "step": eval_model.step,
@@ -80,6 +84,8 @@ def evaluate_model(
         "split": settings.split,
         "fingerprint": dataset.fingerprint,
         "images": dataset.samples,
+        "unreadable": unreadable,
+        "resized": settings.resized,
         "average": settings.average,
         "precision": settings.precision,
         "missing": list(missing),
@@ -133,7 +139,7 @@ def identity(settings: EvaluateConfig, dataset: Dataset, weights: str) -> dict[s
     values = dataclasses.asdict(settings)
     for name in ("data", "real", "v2", "out", "workers"):
         del values[name]
-    return {"weights": weights, "fingerprint": dataset.fingerprint, **values}
+    return {"version": VERSION, "weights": weights, "fingerprint": dataset.fingerprint, **values}
 
 
 def default_folder(eval_model: EvalModel, settings: EvaluateConfig, dataset: Dataset) -> Path:
@@ -197,7 +203,8 @@ def evaluate_v2(
 
 
 def open_dataset(settings: EvaluateConfig) -> Dataset:
-    """The images of an evaluation."""
+    """The images of an evaluation; ValueError if they cannot be cropped as it asks."""
+    view_of(settings).check()
     return Dataset.open((settings.data,), settings.split, slice_samples=32)
 
 

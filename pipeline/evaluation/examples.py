@@ -13,9 +13,10 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.dataset import Dataset
-from pipeline.data.reader import SampleReader, View
+from pipeline.data.reader import SampleReader
 from pipeline.evaluation.config import CENTER, EvaluateConfig
 from pipeline.evaluation.metrics import Predictions
+from pipeline.evaluation.predict import view_of
 from shards.dataset import wordnet
 from support.files import write_bytes
 from vit.images import decode
@@ -33,9 +34,13 @@ GROUPS = {
 
 
 def chosen(one: Predictions, many: Predictions) -> Iterator[tuple[str, int]]:
-    """(group, position) of the images to show, without repeats; the choice is deterministic."""
+    """(group, position) of the images to show, without repeats; the choice is deterministic.
+
+    Images that could not be read have no predictions, and are not shown.
+    """
     before, after = one.hits(1), many.hits(1)
     order = np.argsort(-many.confidence, kind="stable")
+    order = order[many.top[order, 0] >= 0]
     random = np.random.default_rng(0).permutation(len(after))
     members = {
         "gained": order[~before[order] & after[order]],
@@ -53,8 +58,7 @@ def write_examples(
 ) -> None:
     """Write sheet.json: each chosen image, its classes, and crops and predictions per protocol."""
     protocols = settings.protocols
-    view = View(images=settings.images, size=settings.model.image_size, protocols=protocols)
-    reader = SampleReader(dataset=dataset, view=view)
+    reader = SampleReader(dataset=dataset, view=view_of(settings))
     ends = np.cumsum([num_views(name) for name in protocols])[:-1]
     order, entries = dataset.order(seed=None), []
     for group, position in chosen(predictions[CENTER], predictions[protocols[-1]]):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule
 
 from pipeline.evaluation.config import EvaluateConfig
 from vit.batch import channel_factors, scaled
@@ -25,12 +25,11 @@ class Forward:
     def __init__(self, model: ViT, settings: EvaluateConfig, *, features: bool = False) -> None:
         """Compute logits (B, K), or with `features` the head's input (B, D)."""
         self.model, self.precision, self.features = model, settings.precision, features
-        weights = next(model.parameters())
-        self.device = weights.device
+        self.device = next(model.parameters()).device
         self.factors = channel_factors(settings.images).to(self.device)
         # a sharded model gathers the weights of each block, which a compiled graph cannot hold
-        is_whole = not isinstance(weights, DTensor)
-        self.compiles = settings.compile and is_whole and self.device.type == "cuda"
+        self.is_sharded = isinstance(model, FSDPModule)
+        self.compiles = settings.compile and not self.is_sharded and self.device.type == "cuda"
         self.most = 0
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -48,6 +47,8 @@ class Forward:
 
     def _computed(self, function: Callable[..., Tensor], images: Tensor) -> Tensor:
         with torch.no_grad(), products_in(self.precision), residual_in_float32(self.model):
+            if self.is_sharded and self.features:  # FSDP does so in `forward` alone
+                self.model.unshard()
             return function(self.model, images, self.factors, self.precision, self.features)
 
 

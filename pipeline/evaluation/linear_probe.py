@@ -34,7 +34,7 @@ from pipeline.data.dataset import Dataset, SampleFilter, set_name
 from pipeline.data.stream import joined
 from pipeline.evaluation import evaluate
 from pipeline.evaluation.config import CENTER, LinearProbeConfig
-from pipeline.evaluation.evaluate import RESULT, Progress, figures, named
+from pipeline.evaluation.evaluate import RESULT, Progress, figures, named, sample_keys
 from pipeline.evaluation.features import FeatureReader
 from pipeline.evaluation.logistic import Fit, logits
 from pipeline.evaluation.metrics import METRICS, Predictions
@@ -42,6 +42,7 @@ from pipeline.evaluation.model import EvalModel
 from pipeline.evaluation.predict import Scorer, fetched, predict_all
 from pipeline.evaluation.predictions import PredictionStore, protocol_predictions
 from pipeline.evaluation.probe_fits import fits_of
+from pipeline.evaluation.unreadable import COUNTS_AS_WRONG, named_faults, without_answers
 from pipeline.settings.config import DataConfig
 from shards.dataset import store
 from support.files import write_json
@@ -175,6 +176,7 @@ class LinearProbe:
         for dataset, features in zip((self.train, self.eval), stores, strict=True):
             reader = FeatureReader(dataset=dataset, settings=settings.center)
             predict_all(reader, model, features, progress(features.folder.name))
+        unreadable = self._unreadable([features.faults() for features in stores])
         fits = []
         for fit in fits_of(stores[0], self.held_out, len(self.train.classes)):
             fits.append(fit)
@@ -183,9 +185,21 @@ class LinearProbe:
         values = figures({CENTER: self._predictions(stores[1], head)}, self.train.classes)
         model.head.weight.data, model.head.bias.data = head[:, :-1], head[:, -1]
         checkpoint = self._write(model.state_dict(), values["protocols"][CENTER])
-        result = {"probed": str(checkpoint.path), **self._facts(fits), **values}
+        result = {"probed": str(checkpoint.path), **self._facts(fits), **unreadable, **values}
         write_json(self.folder / RESULT, result)
         return result
+
+    def _unreadable(self, faults: Sequence[dict[int, str]]) -> dict[str, object]:
+        """What result.json says of unreadable images; ValueError if too few others are left."""
+        splits, (missing, wrong) = (self.settings.train_split, self.settings.split), faults
+        left = np.delete(self.held_out, list(missing))
+        if not 0 < left.sum() < len(left):
+            raise ValueError(f"too few images of {splits[0]} can be read: {len(left)} of them")
+        keys = sample_keys(self.train), sample_keys(self.eval)
+        return {
+            "train_unreadable": named_faults(missing, keys[0], splits[0], "is left out of the fit"),
+            "unreadable": named_faults(wrong, keys[1], splits[1], COUNTS_AS_WRONG),
+        }
 
     def _facts(self, fits: Sequence[Fit]) -> dict[str, object]:
         """What result.json says beside the accuracy."""
@@ -213,10 +227,12 @@ class LinearProbe:
         """What the head answers for the images of the eval split."""
         reader = FeatureReader(dataset=self.eval, settings=self.settings.center)
         scorer, blocks = Scorer(reader, head.device), []
+        faults = list(store.faults())
         for unit in store.units():
             labels = torch.from_numpy(unit["labels"])
             scores = scorer(logits(torch.from_numpy(unit["features"]), head)[:, None], labels)
-            blocks.append({"labels": unit["labels"], **fetched(scores)})
+            is_fault = np.isin(unit["position"], faults)
+            blocks.append({"labels": unit["labels"], **without_answers(fetched(scores), is_fault)})
         return protocol_predictions(joined(blocks), CENTER)
 
     def _write(self, weights: dict[str, Tensor], metrics: dict[str, float]) -> Checkpoint:

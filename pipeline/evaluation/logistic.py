@@ -73,17 +73,21 @@ class Rows:
         classes: int,
         device: torch.device,
     ) -> "Rows":
-        """The units of a store; `held_out` (n,) says it of each image, by position."""
-        pieces, moments = [], np.zeros((2, 1))
+        """The units of a store; `held_out` (n,) says it of each image, by position.
+
+        Images may be left out of the units.
+        """
+        pieces, moments, count = [], np.zeros((2, 1)), 0
         for unit in units:
             x = unit["features"]
+            count += len(x)
             moments = moments + [x.sum(0, dtype=np.float64), (x**2).sum(0, dtype=np.float64)]
             columns = (unit["features"], unit["labels"], held_out[unit["position"]])
             piece = tuple(map(torch.from_numpy, columns))
             if device.type == "cuda" and has_room(piece[0], classes, device):
                 piece = tuple(column.to(device) for column in piece)
             pieces.append(piece)
-        mean, square = torch.from_numpy(moments / len(held_out)).to(device)
+        mean, square = torch.from_numpy(moments / count).to(device)
         variance = (square - mean**2).clamp_min(0)
         return cls(pieces=pieces, mean=mean, variance=variance, classes=classes, device=device)
 

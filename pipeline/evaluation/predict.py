@@ -10,9 +10,11 @@ Shapes: B images, C crops of all protocols, K classes of the head, M labels per 
 -1).
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import ray
 import torch
 import torch.nn.functional as F
@@ -28,6 +30,7 @@ from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.forward import Forward
 from pipeline.evaluation.predictions import PredictionStore, whole_units
 from pipeline.evaluation.share import EvalShare
+from pipeline.evaluation.unreadable import FAULT, without_answers
 from shards.dataset import wordnet
 from vit.config import LossConfig
 from vit.loss import LINKS, Link, Loss, make_loss, make_targets
@@ -57,19 +60,20 @@ class Evaluator:
         """Predictions for the positions of a share, batch by batch.
 
         Returns:
-            position (B,), labels (B, M) and for each protocol PROTOCOL/top (B, 5),
-            PROTOCOL/confidence (B,) and PROTOCOL/loss (B,).
+            position (B,), labels (B, M), fault (B,) as of a SampleReader, and for each protocol
+            PROTOCOL/top (B, 5), PROTOCOL/confidence (B,) and PROTOCOL/loss (B,). An image that
+            could not be read has no answer, as in `without_answers`.
         """
         score, device = self.scoring(model), next(model.parameters()).device
-        pending: dict[str, Tensor] | None = None
+        pending: tuple[dict[str, Tensor], np.ndarray] | None = None
         with torch.no_grad():  # inference mode would leave its mark on sharded parameters
-            for columns in self.batches(feed, share, device):
+            for columns, faults in self.batches(feed, share, device):
                 scores = score(columns["images"], columns["labels"])
                 if pending:  # fetched one batch late, so that the device never waits for the reader
-                    yield fetched(pending)
-                pending = {name: columns[name] for name in ("position", "labels")} | scores
+                    yield answers(*pending)
+                pending = {name: columns[name] for name in ("position", "labels")} | scores, faults
             if pending:
-                yield fetched(pending)
+                yield answers(*pending)
 
     def scoring(self, model: ViT) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
         """The function from crops (B, C, S, S, 3) and labels (B, M) to the predictions."""
@@ -84,24 +88,35 @@ class Evaluator:
 
     def batches(
         self, feed: NodeFeed, share: EvalShare, device: torch.device
-    ) -> Iterator[Mapping[str, Tensor]]:
-        """Crops "images" (B, C, S, S, 3) uint8, "labels" and "position", on the device."""
-        settings, size = self.settings, self.settings.model.image_size
-        view = View(images=settings.images, size=size, protocols=settings.protocols)
+    ) -> Iterator[tuple[Mapping[str, Tensor], np.ndarray]]:
+        """Crops "images" (B, C, S, S, 3) uint8, "labels" and "position", on the device; faults.
+
+        An image that could not be read is blank, and its fault (B,) says why.
+        """
+        view = view_of(self.settings)
         stream = Stream(
-            reader=SampleReader(dataset=self.dataset, view=view),
+            reader=SampleReader(dataset=self.dataset, view=view, skip=True),
             order=self.dataset.order(seed=None),
             ranges=share.node,
-            task_samples=max(1, TASK_BYTES // (settings.views * size * size * 3)),
+            task_samples=max(1, TASK_BYTES // math.prod(view.shape)),
             buffer_gib=BUFFER_GIB * len(feed.ranks),
         )
         staging = Staging(device)
 
-        def staged(pieces: list[Block]) -> Staged:
-            return staging(pieces, ("images", "labels", "position"))
+        def staged(pieces: list[Block]) -> tuple[Staged, np.ndarray]:
+            faults = np.concatenate([piece["fault"] for piece in pieces])
+            return staging(pieces, ("images", "labels", "position")), faults
 
         pieces = filter(None, feed.batches(stream, share.batches))
-        return (staged.on_device() for staged in ahead(map(staged, pieces), PREFETCH_BATCHES))
+        batches = ahead(map(staged, pieces), PREFETCH_BATCHES)
+        return ((images.on_device(), faults) for images, faults in batches)
+
+
+def view_of(settings: EvaluateConfig) -> View:
+    """The views of an image that an evaluation needs."""
+    return View(
+        images=settings.images, size=settings.model.image_size, protocols=settings.protocols
+    )
 
 
 class Scorer:
@@ -171,6 +186,11 @@ def eval_loss(
 def fetched(batch: Mapping[str, Tensor]) -> Block:
     """A batch as NumPy arrays."""
     return {name: tensor.cpu().numpy() for name, tensor in batch.items()}
+
+
+def answers(batch: Mapping[str, Tensor], faults: np.ndarray) -> Block:
+    """A batch as NumPy arrays, with its faults (B,); an image that has one gets no answer."""
+    return without_answers(fetched(batch), faults != "") | {FAULT: faults}
 
 
 # a worker waits while the driver has not yet written this many of its units

@@ -3,6 +3,7 @@
     FOLDER/identity.json                    what is evaluated: hashes of weights and data, and all
                                             settings
     FOLDER/parts/part-00007.safetensors     the predictions or features for one unit of images
+    FOLDER/parts/faults-00007.json          why images of it could not be read, if any could not
 
 Images are divided into units by position. One worker computes a unit, in the same batches for any
 number of workers, so the predictions are identical bit for bit. Units on disk are not recomputed.
@@ -21,6 +22,7 @@ from safetensors.numpy import save_file
 
 from pipeline.data.stream import Block, joined
 from pipeline.evaluation.metrics import Predictions
+from pipeline.evaluation.unreadable import FAULT
 from support.files import write_json, written
 from support.redact import redacted
 
@@ -79,8 +81,22 @@ class PredictionStore:
 
     def add(self, block: Block) -> None:
         """Write the predictions of a whole unit."""
-        with written(self.path(int(block["position"][0]) // self.unit)) as aside:
-            save_file(block, aside)
+        unit, positions = int(block["position"][0]) // self.unit, block["position"].tolist()
+        faults = {n: str(text) for n, text in zip(positions, block[FAULT], strict=True) if text}
+        self._faults(unit).unlink(missing_ok=True)
+        if faults:  # before the part, which says that the unit is done
+            write_json(self._faults(unit), faults)
+        with written(self.path(unit)) as aside:
+            save_file({name: column for name, column in block.items() if name != FAULT}, aside)
+
+    def _faults(self, unit: int) -> Path:
+        return self.folder / "parts" / f"faults-{unit:05d}.json"
+
+    def faults(self, unit: int | None = None) -> dict[int, str]:
+        """Why images could not be read, by position: those of a unit, or all."""
+        paths = self.folder.glob("parts/faults-*.json") if unit is None else [self._faults(unit)]
+        found = [json.loads(path.read_text()) for path in sorted(paths) if path.exists()]
+        return {int(position): text for faults in found for position, text in faults.items()}
 
     def block(self, unit: int) -> Block:
         """The predictions of a unit, which must be there, mapped into memory."""
@@ -90,6 +106,14 @@ class PredictionStore:
     def units(self) -> Iterator[Block]:
         """The blocks of all units, which must be there, in order."""
         return map(self.block, range(self.num_units))
+
+    def readable(self, unit: int) -> Block:
+        """The rows of a unit whose images could be read."""
+        block, faults = self.block(unit), self.faults(unit)
+        if not faults:
+            return block
+        rows = ~np.isin(block["position"], list(faults))
+        return {name: column[rows] for name, column in block.items()}
 
     def read(self) -> Block:
         """All predictions by position; RuntimeError if an image is missing or repeated."""

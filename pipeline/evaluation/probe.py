@@ -1,6 +1,11 @@
 """Quality of the features of a model in training on other data: few-shot regression and kNN.
 
-    shard set -> squashed to a square, centre crop -> features (input of the head) -> few_shot, knn
+    shard set -> squashed to a square, centre crop -> features (input of the head), on rank 0
+    -> few_shot, knn
+
+Rank 0 holds the features of all images once, in host memory, as float32; the other workers only
+their share. Nothing else grows with the number of images: blocks of them are compared on the
+device, and few_shot copies the images that it draws.
 
 The few-shot linear regression is big_vision's `evaluators/fewshot_lsr.py` with the settings of
 `configs/common_fewshot.py`: l2 = 1024, seeds 0, 1, 2, shots 1, 5, 10, 25.
@@ -11,6 +16,7 @@ Shapes: n training and m test images, D width of the features, C classes, M labe
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -20,17 +26,19 @@ from torch import Tensor
 
 from pipeline.data.dataset import Dataset, set_name
 from pipeline.data.feed import NodeFeed
-from pipeline.evaluation.forward import Forward
-from pipeline.evaluation.predict import Evaluator
+from pipeline.data.reader import without_unreadable
+from pipeline.evaluation.features import FeatureReader
+from pipeline.evaluation.gathered import Gathered
 from pipeline.evaluation.share import EvalShare
-from pipeline.evaluation.training_loop import center_crop_settings, evaluating
+from pipeline.evaluation.training_loop import evaluating, evaluation_settings
+from pipeline.evaluation.unreadable import FAULT, texts
 from pipeline.settings.config import ProbeConfig, TrainConfig
 from vit.model import ViT
 
 # big_vision's strength of the ridge, and a constant feature: its size all but exempts the bias
 L2, BIAS = 2.0**10, 100.0
-# test images that are compared with all training images at once
-KNN_ROWS = 1024
+# test images that are classified at once, and training images that they are compared with at once
+TEST_ROWS, TRAIN_ROWS = 1024, 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,25 +74,25 @@ def probe_share(
     probes: Sequence[Probe],
     feed: NodeFeed,
     tick: Callable[[], None],
+    say: Callable[[str], object],
 ) -> dict[str, float]:
     """Accuracies of all probes, on rank 0; each worker computes its share of the features.
 
-    `tick` is called after every batch.
+    `tick` is called after every batch, and `say` with a line about each image of the share that
+    cannot be read: nothing is learnt from it, or it counts as wrong.
 
     Returns:
         probe/NAME/5shot (mean over the seeds), probe/NAME/5shot-seed-0, ..., probe/NAME/knn.
     """
     settings, accuracies = config.probe, {}
     for probe in probes:
-        train, train_labels = features(model, config, probe.train, feed, tick)
-        test, test_labels = features(model, config, probe.eval, feed, tick)
-        if feed.rank:
+        train = features(model, config, probe.train, feed, tick, say)
+        test = features(model, config, probe.eval, feed, tick, say)
+        if not train or not test:  # on another rank than 0
             continue
         prefix, classes = f"probe/{probe.name}", len(probe.train.classes)
-        data = (
-            *(train.double().cpu().numpy(), train_labels[:, 0].cpu().numpy()),
-            *(test.double().cpu().numpy(), test_labels.cpu().numpy()),
-        )
+        arrays = (train.rows, train.labels[:, 0], test.rows, test.labels)
+        data = tuple(tensor.numpy() for tensor in arrays)
         for shots in settings.shots:
             name = f"{prefix}/{shots}shot"
             scores = [few_shot(*data, classes, shots, seed) for seed in range(settings.seeds)]
@@ -92,68 +100,85 @@ def probe_share(
             accuracies |= {f"{name}-seed-{seed}": score for seed, score in enumerate(scores)}
         if settings.neighbours:
             accuracies[f"{prefix}/knn"] = knn(
-                *(train, train_labels[:, 0], test, test_labels, classes),
+                *(*arrays, classes),
                 neighbours=settings.neighbours,
                 temperature=settings.temperature,
+                device=next(model.parameters()).device,
             )
     return accuracies
 
 
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """Features and labels of all images of a split, by position, in host memory."""
+
+    rows: Tensor
+    """(n, D) float32."""
+    labels: Tensor
+    """(n, M) int64; all -1 for an image that could not be read."""
+
+
 def features(
-    model: ViT, config: TrainConfig, dataset: Dataset, feed: NodeFeed, tick: Callable[[], None]
-) -> tuple[Tensor, Tensor]:
-    """Features (n, D) float32 and labels (n, M) of all images in order, on every worker."""
+    model: ViT,
+    config: TrainConfig,
+    dataset: Dataset,
+    feed: NodeFeed,
+    tick: Callable[[], None],
+    say: Callable[[str], object],
+) -> Features | None:
+    """The features of a split, on rank 0 alone; ValueError there if no image can be read."""
     # decode | resize(256) without keeping the aspect | central_crop(224)
     images = {"eval_resize": "squash", "crop_pct": 0.875, "eval_interpolation": "area"}
-    settings = center_crop_settings(config).replace({f"images.{k}": v for k, v in images.items()})
-    evaluator = Evaluator(dataset=dataset, settings=settings)
-    forward = Forward(model, settings, features=True)
-    device = forward.device
-    # rows without images give width and type to a worker without batches
-    rows = [torch.empty(0, config.model.width, device=device)]
-    labels = [torch.empty(0, 1, dtype=torch.int64, device=device)]
-    with evaluating(model, config, dataset, feed) as share:
-        for columns in evaluator.batches(feed, share, device):
-            rows.append(forward(columns["images"][:, 0]))
-            labels.append(columns["labels"])
-            tick()
-    # the workers take turns, so their rows are not in the order of the images
-    taken = [
-        [n for start, stop in worker.batches for n in range(start, stop)]
-        for worker in (
+    settings = evaluation_settings(config).replace({f"images.{k}": v for k, v in images.items()})
+    places = [
+        share.positions
+        for share in (
             EvalShare.of_worker(feed, rank, dataset.samples, config.eval_batch)
             for rank in range(feed.world_size)
         )
     ]
-    order = torch.tensor(np.argsort(np.concatenate(taken)), device=device)
-    sizes = list(map(len, taken))
-    return gathered(rows, sizes)[order], gathered(labels, sizes)[order]
+    device = next(model.parameters()).device
+    found = Gathered(places, feed.rank, width=config.model.width, dtype=torch.float32)
+    labels = []  # rows of labels become as wide as the widest of all workers
+    with evaluating(model, config, dataset, feed) as share:
+        for block in FeatureReader(dataset=dataset, settings=settings).predictions(
+            model, feed, share
+        ):
+            found.add(torch.from_numpy(block["features"]))
+            labels.append(without_unreadable(block["labels"], block[FAULT]))
+            for fault in texts(block[FAULT]):
+                say(f"a probe does not learn from it, or gets it wrong: {fault}")
+            tick()
+    width = widest(labels, device)
+    numbers = Gathered(places, feed.rank, width=width, dtype=torch.int64)
+    for part in labels:
+        numbers.add(F.pad(torch.from_numpy(part), (0, width - part.shape[1]), value=-1))
+    rows, labels = found.whole(device), numbers.whole(device)
+    if rows is None:
+        return None
+    if (labels < 0).all():
+        raise ValueError(f"none of the {len(labels):,} images of a probe can be read")
+    return Features(rows=rows, labels=labels)
 
 
-def gathered(parts: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
-    """The rows of all workers in the order of the ranks, padded with -1 to the widest."""
-    widest = torch.tensor(max(part.shape[1] for part in parts), device=parts[0].device)
-    if len(sizes) > 1:
-        torch.distributed.all_reduce(widest, torch.distributed.ReduceOp.MAX)
-    width = int(widest)
-    padded = [F.pad(part, (0, width - part.shape[1]), value=-1) for part in parts]
-    filler = parts[0].new_full((max(sizes) - sum(map(len, parts)), width), -1)
-    local = torch.cat([*padded, filler])
-    if len(sizes) == 1:
-        return local
-    gathered_rows = [torch.empty_like(local) for _ in sizes]
-    torch.distributed.all_gather(gathered_rows, local)
-    return torch.cat([rows[:size] for rows, size in zip(gathered_rows, sizes, strict=True)])
+def widest(labels: Sequence[np.ndarray], device: torch.device) -> int:
+    """The most labels that an image has in the parts (B, M) of any worker."""
+    most = torch.tensor(max((part.shape[1] for part in labels), default=1), device=device)
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    return int(most)
 
 
 def draw_shots(labels: np.ndarray, classes: int, shots: int, seed: int) -> np.ndarray:
     """Rows of the training images of a few-shot run, drawn as big_vision draws them.
 
     One generator permutes the images of each class, class after class; the first `shots` of each
-    class are taken. So fewer shots are a subset of more shots.
+    class are taken. So fewer shots are a subset of more shots. A label of -1 is no class.
     """
     random = np.random.default_rng(seed)
-    drawn = [random.permutation(np.where(labels == number)[0])[:shots] for number in range(classes)]
+    order = np.argsort(labels, kind="stable")
+    ends = np.searchsorted(labels[order], np.arange(classes + 1))
+    drawn = [random.permutation(order[low:high])[:shots] for low, high in pairwise(ends)]
     return np.concatenate(drawn)
 
 
@@ -166,15 +191,19 @@ def few_shot(
     shots: int,
     seed: int,
 ) -> float:
-    """Top-1 of a linear regression to -1 and 1 on a few images of each class.
+    """Top-1 of a linear regression to -1 and 1 on a few images of each class, in float64.
 
     `shots` images per class are drawn by `seed` from the features `train` (n, D), whose labels are
     (n,). The test set is `test` (m, D) with labels (m, M); any class of an image is a hit.
     """
     rows = draw_shots(train_labels, classes, shots, seed)
-    weights, mean, std = regression(train[rows], train_labels[rows], classes)
-    scores = with_bias((test - mean) / std) @ weights
-    return float((scores.argmax(1)[:, None] == test_labels).any(1).mean())
+    weights, mean, std = regression(train[rows].astype(np.float64), train_labels[rows], classes)
+    right = 0
+    for first in range(0, len(test), TEST_ROWS):
+        part = slice(first, first + TEST_ROWS)
+        scores = with_bias((test[part] - mean) / std) @ weights
+        right += int((scores.argmax(1)[:, None] == test_labels[part]).any(1).sum())
+    return right / len(test)
 
 
 def regression(
@@ -210,18 +239,45 @@ def knn(
     *,
     neighbours: int,
     temperature: float,
+    device: torch.device,
 ) -> float:
     """Top-1 of a weighted vote of the nearest training images (Wu et al., arXiv 1805.01978).
 
-    The vote of a neighbour is exp(cosine similarity / temperature).
+    The vote of a neighbour is exp(cosine similarity / temperature). Arguments are as of `few_shot`,
+    but tensors.
     """
-    train, right = F.normalize(train, dim=1), 0
-    count = min(neighbours, len(train))
-    for first in range(0, len(test), KNN_ROWS):
-        rows = F.normalize(test[first : first + KNN_ROWS], dim=1)
-        similarity, nearest = (rows @ train.T).topk(count)
-        votes = torch.zeros(len(rows), classes, device=rows.device)
-        votes.scatter_add_(1, train_labels[nearest], (similarity / temperature).exp())
-        labels = test_labels[first : first + KNN_ROWS]
-        right += int((votes.argmax(1)[:, None] == labels).any(1).sum())
+    right = 0
+    for similarity, labels, given in zip(
+        *nearest(train, train_labels, test, neighbours, device),
+        test_labels.split(TEST_ROWS),
+        strict=True,
+    ):
+        votes = torch.zeros(len(labels), classes, device=device)
+        votes.scatter_add_(1, labels.clamp_min(0), (similarity / temperature).exp())
+        right += int((votes.argmax(1)[:, None] == given.to(device)).any(1).sum())
     return right / len(test)
+
+
+def nearest(
+    train: Tensor, train_labels: Tensor, test: Tensor, count: int, device: torch.device
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Cosine similarities and labels (r, count) of the nearest training images of r test images.
+
+    Both sets are compared on the device in blocks, of which the next takes the place of the last.
+    Training images without a label have a similarity of minus infinity.
+    """
+    tests = test.split(TEST_ROWS)
+    similarities = [torch.empty(len(part), 0, device=device) for part in tests]
+    labels = [torch.empty(len(part), 0, dtype=torch.int64, device=device) for part in tests]
+    blocks = (train.split(TRAIN_ROWS), train_labels.split(TRAIN_ROWS))
+    for rows, given in zip(*blocks, strict=True):
+        rows, given = F.normalize(rows.to(device), dim=1), given.to(device)
+        for number, part in enumerate(tests):
+            found = F.normalize(part.to(device), dim=1) @ rows.T
+            found[:, given < 0] = -torch.inf
+            found, place = found.topk(min(count, len(rows)))
+            found = torch.cat([similarities[number], found], dim=1)
+            known = torch.cat([labels[number], given[place]], dim=1)
+            similarities[number], best = found.topk(min(count, found.shape[1]))
+            labels[number] = known.gather(1, best)
+    return similarities, labels

@@ -32,7 +32,8 @@ def fits_of(store: PredictionStore, held_out: np.ndarray, classes: int) -> Itera
     Ray's stores hold a few at a time.
     """
     if not any(node.get("GPU") for node in possible_nodes()):
-        yield from search(Rows.of(store.units(), held_out, classes, torch.device("cpu")))
+        units = map(store.readable, range(store.num_units))
+        yield from search(Rows.of(units, held_out, classes, torch.device("cpu")))
         return
     task = search_in_task.options(num_gpus=1)
     for ref in task.remote(reader_of(store), store.num_units, held_out, classes):
@@ -53,8 +54,8 @@ class UnitReader:
         self._store = store
 
     def block(self, unit: int) -> Block:
-        """Features and labels of a unit."""
-        return self._store.block(unit)
+        """Features and labels of the images of a unit that could be read."""
+        return self._store.readable(unit)
 
 
 @ray.remote(num_returns="streaming")

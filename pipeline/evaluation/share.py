@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from pipeline.data.feed import NodeFeed
 from pipeline.data.order import RankShare
 from pipeline.data.tasks import Range, StepRanges
@@ -17,6 +19,12 @@ class EvalShare:
     """Positions that its feed reads, for all processes that share it."""
     batches: Iterable[Range]
     """Positions of each batch of this process; empty ones are left out."""
+
+    @property
+    def positions(self) -> np.ndarray:
+        """Positions of all batches of this process, in their order: (m,) int64."""
+        empty = np.arange(0)
+        return np.concatenate([empty, *(np.arange(start, stop) for start, stop in self.batches)])
 
     @classmethod
     def of_spans(cls, spans: Sequence[Range], batch: int) -> "EvalShare":

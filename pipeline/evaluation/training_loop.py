@@ -18,14 +18,15 @@ from pipeline.evaluation.metrics import METRICS
 from pipeline.evaluation.predict import Evaluator
 from pipeline.evaluation.predictions import protocol_predictions
 from pipeline.evaluation.share import EvalShare
+from pipeline.evaluation.unreadable import COUNTS_AS_WRONG, FAULT, texts
 from pipeline.settings.config import TrainConfig
 from vit.model import ViT
 
 
-def center_crop_settings(config: TrainConfig) -> EvaluateConfig:
-    """Settings of an evaluation in the training loop: the model of the run, one centre crop."""
+def evaluation_settings(config: TrainConfig, crops: str = CENTER) -> EvaluateConfig:
+    """Settings to evaluate the model of a run; in the training loop, with one centre crop."""
     return EvaluateConfig(
-        crops=(CENTER,),
+        crops=(crops,),
         batch=config.eval_batch,
         precision=config.precision,
         compile=config.compile,
@@ -41,29 +42,39 @@ def evaluate_share(
     dataset: Dataset,
     feed: NodeFeed,
     tick: Callable[[], None],
+    say: Callable[[str], object],
     prefix: str = "val",
 ) -> dict[str, float]:
     """Centre-crop metrics of a split in the training loop; each worker evaluates its share.
 
-    `tick` is called after every batch. The names of the metrics are PREFIX/top1 and so on.
+    `tick` is called after every batch, and `say` with a line about each image of the share that
+    cannot be read: it counts as wrong. ValueError if none of the split can. The names of the
+    metrics are PREFIX/top1 and so on.
     """
-    evaluator = Evaluator(dataset=dataset, settings=center_crop_settings(config))
-    # number of images; for each metric the sum of its values and their number
-    sums = np.zeros((1 + len(METRICS), 2))
+    evaluator = Evaluator(dataset=dataset, settings=evaluation_settings(config))
+    # number of images, and of unreadable ones; for each metric the sum of its values, their number
+    sums, faults = np.zeros((1 + len(METRICS), 2)), []
     with evaluating(model, config, dataset, feed) as share:
         for block in evaluator.predictions(model, feed, share):
             tick()
-            predictions = protocol_predictions(block, CENTER)
-            sums[0] += len(predictions.top)
+            predictions, faults = protocol_predictions(block, CENTER), texts(block[FAULT])
+            for fault in faults:
+                say(f"{COUNTS_AS_WRONG}: {fault}")
+            sums[0] += len(predictions.top), len(faults)
             for row, metric in enumerate(METRICS.values(), start=1):
                 values = np.asarray(metric.values(predictions), np.float64)
                 values = values[~np.isnan(values)]
                 sums[row] += values.sum(), len(values)
     totals = torch.from_numpy(sums).to(next(model.parameters()).device)
     torch.distributed.all_reduce(totals)
-    (images, _), *rows = totals.tolist()
+    (images, num_bad), *rows = totals.tolist()
     if images != dataset.samples:
         raise RuntimeError(f"evaluated {images:.0f} images of {dataset.samples}")
+    if num_bad == images:
+        raise ValueError(
+            f"none of the {images:,.0f} images for {prefix} can be read, for example "
+            f"{'; '.join(faults[:1]) or 'those named by other workers'}"
+        )
     return {
         f"{prefix}/{name}": total / count
         for name, (total, count) in zip(METRICS, rows, strict=True)
@@ -82,7 +93,7 @@ def evaluating(
     """
     side = config.model.image_size
     share = EvalShare.of_worker(feed, feed.rank, dataset.samples, config.eval_batch)
-    forward = Forward(model, center_crop_settings(config))
+    forward = Forward(model, evaluation_settings(config))
     blank = torch.zeros(1, side, side, 3, dtype=torch.uint8, device=forward.device)
     model.eval()
     with torch.no_grad():

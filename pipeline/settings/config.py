@@ -215,7 +215,8 @@ class TrainConfig(Settings):
     keep_checkpoints: int = setting(2, may_change=True)
     """Latest checkpoints to keep, besides the one that data.select_split selects."""
     crops: str = setting("ten", may_change=True, common=True)
-    """Crop protocol of the final evaluation, reported along with the single centre crop."""
+    """Crop protocol of the final evaluation, reported along with the single centre crop: center,
+    three, five, ten, five-torchvision, ten-torchvision, inception-144, random-N."""
     audit: bool = setting(False, may_change=True)
     """Write the keys of every global batch to samples/ in the folder of the run, to prove which
     samples were consumed; for short runs."""

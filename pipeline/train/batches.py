@@ -17,7 +17,7 @@ from pipeline.data import feed as node_feed
 from pipeline.data.budget import NodeBudget
 from pipeline.data.feed import NodeFeed
 from pipeline.data.order import RankShare
-from pipeline.data.reader import SampleReader, View
+from pipeline.data.reader import SampleReader, View, without_unreadable
 from pipeline.data.staging import Staged, Staging
 from pipeline.data.stream import Block, Stream, ahead
 from pipeline.data.tasks import StepRanges
@@ -98,7 +98,13 @@ def device_batches(job: Job, feed: NodeFeed, step: int, device: torch.device) ->
     staging = Staging(device)
 
     def staged(pieces: list[Block]) -> tuple[Staged, list[Block]]:
-        images = [{**piece, "images": piece["images"][:, 0]} for piece in pieces]
+        images = [
+            {
+                "images": piece["images"][:, 0],
+                "labels": without_unreadable(piece["labels"], piece["fault"]),
+            }
+            for piece in pieces
+        ]
         texts = [{name: piece[name] for name in ("key", "fault")} for piece in pieces]
         return staging(images, ("images", "labels")), texts
 

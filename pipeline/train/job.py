@@ -12,7 +12,10 @@ from pipeline.checkpoint.run_folder import RunFolder, fetched_model
 from pipeline.data import digits
 from pipeline.data.dataset import Dataset, open_eval, open_train
 from pipeline.data.order import Mixture, Order
+from pipeline.data.reader import View
+from pipeline.evaluation.predict import view_of
 from pipeline.evaluation.probe import Probe
+from pipeline.evaluation.training_loop import evaluation_settings
 from pipeline.settings.config import DIGITS, TrainConfig
 from pipeline.settings.interventions import Interventions
 from pipeline.settings.location import is_address
@@ -132,7 +135,9 @@ def prepare(
     for split in filter(None, (data.eval_split, data.select_split)):
         for subset in job.eval.subsets:
             check_sides(job.config, subset.shards, split)
-    # each of these raises an error that would otherwise come up only in the workers
+    # each of these raises an error that would otherwise come up only in the workers, or at the end
+    View(images=job.config.images, size=job.config.model.image_size).check()
+    view_of(evaluation_settings(job.config, config.crops)).check()
     job.learning_rate(0)
     make_loss(config.loss, parents=job.parents)
     checkpoint = check_folder(job)

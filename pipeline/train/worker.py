@@ -13,7 +13,7 @@ import json
 import os
 import socket
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import ray.train
@@ -107,10 +107,11 @@ def train(job: Job, queue: ActorHandle, watchdog: Watchdog, leaves: Callable[[],
     elastic = bool(config.min_workers)
     control = Control(signal, leaves, config.checkpoint_minutes, elastic=elastic)
     outcomes = Outcomes(job, state, queue, control, world_size)
+    say = cache(queue.say.remote)  # an unreadable image is named once, not in every evaluation
 
     if weights and config.init_head != "drop":  # a head that knows the classes already
         with meter.paused(evaluates=True):
-            metrics = evaluations(state, job, feed, watchdog)
+            metrics = evaluations(state, job, feed, watchdog, say)
         if rank == 0:
             queue.put.remote({"kind": "eval", "step": 0, **metrics})
         watchdog.at(1, "data")
@@ -149,10 +150,10 @@ def train(job: Job, queue: ActorHandle, watchdog: Watchdog, leaves: Callable[[],
             state.interval = Interval()
         if saves:
             with meter.paused(evaluates=evaluates), state.averaged():
-                metrics = evaluations(state, job, feed, watchdog) if evaluates else {}
+                metrics = evaluations(state, job, feed, watchdog, say) if evaluates else {}
                 if probes:
                     tick = partial(watchdog.at, step, "probe")
-                    accuracies = probe_share(state.model, config, job.probes, feed, tick)
+                    accuracies = probe_share(state.model, config, job.probes, feed, tick, say)
                     if rank == 0:
                         queue.put.remote({"kind": "probe", "step": step, **accuracies})
                 watchdog.at(step, "checkpoint")
@@ -166,13 +167,15 @@ def train(job: Job, queue: ActorHandle, watchdog: Watchdog, leaves: Callable[[],
     writer.close()
 
 
-def evaluations(state: State, job: Job, feed: NodeFeed, watchdog: Watchdog) -> dict[str, float]:
+def evaluations(
+    state: State, job: Job, feed: NodeFeed, watchdog: Watchdog, say: Callable[[str], object]
+) -> dict[str, float]:
     """Metrics on the eval split, and on the split that selects the checkpoint, if one does."""
     tick = partial(watchdog.at, state.step, "evaluate")
     metrics = {}
     for prefix, dataset in (("val", job.eval), ("select", job.select)):
         if dataset:
-            metrics |= evaluate_share(state.model, job.config, dataset, feed, tick, prefix)
+            metrics |= evaluate_share(state.model, job.config, dataset, feed, tick, say, prefix)
     return metrics
 
 

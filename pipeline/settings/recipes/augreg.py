@@ -119,7 +119,7 @@ def finetuning(size: str, pixels: int, lr: float, has_file: bool) -> Preset:
         checkpoint=file if has_file else None,
         departs=DEPARTS,
         images=ImageConfig(**SQUASH),
-        crops="center",  # there is no margin to take others from
+        crops="center",  # as published: the whole image, squashed
         pixels=pixels,
         lr=lr,
     )
