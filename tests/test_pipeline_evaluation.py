@@ -17,7 +17,8 @@ from pipeline.__main__ import main
 from pipeline.data.dataset import Dataset
 from pipeline.data.reader import SampleReader, View
 from pipeline.evaluation.config import EvaluateConfig
-from pipeline.evaluation.evaluate import RESULT, evaluate_model, named, real_figures, result_table
+from pipeline.evaluation.evaluate import RESULT, evaluate_model, named, real_figures
+from pipeline.evaluation.intervals import sign_test, wilson
 from pipeline.evaluation.metrics import (
     Predictions,
     calibration_error,
@@ -25,9 +26,7 @@ from pipeline.evaluation.metrics import (
     confusions,
     per_class,
     relabelled,
-    sign_test,
     summary,
-    wilson,
 )
 from pipeline.evaluation.model import EvalModel, head_columns
 from pipeline.evaluation.predict import Evaluator, Scorer, average, predict_all
@@ -37,6 +36,7 @@ from pipeline.evaluation.predictions import (
     unit_images,
     whole_units,
 )
+from pipeline.evaluation.result_table import result_table
 from pipeline.settings.presets import find_preset
 from support.files import write_json
 from vit.batch import normalise
@@ -460,7 +460,9 @@ def test_protocols_differ_side_by_side_and_ten_equals_ten_crops_one_by_one(
     assert len({protocols[name]["loss"] for name in protocols}) == 3
     assert protocols["ten"]["top1"] != protocols["center"]["top1"]
     shown = result_table(result)
-    assert all(word in shown for word in ("center", "ten", "inception-144", "ECE", "against one"))
+    assert all(
+        word in shown for word in ("center", "ten", "inception-144", "ECE", "gain on center")
+    )
     for name in (RESULT, "classes.csv", "predictions.parquet", "sheet.json"):
         assert (tmp_path / name).stat().st_size > 100
     # the same by hand: every crop in a batch of its own
