@@ -28,7 +28,7 @@ import numpy as np
 from pipeline.data.class_images import class_images
 from pipeline.evaluation.hierarchy import Hierarchy
 from pipeline.evaluation.intervals import Z, mean_over_classes, wilson
-from pipeline.evaluation.metrics import Predictions, per_class
+from pipeline.evaluation.metrics import FIGURES, Predictions, per_class
 from pipeline.evaluation.model import EvalModel
 from support.redact import redact
 
@@ -102,7 +102,7 @@ class ClassFigures:
                 if len(of)
             }
         if not isinstance(self._hierarchy, Hierarchy):
-            left_out.append(f"top-1 or above, height of mistakes: {self._hierarchy}")
+            left_out.append(f"figures over WordNet: {self._hierarchy}")
         return facts | {"left_out": left_out}
 
     @cached_property
@@ -168,13 +168,22 @@ def interval(name: str, value: float, low: float, high: float) -> dict[str, floa
     return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
-def notes(facts: Mapping) -> list[str]:
-    """What the figures are of, and what is left out, in lines to stand under them."""
-    groups = [
-        f"{name}: {of['classes']:,} classes with {bounds(of)} training images"
-        for name, of in facts.get("thirds", {}).items()
-    ]
-    return [*groups, *(f"left out: {each}" for each in facts["left_out"])]
+def class_figure_names(result: Mapping) -> list[str]:
+    """The figures over classes that the result of an evaluation has."""
+    protocols = result["protocols"].values()
+    names = [name for name in FIGURES if name != "ece"]
+    return [name for name in names if any(name in values for values in protocols)]
+
+
+def note(name: str, facts: Mapping) -> str:
+    """What a figure is of or counts, in words; empty if its title says so."""
+    third = facts.get("thirds", {}).get(name)
+    if third:
+        return f"{third['classes']:,} classes with {bounds(third)} training images"
+    return {
+        "mean_per_class": f"{facts['classes']:,} classes",
+        "lca_height": "of the lowest common ancestor in WordNet, on average",
+    }.get(name, "")
 
 
 def bounds(third: Mapping[str, int]) -> str:

@@ -69,7 +69,7 @@ FIGURES = {
     "head": "head",
     "middle": "middle",
     "tail": "tail",
-    "top1_or_above": "top-1 or above",
+    "top1_or_above": "top-1, ancestors count",
     "lca_height": "height of mistakes",
 }
 """Figures of a protocol that are no means over its images, by their names in a result, with their

@@ -6,20 +6,17 @@
 Results of older evaluations lack some keys, and what depends on them is left out.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from pipeline.data.dataset import set_name
-from pipeline.evaluation.class_figures import notes
+from pipeline.evaluation.class_figures import class_figure_names, note
 from pipeline.evaluation.config import CENTER
 from pipeline.evaluation.metrics import FIGURES, METRICS
 from support.console import table
 
-INTERVALS = (
-    "95 % intervals: Wilson's of shares of images; Tango's of a gain, p by the exact McNemar test"
-)
+INTERVALS = "95 % intervals: Wilson's of shares; Tango's of the gain, whose p is exact McNemar's"
 CLASS_INTERVALS = (
-    "95 % intervals: Wilson's, for the variance of a mean over classes whose images are drawn; of"
-    " top-1 or above that of a share of images; of the height that of a normal distribution"
+    "95 % intervals: Wilson's, of means over classes for their variance; the height's is normal"
 )
 
 
@@ -40,22 +37,22 @@ def selection(result: Mapping) -> str:
         return ""
     on = result["selected_on"]
     if on is None:
-        return "No figure selected the checkpoint: the run reports its last step."
-    split = on["split"]
+        return "No split selects among the checkpoints of the run, which reports its last step."
+    selects = f"Top-1 on {on['split']} selects among the checkpoints of the run"
     if on == {"data": result["data"], "split": result["split"]}:
-        return (
-            f"OPTIMISTIC: top-1 on {split} selected the checkpoint that the run reports, and these "
-            f"figures are of {split}."
-        )
-    return (
-        f"Top-1 on {split} selected the checkpoint that the run reports; the images of"
-        f" {result['split']} had no part in it."
-    )
+        return f"{selects}: these figures, of the same images, are optimistic."
+    return f"{selects}; the images of {result['split']} have no part in it."
 
 
 def protocol_name(name: str, values: Mapping) -> str:
     """A crop protocol in words: its name, and how many crops it has."""
     return "one centre crop" if name == CENTER else f"{name}, {values['views']} crops"
+
+
+def averaged(name: str, values: Mapping, result: Mapping) -> str:
+    """The same with the rule of averaging, where there is something to average."""
+    rule = f", {result['average']} averaged" if values["views"] > 1 else ""
+    return protocol_name(name, values) + rule
 
 
 def result_table(result: Mapping) -> str:
@@ -72,12 +69,11 @@ def _lines(result: Mapping) -> Iterator[str]:
     if "real" in result:
         yield f"\nReaL labels, split {result['split']}"
         yield table(list(_protocol_rows({"changes": {}, **result["real"]})))
-    names = class_figure_names(result)
-    if names:
-        yield "\nover classes"
-        yield table(list(_class_rows(result, names)))
+    if "classes" in result:
+        yield f"\nover the classes of split {result['split']}"
+        yield table(list(_class_rows(result)))
         yield CLASS_INTERVALS
-        yield from notes(result["classes"])
+        yield from (f"left out: {each}" for each in result["classes"]["left_out"])
     if "v2" in result:
         yield "\nImageNet-V2"
         yield from _lines(result["v2"])
@@ -103,17 +99,13 @@ def _protocol_rows(result: Mapping) -> Iterator[list[str]]:
         yield cells
 
 
-def _class_rows(result: Mapping, names: Sequence[str]) -> Iterator[list[str]]:
-    yield ["crops", *(FIGURES[name] for name in names)]
-    for protocol, values in result["protocols"].items():
-        yield [protocol, *(figure_text(name, values) for name in names)]
-
-
-def class_figure_names(result: Mapping) -> list[str]:
-    """The figures over classes that a result has."""
-    protocols = result["protocols"].values()
-    names = [name for name in FIGURES if name != "ece"]
-    return [name for name in names if any(name in values for values in protocols)]
+def _class_rows(result: Mapping) -> Iterator[list[str]]:
+    """A row for each figure over classes."""
+    protocols, facts = result["protocols"], result["classes"]
+    yield ["", *protocols]
+    for name in class_figure_names(result):
+        about = f" ({words})" if (words := note(name, facts)) else ""
+        yield [FIGURES[name] + about, *(figure_text(name, each) for each in protocols.values())]
 
 
 def figure_text(name: str, values: Mapping[str, float], *, bounded: bool = True) -> str:
