@@ -317,12 +317,20 @@ def test_the_card_has_the_results_that_are_recorded_of_these_weights_alone(googl
         if name == "a":
             real = dict(images=350, top1=0.95, top1_low=0.922, top1_high=0.968)
             result["real"] = {"labels": "real.json", "protocols": {"center": real, "five": real}}
+            result["v2"] = {**EVALUATED, "data": "s3://bucket/v2", "split": "test"}
+            bounds = {"mean_per_class_low": 0.85, "mean_per_class_high": 0.92}
+            result["protocols"]["center"] |= {"mean_per_class": 0.89, **bounds}
+            result |= {"step": 7, "selected_on": {"data": result["data"], "split": "minival"}}
             (folder / "result.json").write_text(json.dumps(result))
     text = card_of(path, tmp_path)
-    real = "| in1k | val, ReaL labels | center (1) | - | 350 | 0.9500 (0.9220 to 0.9680) | - |"
+    real = "| in1k | val, ReaL labels | center (1) | - | 350 | 0.9500 (0.9220 to 0.9680) | - | - |"
     assert real in text
-    assert "| in1k | val | center (1) | - | 360 | 0.9000 (0.8640 to 0.9270) | 0.9900 |" in text
-    assert "| in1k | val | five (5) | logits | 360 | 0.9100 (0.8750 to 0.9360) | 0.9950 |" in text
+    center = "| in1k | val | center (1) | - | 360 | 0.9000 (0.8640 to 0.9270) | 0.9900 |"
+    assert f"{center} 0.8900 (0.8500 to 0.9200) |" in text
+    five = "| five (5) | logits | 360 | 0.9100 (0.8750 to 0.9360) | 0.9950 | - |"
+    assert f"| in1k | val {five}" in text and f"| v2 | test, ImageNet-V2 {five}" in text
+    assert "top-1 (Wilson 95 %)" in text
+    assert "Top-1 on minival selects among the checkpoints of the run; the images of val" in text
     assert "0.1234" not in text and "bucket" not in text
 
 

@@ -167,7 +167,7 @@ def test_transformers_opens_the_folder(kind, settings, tmp_path, caplog):
     crops, expected = ours(path, model)
     with torch.no_grad():
         same(theirs(normalise(crops, EvalModel.open(path).images)).logits, expected)
-    assert theirs.config.id2label[3] == "n00000003" and theirs.config.label2id["n00000003"] == 3
+    assert theirs.config.id2label[3] == "digit 3" and theirs.config.label2id["digit 3"] == 3
     read = read_weights(tmp_path / "out")
     state = model.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in read.items())

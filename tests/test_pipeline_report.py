@@ -14,6 +14,7 @@ from PIL import Image
 from test_support_page import Page
 
 from pipeline.evaluation.metrics import METRICS, Metric
+from pipeline.report.calibration_chart import calibration_chart
 from pipeline.report.run_data import RunData, sessions
 from pipeline.report.run_page import together, write_report
 from pipeline.run import fit
@@ -65,7 +66,8 @@ def test_a_run_that_has_only_started_has_a_page(tmp_path):
 
 def evaluated(names, classes):
     """The result of an evaluation with these metrics, of made-up figures."""
-    own = {"views": 1, "images": 90, "ece": 0.1234}
+    own = {"views": 1, "images": 90, "ece": 0.1234, "mean_per_class": 0.5}
+    own |= {"tail": 0.25, "tail_low": 0.2, "tail_high": 0.3}
     for place, name in enumerate(names, start=1):
         own |= {name: place / 16, f"{name}_low": place / 17, f"{name}_high": place / 15}
     wnids = [f"n{number:08}" for number in range(classes)]
@@ -73,6 +75,13 @@ def evaluated(names, classes):
     return {
         **{"checkpoint": "/runs/x/checkpoints/step-000000100", "data": "s3://A:S3CR3T@b/set"},
         **{"images": 90, "split": "val", "average": "logits", "missing": ["n01440764"] * 60},
+        **{"step": 100, "selected_on": {"data": "s3://A:S3CR3T@b/set", "split": "val"}},
+        "unreadable": [["val-00000.tar/cat_7", "cannot identify image file"]],
+        "classes": {
+            "classes": 20,
+            "thirds": {"tail": {"classes": 6, "fewest": 9, "most": 1412}},
+            "left_out": ["figures over WordNet: the classes have no common ancestor in WordNet"],
+        },
         "protocols": {"center": own, "five": {**own, "views": 5}},
         "changes": {"five": change},
         "real": {"protocols": {"center": {"top1": 0.8125}, "five": {"top1": 0.875}}},
@@ -133,7 +142,7 @@ def test_metrics_of_the_table_are_columns_and_curves_of_the_page(begun, monkeypa
     assert cells["Brier score"] == "0.2500 [0.2353, 0.2667]"  # no share
     assert cells["top-3"] == "31.25% [29.41, 33.33]"
     cells = dict(zip(head, five, strict=True))
-    assert cells["top-1 against one, points"] == "+5.00 [+1.00, +9.00]"
+    assert cells["top-1 against center, points"] == "+5.00 [+1.00, +9.00]"
     assert cells["right / wrong"] == "+7 / -2" and cells["p"] == "0.03"
     assert cells["ReaL, top-1"] == "87.50%"
     told = Page(page)
@@ -151,11 +160,15 @@ def test_the_page_shows_all_records_classes_and_what_the_head_lacks(begun):
     assert lengths == [100, 2]  # train/loss and val/loss
     words = " ".join(Page(page).words)
     assert "60 classes of the data are not in the head" in words
-    assert words.count("n01440764 tench") == 50
+    assert words.count("tench (n01440764)") == 50
     assert "The 12 worst of 20 classes" in words and "by top-1 under five" in words
     assert "All 20 classes, worst first" in words
-    worst = [row[0] for row in rows_of(page) if row[0].startswith("n000000") and len(row) == 4]
-    assert worst == [f"n{number:08}" for number in [*range(12), *range(20)]]
+    names = [f"digit {number} n{number:08}" for number in range(10)]
+    names += [f"n{number:08}" for number in range(10, 20)]
+    assert [row[0] for row in rows_of(page) if row[0] in names and len(row) == 4] == [
+        *names[:12],
+        *names,
+    ]
     assert "S3CR3T" not in page and "s3://***@b/set" in words
     assert "top-5" not in words  # it was not measured
     assert "worker-hours in all, at 2 an hour:" in words
@@ -213,6 +226,38 @@ def test_many_machines_are_shown_by_their_median_their_extremes_and_the_odd_one_
     assert highs == [(x, 92.0) for x in range(4)]
     few = {"gpu_0": lines["gpu_0"]}
     assert together(few) == (few, {})
+def test_every_figure_of_the_page_says_what_it_is_of(begun):
+    page = write_report(begun(["loss", "top1"])).read_text()
+    words = " ".join(Page(page).words)
+    assert "split val of set, 90 images, 1 of them unreadable, which count as wrong" in words
+    assert "logits averaged over the crops of an image" in words
+    assert "Wilson's of shares; Tango's of the gain" in words
+    assert "Top-1 on val selects" in words and "optimistic" in words
+    assert "top-1 on val, five, 5 crops, logits averaged; Wilson 95 %" in words
+    assert "top-1 on val, one centre crop; Wilson 95 %" in words
+    assert ["val-00000.tar/cat_7", "cannot identify image file"] in rows_of(page)
+    assert "the classes have no common ancestor in WordNet" in words
+    head, *rows = [row for row in rows_of(page) if row[1:] and "%" in row[1] or "over" in row[0]]
+    cells = dict((row[0], row[1]) for row in rows if len(row) == len(head))
+    assert cells["mean per class 20 classes"] == "50.00%"
+    assert cells["tail 6 classes with 9 to 1,412 training images"] == "25.00% [20.00, 30.00]"
+
+
+def test_calibration_shows_how_many_images_a_dot_is_and_joins_none():
+    bins = [(0, 0.0, 0.0), (1, 0.2, 1.0), (99, 0.62, 0.58)]
+    svg = calibration_chart({"center": bins})
+    assert svg.count('class="line"') == 1  # the ideal alone
+    assert "center: 0.62 sure, 0.58 right, 99 images" in svg and "1.00 right, 1 images" in svg
+    assert calibration_chart({"center": bins[:1]}) == ""
+    halves = diameters(calibration_chart({"center": [(50, 0.2, 0.5), (50, 0.8, 0.5)]}))
+    (whole,) = diameters(calibration_chart({"center": [(100, 0.2, 0.5)]}))
+    assert list(halves) == [pytest.approx(whole / 2**0.5, rel=0.01)]  # the area is as the number
+
+
+def diameters(svg):
+    """Widths of the dots of a chart, without those of its legend."""
+    dots = "".join(re.findall(r'<g class="dots">.*?</g>', svg))
+    return {2 * float(top) for top in re.findall(r'<path d="M0 ([\d.]+)C', dots)}
 
 
 # --- a run, its page, and MLflow's ---

@@ -63,6 +63,7 @@ class Evaluate:
         from pipeline.cluster.session import ray_session
         from pipeline.evaluation import evaluate
         from pipeline.evaluation.model import EvalModel
+        from pipeline.evaluation.result_table import result_table
         from shards.dataset.format import open_set
 
         config = self.config.absolute()
@@ -76,7 +77,7 @@ class Evaluate:
         with ray_session(extra_cpus=config.workers, verbose=self.verbose):
             progress = Progress("evaluate")
             result = evaluate.evaluate_model(eval_model, config, dataset, folder, progress)
-        log.info("\n%s\n\nresult      %s", evaluate.result_table(result), folder)
+        log.info("\n%s\n\nresult      %s", result_table(result), folder)
         if eval_model.run_dir:
             from pipeline.run_events import attach
 

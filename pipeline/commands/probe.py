@@ -58,9 +58,9 @@ class Probe:
         open_console(verbose=self.verbose)
         from pipeline.checkpoint.run_folder import fetched_model, run_of
         from pipeline.cluster.session import ray_session
-        from pipeline.evaluation.evaluate import result_table
         from pipeline.evaluation.linear_probe import LinearProbe
         from pipeline.evaluation.model import EvalModel
+        from pipeline.evaluation.result_table import result_table
 
         config = self.config.absolute()
         eval_model = EvalModel.open(fetched_model(self.checkpoint), needs_head=False)

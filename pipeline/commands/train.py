@@ -1,5 +1,6 @@
 """The command that trains: `python -m pipeline train PRESET`."""
 
+import json
 import logging
 import os
 import sys
@@ -161,7 +162,8 @@ def preset_for(
 
 def result_facts(job: "Job", outcome: "Outcome") -> str:
     """Summary of a run: the table of its evaluation, and the paths of its results."""
-    from pipeline.evaluation.evaluate import result_table
+    from pipeline.evaluation.config import RESULT
+    from pipeline.evaluation.result_table import result_table
     from pipeline.tracking.mlflow_client import page_command
 
     images = next(iter(outcome.protocols.values()))["images"]
@@ -172,5 +174,9 @@ def result_facts(job: "Job", outcome: "Outcome") -> str:
         "checkpoint": outcome.checkpoint + (f" ({outcome.chosen})" if outcome.chosen else ""),
         "MLflow page": page_command(job.dir.parent),
     }
-    table = result_table({"protocols": outcome.protocols, "changes": outcome.changes})
-    return f"{table}\n\n" + "\n".join(f"{name:<12}{fact}" for name, fact in facts.items())
+    result = {"protocols": outcome.protocols, "changes": outcome.changes}
+    if (file := Path(outcome.evaluation, RESULT)).is_file():  # it may be on another machine
+        result = json.loads(file.read_text())
+    return f"{result_table(result)}\n\n" + "\n".join(
+        f"{name:<12}{fact}" for name, fact in facts.items()
+    )

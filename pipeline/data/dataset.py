@@ -35,6 +35,12 @@ class SampleFilter:
     classes: frozenset[int] | None = None
     """A sample must have one of these class numbers; None keeps all samples."""
 
+    @property
+    def columns(self) -> set[str]:
+        """Columns of a shard's index that `of_index` reads."""
+        used = {"sha256": self.fraction < 1, "classes": self.classes is not None}
+        return {name for name, is_used in used.items() if is_used}
+
     def of_index(self, index: pa.Table) -> np.ndarray:
         """(n,) bool: which samples of a shard's index are kept."""
         kept = np.ones(len(index), bool)

@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline.settings.config import DIGITS
 from shards.build.config import BuildConfig
 from shards.build.pack import build
-from shards.dataset import store
+from shards.dataset import store, wordnet
 from support.console import log_stage
 from support.files import cache_dir, written
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 SIDE = 32
 # held-out images of each class, about a fifth
 VAL_PER_CLASS = 36
-CLASSES = tuple(f"n{digit:08d}" for digit in range(10))
+CLASSES = tuple(wordnet.DIGITS)
 
 
 def located(data_dir: str, runs_dir: str) -> str:

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from pipeline.data.dataset import Dataset
 from pipeline.evaluation import metrics
+from pipeline.evaluation.class_figures import ClassFigures
 from pipeline.evaluation.config import CENTER, RESULT, EvaluateConfig
 from pipeline.evaluation.examples import first_name, write_examples
 from pipeline.evaluation.metrics import Predictions
@@ -34,7 +35,6 @@ from pipeline.evaluation.unreadable import COUNTS_AS_WRONG, named_faults
 from shards.dataset import wordnet
 from shards.dataset.classes import class_list, mapping
 from shards.dataset.format import open_set
-from support.console import table
 from support.files import write_json, written
 from support.redact import redact
 from vit.registry import num_views
@@ -88,9 +88,10 @@ def evaluate_model(
         "resized": settings.resized,
         "average": settings.average,
         "precision": settings.precision,
+        "selected_on": selected_on(eval_model),
         "missing": list(missing),
         "seconds": time.monotonic() - started if is_fresh else None,
-        **figures(predictions, classes),
+        **figures(predictions, ClassFigures.of_model(eval_model, classes)),
     }
     if settings.real:
         result["real"] = real_figures(Path(settings.real), keys, predictions, classes)
@@ -112,14 +113,27 @@ def warn_of_missing(missing: tuple[str, ...], num_classes: int) -> None:
         log.warning(text, len(missing), num_classes, names)
 
 
-def figures(predictions: Mapping[str, Predictions], classes: tuple[str, ...]) -> dict[str, dict]:
+def selected_on(eval_model: EvalModel) -> dict[str, str] | None:
+    """Data and split whose top-1 selects among the checkpoints of the model's run, if one does."""
+    training = eval_model.training
+    if training is None or training.select_split is None:
+        return None
+    return {"data": redact(eval_model.data), "split": training.select_split}
+
+
+def figures(predictions: Mapping[str, Predictions], class_figures: ClassFigures) -> dict[str, dict]:
     """Metrics of every protocol, and how each differs from the single centre crop."""
-    center = predictions[CENTER]
+    center, classes = predictions[CENTER], class_figures.classes
     return {
         "protocols": {
-            name: {"views": num_views(name), **metrics.summary(each)}
+            name: {
+                "views": num_views(name),
+                **metrics.summary(each),
+                **class_figures.of(each),
+            }
             for name, each in predictions.items()
         },
+        "classes": class_figures.facts(center),
         "changes": {
             n: metrics.comparison(center, each) for n, each in predictions.items() if n != CENTER
         },
@@ -238,30 +252,3 @@ def write_predictions(
 def unpadded(rows: np.ndarray) -> list[list[int]]:
     """The class numbers of each row without the negative padding."""
     return [row[row >= 0].tolist() for row in rows]
-
-
-def result_table(result: Mapping) -> str:
-    """The metrics of all protocols as a table for the console."""
-    rows = [["crops", "views", "top-1", "95 %", "top-5", "loss", "ECE", "against one", "p"]]
-    for name, values in result["protocols"].items():
-        change = result["changes"].get(name)
-        gain = f"{change['gain']:+.4f} (+{change['gained']} -{change['lost']})" if change else ""
-        rows.append(
-            [
-                *(name, str(values["views"]), f"{values['top1']:.4f}"),
-                f"{values['top1_low']:.4f}-{values['top1_high']:.4f}",
-                f"{values['top5']:.4f}",
-                f"{values['loss']:.4f}" if "loss" in values else "-",
-                *(f"{values['ece']:.4f}", gain, f"{change['p']:.3f}" if change else ""),
-            ]
-        )
-    lines = [table(rows)]
-    if "real" in result:
-        lines += ["", "ReaL labels"] + [
-            f"  {name:<14}top-1 {v['top1']:.4f} ({v['top1_low']:.4f}-{v['top1_high']:.4f}) of "
-            f"{v['images']:,} images"
-            for name, v in result["real"]["protocols"].items()
-        ]
-    if "v2" in result:
-        lines += ["", "ImageNet-V2", result_table(result["v2"])]
-    return "\n".join(lines)

@@ -30,9 +30,11 @@ from pipeline.checkpoint.draft import Draft
 from pipeline.checkpoint.local import Checkpoint
 from pipeline.checkpoint.run_folder import CHECKPOINTS, PROBES, RunFolder
 from pipeline.checkpoint.sharded import Snapshot
+from pipeline.data.class_images import class_images
 from pipeline.data.dataset import Dataset, SampleFilter, set_name
 from pipeline.data.stream import joined
 from pipeline.evaluation import evaluate
+from pipeline.evaluation.class_figures import ClassFigures
 from pipeline.evaluation.config import CENTER, LinearProbeConfig
 from pipeline.evaluation.evaluate import RESULT, Progress, figures, named, sample_keys
 from pipeline.evaluation.features import FeatureReader
@@ -182,7 +184,7 @@ class LinearProbe:
             fits.append(fit)
             log.info("%s", described(fit))
         head = torch.from_numpy(fits[-1].head.copy())  # Ray's arrays cannot be written to
-        values = figures({CENTER: self._predictions(stores[1], head)}, self.train.classes)
+        values = figures({CENTER: self._predictions(stores[1], head)}, self._class_figures())
         model.head.weight.data, model.head.bias.data = head[:, :-1], head[:, -1]
         checkpoint = self._write(model.state_dict(), values["protocols"][CENTER])
         result = {"probed": str(checkpoint.path), **self._facts(fits), **unreadable, **values}
@@ -222,6 +224,13 @@ class LinearProbe:
             "gradient": last.gradient,
             "search": [record(fit) for fit in sorted(tried, key=lambda fit: fit.strength)],
         }
+
+    def _class_figures(self) -> ClassFigures:
+        """Those of the split, by the frequency of the classes among the images of the fit."""
+        data = DataConfig(dir=self.settings.data, train_split=self.settings.train_split)
+        images = class_images(data, self.settings.data).values()
+        classes = self.train.classes
+        return ClassFigures(classes=classes, trained=dict(zip(classes, images, strict=True)))
 
     def _predictions(self, store: PredictionStore, head: Tensor) -> Predictions:
         """What the head answers for the images of the eval split."""

@@ -3,7 +3,8 @@
     Predictions (labels, top-5, confidence, loss of every image) -> accuracy with intervals, loss,
     calibration, classes, confusions, ReaL; two protocols -> what changed
 
-An image with several classes is a hit if any of them is predicted.
+An image with several classes is a hit if any of them is predicted. An image that could not be read
+has no prediction: it counts as wrong, and takes no part in loss, calibration and confusions.
 
 Shapes: n images, M labels per image (padded with -1), T ranked predictions (padded with -2), K
 classes.
@@ -15,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# two-sided 95 %
-Z = 1.959963984540054
+from pipeline.evaluation.intervals import Z, sign_test, tango, wilson
+
 ECE_BINS = 15
 
 
@@ -31,7 +32,12 @@ class Predictions:
     confidence: np.ndarray
     """(n,) float64: probability of the first prediction."""
     loss: np.ndarray
-    """(n,) float64; NaN for an image if the model has none of its classes."""
+    """(n,) float64; NaN for an image that was not read, or if the model has none of its classes."""
+
+    @property
+    def answered(self) -> np.ndarray:
+        """Which images have a prediction, because they could be read: (n,) bool."""
+        return self.top[:, 0] >= 0
 
     def hits(self, k: int) -> np.ndarray:
         """Whether any label is among the first k predictions: (n,) bool."""
@@ -57,6 +63,18 @@ METRICS = {
 }
 """Add a metric here; training, evaluation, record, report and search then use it by its name."""
 
+FIGURES = {
+    "ece": "ECE",
+    "mean_per_class": "mean per class",
+    "head": "head",
+    "middle": "middle",
+    "tail": "tail",
+    "top1_or_above": "top-1, ancestors count",
+    "lca_height": "height of mistakes",
+}
+"""Figures of a protocol that are no means over its images, by their names in a result, with their
+titles; some may be missing. All but `ece` are of `pipeline.evaluation.class_figures`."""
+
 
 def summary(predictions: Predictions) -> dict[str, float]:
     """Each metric of one protocol with its 95 % interval: NAME, NAME_low, NAME_high.
@@ -79,19 +97,10 @@ def summary(predictions: Predictions) -> dict[str, float]:
     return figures | {"ece": calibration_error(predictions)}
 
 
-def wilson(hits: int, count: int) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a share (Wilson 1927); it never leaves [0, 1]."""
-    if count == 0:
-        return 0.0, 1.0
-    share, z2 = hits / count, Z * Z / count
-    middle = (share + z2 / 2) / (1 + z2)
-    half = Z / (1 + z2) * math.sqrt(share * (1 - share) / count + z2 / (4 * count))
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
 def calibration(predictions: Predictions) -> list[tuple[int, float, float]]:
     """(images, mean confidence, accuracy) of each of 15 equal bins of confidence."""
     bins = np.ceil(predictions.confidence * ECE_BINS).astype(int).clip(1, ECE_BINS) - 1
+    bins[~predictions.answered] = -1
     columns, rows = (predictions.confidence, predictions.hits(1)), []
     for number in range(ECE_BINS):
         inside = bins == number
@@ -103,8 +112,9 @@ def calibration(predictions: Predictions) -> list[tuple[int, float, float]]:
 
 def calibration_error(predictions: Predictions) -> float:
     """Expected calibration error (Guo et al. 2017, 15 bins): mean |confidence - accuracy|."""
-    errors = (count * abs(conf - acc) for count, conf, acc in calibration(predictions))
-    return sum(errors) / len(predictions.top)
+    rows = calibration(predictions)
+    errors = sum(count * abs(confidence - accuracy) for count, confidence, accuracy in rows)
+    return errors / max(sum(count for count, _, _ in rows), 1)
 
 
 def per_class(predictions: Predictions, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -123,7 +133,7 @@ def confusions(predictions: Predictions, most: int = 20) -> list[tuple[int, int,
 
     A wrong image with several classes counts for the first of them.
     """
-    wrong = ~predictions.hits(1)
+    wrong = predictions.answered & ~predictions.hits(1)
     pairs = np.stack([predictions.labels[wrong, 0], predictions.top[wrong, 0]], axis=1)
     pairs, counts = np.unique(pairs, axis=0, return_counts=True)
     order = np.argsort(-counts, kind="stable")[:most]  # np.unique sorts the pairs
@@ -135,34 +145,20 @@ def comparison(before: Predictions, after: Predictions) -> dict[str, float]:
 
     Returns:
         gained: images that became right; lost: images that became wrong; gain: the difference in
-        top-1 with its paired 95 % interval; p: exact two-sided McNemar test, the probability of
-        so uneven a split if both protocols were equally good.
+        top-1 with Tango's paired 95 % interval; p: exact two-sided McNemar test, the probability
+        of so uneven a split if both protocols were equally good.
     """
     first, second = before.hits(1), after.hits(1)
     gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
-    count, changed = len(first), gained + lost
-    gain = (gained - lost) / count
-    half = Z * math.sqrt(max(changed / count - gain**2, 0.0) / count)
+    low, high = tango(gained, lost, len(first))
     return {
         "gained": gained,
         "lost": lost,
-        "gain": gain,
-        "gain_low": gain - half,
-        "gain_high": gain + half,
-        "p": sign_test(min(gained, lost), changed),
+        "gain": (gained - lost) / len(first),
+        "gain_low": low,
+        "gain_high": high,
+        "p": sign_test(min(gained, lost), gained + lost),
     }
-
-
-def sign_test(fewer: int, count: int) -> float:
-    """Two-sided probability of at most `fewer` or at least `count - fewer` heads of a fair coin."""
-    if count == 0:
-        return 1.0
-    log_half = count * math.log(2)
-    terms = (
-        math.lgamma(count + 1) - math.lgamma(i + 1) - math.lgamma(count - i + 1) - log_half
-        for i in range(fewer + 1)
-    )
-    return min(1.0, 2 * math.fsum(map(math.exp, terms)))
 
 
 def relabelled(predictions: Predictions, labels: Mapping[int, Sequence[int]]) -> Predictions:

@@ -24,7 +24,7 @@ from pipeline.checkpoint import local
 from pipeline.checkpoint.run_folder import CHECKPOINTS
 from pipeline.data import digits
 from pipeline.evaluation.config import EvaluateConfig, LinearProbeConfig
-from pipeline.settings.config import TrainConfig
+from pipeline.settings.config import DataConfig, TrainConfig
 from shards.dataset.classes import BUILT_IN, class_list, mapping
 from support.settings import type_hints
 from vit.config import ImageConfig, LossConfig, ViTConfig
@@ -56,7 +56,9 @@ class EvalModel:
     classes: tuple[str, ...] | None
     """wnids of the head, by class number; None if the file does not list them."""
     data: str | None = None
-    """Shard set that it was evaluated on during training."""
+    """Shard set that it was trained on, and evaluated on during training."""
+    training: DataConfig | None = None
+    """Which of its images it was trained on; None for a file."""
     split: str = "val"
     run_dir: Path | None = None
     """Folder of the run that made it; None for a file, and for a copy of a checkpoint."""
@@ -117,6 +119,7 @@ class EvalModel:
             precision=config.precision,
             classes=checkpoint.classes,
             data=digits.located(config.data.dir, runs_dir),
+            training=config.data,
             split=config.data.eval_split,
             run_dir=run_dir,
             step=checkpoint.step,

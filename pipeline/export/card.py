@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeline.checkpoint.local import META, Checkpoint, provenance
 from pipeline.evaluation.config import RESULT
+from pipeline.evaluation.result_table import selection
 from pipeline.export.check import Agreement
 from pipeline.export.config import ExportConfig
 from pipeline.export.formats import FORMATS
@@ -26,6 +27,10 @@ ELSEWHERE += ("device", "worker", "min_workers", "log_every", "eval_every", "che
 ELSEWHERE += ("model.num_classes", "max_restarts", "hang_minutes", "audit", "data.eval_split")
 # a setting that every run has, and a linear probe has not
 OF_TRAINING = "optim.lr"
+HEAD = (
+    "| data | split | crops | average of | images | top-1 (Wilson 95 %) | top-5 |"
+    " mean per class (95 %) |"
+)
 TERMS = (
     "ImageNet's terms of access (image-net.org/download) let researchers use the database only for"
     " non-commercial research and educational purposes. They are about the database, and do not say"
@@ -197,9 +202,12 @@ def results(source: Source) -> Iterator[str]:
     elif not rows:
         yield "No evaluation of these weights is recorded."
     else:
-        yield "| data | split | crops | average of | images | top-1 (95 % interval) | top-5 |"
-        yield "|---|---|---|---|---:|---:|---:|"
+        yield HEAD
+        yield "|---|---|---|---|---:|---:|---:|---:|"
         yield from rows
+        yield from (
+            f"\n{text}" for text in dict.fromkeys(map(selection, evaluations(source))) if text
+        )
 
 
 def evaluations(source: Source) -> Iterator[Mapping]:
@@ -221,18 +229,27 @@ def rows_of(source: Source, result: Mapping) -> Iterator[str]:
     for name, values in result["protocols"].items():
         views, data = values["views"], data_name(source, result["data"])
         about = (f"{name} ({views})", result["average"] if views > 1 else "-")
-        yield table_row(data, result["split"], *about, *top1(values), f"{values['top5']:.4f}")
+        others = f"{values['top5']:.4f}", bounded("mean_per_class", values)
+        yield table_row(data, result["split"], *about, *top1(values), *others)
         if "real" in result:
             figures = top1(result["real"]["protocols"][name])
-            yield table_row(data, f"{result['split']}, ReaL labels", *about, *figures, "-")
+            yield table_row(data, f"{result['split']}, ReaL labels", *about, *figures, "-", "-")
     if "v2" in result:
-        yield from rows_of(source, result["v2"])
+        v2 = result["v2"]
+        yield from rows_of(source, {**v2, "split": f"{v2['split']}, ImageNet-V2"})
 
 
 def top1(values: Mapping) -> tuple[str, str]:
     """Number of images, and accuracy with its interval."""
-    low, high = values["top1_low"], values["top1_high"]
-    return f"{values['images']:,}", f"{values['top1']:.4f} ({low:.4f} to {high:.4f})"
+    return f"{values['images']:,}", bounded("top1", values)
+
+
+def bounded(name: str, values: Mapping[str, float]) -> str:
+    """A figure with its interval; "-" if it is missing."""
+    if name not in values:
+        return "-"
+    low, high = (values[f"{name}_{end}"] for end in ("low", "high"))
+    return f"{values[name]:.4f} ({low:.4f} to {high:.4f})"
 
 
 def table_row(*cells: str) -> str:

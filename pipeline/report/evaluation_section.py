@@ -3,16 +3,24 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pipeline.evaluation.class_figures import class_figure_names, note
 from pipeline.evaluation.config import CENTER
-from pipeline.evaluation.examples import GROUPS, first_name
-from pipeline.evaluation.metrics import METRICS
+from pipeline.evaluation.examples import GROUPS, class_label, first_name
+from pipeline.evaluation.metrics import FIGURES, METRICS
+from pipeline.evaluation.result_table import (
+    CLASS_INTERVALS,
+    INTERVALS,
+    caption,
+    protocol_name,
+    selection,
+)
+from pipeline.report.calibration_chart import calibration_chart
 from pipeline.report.run_data import Evaluation
-from support.chart import line_chart
 from support.page import Cell, Table
 
 # rows of the table of classes that are visible, and with those to unfold; pairs of confused
-# classes; classes that the head lacks
-SHOWN_CLASSES, MOST_CLASSES, SHOWN_PAIRS, SHOWN_MISSING = 12, 1500, 12, 50
+# classes; classes that the head lacks; images that could not be read
+SHOWN_CLASSES, MOST_CLASSES, SHOWN_PAIRS, SHOWN_MISSING, SHOWN_UNREADABLE = 12, 1500, 12, 50, 50
 # evaluations on other labels and other images, which are compared in top-1
 OTHERS = {"real": "ReaL", "v2": "V2"}
 
@@ -29,37 +37,79 @@ def evaluation_values(item: Evaluation) -> dict[str, object]:
     return {
         "result": result,
         "checkpoint": Path(result["checkpoint"]).name,
-        "missing": [f"{wnid} {first_name(wnid)}" for wnid in result["missing"][:SHOWN_MISSING]],
+        "caption": caption(result),
+        "intervals": INTERVALS,
+        "class_intervals": CLASS_INTERVALS,
+        "selection": selection(result),
+        "missing": [class_label(wnid) for wnid in result["missing"][:SHOWN_MISSING]],
         "crops": crop_table(result),
-        "calibration": calibration_chart(result),
+        "over_classes": class_figure_table(result),
+        "left_out": result.get("classes", {}).get("left_out", []),
+        "unreadable": unreadable_table(result),
+        "calibration": calibration_chart(result["calibration"]),
         "confusions": confusion_table(result),
         "num_classes": len(worst),
         "order": columns[-1].replace("top1", "top-1 under") if columns else "",
         "worst": class_table(worst[:SHOWN_CLASSES], columns),
         "classes": class_table(worst[:MOST_CLASSES], columns),
         "groups": {title: entries for title, entries in groups.items() if entries},
-        "crop_words": crops,
+        "crop_words": protocol_name,
     }
+
+
+def summary(result: Mapping) -> tuple[str, str, str, Table]:
+    """An evaluation in brief: checkpoint, caption, how the checkpoint was chosen, the table."""
+    checkpoint = Path(result["checkpoint"]).name
+    return checkpoint, caption(result), selection(result), crop_table(result)
 
 
 def crop_table(result: Mapping) -> Table:
     """Protocols side by side, with their changes; ReaL and V2 if they were evaluated."""
     protocols, top1 = result["protocols"], METRICS["top1"].title
     names = [name for name in METRICS if any(name in values for values in protocols.values())]
-    others = [key for key in OTHERS if key in result]
+    others = [result[key]["protocols"] for key in OTHERS if key in result]
     rows = [
         [
             *(protocol, str(values["views"])),
-            *(Cell(metric_text(name, values), interval_text(name, values)) for name in names),
+            *(metric_cell(name, values) for name in names),
             f"{values['ece']:.4f}",
             *change_cells(result["changes"].get(protocol)),
-            *(metric_text("top1", result[key]["protocols"].get(protocol, {})) for key in others),
+            *(metric_cell("top1", other.get(protocol, {})) for other in others),
         ]
         for protocol, values in protocols.items()
     ]
-    titles = [METRICS[name].title for name in names]
-    head = ["crops", "views", *titles, "ECE", f"{top1} against one, points", "right / wrong", "p"]
-    return Table(head=[*head, *(f"{OTHERS[key]}, {top1}" for key in others)], rows=rows)
+    head = ["crops", "views", *(METRICS[name].title for name in names), FIGURES["ece"]]
+    head += [f"{top1} against {CENTER}, points", "right / wrong", "p"]
+    return Table(head=[*head, *(f"{OTHERS[k]}, {top1}" for k in OTHERS if k in result)], rows=rows)
+
+
+def class_figure_table(result: Mapping) -> Table:
+    """Figures over classes, protocols side by side; without rows for an older result."""
+    protocols, rows = result["protocols"], []
+    for name in class_figure_names(result) if "classes" in result else ():
+        cells = (class_figure_cell(name, values) for values in protocols.values())
+        rows.append([Cell(FIGURES[name], note(name, result["classes"])), *cells])
+    return Table(head=["over classes", *protocols], rows=rows)
+
+
+def class_figure_cell(name: str, values: Mapping[str, float]) -> Cell:
+    """A figure over classes, a share unless it is a height, with its interval."""
+    if name not in values:
+        return Cell("")
+    is_share = name != "lca_height"
+    text = f"{values[name]:{'.2%' if is_share else '.2f'}}"
+    return Cell(text, interval_text(name, values, is_share=is_share))
+
+
+def unreadable_table(result: Mapping) -> Table:
+    """Images that could not be read, and why."""
+    rows = [list(row) for row in result.get("unreadable", ())[:SHOWN_UNREADABLE]]
+    return Table(head=["image", "reason"], rows=rows, words=(0, 1))
+
+
+def metric_cell(name: str, values: Mapping[str, float]) -> Cell:
+    """A metric with its interval."""
+    return Cell(metric_text(name, values), interval_text(name, values))
 
 
 def metric_text(name: str, values: Mapping[str, float], prefix: str = "") -> str:
@@ -69,11 +119,12 @@ def metric_text(name: str, values: Mapping[str, float], prefix: str = "") -> str
     return f"{values[prefix + name]:{'.2%' if METRICS[name].is_share else '.4f'}}"
 
 
-def interval_text(name: str, values: Mapping[str, float]) -> str:
-    """The 95 % interval of a metric as text; empty if it is missing."""
+def interval_text(name: str, values: Mapping[str, float], *, is_share: bool | None = None) -> str:
+    """The 95 % interval of a figure as text, in percent for a share; empty if it is missing."""
     if f"{name}_low" not in values:
         return ""
-    factor, digits = (100, 2) if METRICS[name].is_share else (1, 4)
+    is_share = METRICS[name].is_share if is_share is None else is_share
+    factor, digits = (100, 2) if is_share else (1, 4)
     low, high = (f"{factor * values[f'{name}_{end}']:.{digits}f}" for end in ("low", "high"))
     return f"[{low}, {high}]"
 
@@ -87,18 +138,6 @@ def change_cells(change: Mapping[str, float] | None) -> list[str | Cell]:
     note = f"[{100 * low:+.2f}, {100 * high:+.2f}]"
     gain = Cell(f"{100 * change['gain']:+.2f}", note, kind)
     return [gain, f"+{change['gained']:,} / -{change['lost']:,}", f"{change['p']:.2g}"]
-
-
-def calibration_chart(result: Mapping) -> str:
-    """Accuracy by confidence, for each protocol."""
-    lines = {
-        name: [(confidence, accuracy) for count, confidence, accuracy in bins if count]
-        for name, bins in result["calibration"].items()
-    }
-    lines["ideal"] = [(0.0, 0.0), (1.0, 1.0)]
-    return line_chart(
-        lines, name="calibration", label="confidence", percent=True, reference=["ideal"]
-    )
 
 
 def confusion_table(result: Mapping) -> Table:
@@ -119,11 +158,6 @@ def class_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> Ta
 
 
 def class_cell(wnid: str) -> Cell:
-    """A class by its name and id."""
+    """A class by its name, with its id."""
     name = first_name(wnid)
     return Cell(name, "" if name == wnid else wnid)
-
-
-def crops(name: str, values: Mapping) -> str:
-    """A crop protocol in words."""
-    return "one crop" if name == CENTER else f"{values['views']} crops"

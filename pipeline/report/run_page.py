@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.evaluation.metrics import METRICS
-from pipeline.report.evaluation_section import crop_table, crops, evaluation_values, metric_text
+from pipeline.evaluation.result_table import averaged
+from pipeline.report.evaluation_section import evaluation_values, metric_text, summary
 from pipeline.report.run_data import RunData
 from pipeline.settings.config import TrainConfig
 from support.chart import MAX_NAMES, line_chart
@@ -43,7 +44,7 @@ def write_report(
         curves=curves(run),
         log_every=run.settings.get("log_every", 0),
         evaluation=evaluation_values(run.evaluations[0]) if run.evaluations else None,
-        others=[(item.result, crop_table(item.result)) for item in run.evaluations[1:]],
+        others=[summary(item.result) for item in run.evaluations[1:]],
         machines=machines(run.lines),
         checkpoints=checkpoint_table(run),
         data=data_table(run),
@@ -63,12 +64,14 @@ def tiles(run: RunData, price: float | None) -> dict[str, str]:
     """The key numbers by name."""
     top1, values = METRICS["top1"].title, {}
     if run.evaluations:
-        for name, item in run.evaluations[0].result["protocols"].items():
-            half = (item["top1_high"] - item["top1_low"]) / 2
-            values[f"{top1}, {crops(name, item)}"] = f"{item['top1']:.1%} ±{100 * half:.1f}"
+        result = run.evaluations[0].result
+        for name, item in result["protocols"].items():
+            title = f"{top1} on {result['split']}, {averaged(name, item, result)}; Wilson 95 %"
+            low, high = (100 * item[f"top1_{end}"] for end in ("low", "high"))
+            values[title] = f"{item['top1']:.1%} [{low:.1f}, {high:.1f}]"
     elif line := run.lines.get("val/top1"):
-        step, last = line[-1]
-        values[f"{top1} at step {step:,}"] = f"{last:.2%}"
+        (step, last), split = line[-1], run.settings.get("data.eval_split", "val")
+        values[f"{top1} on {split}, one centre crop, at step {step:,}"] = f"{last:.2%}"
     values["steps"] = f"{run.last_step:,}"
     if rates := run.lines.get("images_per_s"):
         values["images/s"] = f"{sorted(y for _, y in rates)[len(rates) // 2]:,.0f}"

@@ -1,7 +1,8 @@
 """Nouns of WordNet 3.0: the names and hypernyms of every WordNet id.
 
 ImageNet's class ids are noun offsets of WordNet 3.0. data/wordnet-nouns.tsv.xz is extracted from
-its `data.noun` (per line: id, names, ids of hypernyms); its license is data/WORDNET-LICENSE.
+its `data.noun` (per line: id, names, ids of hypernyms); its license is data/WORDNET-LICENSE. The
+classes of the embedded digits have ids of the same form, which WordNet does not use.
 """
 
 import functools
@@ -10,12 +11,16 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from importlib import resources
 
+DIGITS = {f"n{digit:08d}": f"digit {digit}" for digit in range(10)}
+"""Names of the embedded classes by id."""
+
 
 @functools.cache
 def _nouns() -> dict[str, tuple[str, str]]:
     packed = resources.files("shards.dataset").joinpath("data/wordnet-nouns.tsv.xz").read_bytes()
     lines = (line.split("\t") for line in lzma.decompress(packed).decode().splitlines())
-    return {wnid: (names, above) for wnid, names, above in lines}
+    digits = {wnid: (name, "") for wnid, name in DIGITS.items()}
+    return digits | {wnid: (names, above) for wnid, names, above in lines}
 
 
 def name(wnid: str) -> str:

@@ -1,0 +1,124 @@
+"""The result of an evaluation in words and tables, for the console.
+
+    result.json -> caption, selection, protocol_name    words that stand beside every figure
+                -> result_table                         all figures with their intervals
+
+Results of older evaluations lack some keys, and what depends on them is left out.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from pipeline.data.dataset import set_name
+from pipeline.evaluation.class_figures import class_figure_names, note
+from pipeline.evaluation.config import CENTER
+from pipeline.evaluation.metrics import FIGURES, METRICS
+from support.console import table
+
+INTERVALS = "95 % intervals: Wilson's of shares; Tango's of the gain, whose p is exact McNemar's"
+CLASS_INTERVALS = (
+    "95 % intervals: Wilson's, of means over classes for their variance; the height's is normal"
+)
+
+
+def caption(result: Mapping) -> str:
+    """What the figures of a result are of: split, data, images, rule of averaging."""
+    parts = [f"split {result['split']} of {set_name(result['data'])}"]
+    parts.append(f"{result['images']:,} images")
+    if unreadable := result.get("unreadable"):
+        parts.append(f"{len(unreadable):,} of them unreadable, which count as wrong")
+    if "average" in result:
+        parts.append(f"{result['average']} averaged over the crops of an image")
+    return ", ".join(parts)
+
+
+def selection(result: Mapping) -> str:
+    """How the checkpoint was chosen, as far as the result says; empty for a file of weights."""
+    if "selected_on" not in result or result["step"] is None:
+        return ""
+    on = result["selected_on"]
+    if on is None:
+        return "No split selects among the checkpoints of the run, which reports its last step."
+    selects = f"Top-1 on {on['split']} selects among the checkpoints of the run"
+    if on == {"data": result["data"], "split": result["split"]}:
+        return f"{selects}: these figures, of the same images, are optimistic."
+    return f"{selects}; the images of {result['split']} have no part in it."
+
+
+def protocol_name(name: str, values: Mapping) -> str:
+    """A crop protocol in words: its name, and how many crops it has."""
+    return "one centre crop" if name == CENTER else f"{name}, {values['views']} crops"
+
+
+def averaged(name: str, values: Mapping, result: Mapping) -> str:
+    """The same with the rule of averaging, where there is something to average."""
+    rule = f", {result['average']} averaged" if values["views"] > 1 else ""
+    return protocol_name(name, values) + rule
+
+
+def result_table(result: Mapping) -> str:
+    """The metrics of all protocols as tables for the console."""
+    return "\n".join(_lines(result))
+
+
+def _lines(result: Mapping) -> Iterator[str]:
+    if "split" in result:
+        yield caption(result)
+    yield from filter(None, (selection(result),))
+    yield table(list(_protocol_rows(result)))
+    yield INTERVALS
+    if "real" in result:
+        yield f"\nReaL labels, split {result['split']}"
+        yield table(list(_protocol_rows({"changes": {}, **result["real"]})))
+    if "classes" in result:
+        yield f"\nover the classes of split {result['split']}"
+        yield table(list(_class_rows(result)))
+        yield CLASS_INTERVALS
+        yield from (f"left out: {each}" for each in result["classes"]["left_out"])
+    if "v2" in result:
+        yield "\nImageNet-V2"
+        yield from _lines(result["v2"])
+
+
+def _protocol_rows(result: Mapping) -> Iterator[list[str]]:
+    """A row for each protocol, with the metrics that it has."""
+    protocols, changes = result["protocols"], result["changes"]
+    names = [name for name in (*METRICS, "ece") if any(name in v for v in protocols.values())]
+    head = ["crops", "views"] if any("views" in v for v in protocols.values()) else ["crops"]
+    titles = [METRICS[name].title if name in METRICS else FIGURES[name] for name in names]
+    gains = [f"gain on {CENTER}", "right/wrong", "p"] if changes else []
+    yield [*head, "images", *titles, *gains]
+    for protocol, values in protocols.items():
+        cells = [protocol, *(str(values["views"]) for _ in head[1:]), f"{values['images']:,}"]
+        cells += [figure_text(name, values, bounded=name == "top1") for name in names]
+        if changes and protocol not in changes:
+            cells += [""] * len(gains)
+        elif changes:
+            change = changes[protocol]
+            cells.append(f"{change['gain']:+.4f} {interval(change, 'gain', '+.4f')}")
+            cells += [f"+{change['gained']} -{change['lost']}", f"{change['p']:.3f}"]
+        yield cells
+
+
+def _class_rows(result: Mapping) -> Iterator[list[str]]:
+    """A row for each figure over classes."""
+    protocols, facts = result["protocols"], result["classes"]
+    yield ["", *protocols]
+    for name in class_figure_names(result):
+        about = f" ({words})" if (words := note(name, facts)) else ""
+        yield [FIGURES[name] + about, *(figure_text(name, each) for each in protocols.values())]
+
+
+def figure_text(name: str, values: Mapping[str, float], *, bounded: bool = True) -> str:
+    """A figure, with its interval if it has one and is `bounded`; "-" if it is missing."""
+    if name not in values:
+        return "-"
+    bounds = interval(values, name) if bounded else ""
+    return f"{values[name]:.4f} {bounds}".rstrip()
+
+
+def interval(values: Mapping[str, float], name: str, form: str = ".4f") -> str:
+    """The interval of a figure as text; empty if it has none."""
+    if f"{name}_low" not in values:
+        return ""
+    low, high = (f"{values[f'{name}_{end}']:{form}}" for end in ("low", "high"))
+    return f"[{low}, {high}]"
