@@ -72,6 +72,8 @@ class Contender:
     name: str
     location: str
     """As it was given, without secrets."""
+    model: str
+    """What `evaluate` takes for its model."""
     run: RunData | None
     """None for an evaluation that lies in no run."""
     records: Sequence[Mapping]
@@ -98,6 +100,7 @@ class Contender:
         return cls(
             name=f"{name}, {folder.name}" if run and is_evaluation else name,
             location=redact(location),
+            model=found[0][1]["checkpoint"] if is_evaluation else redact(location),
             run=run,
             records=[record for record, _ in read_records(run_dir)] if run else [],
             measured=of_model(found, reported(run_dir)),
