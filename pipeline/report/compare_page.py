@@ -2,7 +2,8 @@
 
 Comparison -> curves over steps, images or hours, tables -> templates/compare.html -> a file
 
-A chart has one line for each run, in the same colour on all charts.
+A chart has one line for each run. Hours are those in which the run ran, without the pauses between
+its starts.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,8 +21,8 @@ from support.page import render
 Axis = Callable[[Mapping], float]
 """Where a record lies on the horizontal axis."""
 AXES = ("steps", "images", "hours")
-CURVES = {
-    "train/loss": "Training loss",
+LOSS = {"train/loss": "Loss in training"}
+OTHERS = {
     "lr": "Learning rate",
     "images_per_s": "Throughput, images/s",
     "wait": "Wait for data, share of step time",
@@ -35,7 +36,7 @@ def write_comparison(comparison: Comparison, path: Path) -> None:
     deciding, others = comparison.settings
     page = render(
         "pipeline.report/compare.html",
-        names=[each.name for each in comparison.contenders],
+        title=", ".join(each.name for each in comparison.contenders[1:]),
         first=comparison.first.name,
         tests=comparison.tests,
         test_table=comparison.test_table,
@@ -68,14 +69,19 @@ def curves(runs: Sequence[Contender], axis: str) -> dict[str, str]:
 def titles(names: Mapping[str, None]) -> Iterator[tuple[str, str]]:
     """The curves that are drawn, and their titles."""
     evaluated = {
-        f"{split}/{name}": f"{metric.title} on {where}, one crop"
+        f"{split}/{name}": capital(f"{metric.title} on {where}, one crop")
         for split, where in (("val", "the eval split"), ("select", "the split that selects"))
         for name, metric in METRICS.items()
     }
     probes = {n: n for n in names if n.startswith("probe/") and "seed" not in n}
-    for name, title in (CURVES | evaluated | probes).items():
+    for name, title in (LOSS | evaluated | probes | OTHERS).items():
         if name in names:
             yield name, title
+
+
+def capital(text: str) -> str:
+    """A title, which begins with a capital letter."""
+    return text[:1].upper() + text[1:]
 
 
 def is_share(name: str) -> bool:

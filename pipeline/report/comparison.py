@@ -11,19 +11,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from pipeline.data import digits
 from pipeline.evaluation.config import CENTER
 from pipeline.evaluation.metrics import METRICS
 from pipeline.evaluation.paired import PREDICTIONS, PairedTest
-from pipeline.report.contender import Contender, Measure, opened
-from pipeline.report.evaluation_section import change_cells, class_cell, interval_text, metric_text
+from pipeline.report.contender import Contender, opened
+from pipeline.report.evaluation_section import interval_text, metric_text
+from pipeline.report.tested import Tested
 from pipeline.settings.config import TrainConfig
 from pipeline.settings.presets import nearest_preset
 from support.console import table
 from support.page import Cell, Table
 from support.redact import redact
 
-# classes with the largest changes that are shown, of those that lost and of those that gained
-SHOWN_CLASSES = 8
 NONE = "-"
 # tags that say what computed a run
 TAGS = ("commit", "hardware", "version.", "rewound", "skip_steps", "lr_factors")
@@ -31,62 +31,6 @@ TESTED = (
     "Both models on the same images. The interval is 95 %, of the paired difference; p is of the "
     "exact two-sided McNemar test of this comparison alone."
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tested:
-    """A paired test of two contenders' models."""
-
-    first: Contender
-    other: Contender
-    measure: Measure
-    test: PairedTest
-
-    @property
-    def sentence(self) -> str:
-        """What it says."""
-        change, test = self.test.change, self.test
-        low, high = (100 * change[f"gain_{end}"] for end in ("low", "high"))
-        data = self.first.measured[self.measure].data
-        return (
-            f"{self.other.name} against {self.first.name}, {self.measure} on {test.images:,} images"
-            f" of {data}: {100 * change['gain']:+.2f} points of top-1 [{low:+.2f}, {high:+.2f}],"
-            f" {change['gained']:,} images gained, {change['lost']:,} lost, p = {change['p']:.2g}"
-        )
-
-    @property
-    def row(self) -> list[str | Cell]:
-        """Cells of the table of tests."""
-        shares = (f"{share:.2%}" for share in (self.test.before, self.test.after))
-        data = self.first.measured[self.measure].data
-        about = [self.other.name, data, str(self.measure), f"{self.test.images:,}"]
-        return [*about, *shares, *change_cells(self.test.change)]
-
-    @property
-    def classes(self) -> Table:
-        """The classes that lost and gained most images."""
-        changes, wnids = self.test.classes, self._wnids
-        lost = [one for one in changes[:SHOWN_CLASSES] if one.after < one.before]
-        gained = [one for one in changes[-SHOWN_CLASSES:] if one.after > one.before]
-        rows = [
-            [
-                class_cell(wnids[one.place]) if wnids else f"class {one.number}",
-                f"{one.images:,}",
-                *(f"{count / one.images:.1%}" for count in (one.before, one.after)),
-                f"{one.after - one.before:+,}",
-            ]
-            for one in (*lost, *reversed(gained))
-        ]
-        head = ["class", "images", self.first.name, self.other.name, "images gained"]
-        return Table(head=head, rows=rows)
-
-    @property
-    def _wnids(self) -> list[str]:
-        """The classes that have images, in their order; empty if that is not on disk."""
-        path = self.first.measured[self.measure].folder / "classes.csv"
-        lines = path.read_text().splitlines()[1:] if path.is_file() else []
-        wnids = [line.partition(",")[0] for line in lines]
-        return wnids if len(wnids) == len(self.test.classes) else []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +188,8 @@ def evaluation_options(contender: Contender) -> str:
     else:
         settings = contender.run.settings
         crops, average = [settings["crops"]], "logits"
-        data, split = settings["data.dir"], settings["data.eval_split"]
+        data = digits.located(settings["data.dir"], settings["runs_dir"])
+        split = settings["data.eval_split"]
     words = ["--data", data, "--split", split, "--crops", *crops]
     return shlex.join([*words, *(["--average", average] if average != "logits" else [])])
 

@@ -84,7 +84,7 @@ def summary(system: pafs.FileSystem, path: str) -> RunSummary | None:
 def described(error: Exception) -> str:
     """An error of a folder in one line."""
     text = " ".join(str(error).split())
-    return f"{text} is missing in a file of it" if isinstance(error, KeyError) else text
+    return f"a line or file lacks {text}" if isinstance(error, KeyError) else text
 
 
 def search_summary(system: pafs.FileSystem, folder: Folder) -> RunSummary:
@@ -120,7 +120,8 @@ def rows(runs: Sequence[RunSummary], now: float, price_per_hour: float | None) -
 def row(run: RunSummary, now: float, cost: float | None) -> list[str]:
     """The cells of a run; "-" where something is not known."""
     done, total = run.trials or (run.step, run.total_steps)
-    place = f"{done:,}" + (f"/{total:,}" if total else "")
+    is_known = run.state != UNREADABLE
+    place = f"{done:,}" + (f"/{total:,}" if total else "") if is_known else "-"
     return [
         run.name,
         run.preset + (f" +{len(run.changed)}" if run.changed else "") or "-",
@@ -131,7 +132,7 @@ def row(run: RunSummary, now: float, cost: float | None) -> list[str]:
         "-" if run.top1 is None else f"{run.top1:.4f}",
         run.figure or "-",
         "-" if run.hours is None else f"{run.hours:,.2f}",
-        f"{run.worker_hours:,.2f}",
+        f"{run.worker_hours:,.2f}" if is_known else "-",
         "-" if cost is None else f"{cost:,.2f}",
         f"{duration(max(0.0, now - run.changed_at))} ago" if run.changed_at else "-",
     ]

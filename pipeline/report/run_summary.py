@@ -6,6 +6,7 @@ States: running (a driver has the lease), finished (it has a result), stopped (i
 before its last step, or was rolled back), diverged, failed, interrupted (its driver is gone).
 """
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -95,13 +96,18 @@ class Folder:
         return store.retried(self._system, path, part)
 
     def json(self, name: str) -> dict:
-        """Content of a JSON file; empty if there is none."""
-        return json.loads(self.read(name) or b"{}")
+        """Content of a JSON object in a file; empty if there is none."""
+        with explained(name):
+            value = json.loads(self.read(name) or b"{}")
+        if not isinstance(value, dict):
+            raise ValueError(f"{name} is no JSON object")
+        return value
 
     def lines(self, name: str, start: int = 0) -> list[dict]:
         """The complete lines of a file that begin at byte `start` or later."""
         lines = self.read(name, start).split(b"\n")[:-1]
-        return [json.loads(line) for line in lines[bool(start) :]]
+        with explained(name):
+            return [json.loads(line) for line in lines[bool(start) :]]
 
     @property
     def changed_at(self) -> float:
@@ -118,6 +124,15 @@ class Folder:
         if not owner or is_dead(owner):
             return False
         return time.time() - self.infos[LEASE].mtime_ns / 1e9 < LIFETIME_S
+
+
+@contextlib.contextmanager
+def explained(name: str) -> Iterator[None]:
+    """Name the file in an error of the block about its JSON."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name} is no JSON: {error}") from error
 
 
 def run_summary(folder: Folder) -> RunSummary:
