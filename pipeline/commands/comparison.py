@@ -56,7 +56,7 @@ class ListRuns:
 
 @dataclass(frozen=True, kw_only=True)
 class Compare:
-    """Compare runs or evaluations: curves, settings, figures, and their models on the same images.
+    """Compare runs or evaluations: curves, settings, figures, models on the same images.
 
     Writes a page without scripts, and the same tables here. Each is compared with the first. Models
     are tested on the images that both were evaluated on under the same crops; where there are none,
