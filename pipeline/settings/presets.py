@@ -101,9 +101,11 @@ def nearest_preset(settings: Mapping[str, object]) -> tuple[str, list[str]]:
     when a run is resumed do not count, nor do those of `OF_A_RUN`. Of presets that are equally near
     it is the one that the run is named after, or else the first.
     """
+    parts = ("model.", "images.")
+    size = json.dumps({key: value for key, value in settings.items() if key.startswith(parts)})
     best: tuple[str, list[str]] = ("", [])
     for name, preset in PRESETS.items():
-        other = deciding(name) if preset.of_weights is None else of_size(name, settings)
+        other = deciding(name) if preset.of_weights is None else of_size(name, size)
         if other is None:
             continue
         differs = [each for each, value in other.items() if settings.get(each, value) != value]
@@ -126,9 +128,13 @@ def decisive(config: TrainConfig) -> dict[str, object]:
     return {name: flat[name] for name in flat if name not in may_change and name not in OF_A_RUN}
 
 
-def of_size(name: str, settings: Mapping[str, object]) -> dict[str, object] | None:
-    """Those of a preset for weights of the size that a run has; None if there is no such preset."""
-    parts = []
+@functools.lru_cache(maxsize=1024)  # a list of runs asks for few sizes, again and again
+def of_size(name: str, size: str) -> dict[str, object] | None:
+    """Those of a preset for weights of the size that a run has; None if there is no such preset.
+
+    `size` are the settings of the run's model and images by dotted name, as JSON.
+    """
+    settings, parts = json.loads(size), []
     try:
         for kind, prefix in ((ViTConfig, "model."), (ImageConfig, "images.")):
             names = [key for key in kind().flat() if prefix + key in settings]
