@@ -129,9 +129,9 @@ def test_page_and_console_show_the_same_and_only_what_differs(runs, tmp_path, ca
     assert rows["optim.lr"] == ["0.002", "0.5"] and rows["workers"] == ["1", "2"]
     assert "epochs" not in rows and "name" not in rows
     assert rows["top-1, in1k val/ten-logits"][1].startswith("90.00% [")
-    (test,) = [row for row in rows_of(page) if row[2:3] == ["val/ten-logits"]]
-    assert test[:2] == ["fast", "in1k"] and test[3:6] == ["10", "50.00%", "90.00%"]
-    assert test[6].startswith("+40.00 [") and test[7:] == ["+5 / -1", "0.22"]
+    (test,) = [row for row in rows_of(page) if row[1:2] == ["in1k val/ten-logits"]]
+    assert test[0] == "fast" and test[2:5] == ["10", "50.00%", "90.00%"]
+    assert test[5].startswith("+40.00 [") and test[6:] == ["+5 / -1", "0.22"]
     assert rows[f"{first_name(CLASSES[2])} {CLASSES[2]}"] == ["3", "0.0%", "100.0%", "+3"]
     assert "S3CR3T" not in page and page.count('<g class="line">') == 3 * 5 * 2
     said = re.sub(" +", " ", caplog.text)
@@ -157,6 +157,9 @@ def test_images_that_only_one_model_has_seen_lead_to_a_command(runs):
         *("--data", "s3://K:S3CR3T@bucket/in1k", "--split", "test", "--crops", "five"),
         *("--average", "probabilities"),
     ]
+    (runs / "slow/evaluations/step-000000100-val-ten/predictions.parquet").unlink()
+    found = Comparison.of([str(runs / "fast"), str(runs / "slow")])
+    assert not found.tests and len(found.advice) == 1
     bare = begun(runs / "bare", *started(NOW))
     found = Comparison.of([str(bare), str(runs / "slow")])
     words = [shlex.split(each)[4:] for each in found.advice]
@@ -165,10 +168,11 @@ def test_images_that_only_one_model_has_seen_lead_to_a_command(runs):
     assert "S3CR3T" not in found.text()
 
 
-def test_runs_of_one_name_are_told_apart(runs, tmp_path):
+def test_runs_of_one_name_are_told_apart_by_the_ends_of_their_places(runs, tmp_path):
     other = begun(tmp_path / "elsewhere/slow", *started(NOW))
-    found = Comparison.of([str(runs / "slow"), str(other)])
-    assert [each.name for each in found.contenders] == [str(runs / "slow"), str(other)]
+    found = Comparison.of([str(runs / "slow"), str(other), str(runs / "fast")])
+    names = [each.name for each in found.contenders]
+    assert names == [f"{runs.name}/slow", "elsewhere/slow", "fast"]
 
 
 def test_a_run_in_a_store_is_read_from_there(runs, tmp_path, monkeypatch):
@@ -176,6 +180,7 @@ def test_a_run_in_a_store_is_read_from_there(runs, tmp_path, monkeypatch):
     place = (runs / "fast").as_uri()
     whole, part = map(Contender.open, (place, f"{place}/evaluations/step-000000100-val-ten"))
     assert len(whole.records) == len(part.records) == 8
+    assert whole.state == part.state == "finished"
     assert whole.measured.keys() == part.measured.keys() and len(whole.measured) == 2
 
 

@@ -62,22 +62,22 @@ class Comparison:
         found = []
         for other in self.contenders[1:]:
             for measure, before in self.first.measured.items():
-                if after := other.measured.get(measure):
-                    sides = [
-                        (each.folder / PREDICTIONS, measure.protocol) for each in (before, after)
-                    ]
-                    test = PairedTest.of(*sides)
-                    found.append(Tested(first=self.first, other=other, measure=measure, test=test))
+                after = other.measured.get(measure)
+                if not after or not (before.has_predictions and after.has_predictions):
+                    continue
+                sides = [(one.folder / PREDICTIONS, measure.protocol) for one in (before, after)]
+                about = {"first": self.first, "other": other, "measure": measure}
+                found.append(Tested(**about, test=PairedTest.of(*sides)))
         return found
 
     @property
     def test_table(self) -> Table:
         """The paired tests."""
         top1 = METRICS["top1"].title
-        head = ["model", "data", "crops", "images", f"{top1} of {self.first.name}", f"its {top1}"]
+        head = ["model", "on", "images", f"{top1} of {self.first.name}", f"its {top1}"]
         rows = [each.row for each in self.tests]
         head += ["gain, points", "right / wrong", "p"]
-        return Table(head=head, rows=rows, words=(0, 1, 2))
+        return Table(head=head, rows=rows, words=(0, 1))
 
     @property
     def advice(self) -> list[str]:
@@ -104,7 +104,7 @@ class Comparison:
             return
         rows: dict[str, Callable[[Contender], str]] = {
             "preset": preset_text,
-            "state": lambda each: each.run.status().lower(),
+            "state": lambda each: each.state,
             "steps": lambda each: f"{each.run.last_step:,}",
             "images seen": lambda each: f"{each.run.last_step * batch(each):,}",
             "images/s, median": lambda each: median_text(each.run.lines.get("images_per_s", [])),
@@ -130,11 +130,13 @@ class Comparison:
                 each.measured[measure].values if measure in each.measured else {}
                 for each in self.contenders
             ]
-            data = next(e.measured[measure].data for e in self.contenders if measure in e.measured)
+            title = next(
+                each.measured[measure].title for each in self.contenders if measure in each.measured
+            )
             for name in names:
                 if any(name in each for each in values):
                     cells = (Cell(metric_text(name, v), interval_text(name, v)) for v in values)
-                    yield [f"{METRICS[name].title}, {data} {measure}", *cells]
+                    yield [f"{METRICS[name].title}, {title}", *cells]
 
     @property
     def settings(self) -> tuple[Table, Table]:

@@ -9,7 +9,7 @@ evaluated.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,9 @@ from pipeline.data.dataset import set_name
 from pipeline.evaluation.config import RESULT
 from pipeline.evaluation.paired import PREDICTIONS
 from pipeline.report.run_data import RunData
+from pipeline.report.run_summary import Folder, state
 from pipeline.tracking.journal import EVENTS, read_records
+from shards.dataset import store
 from support.redact import redact
 
 EVALUATIONS = "evaluations"
@@ -60,9 +62,14 @@ class Measured:
         return self.result["protocols"][self.protocol]
 
     @property
-    def data(self) -> str:
-        """Name of the shard set."""
-        return set_name(self.result["data"])
+    def has_predictions(self) -> bool:
+        """Whether the predictions for each image are beside the result."""
+        return (self.folder / PREDICTIONS).is_file()
+
+    @property
+    def title(self) -> str:
+        """What it was measured on, with the name of the shard set."""
+        return f"{set_name(self.result['data'])} {self.measure}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +83,8 @@ class Contender:
     """What `evaluate` takes for its model."""
     run: RunData | None
     """None for an evaluation that lies in no run."""
+    state: str
+    """How the run stands (`pipeline.report.run_summary`)."""
     records: Sequence[Mapping]
     """The valid records of the run."""
     measured: Mapping[Measure, Measured]
@@ -84,7 +93,7 @@ class Contender:
     @classmethod
     def open(cls, location: str) -> "Contender":
         """Read a run or an evaluation; FileNotFoundError if the location is neither."""
-        folder = fetched(location)
+        folder, run_place = fetched(location)
         is_evaluation = (folder / RESULT).is_file() and (folder / PREDICTIONS).is_file()
         run_dir = folder.parent.parent if is_evaluation else folder
         known = (run_dir / CONFIG).is_file() and (run_dir / EVENTS).is_file()
@@ -102,20 +111,31 @@ class Contender:
             location=redact(location),
             model=found[0][1]["checkpoint"] if is_evaluation else redact(location),
             run=run,
+            state=state_at(run, run_place or str(run_dir)) if run else "",
             records=[record for record, _ in read_records(run_dir)] if run else [],
             measured=of_model(found, reported(run_dir)),
         )
 
 
-def fetched(location: str) -> Path:
-    """The folder of a run or an evaluation; those of a run in a store are copied here first."""
+def fetched(location: str) -> tuple[Path, str]:
+    """The folder of a run or an evaluation, and the URI of the run if it is in a store.
+
+    What is in a store is copied here first.
+    """
     if "://" not in location:
-        return Path(location).absolute()
+        return Path(location).absolute(), ""
     place, mark, options = location.partition("?")
     run, is_below, name = place.rstrip("/").rpartition(f"/{EVALUATIONS}/")
     if not is_below:
-        return fetched_run(location)
-    return fetched_run(run + mark + options) / EVALUATIONS / name
+        return fetched_run(location), location
+    run += mark + options
+    return fetched_run(run) / EVALUATIONS / name, run
+
+
+def state_at(run: RunData, place: str) -> str:
+    """How a run stands: the copy of one in a store does not tell whether it has a driver."""
+    has_driver = Folder(*store.locate(place)).has_driver()
+    return state(run.events, is_done=(run.dir / RESULT).is_file(), has_driver=has_driver)
 
 
 def reported(run_dir: Path) -> str:
@@ -153,7 +173,18 @@ def opened(locations: Sequence[str]) -> list[Contender]:
             raise ValueError(f"{redact(location)} is given twice")
     found = [Contender.open(location) for location in locations]
     names = [each.name for each in found]
+    short = endings([each.location for each in found])
     return [
-        Contender(**{**vars(each), "name": each.location}) if names.count(each.name) > 1 else each
-        for each in found
+        replace(each, name=ending) if names.count(each.name) > 1 else each
+        for each, ending in zip(found, short, strict=True)
     ]
+
+
+def endings(locations: Sequence[str]) -> list[str]:
+    """The last parts of locations that are not equal, as few as tell all of them apart."""
+    parts = [location.rstrip("/").split("/") for location in locations]
+    for count in range(1, max(map(len, parts))):
+        found = ["/".join(each[-count:]) for each in parts]
+        if len({*found}) == len(found):
+            return found
+    return list(locations)

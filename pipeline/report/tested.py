@@ -21,11 +21,15 @@ class Tested:
     test: PairedTest
 
     @property
+    def title(self) -> str:
+        """What both were measured on."""
+        return self.first.measured[self.measure].title
+
+    @property
     def row(self) -> list[str | Cell]:
         """Cells of the table of tests."""
         shares = (f"{share:.2%}" for share in (self.test.before, self.test.after))
-        data = self.first.measured[self.measure].data
-        about = [self.other.name, data, str(self.measure), f"{self.test.images:,}"]
+        about = [self.other.name, self.title, f"{self.test.images:,}"]
         return [*about, *shares, *change_cells(self.test.change)]
 
     @property
