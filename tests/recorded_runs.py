@@ -29,9 +29,9 @@ def begun(run_dir: Path, *events: dict, **changes: object) -> Path:
     return run_dir
 
 
-def started(time: float, workers: int = 1) -> list[dict]:
+def started(time: float, workers: int = 1, digest: str = "d" * 64) -> list[dict]:
     """The events with which a start begins."""
-    data = {"name": "set/train", "context": "training", "samples": SAMPLES, "digest": "d" * 64}
+    data = {"name": "set/train", "context": "training", "samples": SAMPLES, "digest": digest}
     return [
         {"event": "start", "time": time},
         {"event": "tags", "time": time, "tags": {"workers": str(workers)}},

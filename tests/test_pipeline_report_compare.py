@@ -88,7 +88,7 @@ def runs(tmp_path):
         workers = settings.get("workers", 1)
         # an hour, a pause of nine, and an hour
         events = [*started(NOW, workers), *ended(NOW + 3600, "KILLED")]
-        events += [*started(NOW + 36_000, workers), *ended(NOW + 39_600, "FINISHED")]
+        events += [*started(NOW + 36_000, workers, digest=name), *ended(NOW + 39_600, "FINISHED")]
         run = begun(tmp_path / name, *events, **settings)
         for step, seconds in ((25, 1800), (50, 3600), (75, 37_800), (100, 39_600)):
             values = {"train__loss": 4 - step / 50, "lr": 0.1, "images_per_s": 100.0 * workers}
@@ -127,6 +127,7 @@ def test_page_and_console_show_the_same_and_only_what_differs(runs, tmp_path, ca
     assert rows["cost"] == ["-", "8.00"] and rows["images/s, median"] == ["100", "200"]
     assert rows["preset"] == ["demo +1", "demo +2"]
     assert rows["optim.lr"] == ["0.002", "0.5"] and rows["workers"] == ["1", "2"]
+    assert rows["data for training"] == ["set/train slow", "set/train fast"]
     assert "epochs" not in rows and "name" not in rows
     assert rows["top-1, in1k val/ten-logits"][1].startswith("90.00% [")
     (test,) = [row for row in rows_of(page) if row[1:2] == ["in1k val/ten-logits"]]

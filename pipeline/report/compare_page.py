@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pipeline.evaluation.metrics import METRICS
-from pipeline.report.comparison import TESTED, Comparison, batch
+from pipeline.report.comparison import CIRCUMSTANCES, MAY_CHANGE, TESTED, Comparison, batch
 from pipeline.report.contender import Contender
 from pipeline.report.run_data import Session
 from pipeline.report.run_page import clock
@@ -33,7 +33,7 @@ SHARES = ("wait",)
 
 def write_comparison(comparison: Comparison, path: Path) -> None:
     """Write the page, whole or not at all."""
-    deciding, others = comparison.settings
+    fixed, others = comparison.settings
     page = render(
         "pipeline.report/compare.html",
         title=", ".join(each.name for each in comparison.contenders[1:]),
@@ -44,9 +44,11 @@ def write_comparison(comparison: Comparison, path: Path) -> None:
         advice=comparison.advice,
         figures=comparison.figures,
         panels={f"over {axis}": curves(comparison.runs, axis) for axis in AXES},
-        deciding=deciding,
-        others=others,
-        circumstances=comparison.circumstances,
+        settings={
+            "Settings that differ": fixed,
+            capital(MAY_CHANGE): others,
+            capital(CIRCUMSTANCES): comparison.circumstances,
+        },
         locations={each.name: each.location for each in comparison.contenders},
         started={e.name: clock(e.run.sessions[0].start) for e in comparison.runs if e.run.sessions},
     )

@@ -25,6 +25,8 @@ from support.page import Cell, Table
 from support.redact import redact
 
 NONE = "-"
+MAY_CHANGE = "settings that differ, of those that may change when a run is resumed"
+CIRCUMSTANCES = "data, versions and machines that differ"
 # tags that say what computed a run
 TAGS = ("commit", "hardware", "version.", "rewound", "skip_steps", "lr_factors")
 TESTED = (
@@ -140,22 +142,19 @@ class Comparison:
 
     @property
     def settings(self) -> tuple[Table, Table]:
-        """The settings that differ: those that decide the result, and the others."""
+        """The settings that differ: those that a run keeps from its start, and the others."""
         may_change = {n for n, metadata, _ in TrainConfig().items() if metadata.get("may_change")}
         values = [each.run.settings for each in self.runs]
         names = [name for name in differing(values) if name != "name"]
-        deciding = [name for name in names if name not in may_change]
+        fixed = [name for name in names if name not in may_change]
         others = [name for name in names if name in may_change]
-        return self._side_by_side(values, deciding), self._side_by_side(values, others)
+        return self._side_by_side(values, fixed), self._side_by_side(values, others)
 
     @property
     def circumstances(self) -> Table:
-        """Versions, commits and machines, as far as they differ."""
-        tags = [
-            {name: text for name, text in each.run.tags().items() if name.startswith(TAGS)}
-            for each in self.runs
-        ]
-        return self._side_by_side(tags, differing(tags))
+        """Data, versions, commits and machines, as far as they differ."""
+        facts = [facts_of(each) for each in self.runs]
+        return self._side_by_side(facts, differing(facts))
 
     def _side_by_side(self, values: Sequence[Mapping], names: Sequence[str]) -> Table:
         rows = [[name, *(shown(each, name) for each in values)] for name in names]
@@ -164,12 +163,12 @@ class Comparison:
 
     def text(self) -> str:
         """All tables for the console."""
-        deciding, others = self.settings
+        fixed, others = self.settings
         parts = [
             ("figures", self.figures),
-            ("settings that differ and decide the result", deciding),
-            ("other settings that differ", others),
-            ("versions and machines that differ", self.circumstances),
+            ("settings that differ", fixed),
+            (MAY_CHANGE, others),
+            (CIRCUMSTANCES, self.circumstances),
             ("models on the same images", self.test_table),
         ]
         texts = [f"{title}\n{plain(each)}" for title, each in parts if each.rows]
@@ -194,6 +193,17 @@ def evaluation_options(contender: Contender) -> str:
         split = settings["data.eval_split"]
     words = ["--data", data, "--split", split, "--crops", *crops]
     return shlex.join([*words, *(["--average", average] if average != "logits" else [])])
+
+
+def facts_of(contender: Contender) -> dict[str, str]:
+    """The data of a run with their digests, and what computed it."""
+    data = {
+        f"data for {event['context']}": f"{event['name']} {event['digest'][:12]}"
+        for event in contender.run.events
+        if event["event"] == "dataset"
+    }
+    tags = contender.run.tags()
+    return data | {name: text for name, text in tags.items() if name.startswith(TAGS)}
 
 
 def preset_text(contender: Contender) -> str:
