@@ -6,6 +6,7 @@ Slow modules are imported only after the settings have been checked.
 import sys
 from collections.abc import Sequence
 
+from pipeline.commands.comparison import Compare, ListRuns
 from pipeline.commands.evaluate import Evaluate, EvaluateElsewhere
 from pipeline.commands.export import Export
 from pipeline.commands.jobs import JobLogs, JobStatus, JobStop
@@ -21,6 +22,8 @@ COMMANDS = {
     "evaluate": Evaluate,
     "predict": Predict,
     "probe": Probe,
+    "list": ListRuns,
+    "compare": Compare,
     "rollback": Rollback,
     "report": Report,
     "export": Export,

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import importlib.util
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,24 @@ def fingerprint() -> str:
             hashed.update(f"{path.relative_to(folder.parent)}\0".encode())
             hashed.update(hashlib.sha256(path.read_bytes()).digest())
     return hashed.hexdigest()
+
+
+def commit() -> str | None:
+    """The commit of a checkout, with -dirty if files differ; None without git, as in a wheel."""
+    here = Path(__file__)
+    # an installed copy may lie inside a checkout of something else
+    tracked = ["git", "ls-files", "--error-unmatch", here.name]
+    described = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        for command in (tracked, described):
+            found = subprocess.run(
+                command, cwd=here.parent, capture_output=True, text=True, check=False
+            )
+            if found.returncode:
+                return None
+    except FileNotFoundError:  # no git on this machine
+        return None
+    return found.stdout.strip()
 
 
 @contextlib.contextmanager

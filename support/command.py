@@ -21,6 +21,7 @@ from typing import Annotated, Any, Protocol, get_type_hints
 
 import tyro
 
+from support import code
 from support.redact import excepthook, redact
 from support.settings import Settings, field_docs, field_kind, nearest, suggestion
 
@@ -89,7 +90,9 @@ def overview(prog: str, commands: Mapping[str, type[Command]], arguments: Sequen
     """Write the help page, the version, or an error that suggests the nearest command."""
     first = arguments[0] if arguments else "--help"
     if first == "--version":
-        sys.stdout.write(f"{DISTRIBUTION} {importlib.metadata.version(DISTRIBUTION)}\n")
+        commit = code.commit()
+        version = f"{DISTRIBUTION} {importlib.metadata.version(DISTRIBUTION)}"
+        sys.stdout.write(version + (f", commit {commit}" if commit else "") + "\n")
         return 0
     if first in ("-h", "--help", HELP_ALL):
         width = max(map(len, commands))

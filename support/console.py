@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TextIO
 
 from tqdm import tqdm
@@ -92,8 +92,9 @@ def duration(seconds: float) -> str:
     return f"{seconds}s"
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Align the columns of rows: the first to the left, the others to the right."""
+def table(rows: Sequence[Sequence[str]], words: Collection[int] = (0,)) -> str:
+    """Align the columns of rows: those of words to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    form = "  ".join(f"{{:{'>' if number else '<'}{width}}}" for number, width in enumerate(widths))
+    sides = ["<" if number in words else ">" for number in range(len(widths))]
+    form = "  ".join(f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True))
     return "\n".join(form.format(*row).rstrip() for row in rows)

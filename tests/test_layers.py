@@ -77,6 +77,8 @@ TORCH_FREE = (
     *("pipeline/commands/launch.py", "pipeline/commands/jobs.py", "pipeline/commands/predict.py"),
     *("pipeline/commands/export.py", "pipeline/export/config.py", "pipeline/export/formats.py"),
     *("pipeline/commands/probe.py", "pipeline/commands/checkpoint.py"),
+    *("pipeline/commands/comparison.py", "pipeline/report/run_summary.py"),
+    "pipeline/report/run_list.py",
     *("tune/config.py", "tune/space.py", "support/console.py", "support/command.py"),
 )
 

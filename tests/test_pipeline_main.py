@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from pipeline.settings.presets import PRESETS, find_preset
 from pipeline.tracking import journal
 from shards.dataset import store
 from shards.dataset.store import locate
+from support import code
 from support.settings import field_docs
 from vit import registry
 from vit.config import OptimConfig, ViTConfig
@@ -92,9 +94,36 @@ def test_a_setting_may_stand_before_the_preset():
     assert "1,437 images" in result.stdout
 
 
-def test_version_is_that_of_the_distribution():
+def test_version_is_that_of_the_distribution_and_of_the_checkout():
     shown = pipeline("--version").stdout
-    assert shown == f"vit-pretraining {importlib.metadata.version('vit-pretraining')}\n"
+    version = f"vit-pretraining {importlib.metadata.version('vit-pretraining')}"
+    commit = code.commit()
+    assert shown == f"{version}, commit {commit}\n" if commit else f"{version}\n"
+
+
+def test_a_copy_inside_the_checkout_of_something_else_has_no_commit(tmp_path):
+    git = ["git", "-c", "user.name=a", "-c", "user.email=b", "-C", str(tmp_path)]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "-m", "other"], check=True)
+    with code.copied() as folder:
+        folder.rename(tmp_path / "site")
+        shown = subprocess.run(
+            [sys.executable, "-c", "from support import code; print(code.commit())"],
+            cwd=tmp_path / "site",
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        folder.mkdir()
+    assert shown.stdout == "None\n"
+
+
+def test_the_scripts_of_the_distribution_exist():
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts.keys() == {"vit-pipeline", "vit-shards", "vit-tune"}
+    for place in scripts.values():
+        module, _, name = place.partition(":")
+        assert getattr(importlib.import_module(module), name)(["--version"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -104,14 +133,16 @@ def test_version_is_that_of_the_distribution():
         (["evaluate"], "CHECKPOINT"),
         (["report"], "RUN"),
         (["track", "sync"], "RUN"),
+        (["compare"], "two runs or more"),
         (["export", "x"], "--out"),
         (["export", "--out", "x"], "CHECKPOINT"),
     ],
 )
-def test_a_missing_argument_is_named(arguments, missing):
+def test_a_missing_argument_is_named_without_the_whole_usage(arguments, missing):
     result = pipeline(*arguments)
     assert result.returncode == 2
     assert missing in result.stderr
+    assert "usage:" not in result.stderr and len(result.stderr.splitlines()) <= 12
 
 
 SECRET = "s3://AKIAABCDEFGHIJKLMNOP:5ecretKey5ecretKey@bucket/x"
@@ -126,6 +157,9 @@ WITH_SECRET = [
     ("pipeline", "evaluate", SECRET),
     ("pipeline", "report", SECRET),
     ("pipeline", "report", "run", SECRET),
+    ("pipeline", "list", SECRET),
+    ("pipeline", "compare", SECRET, "x"),
+    ("pipeline", "compare", "x", "y", "--out", f"{SECRET}/"),
     ("pipeline", "track", "sync", SECRET),
     ("pipeline", "export", SECRET, "--out", "x"),
     ("pipeline", "export", "x", "--out", SECRET),

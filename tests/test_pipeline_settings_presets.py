@@ -1,5 +1,6 @@
 """Presets are the published recipes: settings, files, schedules, accuracies, evaluation."""
 
+import json
 import re
 
 import numpy as np
@@ -9,8 +10,9 @@ import torch
 from PIL import Image
 
 from pipeline.settings.budget import Budget
-from pipeline.settings.presets import PRESETS
+from pipeline.settings.presets import PRESETS, find_preset, nearest_preset
 from pipeline.settings.recipes import augreg
+from vit.config import ImageConfig, ViTConfig
 from vit.draws import Draws
 from vit.model import ViT
 from vit.optim import learning_rate
@@ -283,3 +285,23 @@ def test_the_whole_image_is_squashed_where_the_source_squashes_it():
         view = train_crop(pixels, images, 64, Draws(seed))
         expected = Image.fromarray(pixels).resize((64, 64), Image.Resampling.BILINEAR)
         assert np.abs(view.astype(int) - np.asarray(expected)).max() <= 1
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_run_of_a_preset_is_recognised_by_its_settings(name):
+    preset = PRESETS[name]
+    config = preset.config
+    if preset.of_weights:  # of weights of another size
+        config = preset.of_weights(ViTConfig(width=192, heads=3, mlp_width=768), ImageConfig())
+    settings = config.replace({"workers": 2, "log_every": 7, "init_from": "body"}).flat()
+    settings = json.loads(json.dumps(settings))
+    assert nearest_preset(settings) == (name, [])
+    changed = settings | {"name": "mine", "optim.lr": 0.0123, "epochs": 1.25}
+    assert set(nearest_preset(changed)[1]) <= {"optim.lr", "epochs"}
+
+
+def test_settings_of_another_version_still_have_a_nearest_preset():
+    settings = find_preset("demo").flat()
+    settings = {k: v for k, v in settings.items() if k != "seed"} | {"model.gone": 1}
+    assert nearest_preset(settings) == ("demo", [])
+    assert nearest_preset(settings | {"model.depth": "many"}) == ("demo", ["model.depth"])

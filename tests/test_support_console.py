@@ -79,3 +79,4 @@ def test_durations_have_their_two_largest_units(seconds, text):
 
 def test_tables_are_aligned():
     assert table([["crops", "top-1"], ["ten", "0.5"]]) == "crops  top-1\nten      0.5"
+    assert table([["a", "on", "1"], ["bc", "v", "23"]], words=(0, 1)) == "a   on   1\nbc  v   23"

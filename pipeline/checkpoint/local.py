@@ -18,12 +18,12 @@ import json
 import logging
 import re
 import shutil
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.settings.config import TrainConfig
+from support import code
 from support.files import remove_folder
 from support.redact import redacted
 
@@ -178,13 +178,6 @@ def differences(config: TrainConfig, other: Mapping[str, object]) -> list[str]:
 
 def provenance() -> dict[str, object]:
     """Versions and commit of the running code."""
-    git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        folder = Path(__file__).parent
-        described = subprocess.run(git, cwd=folder, capture_output=True, text=True, check=False)
-        commit = described.stdout.strip() or None
-    except FileNotFoundError:  # no git on this machine
-        commit = None
     names = ("torch", "ray", "mlflow", "numpy")
     versions = {name: importlib.metadata.version(name) for name in names}
-    return {"commit": commit, "versions": versions}
+    return {"commit": code.commit(), "versions": versions}

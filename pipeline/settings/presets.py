@@ -9,6 +9,7 @@ size; shards of 256 pixels, the default of a build, are smaller. GPU-hours are t
 estimates the time on other GPUs.
 """
 
+import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from pipeline.settings.recipes import (
     vit_paper,
 )
 from support.settings import suggestion
+from vit.config import ImageConfig, ViTConfig
 
 ROWS = (
     project.DEMO,
@@ -43,6 +45,8 @@ ROWS = (
     *by_weights.FINETUNINGS,
 )
 PRESETS = {preset.config.name: preset for preset in ROWS}
+# what every run has of its own: its name, the weights that it starts from, the classes of its data
+OF_A_RUN = ("name", "init_from", "model.num_classes")
 
 
 def find_preset(name: str) -> TrainConfig:
@@ -88,3 +92,53 @@ def read_file(path: Path) -> tuple[str, dict[str, object]]:
             '{"preset": "demo", "settings": {"optim.lr": 0.001}}'
         ) from error
     return preset, settings
+
+
+def nearest_preset(settings: Mapping[str, object]) -> tuple[str, list[str]]:
+    """The preset that the settings of a run, by dotted name, are nearest to; what differs from it.
+
+    A run does not record its preset, which may have been renamed since. Settings that may change
+    when a run is resumed do not count, nor do those of `OF_A_RUN`. Of presets that are equally near
+    it is the one that the run is named after, or else the first.
+    """
+    parts = ("model.", "images.")
+    size = json.dumps({key: value for key, value in settings.items() if key.startswith(parts)})
+    best: tuple[str, list[str]] = ("", [])
+    for name, preset in PRESETS.items():
+        other = deciding(name) if preset.of_weights is None else of_size(name, size)
+        if other is None:
+            continue
+        differs = [each for each, value in other.items() if settings.get(each, value) != value]
+        is_own = settings.get("name") == name
+        if not best[0] or (len(differs), not is_own) < (len(best[1]), True):
+            best = name, differs
+    return best
+
+
+@functools.cache
+def deciding(name: str) -> dict[str, object]:
+    """The settings of a preset that decide the result of a run."""
+    return decisive(PRESETS[name].config)
+
+
+def decisive(config: TrainConfig) -> dict[str, object]:
+    """The settings that decide the result of a run, and are not its own."""
+    may_change = {name for name, metadata, _ in config.items() if metadata.get("may_change")}
+    flat = config.flat()
+    return {name: flat[name] for name in flat if name not in may_change and name not in OF_A_RUN}
+
+
+@functools.lru_cache(maxsize=1024)  # a list of runs asks for few sizes, again and again
+def of_size(name: str, size: str) -> dict[str, object] | None:
+    """Those of a preset for weights of the size that a run has; None if there is no such preset.
+
+    `size` are the settings of the run's model and images by dotted name, as JSON.
+    """
+    settings, parts = json.loads(size), []
+    try:
+        for kind, prefix in ((ViTConfig, "model."), (ImageConfig, "images.")):
+            names = [key for key in kind().flat() if prefix + key in settings]
+            parts.append(kind().replace({key: settings[prefix + key] for key in names}))
+        return decisive(PRESETS[name].of_weights(*parts))
+    except ValueError:  # settings of another version
+        return None
