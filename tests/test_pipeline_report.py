@@ -226,6 +226,8 @@ def test_many_machines_are_shown_by_their_median_their_extremes_and_the_odd_one_
     assert highs == [(x, 92.0) for x in range(4)]
     few = {"gpu_0": lines["gpu_0"]}
     assert together(few) == (few, {})
+
+
 def test_every_figure_of_the_page_says_what_it_is_of(begun):
     page = write_report(begun(["loss", "top1"])).read_text()
     words = " ".join(Page(page).words)
