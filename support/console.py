@@ -75,6 +75,7 @@ class Progress:
     def _draw(self, done: int, total: int, note: str) -> None:
         if self._bar is None:
             options = {"unit": f" {self._unit}", "leave": False, "dynamic_ncols": True}
+            options["file"] = sys.stdout  # errors may be redirected
             self._bar = tqdm(desc=self._label, total=total, initial=done, **options)
         self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(done - self._bar.n)

@@ -47,7 +47,7 @@ class Tested:
             ]
             for one in (*lost, *reversed(gained))
         ]
-        head = ["class", "images", self.first.name, self.other.name, "images gained"]
+        head = ["class", "images", self.first.name, self.other.name, "change, images"]
         return Table(head=head, rows=rows)
 
     @property
