@@ -22,7 +22,7 @@ from support.page import Cell, Table
 # classes; classes that the head lacks; images that could not be read
 SHOWN_CLASSES, MOST_CLASSES, SHOWN_PAIRS, SHOWN_MISSING, SHOWN_UNREADABLE = 12, 1500, 12, 50, 50
 # evaluations on other labels and other images, which are compared in top-1
-OTHERS = {"real": "ReaL", "v2": "V2"}
+OTHERS = {"real": "ReaL", "v2": "ImageNet-V2"}
 
 
 def evaluation_values(item: Evaluation) -> dict[str, object]:
@@ -35,14 +35,11 @@ def evaluation_values(item: Evaluation) -> dict[str, object]:
         for group, title in GROUPS.items()
     }
     return {
+        **summary(result),
         "result": result,
-        "checkpoint": Path(result["checkpoint"]).name,
-        "caption": caption(result),
         "intervals": INTERVALS,
         "class_intervals": CLASS_INTERVALS,
-        "selection": selection(result),
         "missing": [class_label(wnid) for wnid in result["missing"][:SHOWN_MISSING]],
-        "crops": crop_table(result),
         "over_classes": class_figure_table(result),
         "left_out": result.get("classes", {}).get("left_out", []),
         "unreadable": unreadable_table(result),
@@ -57,30 +54,48 @@ def evaluation_values(item: Evaluation) -> dict[str, object]:
     }
 
 
-def summary(result: Mapping) -> tuple[str, str, str, Table]:
-    """An evaluation in brief: checkpoint, caption, how the checkpoint was chosen, the table."""
-    checkpoint = Path(result["checkpoint"]).name
-    return checkpoint, caption(result), selection(result), crop_table(result)
+def summary(result: Mapping) -> dict[str, object]:
+    """An evaluation in brief: checkpoint, caption, how the checkpoint was chosen, tables."""
+    return {
+        "checkpoint": Path(result["checkpoint"]).name,
+        "caption": caption(result),
+        "selection": selection(result),
+        "crops": crop_table(result),
+        "changes": change_table(result),
+    }
 
 
 def crop_table(result: Mapping) -> Table:
-    """Protocols side by side, with their changes; ReaL and V2 if they were evaluated."""
-    protocols, top1 = result["protocols"], METRICS["top1"].title
+    """Protocols side by side."""
+    protocols = result["protocols"]
     names = [name for name in METRICS if any(name in values for values in protocols.values())]
-    others = [result[key]["protocols"] for key in OTHERS if key in result]
     rows = [
         [
-            *(protocol, str(values["views"])),
+            *(Cell(protocol, kind="name"), str(values["views"])),
             *(metric_cell(name, values) for name in names),
             f"{values['ece']:.4f}",
-            *change_cells(result["changes"].get(protocol)),
-            *(metric_cell("top1", other.get(protocol, {})) for other in others),
         ]
         for protocol, values in protocols.items()
     ]
     head = ["crops", "views", *(METRICS[name].title for name in names), FIGURES["ece"]]
-    head += [f"{top1} against {CENTER}, points", "right / wrong", "p"]
-    return Table(head=[*head, *(f"{OTHERS[k]}, {top1}" for k in OTHERS if k in result)], rows=rows)
+    return Table(head=head, rows=rows)
+
+
+def change_table(result: Mapping) -> Table:
+    """How protocols differ from the single crop, and their top-1 on ReaL and V2."""
+    changes, others = result["changes"], [key for key in OTHERS if key in result]
+    rows = [
+        [
+            Cell(protocol, kind="name"),
+            *change_cells(changes.get(protocol)),
+            *(metric_cell("top1", result[k]["protocols"].get(protocol, {})) for k in others),
+        ]
+        for protocol in result["protocols"]
+        if others or protocol in changes
+    ]
+    titles = [f"{OTHERS[key]}, {METRICS['top1'].title}" for key in others]
+    head = ["crops", f"gain on {CENTER}, points", "right / wrong", "p", *titles]
+    return Table(head=head, rows=rows)
 
 
 def class_figure_table(result: Mapping) -> Table:
