@@ -108,12 +108,12 @@ def class_figure_table(result: Mapping) -> Table:
 
 
 def class_figure_cell(name: str, values: Mapping[str, float]) -> Cell:
-    """A figure over classes, a share unless it is a height, with its interval."""
+    """A figure over classes with its interval: a share in percent, or a height."""
     if name not in values:
         return Cell("")
-    is_share = name != "lca_height"
-    text = f"{values[name]:{'.2%' if is_share else '.2f'}}"
-    return Cell(text, interval_text(name, values, is_share=is_share))
+    factor = 1 if name == "lca_height" else 100
+    text = f"{factor * values[name]:.2f}" + ("%" if factor == 100 else "")
+    return Cell(text, interval_text(name, values, factor, 2))
 
 
 def unreadable_table(result: Mapping) -> Table:
@@ -124,7 +124,8 @@ def unreadable_table(result: Mapping) -> Table:
 
 def metric_cell(name: str, values: Mapping[str, float]) -> Cell:
     """A metric with its interval."""
-    return Cell(metric_text(name, values), interval_text(name, values))
+    scale = (100, 2) if METRICS[name].is_share else (1, 4)
+    return Cell(metric_text(name, values), interval_text(name, values, *scale))
 
 
 def metric_text(name: str, values: Mapping[str, float], prefix: str = "") -> str:
@@ -134,12 +135,10 @@ def metric_text(name: str, values: Mapping[str, float], prefix: str = "") -> str
     return f"{values[prefix + name]:{'.2%' if METRICS[name].is_share else '.4f'}}"
 
 
-def interval_text(name: str, values: Mapping[str, float], *, is_share: bool | None = None) -> str:
-    """The 95 % interval of a figure as text, in percent for a share; empty if it is missing."""
+def interval_text(name: str, values: Mapping[str, float], factor: int, digits: int) -> str:
+    """The 95 % interval of a figure times a factor, as text; empty if it is missing."""
     if f"{name}_low" not in values:
         return ""
-    is_share = METRICS[name].is_share if is_share is None else is_share
-    factor, digits = (100, 2) if is_share else (1, 4)
     low, high = (f"{factor * values[f'{name}_{end}']:.{digits}f}" for end in ("low", "high"))
     return f"[{low}, {high}]"
 
