@@ -24,7 +24,7 @@ class Cell:
     note: str = ""
     """Text after it in a soft colour."""
     kind: str = ""
-    """CSS class of the text: good, bad, strong."""
+    """CSS class of the text: good, bad, strong; name, which is not broken into lines."""
 
 
 @dataclass(frozen=True, kw_only=True)

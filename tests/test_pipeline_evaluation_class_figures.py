@@ -68,9 +68,20 @@ def test_head_middle_and_tail_are_means_over_the_classes_of_a_third():
     assert [found[name] for name in ("head", "middle", "tail")] == [1.0, 0.25, 0.75]
     assert found["head_low"] < 1.0 == found["head_high"]
     assert facts["thirds"]["middle"] == {"classes": 2, "fewest": 20, "most": 30}
-    even = ClassFigures(classes=tuple("abcdef"), trained=dict.fromkeys("abcdef", 7))
-    assert "head" not in even.of(given)
-    assert "the same number of training images" in even.facts(given)["left_out"][0]
+
+
+def test_without_rare_classes_there_is_no_tail():
+    given = predictions([0, 1, 2], [0, 1, 2])
+    for fewest, is_left_out in ((732, True), (650, False), (0, False)):
+        figures = ClassFigures(
+            classes=("a", "b", "c"), trained={"a": 1300, "b": 900, "c": fewest, "d": 1}
+        )
+        assert ("tail" not in figures.of(given)) == is_left_out
+        if is_left_out:
+            reason = (
+                "head, middle, tail: all classes have about as many training images, 732 to 1,300"
+            )
+            assert figures.facts(given)["left_out"][0] == reason
 
 
 def test_training_images_are_counted_as_the_run_reads_them(digits, tmp_path):

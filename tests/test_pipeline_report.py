@@ -135,14 +135,15 @@ def test_metrics_of_the_table_are_columns_and_curves_of_the_page(begun, monkeypa
     page = write_report(begun(list(METRICS))).read_text()
     rows = rows_of(page)
     first = next(place for place, row in enumerate(rows) if row[0] == "crops")
-    head, center, five = rows[first : first + 3]
+    head, center, five, changes, _, change = rows[first : first + 6]
     cells = dict(zip(head, center, strict=True))
     assert cells["loss"] == "0.0625 [0.0588, 0.0667]" and cells["views"] == "1"
     assert cells["top-1"] == "12.50% [11.76, 13.33]" and cells["ECE"] == "0.1234"
     assert cells["Brier score"] == "0.2500 [0.2353, 0.2667]"  # no share
     assert cells["top-3"] == "31.25% [29.41, 33.33]"
-    cells = dict(zip(head, five, strict=True))
-    assert cells["top-1 against center, points"] == "+5.00 [+1.00, +9.00]"
+    assert five[:2] == ["five", "5"]
+    cells = dict(zip(changes, change, strict=True))
+    assert cells["gain on center, points"] == "+5.00 [+1.00, +9.00]"
     assert cells["right / wrong"] == "+7 / -2" and cells["p"] == "0.03"
     assert cells["ReaL, top-1"] == "87.50%"
     told = Page(page)
@@ -233,10 +234,10 @@ def test_every_figure_of_the_page_says_what_it_is_of(begun):
     words = " ".join(Page(page).words)
     assert "split val of set, 90 images, 1 of them unreadable, which count as wrong" in words
     assert "logits averaged over the crops of an image" in words
-    assert "Wilson's of shares; Tango's of the gain" in words
+    assert "Wilson's of shares, normal of other means, Tango's of gains" in words
     assert "Top-1 on val selects" in words and "optimistic" in words
-    assert "top-1 on val, five, 5 crops, logits averaged; Wilson 95 %" in words
-    assert "top-1 on val, one centre crop; Wilson 95 %" in words
+    assert "top-1 on val, five, 5 crops, logits averaged (Wilson 95 %: 11.8 to 13.3)" in words
+    assert "top-1 on val, one centre crop (Wilson 95 %" in words
     assert ["val-00000.tar/cat_7", "cannot identify image file"] in rows_of(page)
     assert "the classes have no common ancestor in WordNet" in words
     head, *rows = [row for row in rows_of(page) if row[1:] and "%" in row[1] or "over" in row[0]]

@@ -14,10 +14,11 @@ from pipeline.evaluation.config import CENTER
 from pipeline.evaluation.metrics import FIGURES, METRICS
 from support.console import table
 
-INTERVALS = "95 % intervals: Wilson's of shares; Tango's of the gain, whose p is exact McNemar's"
-CLASS_INTERVALS = (
-    "95 % intervals: Wilson's, of means over classes for their variance; the height's is normal"
+INTERVALS = (
+    "95 % intervals: Wilson's of shares, normal of other means, Tango's of gains in top-1, whose p"
+    " is that of the exact McNemar test"
 )
+CLASS_INTERVALS = "95 % intervals: Wilson's, of means over classes for their variance"
 
 
 def caption(result: Mapping) -> str:

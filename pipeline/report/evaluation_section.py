@@ -22,7 +22,7 @@ from support.page import Cell, Table
 # classes; classes that the head lacks; images that could not be read
 SHOWN_CLASSES, MOST_CLASSES, SHOWN_PAIRS, SHOWN_MISSING, SHOWN_UNREADABLE = 12, 1500, 12, 50, 50
 # evaluations on other labels and other images, which are compared in top-1
-OTHERS = {"real": "ReaL", "v2": "V2"}
+OTHERS = {"real": "ReaL", "v2": "ImageNet-V2"}
 
 
 def evaluation_values(item: Evaluation) -> dict[str, object]:
@@ -35,14 +35,11 @@ def evaluation_values(item: Evaluation) -> dict[str, object]:
         for group, title in GROUPS.items()
     }
     return {
+        **summary(result),
         "result": result,
-        "checkpoint": Path(result["checkpoint"]).name,
-        "caption": caption(result),
         "intervals": INTERVALS,
         "class_intervals": CLASS_INTERVALS,
-        "selection": selection(result),
         "missing": [class_label(wnid) for wnid in result["missing"][:SHOWN_MISSING]],
-        "crops": crop_table(result),
         "over_classes": class_figure_table(result),
         "left_out": result.get("classes", {}).get("left_out", []),
         "unreadable": unreadable_table(result),
@@ -57,30 +54,48 @@ def evaluation_values(item: Evaluation) -> dict[str, object]:
     }
 
 
-def summary(result: Mapping) -> tuple[str, str, str, Table]:
-    """An evaluation in brief: checkpoint, caption, how the checkpoint was chosen, the table."""
-    checkpoint = Path(result["checkpoint"]).name
-    return checkpoint, caption(result), selection(result), crop_table(result)
+def summary(result: Mapping) -> dict[str, object]:
+    """An evaluation in brief: checkpoint, caption, how the checkpoint was chosen, tables."""
+    return {
+        "checkpoint": Path(result["checkpoint"]).name,
+        "caption": caption(result),
+        "selection": selection(result),
+        "crops": crop_table(result),
+        "changes": change_table(result),
+    }
 
 
 def crop_table(result: Mapping) -> Table:
-    """Protocols side by side, with their changes; ReaL and V2 if they were evaluated."""
-    protocols, top1 = result["protocols"], METRICS["top1"].title
+    """Protocols side by side."""
+    protocols = result["protocols"]
     names = [name for name in METRICS if any(name in values for values in protocols.values())]
-    others = [result[key]["protocols"] for key in OTHERS if key in result]
     rows = [
         [
-            *(protocol, str(values["views"])),
+            *(Cell(protocol, kind="name"), str(values["views"])),
             *(metric_cell(name, values) for name in names),
             f"{values['ece']:.4f}",
-            *change_cells(result["changes"].get(protocol)),
-            *(metric_cell("top1", other.get(protocol, {})) for other in others),
         ]
         for protocol, values in protocols.items()
     ]
     head = ["crops", "views", *(METRICS[name].title for name in names), FIGURES["ece"]]
-    head += [f"{top1} against {CENTER}, points", "right / wrong", "p"]
-    return Table(head=[*head, *(f"{OTHERS[k]}, {top1}" for k in OTHERS if k in result)], rows=rows)
+    return Table(head=head, rows=rows)
+
+
+def change_table(result: Mapping) -> Table:
+    """How protocols differ from the single crop, and their top-1 on ReaL and V2."""
+    changes, others = result["changes"], [key for key in OTHERS if key in result]
+    rows = [
+        [
+            Cell(protocol, kind="name"),
+            *change_cells(changes.get(protocol)),
+            *(metric_cell("top1", result[k]["protocols"].get(protocol, {})) for k in others),
+        ]
+        for protocol in result["protocols"]
+        if others or protocol in changes
+    ]
+    titles = [f"{OTHERS[key]}, {METRICS['top1'].title}" for key in others]
+    head = ["crops", f"gain on {CENTER}, points", "right / wrong", "p", *titles]
+    return Table(head=head, rows=rows)
 
 
 def class_figure_table(result: Mapping) -> Table:
@@ -93,12 +108,12 @@ def class_figure_table(result: Mapping) -> Table:
 
 
 def class_figure_cell(name: str, values: Mapping[str, float]) -> Cell:
-    """A figure over classes, a share unless it is a height, with its interval."""
+    """A figure over classes with its interval: a share in percent, or a height."""
     if name not in values:
         return Cell("")
-    is_share = name != "lca_height"
-    text = f"{values[name]:{'.2%' if is_share else '.2f'}}"
-    return Cell(text, interval_text(name, values, is_share=is_share))
+    factor = 1 if name == "lca_height" else 100
+    text = f"{factor * values[name]:.2f}" + ("%" if factor == 100 else "")
+    return Cell(text, interval_text(name, values, factor, 2))
 
 
 def unreadable_table(result: Mapping) -> Table:
@@ -109,7 +124,8 @@ def unreadable_table(result: Mapping) -> Table:
 
 def metric_cell(name: str, values: Mapping[str, float]) -> Cell:
     """A metric with its interval."""
-    return Cell(metric_text(name, values), interval_text(name, values))
+    scale = (100, 2) if METRICS[name].is_share else (1, 4)
+    return Cell(metric_text(name, values), interval_text(name, values, *scale))
 
 
 def metric_text(name: str, values: Mapping[str, float], prefix: str = "") -> str:
@@ -119,12 +135,10 @@ def metric_text(name: str, values: Mapping[str, float], prefix: str = "") -> str
     return f"{values[prefix + name]:{'.2%' if METRICS[name].is_share else '.4f'}}"
 
 
-def interval_text(name: str, values: Mapping[str, float], *, is_share: bool | None = None) -> str:
-    """The 95 % interval of a figure as text, in percent for a share; empty if it is missing."""
+def interval_text(name: str, values: Mapping[str, float], factor: int, digits: int) -> str:
+    """The 95 % interval of a figure times a factor, as text; empty if it is missing."""
     if f"{name}_low" not in values:
         return ""
-    is_share = METRICS[name].is_share if is_share is None else is_share
-    factor, digits = (100, 2) if is_share else (1, 4)
     low, high = (f"{factor * values[f'{name}_{end}']:.{digits}f}" for end in ("low", "high"))
     return f"[{low}, {high}]"
 

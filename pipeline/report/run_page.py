@@ -66,9 +66,9 @@ def tiles(run: RunData, price: float | None) -> dict[str, str]:
     if run.evaluations:
         result = run.evaluations[0].result
         for name, item in result["protocols"].items():
-            title = f"{top1} on {result['split']}, {averaged(name, item, result)}; Wilson 95 %"
             low, high = (100 * item[f"top1_{end}"] for end in ("low", "high"))
-            values[title] = f"{item['top1']:.1%} [{low:.1f}, {high:.1f}]"
+            title = f"{top1} on {result['split']}, {averaged(name, item, result)}"
+            values[f"{title} (Wilson 95 %: {low:.1f} to {high:.1f})"] = f"{item['top1']:.1%}"
     elif line := run.lines.get("val/top1"):
         (step, last), split = line[-1], run.settings.get("data.eval_split", "val")
         values[f"{top1} on {split}, one centre crop, at step {step:,}"] = f"{last:.2%}"
