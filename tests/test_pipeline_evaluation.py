@@ -29,7 +29,7 @@ from pipeline.evaluation.metrics import (
     summary,
 )
 from pipeline.evaluation.model import EvalModel, head_columns
-from pipeline.evaluation.predict import Evaluator, Scorer, average, predict_all
+from pipeline.evaluation.predict import Evaluator, Scorer, average
 from pipeline.evaluation.predictions import (
     PredictionStore,
     protocol_predictions,
@@ -37,6 +37,7 @@ from pipeline.evaluation.predictions import (
     whole_units,
 )
 from pipeline.evaluation.result_table import result_table
+from pipeline.evaluation.workers import predict_all
 from pipeline.settings.presets import find_preset
 from support.files import write_json
 from vit.batch import normalise
@@ -528,9 +529,10 @@ def test_multi_label_and_sigmoid_models_are_judged_by_their_own_loss():
 # --- the command ---
 
 
-def test_bad_input_is_refused_before_ray_starts(eval_model, tmp_path, monkeypatch, capsys):
+def test_bad_input_is_refused_before_ray_starts(eval_model, digits, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray was started"))
     save_safetensors(tmp_path / "x.safetensors", ViT(SMALL).state_dict())
+    on_digits = (str(eval_model.path), "--data", str(digits))
     for arguments, message in (
         ((str(tmp_path / "none"),), "is not there"),
         (
@@ -542,8 +544,8 @@ def test_bad_input_is_refused_before_ray_starts(eval_model, tmp_path, monkeypatc
             "crops 'three' are squares along the long side",
         ),
         ((str(eval_model.path), "--data", str(tmp_path)), "it has no manifest.json"),
-        ((str(eval_model.path), "--real", "none.json"), "give ReaL's real.json"),
-        ((str(eval_model.path), "--v2", str(tmp_path)), "it has no manifest.json"),
+        ((*on_digits, "--real", "none.json"), "give ReaL's real.json"),
+        ((*on_digits, "--v2", str(tmp_path)), "it has no manifest.json"),
         ((str(tmp_path / "x.safetensors"),), "--data"),
     ):
         assert main(["evaluate", *arguments]) == 2

@@ -1,10 +1,13 @@
 """Evaluations are divided so that every image is evaluated once, whoever feeds whom."""
 
+import subprocess
+import sys
+
 import pytest
 
 from pipeline.data.feed import NodeFeed
-from pipeline.evaluation.predict import task_cpus
 from pipeline.evaluation.share import EvalShare
+from pipeline.evaluation.workers import task_cpus
 
 
 def of_workers(nodes: list[range], samples: int, batch: int) -> list[tuple[NodeFeed, EvalShare]]:
@@ -55,3 +58,8 @@ def test_tasks_leave_half_of_the_cpus_of_every_node_that_they_may_run_on():
     # all tasks may run on one node; a head without CPUs takes none
     assert task_cpus([{"CPU": 4}, {"CPU": 16}, {"CPU": 0}], 4) == 0.5
     assert task_cpus([{"CPU": 16}], 2) == 1
+
+
+def test_a_process_that_predicts_starts_its_feed_before_it_imports_pytorch():
+    program = "import sys, pipeline.evaluation.workers; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -29,9 +29,10 @@ from pipeline.evaluation.config import CENTER, RESULT, EvaluateConfig
 from pipeline.evaluation.examples import first_name, write_examples
 from pipeline.evaluation.metrics import Predictions
 from pipeline.evaluation.model import EvalModel, head_columns
-from pipeline.evaluation.predict import Evaluator, predict_all, view_of
+from pipeline.evaluation.predict import Evaluator, view_of
 from pipeline.evaluation.predictions import Block, PredictionStore, protocol_predictions
 from pipeline.evaluation.unreadable import COUNTS_AS_WRONG, named_faults
+from pipeline.evaluation.workers import predict_all
 from shards.dataset import wordnet
 from shards.dataset.classes import class_list, mapping
 from shards.dataset.format import open_set

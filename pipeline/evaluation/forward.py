@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 
 from pipeline.evaluation.config import EvaluateConfig
 from vit.batch import channel_factors, scaled
@@ -27,8 +26,9 @@ class Forward:
         self.model, self.precision, self.features = model, settings.precision, features
         self.device = next(model.parameters()).device
         self.factors = channel_factors(settings.images).to(self.device)
-        # a sharded model gathers the weights of each block, which a compiled graph cannot hold
-        self.is_sharded = isinstance(model, FSDPModule)
+        # a sharded model gathers the weights of each block, which a compiled graph cannot hold; it
+        # is told by its method, as importing FSDP takes half a second of every evaluation's start
+        self.is_sharded = hasattr(model, "unshard")
         self.compiles = settings.compile and not self.is_sharded and self.device.type == "cuda"
         self.most = 0
 

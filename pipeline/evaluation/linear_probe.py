@@ -41,10 +41,11 @@ from pipeline.evaluation.features import FeatureReader
 from pipeline.evaluation.logistic import Fit, logits
 from pipeline.evaluation.metrics import METRICS, Predictions
 from pipeline.evaluation.model import EvalModel
-from pipeline.evaluation.predict import Scorer, fetched, predict_all
+from pipeline.evaluation.predict import Scorer, fetched
 from pipeline.evaluation.predictions import PredictionStore, protocol_predictions
 from pipeline.evaluation.probe_fits import fits_of
 from pipeline.evaluation.unreadable import COUNTS_AS_WRONG, named_faults, without_answers
+from pipeline.evaluation.workers import predict_all
 from pipeline.settings.config import DataConfig
 from shards.dataset import store
 from support.files import write_json

@@ -3,8 +3,8 @@
     split -> each image decoded once -> crops of every protocol -> logits, averaged over the crops
     -> top-5, confidence and loss of every image -> predictions (on disk) -> metrics
 
-The units that are not on disk yet are divided among all GPUs, or processes, each with a feed of its
-own. `pipeline.evaluation.training_loop` evaluates during training.
+`pipeline.evaluation.workers` spreads it over a cluster; `pipeline.evaluation.training_loop`
+evaluates in training.
 
 Shapes: B images, C crops of all protocols, K classes of the head, M labels per image (padded with
 -1).
@@ -15,12 +15,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import ray
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.cluster.autoscaler import possible_nodes
 from pipeline.data.dataset import Dataset
 from pipeline.data.feed import NodeFeed
 from pipeline.data.reader import SampleReader, View
@@ -28,7 +26,6 @@ from pipeline.data.staging import Staged, Staging
 from pipeline.data.stream import Block, Stream, ahead
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.forward import Forward
-from pipeline.evaluation.predictions import PredictionStore, whole_units
 from pipeline.evaluation.share import EvalShare
 from pipeline.evaluation.unreadable import FAULT, without_answers
 from shards.dataset import wordnet
@@ -119,6 +116,13 @@ def view_of(settings: EvaluateConfig) -> View:
     )
 
 
+def model_of(settings: EvaluateConfig, weights: Mapping[str, Tensor]) -> ViT:
+    """The model in evaluation mode, on the GPU of this process if it has one."""
+    model = ViT(settings.model).eval()
+    model.load_state_dict(weights)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
 class Scorer:
     """Computes the predictions of images from the logits of their crops."""
 
@@ -191,59 +195,3 @@ def fetched(batch: Mapping[str, Tensor]) -> Block:
 def answers(batch: Mapping[str, Tensor], faults: np.ndarray) -> Block:
     """A batch as NumPy arrays, with its faults (B,); an image that has one gets no answer."""
     return without_answers(fetched(batch), faults != "") | {FAULT: faults}
-
-
-# a worker waits while the driver has not yet written this many of its units
-@ray.remote(num_returns="streaming", _generator_backpressure_num_objects=2)
-def predict_spans(
-    evaluator: Evaluator, weights: Mapping[str, Tensor], spans: Sequence[tuple[int, int]], unit: int
-) -> Iterator[Block]:
-    """Ray task that predicts for some spans, unit by unit, on its GPU if it has one."""
-    feed = NodeFeed.alone()  # it starts while the model is made
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = ViT(evaluator.settings.model).eval()
-    model.load_state_dict(weights)
-    share = EvalShare.of_spans(spans, evaluator.settings.batch_images)
-    yield from whole_units(evaluator.predictions(model.to(device), feed, share), unit)
-
-
-def task_cpus(nodes: Sequence[Mapping[str, float]], tasks: int) -> float:
-    """CPUs of each task that predicts, so that half of every node's stay free to read and decode.
-
-    A task on a node without free CPUs would wait forever for its crops. Each GPU takes a task;
-    without GPUs all tasks may run on one node. `nodes` are the resources of each.
-    """
-    gpus = any(node.get("GPU") for node in nodes)
-    hosts = [node for node in nodes if node.get("CPU") and (node.get("GPU") or not gpus)]
-    if not hosts:
-        raise ValueError("no node of the cluster has GPUs and CPUs: its tasks need both")
-    return min([1, *(node["CPU"] / (2 * (node["GPU"] if gpus else tasks)) for node in hosts)])
-
-
-def predict_all(
-    evaluator: Evaluator, model: ViT, store: PredictionStore, progress: Callable[[int, int], None]
-) -> None:
-    """Put the predictions for all images into the store; those on disk are not recomputed.
-
-    `progress` is called with the number of images done and their total.
-    """
-    # nodes with GPUs may still have to come: then the tasks that wait for them bring them
-    nodes, gpus = possible_nodes(), int(ray.cluster_resources().get("GPU", 0))
-    shares = store.shares(gpus or evaluator.settings.workers)
-    done = store.images - sum(stop - start for share in shares for start, stop in share)
-    if shares:
-        takes_gpu = any(node.get("GPU") for node in nodes)
-        cpus = task_cpus(nodes, len(shares))
-        task = predict_spans.options(num_gpus=int(takes_gpu), num_cpus=cpus)
-        evaluator_ref, weights = ray.put(evaluator), ray.put(model.state_dict())
-        running = [task.remote(evaluator_ref, weights, share, store.unit) for share in shares]
-        while running:
-            (ready,), _ = ray.wait(running, num_returns=1)
-            try:
-                block = ray.get(next(ready))
-            except StopIteration:
-                running.remove(ready)
-                continue
-            store.add(block)
-            done += len(block["position"])
-            progress(done, store.images)
