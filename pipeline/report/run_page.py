@@ -42,7 +42,7 @@ def write_report(
         status=(status or run.status()).lower(),
         tiles=tiles(run, price),
         curves=curves(run),
-        log_every=run.settings.get("log_every", 0),
+        log_every=run.settings["log_every"],
         evaluation=evaluation_values(run.evaluations[0]) if run.evaluations else None,
         others=[summary(item.result) for item in run.evaluations[1:]],
         machines=machines(run.lines),

@@ -15,6 +15,8 @@ from support.page import Cell, Table, render
 SHEET_IMAGES, THUMB_SIDE = 48, 112
 # a histogram with fewer bins that are not empty says no more than the range
 MIN_BINS = 4
+# with fewer ticks at 1, 2 and 5 times powers of ten, others are taken
+MIN_TICKS = 4
 # ratio of the largest to the smallest class above which their chart is logarithmic
 SKEWED = 5
 
@@ -101,7 +103,7 @@ def histogram(told: Histogram, name: str, what: str = "images") -> tuple[str, st
     bins, total = told.central, told.total
     if not varies(told):
         return "", f"{ends}, of all {what}." if total else ""
-    chart = Chart(f"histogram-{name}", height=230)
+    chart = Chart(f"histogram-{name}", height=214, bottom=24)
     lows, highs, numbers = zip(*bins, strict=True)
     widths = [high - low for low, high in zip(lows, highs, strict=True)]
     shares = [number / total for number in numbers]
@@ -109,7 +111,8 @@ def histogram(told: Histogram, name: str, what: str = "images") -> tuple[str, st
     for bar, (low, high, number) in zip(bars, bins, strict=True):
         text = f"{rounded(low)} to {rounded(high)}: {number:,} {what} ({number / total:.1%})"
         chart.mark(bar, "bar", text)
-    places = ticks(lows[0], highs[-1], logarithmic=True)
+    few, more = (ticks(lows[0], highs[-1], logarithmic=each) for each in (True, False))
+    places = few if len(few) >= MIN_TICKS else more
     chart.axes.set(xscale="log", xlim=(lows[0], highs[-1]), ylim=(0, None))
     chart.axes.set(xticks=places, xticklabels=map(short, places))
     chart.axes.minorticks_off()
