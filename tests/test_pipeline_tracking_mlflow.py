@@ -68,6 +68,17 @@ def test_a_run_says_who_started_it_with_what_program_and_commit(resumed):
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
 
 
+def test_a_trial_says_who_started_its_search(resumed, monkeypatch):
+    folder, run = resumed
+    monkeypatch.setattr("sys.argv", ["/ray/default_worker.py"])
+    trial = folder.parent / "trial"
+    trial.mkdir()
+    Recorder(trial, name="t", experiment="test", settings={}, parent=folder).finish("FINISHED")
+    tags = run_at(tracking_uri(folder.parent), trial).data.tags
+    assert tags["mlflow.source.name"] == run.data.tags["mlflow.source.name"]
+    assert tags["mlflow.parentRunId"] == run.info.run_id
+
+
 def test_programs_are_named_as_people_type_them(monkeypatch):
     assert origin.program("/x/pipeline/__main__.py") == "python -m pipeline"
     assert origin.program("/x/my_search.py") == "my_search.py"

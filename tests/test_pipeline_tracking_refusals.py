@@ -6,8 +6,16 @@ import time
 
 import mlflow
 import pytest
+import requests
 from mlflow_server import Door, MlflowServer
-from test_pipeline_tracking import copy_database, expected, points, run_at, train
+from test_pipeline_tracking import (  # noqa: F401 (one is a fixture)
+    copy_database,
+    expected,
+    impatient,
+    points,
+    run_at,
+    train,
+)
 
 from pipeline.settings.presets import find_preset
 from pipeline.tracking import journal, mlflow_sync
@@ -17,18 +25,18 @@ BAD = "probe/pets (37)/5shot"
 SETTINGS = {"optim.lr": 0.1, "a (b)": 1, "workers": 2}
 
 
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch):
-    monkeypatch.setattr(mlflow_sync, "PAUSE_S", 0.05)
-    monkeypatch.setattr(mlflow_sync, "MAX_PAUSE_S", 0.3)
-    monkeypatch.setattr(mlflow_sync, "PATIENCE_S", 60)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-
 def record(folder, experiment="test", settings=None) -> Recorder:
     folder.mkdir(parents=True, exist_ok=True)
     settings = settings or {"optim.lr": 0.1, "workers": 2}
     return Recorder(folder, name="run", experiment=experiment, settings=settings)
+
+
+class Answer(requests.Response):
+    """An answer of a server of files."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__()
+        self.status_code = status
 
 
 def refused(folder) -> list[tuple]:
@@ -37,8 +45,17 @@ def refused(folder) -> list[tuple]:
 
 
 def test_refused_points_parameters_tags_and_events_are_in_a_file_and_warned_of_once(
-    tmp_path, caplog
+    tmp_path, caplog, monkeypatch
 ):
+    faults = [requests.HTTPError(response=Answer(413)), RuntimeError("in a store's library")]
+    real = mlflow.MlflowClient.log_artifact
+
+    def log_artifact(client, run_id, path, folder):
+        if path.endswith((".bin", ".txt")) and faults:
+            raise faults.pop(0)
+        real(client, run_id, path, folder)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_artifact", log_artifact)
     folder, store = tmp_path / "run", f"sqlite:///{tmp_path}/mlflow.db"
     recorder = record(folder, settings=SETTINGS)
     train(recorder, 0, 300)
@@ -46,6 +63,9 @@ def test_refused_points_parameters_tags_and_events_are_in_a_file_and_warned_of_o
         recorder.add({"kind": "probe", "step": step, BAD: 0.5, "probe/cars": 0.25})
     train(recorder, 300, 600)
     recorder.write_event("tags", tags={"x" * 300: "too long a name", "colour": "red"})
+    for name in ("large.bin", "note.txt"):
+        (folder / name).write_text(name)
+        journal.write_artifact(folder, folder / name)
     recorder.write_event("artifact", path="none.txt", folder="", version=1)
     recorder.write_event("sonnet", name="18")  # of a later version
     recorder.finish("FINISHED")
@@ -54,19 +74,22 @@ def test_refused_points_parameters_tags_and_events_are_in_a_file_and_warned_of_o
     assert run.data.params == {"optim.lr": "0.1", "workers": "2"}
     assert run.data.metrics["probe/cars"] == 0.25 and points(store, folder) == expected(600)
     found = [(BAD, 298), (BAD, 299), ("a (b)", None), ("x" * 300, None), ("18", None)]
+    files = [("large.bin", None), ("none.txt", None)]
     names = [(name, step) for _, name, step in refused(folder)]
-    assert sorted(names, key=str) == sorted([*found, ("none.txt", None)], key=str)
+    assert sorted(names, key=str) == sorted([*found, *files], key=str)
     line = json.loads((folder / journal.REFUSED).read_text().splitlines()[0])
     assert (line["server"], line["what"], line["value"]) == ("embedded", "metric", 0.5)
     assert line["time"] > 1e9 and "Names may only contain" in line["reason"]
     assert caplog.text.count(f"does not take metric {BAD}") == 1
     assert str(folder / journal.REFUSED) in caplog.text
+    (note,) = mlflow.MlflowClient(store).list_artifacts(run.info.run_id)
+    assert note.path == "note.txt" and "RuntimeError: in a store's library" in caplog.text
     # sent again, nothing is there twice, and the refused name does not look like a loss
     cursor = json.loads((folder / "mlflow.json").read_text())
     cursor["servers"]["embedded"] |= {"sent": 0, "told": 0}
     (folder / "mlflow.json").write_text(json.dumps(cursor))
     assert mlflow_sync.sync(folder) == 0
-    assert len(refused(folder)) == 6 and points(store, folder) == expected(600)
+    assert len(refused(folder)) == 7 and points(store, folder) == expected(600)
 
 
 def test_the_record_of_a_deleted_run_or_experiment_waits_and_it_is_said_what_to_do(

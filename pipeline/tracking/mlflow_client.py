@@ -210,11 +210,11 @@ class TrackingServer:
         except MlflowException as error:
             if not self._is_refused(at["run_id"], error):
                 raise
-            raise Refused(redact(str(error))) from error
+            raise Refused(brief(error)) from error
         except requests.HTTPError as error:
             if error.response is None or error.response.status_code not in REFUSED_STATUS:
                 raise
-            raise Refused(redact(str(error))) from error
+            raise Refused(brief(error)) from error
         except (*FAILURES, Refused):
             raise
         except Exception as error:  # the stores of artifacts have libraries of their own
