@@ -85,6 +85,8 @@ class Sender:
                 self._rewind()
                 self._compared = True
             self._send()
+        except (OSError, RunRefused):  # of a store of files, or of the run: the server is there
+            raise
         except FAILURES:
             self._compared = False  # it may have lost something when it comes back
             raise
