@@ -28,10 +28,10 @@ from pipeline.evaluation.training_loop import center_crop_settings, evaluating
 from pipeline.settings.config import ProbeConfig, TrainConfig
 from vit.model import ViT
 
-# big_vision's strength of the ridge, and a constant feature: its size all but exempts the bias
-L2, BIAS = 2.0**10, 100.0
 # part of the name of a metric that MLflow takes, which may have 250 characters in all
 METRIC_NAME = re.compile(r"[\w.\- :]{1,200}")
+# big_vision's strength of the ridge, and a constant feature: its size all but exempts the bias
+L2, BIAS = 2.0**10, 100.0
 # test images that are compared with all training images at once
 KNN_ROWS = 1024
 
