@@ -164,7 +164,7 @@ def result_facts(job: "Job", outcome: "Outcome") -> str:
     """Summary of a run: the table of its evaluation, and the paths of its results."""
     from pipeline.evaluation.config import RESULT
     from pipeline.evaluation.result_table import result_table
-    from pipeline.tracking.mlflow_client import page_command
+    from pipeline.tracking.mlflow_address import page_of
 
     images = next(iter(outcome.protocols.values()))["images"]
     rate = f" at {outcome.images_per_s:,.0f} images/s" if outcome.images_per_s else ""
@@ -172,7 +172,7 @@ def result_facts(job: "Job", outcome: "Outcome") -> str:
         "evaluated": f"{images:,} images of {job.config.data.eval_split}, each once",
         "trained": f"{outcome.steps:,} steps{rate}",
         "checkpoint": outcome.checkpoint + (f" ({outcome.chosen})" if outcome.chosen else ""),
-        "MLflow page": page_command(job.dir.parent),
+        "MLflow page": page_of(job.dir),
     }
     result = {"protocols": outcome.protocols, "changes": outcome.changes}
     if (file := Path(outcome.evaluation, RESULT)).is_file():  # it may be on another machine
