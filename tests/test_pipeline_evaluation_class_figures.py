@@ -179,7 +179,10 @@ def test_a_figure_of_the_split_that_selects_is_said_to_be_optimistic():
 
 
 def test_the_console_says_what_every_figure_is_of():
-    shown = result_table(result(unreadable=[["a", "b"]]))
+    shown = result_table(
+        result(unreadable=[["a", "b"]], resized={"center": [256], "ten": [256, 288]})
+    )
+    assert re.search("\nten +256, 288 +10 +90 +0.5000", shown)
     assert shown.startswith(
         "split val of set, 90 images, 1 of them unreadable, which count as wrong, logits averaged"
     )

@@ -76,6 +76,7 @@ def evaluated(names, classes):
         **{"checkpoint": "/runs/x/checkpoints/step-000000100", "data": "s3://A:S3CR3T@b/set"},
         **{"images": 90, "split": "val", "average": "logits", "missing": ["n01440764"] * 60},
         **{"step": 100, "selected_on": {"data": "s3://A:S3CR3T@b/set", "split": "val"}},
+        "resized": {"center": [36], "five": []},
         "unreadable": [["val-00000.tar/cat_7", "cannot identify image file"]],
         "classes": {
             "classes": 20,
@@ -141,7 +142,7 @@ def test_metrics_of_the_table_are_columns_and_curves_of_the_page(begun, monkeypa
     assert cells["top-1"] == "12.50% [11.76, 13.33]" and cells["ECE"] == "0.1234"
     assert cells["Brier score"] == "0.2500 [0.2353, 0.2667]"  # no share
     assert cells["top-3"] == "31.25% [29.41, 33.33]"
-    assert five[:2] == ["five", "5"]
+    assert five[:3] == ["five", "whole", "5"] and cells["resized to"] == "36"
     cells = dict(zip(changes, change, strict=True))
     assert cells["gain on center, points"] == "+5.00 [+1.00, +9.00]"
     assert cells["right / wrong"] == "+7 / -2" and cells["p"] == "0.03"

@@ -50,6 +50,11 @@ def protocol_name(name: str, values: Mapping) -> str:
     return "one centre crop" if name == CENTER else f"{name}, {values['views']} crops"
 
 
+def sides(result: Mapping, name: str) -> str:
+    """The sides in pixels to which a protocol resizes an image, before it crops."""
+    return ", ".join(map(str, result["resized"][name])) or "whole"
+
+
 def averaged(name: str, values: Mapping, result: Mapping) -> str:
     """The same with the rule of averaging, where there is something to average."""
     rule = f", {result['average']} averaged" if values["views"] > 1 else ""
@@ -84,12 +89,14 @@ def _protocol_rows(result: Mapping) -> Iterator[list[str]]:
     """A row for each protocol, with the metrics that it has."""
     protocols, changes = result["protocols"], result["changes"]
     names = [name for name in (*METRICS, "ece") if any(name in v for v in protocols.values())]
-    head = ["crops", "views"] if any("views" in v for v in protocols.values()) else ["crops"]
+    head = [key for key in ("views", "images") if all(key in v for v in protocols.values())]
+    about = ["resized to"] if "resized" in result else []
     titles = [METRICS[name].title if name in METRICS else FIGURES[name] for name in names]
     gains = [f"gain on {CENTER}", "right/wrong", "p"] if changes else []
-    yield [*head, "images", *titles, *gains]
+    yield ["crops", *about, *head, *titles, *gains]
     for protocol, values in protocols.items():
-        cells = [protocol, *(str(values["views"]) for _ in head[1:]), f"{values['images']:,}"]
+        cells = [protocol, *(sides(result, protocol) for _ in about)]
+        cells += [f"{values[key]:,}" for key in head]
         cells += [figure_text(name, values, bounded=name == "top1") for name in names]
         if changes and protocol not in changes:
             cells += [""] * len(gains)

@@ -13,6 +13,7 @@ from pipeline.evaluation.result_table import (
     caption,
     protocol_name,
     selection,
+    sides,
 )
 from pipeline.report.calibration_chart import calibration_chart
 from pipeline.report.run_data import Evaluation
@@ -69,15 +70,17 @@ def crop_table(result: Mapping) -> Table:
     """Protocols side by side."""
     protocols = result["protocols"]
     names = [name for name in METRICS if any(name in values for values in protocols.values())]
+    about = ["resized to"] if "resized" in result else []
     rows = [
         [
-            *(Cell(protocol, kind="name"), str(values["views"])),
+            *(Cell(protocol, kind="name"), *(sides(result, protocol) for _ in about)),
+            str(values["views"]),
             *(metric_cell(name, values) for name in names),
             f"{values['ece']:.4f}",
         ]
         for protocol, values in protocols.items()
     ]
-    head = ["crops", "views", *(METRICS[name].title for name in names), FIGURES["ece"]]
+    head = ["crops", *about, "views", *(METRICS[name].title for name in names), FIGURES["ece"]]
     return Table(head=head, rows=rows)
 
 
