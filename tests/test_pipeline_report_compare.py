@@ -24,6 +24,7 @@ NOW = 1_700_000_000.0
 CLASSES = ("n01440764", "n01443537", "n01484850")
 LABELS = [0, 0, 0, 0, 1, 1, 1, 2, 2, 2]
 BEFORE = predictions(LABELS, [0, 0, 1, 1, 1, 1, 1, 0, 0, 0])  # right: 2 + 3 + 0
+MIDDLE = predictions(LABELS, [0, 0, 0, 1, 1, 1, 1, 0, 0, 0])
 AFTER = predictions(LABELS, [0, 0, 0, 0, 1, 1, 2, 2, 2, 2])  # right: 4 + 2 + 3
 
 
@@ -202,16 +203,20 @@ def test_corners_of_earlier_results_are_compared_with_each_other_alone(runs):
 
 
 def test_of_two_evaluations_alike_but_for_preparation_the_newest_counts_and_is_named(runs):
-    run, crops = runs / "fast", {"center": BEFORE, "ten": BEFORE}
-    for name in ("a-newer", "z-older"):
+    run = runs / "fast"
+    for name, found in (("a-newer", BEFORE), ("z-older", MIDDLE)):
+        crops = {"center": found, "ten": found}
         evaluated(run / "evaluations" / name, crops, CLASSES, precision="bf16")
+    evaluated(run / "evaluations/0-same", {"center": BEFORE, "ten": BEFORE}, CLASSES)
     folders = [run / f"evaluations/{name}" for name in ("z-older", "a-newer")]
     for folder in folders:
         write_artifact(run, folder / "result.json", f"evaluations/{folder.name}")
     found = Comparison.of([str(runs / "slow"), str(run)])
     assert [test.test.change["gain"] for test in found.tests] == [0.0, 0.0]
     assert "fast: val/ten-logits is that of a-newer, not of z-older" in found.passed_over
+    assert not any("0-same" in each for each in found.passed_over)  # its figures are the same
     assert "is that of a-newer, not of step-000000100-val-ten" in found.text()
+    assert not found.first.passed_over
     finished(run, top1=0.5, evaluation=str(run / "evaluations/step-000000100-val-ten"))
     found = Comparison.of([str(runs / "slow"), str(run)])
     assert [test.test.change["gain"] for test in found.tests] == [pytest.approx(0.4)] * 2
@@ -225,11 +230,8 @@ def test_extremes_of_loss_and_norm_are_around_the_curves_of_each_run(runs):
     charts = curves(Comparison.of([str(runs / "slow"), str(runs / "fast")]).runs, "steps")
     assert charts["Loss in training"].count('class="band"') == 2
     assert charts["Gradient norm"].count('class="band"') == 2
-    assert ">1,000<" in charts["Loss in training"]  # the axis is logarithmic
-    assert (
-        "Wait for data, share of step time, of the slowest worker"
-        in dict(titles({"wait": None})).values()
-    )
+    assert ">100<" in charts["Loss in training"]  # the axis is logarithmic
+    assert dict(titles({"wait": None}))["wait"].endswith("of the slowest worker")
 
 
 @pytest.mark.parametrize(
@@ -239,6 +241,7 @@ def test_extremes_of_loss_and_norm_are_around_the_curves_of_each_run(runs):
         ("events.jsonl", "{not\n", "events.jsonl is no JSON"),
         ("metrics.jsonl", "{not\n", "metrics.jsonl is no JSON"),
         ("evaluations/step-000000050-val-ten/result.json", "{", "result.json is no JSON"),
+        ("evaluations/step-000000050-val-ten/result.json", "{}", "result.json has no protocols"),
         ("events.jsonl", None, "is a run that has not started"),
     ],
 )
