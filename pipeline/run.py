@@ -29,7 +29,7 @@ from pipeline.reports import OnRecord, Reports
 from pipeline.run_events import record_circumstances, record_end, record_result
 from pipeline.run_models import restore_models
 from pipeline.settings.config import TrainConfig
-from pipeline.tracking.journal import EVENTS, RECORDS
+from pipeline.tracking.journal import EVENTS, RECORDS, REFUSED
 from pipeline.tracking.mlflow_sync import CURSOR
 from pipeline.tracking.recorder import Recorder
 from pipeline.train.attempts import train_workers
@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 # MLflow's tag for how a run ended: "done", "diverged", or the reason of a search to stop it
 OUTCOME_TAG = "outcome"
 # the record of a run; the cursor comes first, because it must not be ahead of the journal
-JOURNAL = (CURSOR, RECORDS, EVENTS)
+JOURNAL = (CURSOR, RECORDS, EVENTS, REFUSED)
 # the result comes last, because it says that the run is finished
 FILES = (*JOURNAL, "evaluations", PAGE, RESULT)
 

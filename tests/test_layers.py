@@ -55,6 +55,7 @@ ONLY_IN = {
     "ray": ("pipeline/", "tune/", "shards/build/ray_map.py"),
     "mlflow": (
         *("pipeline/tracking/mlflow_client.py", "pipeline/tracking/mlflow_model.py"),
+        *("pipeline/tracking/mlflow_models.py", "pipeline/tracking/mlflow_data.py"),
         "pipeline/tracking/mlflow_weights.py",
         "pipeline/tracking/image_classifier.py",
     ),

@@ -3,6 +3,7 @@
     metrics.jsonl   one line per record of numbers: kind, step, time, names and values
     system.jsonl    one line per sample of the machines, in the same form; grows without limit
     events.jsonl    one line per start, data set, model, artifact, evaluation and end
+    refused.jsonl   one line per point or event that MLflow has refused
 
 Each line is written in one piece, so several processes may write. A line that a crash cut off is
 ignored. No secret is written to events.jsonl. A line {"kind": "rewind", "step": N} in metrics.jsonl
@@ -21,6 +22,8 @@ from support.files import append_line, cut_unfinished_line, read_lines
 from support.redact import redacted
 
 RECORDS, SAMPLES, EVENTS = "metrics.jsonl", "system.jsonl", "events.jsonl"
+# what servers have refused: see `pipeline.tracking.refusals`
+REFUSED = "refused.jsonl"
 # what a record says besides its numbers
 PLACE = ("kind", "step", "time")
 # kinds of records
@@ -79,6 +82,15 @@ def read_samples(run_dir: Path, start: int = 0, most: int = MAX_SAMPLES) -> Line
     return samples
 
 
+def numbers(record: Mapping[str, object]) -> dict[str, float]:
+    """The numbers of a record, by name, without its place."""
+    return {
+        name: value
+        for name, value in record.items()
+        if name not in PLACE and isinstance(value, int | float)
+    }
+
+
 def last_line(path: Path) -> tuple[dict | None, int]:
     """The last complete line of a file and its end, read from the end; None, 0 without one."""
     if not path.exists():
@@ -98,7 +110,7 @@ def last_line(path: Path) -> tuple[dict | None, int]:
 
 def repair(run_dir: Path) -> None:
     """Cut off the lines that a killed driver left unfinished."""
-    for name in (RECORDS, SAMPLES, EVENTS):
+    for name in (RECORDS, SAMPLES, EVENTS, REFUSED):
         cut_unfinished_line(run_dir / name, last_line(run_dir / name)[1])
 
 

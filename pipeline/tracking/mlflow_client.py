@@ -3,15 +3,13 @@
     mlflow_sync -> TrackingServer -> an SQLite file, a tracking server, or one behind a token
 
 Every call can be repeated after a failure without duplicating anything. Runs are found by their
-token, numbers by step and time, models by their name in the run, and versions by their model.
-mlflow itself reads tokens and passwords from the environment; they appear nowhere else.
+token, numbers by step and time, models by their name in the run, and versions by their model. What
+the server refuses for good is set aside: see `pipeline.tracking.refusals`. mlflow itself reads
+tokens and passwords from the environment; they appear nowhere else.
 """
 
-import json
 import logging
-import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,14 +19,14 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
 import requests  # noqa: E402
-from mlflow import entities  # noqa: E402
-from mlflow.entities import Metric, Param, RunTag  # noqa: E402
+from mlflow.entities import LifecycleStage, Metric, Param, RunTag, ViewType  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
-from mlflow.models import Model  # noqa: E402
 from mlflow.tracking import MlflowClient  # noqa: E402
 
-from pipeline.tracking import journal  # noqa: E402
-from pipeline.tracking.mlflow_model import Refused, save_model  # noqa: E402
+from pipeline.tracking import mlflow_models  # noqa: E402
+from pipeline.tracking.journal import numbers  # noqa: E402
+from pipeline.tracking.mlflow_data import MAX_DIGEST, dataset_inputs  # noqa: E402
+from pipeline.tracking.refusals import Refusals, Refused, RunRefused, brief  # noqa: E402
 from support.redact import redact  # noqa: E402
 
 log = logging.getLogger(__name__)
@@ -36,18 +34,22 @@ log = logging.getLogger(__name__)
 logging.getLogger("mlflow").setLevel(logging.ERROR)
 logging.getLogger("alembic").setLevel(logging.ERROR)
 
-# temporary failures of a server, after which the call is repeated
-FAILURES = (MlflowException, requests.RequestException, OSError)
+# failures after which the call is repeated: of a server, of a store, or until somebody acts
+FAILURES = (MlflowException, requests.RequestException, OSError, RunRefused)
 # error codes with which a server rejects a call for good
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED")
+MISSING = "RESOURCE_DOES_NOT_EXIST"
+# the same of a server's answers to files; others may pass, or somebody gives the permission
+REFUSED_STATUS = (400, 405, 411, 413, 414, 415, 422, 431, 501)
+EMBEDDED = "embedded"  # its name among the servers
 DATABASE = "mlflow.db"  # the embedded server, in the folder of the runs
-TOKEN_TAG, MODEL_TAG, PARENT_TAG = "run_token", "model_id", "mlflow.parentRunId"
+TOKEN_TAG, PARENT_TAG = "run_token", "mlflow.parentRunId"
+# what MLflow's page and other tools take for an experiment of training, not of prompts
+KIND = {"mlflow.experimentKind": "custom_model_development"}
 # items that one call may carry (MLflow's REST API, log-batch)
 CALL_LIMITS = {"metrics": 1000, "params": 100, "tags": 100}
-# longest value of a parameter and of a tag, and longest digest of a data set
-MAX_PARAM, MAX_TAG, MAX_DIGEST = 6000, 5000, 36
-# the registry's alias for the best model; MLflow itself reads `latest` as the newest
-BEST = "best"
+# longest value of a parameter and of a tag, and longest name of a run in MLflow's tables
+MAX_PARAM, MAX_TAG, MAX_NAME = 6000, 5000, 250
 
 
 def external_uri() -> str:
@@ -69,39 +71,110 @@ def page_command(runs_dir: Path) -> str:
 class TrackingServer:
     """One MLflow server, or the embedded SQLite file."""
 
-    def __init__(self, runs_dir: Path) -> None:
-        """Use the server of the runs; the embedded file keeps artifacts next to itself."""
+    def __init__(self, runs_dir: Path, run_dir: Path) -> None:
+        """Use the server of the runs; the embedded file keeps artifacts next to itself.
+
+        What the server refuses of a run is set aside in the run's folder, `run_dir`.
+        """
         self._runs_dir, self._uri = runs_dir, tracking_uri(runs_dir)
         self.address, self.embedded = redact(self._uri), not external_uri()
+        # no address for the embedded file: it moves along with the folder of the runs
+        self.key = EMBEDDED if self.embedded else self.address
+        self.refusals = Refusals(run_dir, self.key)
 
     @property
     def _client(self) -> MlflowClient:
         return MlflowClient(self._uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI"))
 
     def open_run(self, start: Mapping, token: str, parent_id: str | None) -> dict[str, object]:
-        """Find the run of the token, or create it; returns its ids, and whether it is new."""
-        client, number = self._client, self._experiment_id(start["experiment"])
-        runs = client.search_runs([number], f"tags.{TOKEN_TAG} = '{token}'")
+        """Find the run of the token, or create it; returns its ids, and whether it is new.
+
+        RunRefused if the server does not take it.
+        """
+        try:
+            return self._open_run(start, token, parent_id)
+        except MlflowException as error:
+            if error.error_code not in REFUSALS:
+                raise
+            raise RunRefused(f"it does not open the run: {brief(error)}") from error
+
+    def _open_run(self, start: Mapping, token: str, parent_id: str | None) -> dict[str, object]:
+        client, experiment = self._client, start["experiment"]
+        number = self._experiment_id(experiment)
+        query = f"tags.{TOKEN_TAG} = '{token}'"
+        # a deleted one too: it can be restored, and must not be there twice
+        runs = client.search_runs([number], query, run_view_type=ViewType.ALL)
         tags = {TOKEN_TAG: token} | ({PARENT_TAG: parent_id} if parent_id else {})
         run = (runs or [None])[0] or client.create_run(
-            number, start_time=milliseconds(start), tags=tags, run_name=start["name"]
+            number,
+            start_time=milliseconds(start),
+            tags=tags | start.get("origin", {}),
+            run_name=start["name"][:MAX_NAME],
         )
-        params = [Param(k, redact(str(v))[:MAX_PARAM]) for k, v in start["settings"].items()]
-        self._log(run.info.run_id, "params", params)
-        return {"run_id": run.info.run_id, "experiment_id": number, "new": not runs}
+        ids = {"run_id": run.info.run_id, "experiment_id": number}
+        return {**ids, "experiment": experiment, "new": not runs}
 
     def _experiment_id(self, name: str) -> str:
         client = self._client
         if experiment := client.get_experiment_by_name(name):
+            self._check_experiment(experiment.experiment_id)
             return experiment.experiment_id
         folder = (self._runs_dir / "mlartifacts").as_uri() if self.embedded else None
-        return client.create_experiment(name, artifact_location=folder)
+        return client.create_experiment(name, artifact_location=folder, tags=KIND)
+
+    def _check_experiment(self, number: str) -> None:
+        experiment = self._client.get_experiment(number)
+        if experiment.lifecycle_stage == LifecycleStage.DELETED:
+            raise RunRefused(
+                f"the experiment {experiment.name!r} is deleted; restore it (mlflow experiments "
+                f"restore --experiment-id {number}), or start the run again with another "
+                f"--experiment"
+            )
+
+    def is_deleted(self, run_id: str) -> bool:
+        """Whether a run is deleted, and so takes nothing; it can be restored."""
+        return self._client.get_run(run_id).info.lifecycle_stage == LifecycleStage.DELETED
+
+    def _check_run(self, run_id: str) -> None:
+        """RunRefused if the run is deleted; MlflowException if the server does not know it."""
+        if self.is_deleted(run_id):
+            self._check_experiment(self._client.get_run(run_id).info.experiment_id)
+            raise RunRefused(
+                f"the run is deleted; restore it on MLflow's page (Runs, State: Deleted) or by "
+                f"mlflow runs restore --run-id {run_id}"
+            )
+
+    def _is_refused(self, run_id: str, error: MlflowException) -> bool:
+        """Whether the server rejects this call for good, and would take others of the run."""
+        if error.error_code not in (*REFUSALS, MISSING):
+            return False
+        self._check_run(run_id)
+        return True
 
     def _log(self, run_id: str, kind: str, items: Sequence[Metric | Param | RunTag]) -> None:
         """Send metrics, params or tags, no more in one call than MLflow takes."""
         size = CALL_LIMITS[kind]
         for first in range(0, len(items), size):
-            self._client.log_batch(run_id, **{kind: items[first : first + size]})
+            self._log_part(run_id, kind, items[first : first + size])
+
+    def _log_part(self, run_id: str, kind: str, items: Sequence[Metric | Param | RunTag]) -> None:
+        """Send items in one call; those that are refused are found by halves and set aside."""
+        try:
+            self._client.log_batch(run_id, **{kind: items})
+        except MlflowException as error:
+            if not self._is_refused(run_id, error):
+                raise
+            if len(items) == 1:
+                return self._set_aside(kind.removesuffix("s"), items[0], error)
+            half = len(items) // 2
+            self._log_part(run_id, kind, items[:half])
+            self._log_part(run_id, kind, items[half:])
+
+    def _set_aside(self, what: str, item: Metric | Param | RunTag, error: MlflowException) -> None:
+        facts = {"value": item.value}
+        if isinstance(item, Metric):
+            facts |= {"step": item.step, "time": item.timestamp / 1000}
+        self.refusals.add(what, item.key, error, **facts)
 
     def send(self, run_id: str, records: Sequence[Mapping], *, sure: bool) -> None:
         """Send records of numbers.
@@ -114,34 +187,14 @@ class TrackingServer:
             for record in records
             for name, value in numbers(record).items()
         ]
-        metrics = metrics if sure else self._missing(run_id, metrics)
-        for first in range(0, len(metrics), CALL_LIMITS["metrics"]):
-            self._log_metrics(run_id, metrics[first : first + CALL_LIMITS["metrics"]])
-
-    def _log_metrics(self, run_id: str, metrics: Sequence[Metric]) -> None:
-        """Send points in one call; those that are refused are left out, with a warning."""
-        try:
-            self._client.log_batch(run_id, metrics)
-        except MlflowException as error:
-            # a deleted run refuses everything, until it is restored
-            if error.error_code not in REFUSALS or self._is_deleted(run_id):
-                raise
-            if len(metrics) == 1:
-                log.warning("MLflow does not take %s: %s", metrics[0], redact(str(error)))
-                return
-            half = len(metrics) // 2
-            self._log_metrics(run_id, metrics[:half])
-            self._log_metrics(run_id, metrics[half:])
-
-    def _is_deleted(self, run_id: str) -> bool:
-        return self._client.get_run(run_id).info.lifecycle_stage == "deleted"
+        self._log(run_id, "metrics", metrics if sure else self._missing(run_id, metrics))
 
     def knows(self, run_id: str) -> bool:
         """Whether the server has a run of this id."""
         try:
             self._client.get_run(run_id)
         except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            if error.error_code == MISSING:
                 return False
             raise
         return True
@@ -153,24 +206,45 @@ class TrackingServer:
 
     def _missing(self, run_id: str, metrics: Sequence[Metric]) -> list[Metric]:
         """The points that the server does not have."""
-        stored = {name: self.points(run_id, name) for name in {m.key for m in metrics}}
-        return [m for m in metrics if (m.step, m.timestamp) not in stored[m.key]]
+        names = {metric.key for metric in metrics} - self.refusals.metrics
+        stored = {name: self.points(run_id, name) for name in names}
+        return [m for m in metrics if (m.step, m.timestamp) not in stored.get(m.key, ())]
 
     def apply(self, at: Mapping, event: Mapping) -> dict[str, object]:
         """Send an event; returns the changes of the cursor. Refused if it is rejected for good.
 
         start: name, experiment, settings, number; tags: tags; dataset: name, digest, source,
-        context, samples; artifact: path, folder; model: checkpoint, step; evaluation: checkpoint,
-        step, metrics, dataset, digest; register: checkpoint, name, metric, value; status: status.
+        context, samples; artifact: path, folder; model: checkpoint, step, perhaps name and digest;
+        evaluation: checkpoint, step, metrics, dataset, digest, perhaps at; register: checkpoint,
+        name, metric, value, digest; prune: checkpoint; status: status.
         """
+        handler = getattr(self, f"_{event['event']}", None)
+        if not handler:
+            raise Refused("this version does not know such events; use that which recorded the run")
         try:
-            return getattr(self, f"_{event['event']}")(at, event) or {}
+            return handler(at, event) or {}
         except MlflowException as error:
-            if error.error_code in REFUSALS:
-                raise Refused(redact(str(error))) from error
+            if not self._is_refused(at["run_id"], error):
+                raise
+            raise Refused(redact(str(error))) from error
+        except requests.HTTPError as error:
+            if error.response is None or error.response.status_code not in REFUSED_STATUS:
+                raise
+            raise Refused(redact(str(error))) from error
+        except (*FAILURES, Refused):
             raise
+        except Exception as error:  # the stores of artifacts have libraries of their own
+            raise OSError(f"{event['event']}: {type(error).__name__}: {error}") from error
 
     def _start(self, at: Mapping, event: Mapping) -> None:
+        """Settings become parameters, once: MLflow changes none; the recorder tags what differs."""
+        run = self._client.get_run(at["run_id"])
+        params = [
+            Param(name, redact(str(value))[:MAX_PARAM])
+            for name, value in event["settings"].items()
+            if name not in run.data.params
+        ]
+        self._log(at["run_id"], "params", params)
         self._client.update_run(at["run_id"], status="RUNNING")
         self._client.set_tag(at["run_id"], "starts", event["number"])
 
@@ -182,15 +256,7 @@ class TrackingServer:
         self._log(at["run_id"], "tags", tags)
 
     def _dataset(self, at: Mapping, event: Mapping) -> None:
-        data = entities.Dataset(
-            name=event["name"],
-            digest=event["digest"][:MAX_DIGEST],
-            source_type="shards",
-            source=json.dumps({"uri": event["source"]}),
-            profile=json.dumps({"samples": event["samples"], "manifest_sha256": event["digest"]}),
-        )
-        tag = entities.InputTag("mlflow.data.context", event["context"])
-        self._client.log_inputs(at["run_id"], [entities.DatasetInput(data, [tag])])
+        self._client.log_inputs(at["run_id"], dataset_inputs(event))
 
     def _artifact(self, at: Mapping, event: Mapping) -> None:
         path = Path(event["path"])
@@ -200,88 +266,28 @@ class TrackingServer:
         send(at["run_id"], str(path), event["folder"] or None)
 
     def _model(self, at: Mapping, event: Mapping) -> dict[str, object]:
-        path, client = Path(event["checkpoint"]), self._client
-        if path.name in at["models"]:
-            return {}
-        query = f"source_run_id = '{at['run_id']}' AND name = '{path.name}'"
-        models = client.search_logged_models([at["experiment_id"]], query)
-        if not path.is_dir() and not models:
-            raise Refused(f"checkpoint {path} no longer exists")
-        model = (models or [None])[0] or client.create_logged_model(
-            at["experiment_id"],
-            name=path.name,
-            source_run_id=at["run_id"],
-            tags={"checkpoint": str(path)},
-            params={"step": str(event["step"])},
-            model_type="ViT",
-        )
-        if str(model.status) != "READY":
-            with tempfile.TemporaryDirectory() as folder:
-                flavor = Model(run_id=at["run_id"], model_id=model.model_id)
-                save_model(path, Path(folder) / "model", flavor)
-                client.log_model_artifacts(model.model_id, str(Path(folder) / "model"))
-            client.finalize_logged_model(model.model_id, "READY")
-        outputs = client.get_run(at["run_id"]).outputs.model_outputs
-        if model.model_id not in {output.model_id for output in outputs}:
-            output = entities.LoggedModelOutput(model.model_id, event["step"])
-            client.log_outputs(at["run_id"], [output])
-        return {"models": {**at["models"], path.name: model.model_id}}
+        return mlflow_models.log_model(self._client, at, event)
+
+    def _prune(self, at: Mapping, event: Mapping) -> dict[str, object]:
+        return mlflow_models.prune_model(self._client, self._uri, at, event)
+
+    def _register(self, at: Mapping, event: Mapping) -> None:
+        mlflow_models.register_model(self._client, at, event)
 
     def _evaluation(self, at: Mapping, event: Mapping) -> None:
+        """Metrics of the run, and of the model of the checkpoint if there is one.
+
+        With the time of a record that has the same numbers, MLflow has one point of the two.
+        """
         about = {
-            "model_id": logged_model_id(at, event),
+            "model_id": at["models"].get(Path(event["checkpoint"]).name),
             "run_id": at["run_id"],
             "dataset_name": event["dataset"],
             "dataset_digest": event["digest"][:MAX_DIGEST],
         }
-        time, step = milliseconds(event), event["step"]
-        metrics = [Metric(k, v, time, step, **about) for k, v in event["metrics"].items()]
+        time = milliseconds({"time": event.get("at", event["time"])})
+        metrics = [Metric(k, v, time, event["step"], **about) for k, v in event["metrics"].items()]
         self._log(at["run_id"], "metrics", metrics)
-
-    def _register(self, at: Mapping, event: Mapping) -> None:
-        """Register the model as a version, and alias it `best` if it is, by the same metric."""
-        client, name, metric = self._client, event["name"], event["metric"]
-        model = client.get_logged_model(logged_model_id(at, event))
-        if not client.search_registered_models(f"name = '{name}'"):
-            client.create_registered_model(name)
-        versions = client.search_model_versions(f"name = '{name}'")
-        # the server's answers do not name the model of a version, so a tag does
-        version = next((v for v in versions if v.tags.get(MODEL_TAG) == model.model_id), None)
-        version = version or client.create_model_version(
-            name,
-            model.artifact_location,
-            run_id=at["run_id"],
-            model_id=model.model_id,
-            tags={metric: str(event["value"]), MODEL_TAG: model.model_id},
-        )
-        best = [v for v in versions if BEST in client.get_model_version(name, v.version).aliases]
-        if event["value"] == -math.inf:  # it does not compete, even if there is no other
-            return
-        if not best or event["value"] > float(best[0].tags.get(metric, "inf")):
-            client.set_registered_model_alias(name, BEST, version.version)
-        elif metric not in best[0].tags:
-            found = ", ".join(sorted(best[0].tags.keys() - {MODEL_TAG})) or "nothing"
-            log.warning(
-                "version %s of %s has %s, and %r is version %s by %s: the alias stays",
-                *(version.version, name, metric, BEST, best[0].version, found),
-            )
-
-
-def logged_model_id(at: Mapping, event: Mapping) -> str:
-    """MLflow's id of the model of an event's checkpoint; Refused if it was not sent."""
-    checkpoint = event["checkpoint"]
-    if Path(checkpoint).name not in at["models"]:
-        raise Refused(f"{checkpoint} is not a model of this run")
-    return at["models"][Path(checkpoint).name]
-
-
-def numbers(record: Mapping) -> dict[str, float]:
-    """The numbers of a record, which MLflow gets, by name."""
-    return {
-        name: value
-        for name, value in record.items()
-        if name not in journal.PLACE and isinstance(value, int | float)
-    }
 
 
 def milliseconds(line: Mapping) -> int:

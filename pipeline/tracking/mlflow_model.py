@@ -29,6 +29,7 @@ from mlflow.types import ColSpec, Schema
 import vit.images
 from pipeline.checkpoint.local import CONFIG, META
 from pipeline.evaluation.model import EvalModel, preparation
+from pipeline.tracking.refusals import Refused
 from shards.dataset import wordnet
 from vit.graph import graph_of
 from vit.registry import LOSSES
@@ -39,10 +40,6 @@ CODE = Path(__file__).with_name("image_classifier.py")
 LIBRARIES = ("torch", "numpy", "pandas", "pillow", "simplejpeg", "opencv-python-headless")
 # classes of each image
 TOP = 5
-
-
-class Refused(Exception):
-    """The server rejects this, now and later; or it cannot be made."""
 
 
 def save_model(checkpoint: Path, folder: Path, flavor: Model) -> None:

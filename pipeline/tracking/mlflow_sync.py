@@ -6,7 +6,8 @@ The cursor in mlflow.json advances when the server has answered. A server that i
 or faulty is retried until the run ends, and later by `python -m pipeline track sync RUN`. Data
 whose answer was lost is sent again without duplicates: see `TrackingServer.send`. Each server has
 its own cursor, so a run can be sent to another server later. Of a long backlog of samples of the
-machines, only some are sent.
+machines, only some are sent. What the server refuses for good does not hold up the rest: see
+`pipeline.tracking.refusals`.
 """
 
 import contextlib
@@ -19,30 +20,35 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.tracking import journal
+from pipeline.tracking.journal import numbers
 from pipeline.tracking.mlflow_client import (
     DATABASE,
     FAILURES,
-    Refused,
     TrackingServer,
     milliseconds,
-    numbers,
 )
+from pipeline.tracking.refusals import Refused, RunRefused, brief
 from support.files import AlreadyLocked, locked, read_lines, write_json
-from support.redact import redact
 
 log = logging.getLogger(__name__)
 
 CURSOR, LOCK = "mlflow.json", "mlflow.lock"
-EMBEDDED = "embedded"
 # facts of an event that are paths in the folder of the run
 PATH_FACTS = ("path", "checkpoint")
+# facts that tell people which event it is
+NAMING = ("checkpoint", "path", "name", "status")
+# error codes of a server that answers, and wants somebody else
+DENIALS = ("PERMISSION_DENIED", "UNAUTHENTICATED")
 # seconds between two looks at the files, and the longest pause between two attempts
 PAUSE_S, MAX_PAUSE_S = 0.5, 30.0
 # seconds that the end of a run waits for a failing server
 PATIENCE_S = 20.0
 # a message takes records until it has more numbers than this; MLflow takes 1,000
 BATCH_NUMBERS = 800
-EMPTY = {"run_id": None, "experiment_id": None, "sent": 0, "sampled": 0, "told": 0, "models": {}}
+EMPTY = {
+    **{"run_id": None, "experiment_id": None, "experiment": None},
+    **{"sent": 0, "sampled": 0, "told": 0, "models": {}},
+}
 
 
 class Sender:
@@ -51,18 +57,17 @@ class Sender:
     def __init__(self, run_dir: Path) -> None:
         """Open the folder of a run; FileNotFoundError if it has no record."""
         self._dir = run_dir
-        start = next((e for e in journal.read_events(run_dir) if e["event"] == "start"), None)
-        if not start:
+        starts = [event for event in journal.read_events(run_dir) if event["event"] == "start"]
+        if not starts:
             raise FileNotFoundError(
                 f"{run_dir} has no record of a run ({journal.EVENTS}); give the folder of a run"
             )
-        self._start = start
-        self._parent = Path(start["parent"]) if start["parent"] else None
+        # a resumed run may be meant for another experiment
+        self._start = starts[0] | {"experiment": starts[-1]["experiment"]}
+        self._parent = Path(starts[0]["parent"]) if starts[0]["parent"] else None
         runs_dir = (self._parent or run_dir).parent
-        self._server = TrackingServer(runs_dir)
-        self.address = self._server.address
-        # no address for the embedded file: it moves along with the folder of the runs
-        self._key = EMBEDDED if self._server.embedded else self.address
+        self._server = TrackingServer(runs_dir, run_dir)
+        self.address, self._key = self._server.address, self._server.key
         self._path = run_dir / CURSOR
         stored = json.loads(self._path.read_text()) if self._path.exists() else None
         self._cursors = stored or {"token": uuid.uuid4().hex, "servers": {}}
@@ -74,39 +79,58 @@ class Sender:
             self._cursor["sampled"] = 0  # that file stays on the machine where it was written
         # whether the server is sure to lack the records after the cursor
         self._sure = False
-        self._compared = self._server.embedded
+        self._compared = self._server.embedded and not self._is_moved()
         self._advance({})
 
     def send(self) -> None:
         """Send everything that is on disk now; raises one of `mlflow_client.FAILURES`."""
-        if not self._compared:
-            self._rewind()
-            self._compared = True
+        try:
+            if not self._compared:
+                self._rewind()
+                self._compared = True
+            self._send()
+        except FAILURES:
+            self._compared = False  # it may have lost something when it comes back
+            raise
+
+    def _send(self) -> None:
         if not self._cursor["run_id"]:
             run = self._server.open_run(self._start, self._cursors["token"], self._parent_id())
             self._sure = run.pop("new")
             self._advance(run)
+        # numbers first: an event may have to wait for a store
         self._send_numbers("sent", journal.read_records(self._dir, self._cursor["sent"]))
+        self._send_numbers("sampled", journal.read_samples(self._dir, self._cursor["sampled"]))
         for event, end in read_lines(self._dir / journal.EVENTS, self._cursor["told"]):
             self._send_event(event, end)
-        self._send_numbers("sampled", journal.read_samples(self._dir, self._cursor["sampled"]))
+
+    def _is_moved(self) -> bool:
+        """Whether the run has been started again for another experiment: MLflow moves no runs."""
+        return self._cursor["experiment"] not in (None, self._start["experiment"])
 
     def _rewind(self) -> None:
         """Take the cursor back if the server has lost what it had: it may be of a backup."""
-        records = journal.read_records(self._dir)
-        sent = [
-            (record, end)
-            for record, end in records
-            if end <= self._cursor["sent"] and numbers(record)
-        ]
-        if not self._cursor["run_id"] or not sent:
+        run_id = self._cursor["run_id"]
+        if not run_id:
             return
-        if not self._server.knows(self._cursor["run_id"]):
+        if not self._server.knows(run_id):
             log.warning("MLflow at %s has lost this run; it is sent again", self.address)
             return self._advance(dict(EMPTY))
-        name = next(iter(numbers(sent[-1][0])))
-        points = self._server.points(self._cursor["run_id"], name)
-        kept = [end for record, end in sent if (record["step"], milliseconds(record)) in points]
+        if self._is_moved() and self._server.is_deleted(run_id):
+            text = "the run is deleted in MLflow; it is sent to the experiment %r as a new one"
+            log.warning(text, self._start["experiment"])
+            return self._advance(dict(EMPTY))
+        refused = self._server.refusals.metrics
+        sent = [
+            (record, end, names[0])
+            for record, end in journal.read_records(self._dir)
+            if end <= self._cursor["sent"] and (names := sorted(numbers(record).keys() - refused))
+        ]
+        if not sent:
+            return
+        name = sent[-1][2]
+        points = self._server.points(run_id, name)
+        kept = [end for record, end, _ in sent if (record["step"], milliseconds(record)) in points]
         if kept[-1:] != [sent[-1][1]]:
             log.warning("MLflow at %s has lost the newest records; sending again", self.address)
             self._advance({"sent": max(kept, default=0), "told": 0, "models": {}})
@@ -154,8 +178,22 @@ class Sender:
         try:
             changes = self._server.apply(self._cursor, {**event, **paths})
         except Refused as error:  # for good; the events after it must not wait
-            log.warning("MLflow does not take %s of the record: %s", event["event"], error)
+            if not self._is_pruned(event):
+                self._set_aside(event, error)
         self._advance({**changes, "told": end})
+
+    def _is_pruned(self, event: dict) -> bool:
+        """Whether an event is about a model that was to go before it could be sent."""
+        if event["event"] not in ("model", "register"):
+            return False
+        name = Path(event["checkpoint"]).name
+        pruned = (e for e in journal.read_events(self._dir) if e["event"] == "prune")
+        return any(Path(event["checkpoint"]).name == name for event in pruned)
+
+    def _set_aside(self, event: dict, error: Refused) -> None:
+        names = (event[fact] for fact in NAMING if event.get(fact))
+        about = {"step": event.get("step"), "time": event["time"], "value": event.get("value")}
+        self._server.refusals.add(event["event"], str(next(names, "")), error, **about)
 
     def _advance(self, changes: dict[str, object]) -> None:
         """Change the cursor, in memory and on disk."""
@@ -172,7 +210,7 @@ class MlflowSync:
         self._dir = run_dir
         self._closing = threading.Event()
         self._failing_since: float | None = None
-        self._reported = ""
+        self._failure = self._reported = ""
         self._given_up = False
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
@@ -187,9 +225,9 @@ class MlflowSync:
             if since is not None and time.monotonic() - max(since, closed) > PATIENCE_S:
                 self._given_up = True
                 log.warning(
-                    "MLflow does not answer; the record is on disk; to send it later, run "
+                    "MLflow %s; the record is on disk; to send it later, run "
                     "python -m pipeline track sync %s",
-                    self._dir,
+                    *(self._failure, self._dir),
                 )
                 return
 
@@ -221,15 +259,17 @@ class MlflowSync:
     def _fail(self, error: BaseException, address: str = "this machine") -> None:
         """Note a failure; logs one line per kind of failure, not per attempt."""
         self._failing_since = self._failing_since or time.monotonic()
+        self._failure = described(error, address)
         if self._reported != type(error).__name__:
             self._reported = type(error).__name__
-            text = "MLflow at %s: %s; the run continues, its record will be sent later"
-            log.warning(text, address, brief(error))
+            text = "MLflow %s; the run continues, its record will be sent later"
+            log.warning(text, self._failure)
 
 
-def brief(error: BaseException) -> str:
-    """The first line of an error, without secrets."""
-    return (redact(str(error)).splitlines() or [type(error).__name__])[0][:300]
+def described(error: BaseException, address: str) -> str:
+    """What is wrong with MLflow at an address, in words that follow its name."""
+    is_refusal = isinstance(error, RunRefused) or getattr(error, "error_code", "") in DENIALS
+    return f"at {address} {'refuses the record' if is_refusal else 'fails'}: {brief(error)}"
 
 
 def sync(run_dir: Path) -> int:
@@ -241,8 +281,8 @@ def sync(run_dir: Path) -> int:
             sender.send()
         except FAILURES as error:
             log.error(
-                "MLflow at %s: %s; %d records and %d events are left, nothing is lost",
-                *(sender.address, brief(error), *sender.left()),
+                "MLflow %s; %d records and %d events are left, nothing is lost",
+                *(described(error, sender.address), *sender.left()),
             )
             return 1
     log.info("sent %d records and %d events to %s", *before, sender.address)

@@ -8,12 +8,14 @@ step is in the journal already. After a rewind (`journal.rewind`) its steps are 
 """
 
 import datetime
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.tracking import journal
 from pipeline.tracking.journal import RECORDS, REWIND, SAMPLES, SYSTEM
 from pipeline.tracking.mlflow_sync import MlflowSync
+from pipeline.tracking.origin import origin
 from support.files import read_lines
 
 Record = Mapping[str, str | int | float]
@@ -39,10 +41,18 @@ class Recorder:
         sample, _ = journal.last_line(run_dir / SAMPLES)  # only the last: the file grows and grows
         if sample:
             self._last_steps[SYSTEM] = sample["step"]
-        starts = sum(event["event"] == "start" for event in journal.read_events(run_dir))
-        self._number = starts + 1
-        facts = {"parent": str(parent) if parent else None, "number": self._number}
-        self.write_event("start", name=name, experiment=experiment, settings=settings, **facts)
+        self._number = len(self._starts()) + 1
+        self.write_event(
+            "start",
+            name=name,
+            experiment=experiment,
+            settings=settings,
+            parent=str(parent) if parent else None,
+            number=self._number,
+            step=self._last_steps.get("train", 0),
+            origin=origin(),
+        )
+        self._tag_changes(self._starts())
         self._tag_rewinds([line for line, _ in lines if line["kind"] == REWIND])
         self._sync = MlflowSync(run_dir)
 
@@ -59,6 +69,19 @@ class Recorder:
         self._last_steps[kind] = record["step"]
         journal.write_record(self._dir, record)
         return True
+
+    def _starts(self) -> list[dict]:
+        return [event for event in journal.read_events(self._dir) if event["event"] == "start"]
+
+    def _tag_changes(self, starts: list[dict]) -> None:
+        """Tag the run: MLflow cannot change parameters, so it keeps those of the first start."""
+        parts = [
+            f"after step {later.get('step', 0):,}: {', '.join(changes)}"
+            for start, later in itertools.pairwise(starts)
+            if (changes := changed(start["settings"], later["settings"]))
+        ]
+        if parts:  # the latest first: a long tag is cut
+            self.write_event("tags", tags={"changed settings": "; ".join(reversed(parts))})
 
     def _tag_rewinds(self, rewinds: list[dict]) -> None:
         """Tag the run: MLflow cannot delete points, so it shows the void ones too."""
@@ -85,6 +108,15 @@ class Recorder:
             self.write_event("tags", tags=dict(tags))
         self.write_event("status", status=status, number=self._number)
         self._sync.finish()
+
+
+def changed(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
+    """Settings with another value than before: "workers 2 -> 4"."""
+    return [
+        f"{name} {before[name]} -> {now[name]}"
+        for name in sorted(before.keys() & now.keys())
+        if before[name] != now[name]
+    ]
 
 
 def clock(seconds: float) -> str:

@@ -42,8 +42,6 @@ def cluster_facts() -> dict[str, str]:
     job_id = os.environ.get("RAY_JOB_SUBMISSION_ID") or ray.get_runtime_context().get_job_id()
     return {
         "commit": commit,
-        "mlflow.source.git.commit": commit,
-        "mlflow.source.name": "python -m pipeline",
         "hardware": f"{nodes} node{'s' * (nodes > 1)}, {gpus}{cores}",
         "ray.job_id": job_id,
         "version.python": platform.python_version(),
