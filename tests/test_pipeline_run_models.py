@@ -11,7 +11,7 @@ from pipeline import milestones as milestones_module
 from pipeline.milestones import milestones
 from pipeline.rollback import roll_back
 from pipeline.run_events import attached, record_end
-from pipeline.run_models import fetch_model, record_models, restore_models
+from pipeline.run_models import fetch_model, record_models, restore_models, write_model
 from pipeline.tracking import journal
 from pipeline.train.job import CONFIG as CONFIG_FILE
 from pipeline.train.job import Job
@@ -114,6 +114,18 @@ def test_models_of_steps_that_the_run_takes_back_go_and_equal_ones_come_again(jo
     record_models(job)
     assert told(job)[4:] == [("prune", 20), ("model", 20)]
     assert events_of(job, "model")[-1]["digest"] != events_of(job, "model")[-2]["digest"]
+
+
+def test_a_model_is_registered_and_evaluated_again_under_the_path_that_the_record_has(job):
+    checkpoint_at(job, 10, val_top1=0.5)
+    record_models(job)
+    whole = job.checkpoints.fetch(job.checkpoints.latest())
+    write_model(job.dir, whole, register="vit")
+    (model,), (register,) = events_of(job, "model"), events_of(job, "register")
+    assert register["checkpoint"] == model["checkpoint"]
+    assert (register["metric"], register["value"]) == ("val/top1", 0.5)
+    assert register["digest"] == "e" * 64  # of the images on which it was measured
+    assert len(events_of(job, "evaluation")) == 1
 
 
 def test_a_place_without_checkpoints_makes_no_model_void(job):
