@@ -30,7 +30,7 @@ from pipeline.run_events import record_circumstances, record_end, record_result
 from pipeline.run_models import restore_models
 from pipeline.settings.config import TrainConfig
 from pipeline.tracking.journal import EVENTS, RECORDS, REFUSED
-from pipeline.tracking.mlflow_sync import CURSOR
+from pipeline.tracking.mlflow_address import CURSOR
 from pipeline.tracking.recorder import Recorder
 from pipeline.train.attempts import train_workers
 from pipeline.train.job import CONFIG, Job, check_folder, prepare

@@ -78,7 +78,8 @@ class Door:
     """Passes requests on to a server, or answers them as a broken server would.
 
     mode: "open"; "500"; "full" (507); "slow" (each answer late); "deaf" (the request is carried out
-    and the answer lost); "token" (401 unless the right one is given).
+    and the answer lost); "hang" (no answer as long as it lasts); "token" (401 unless the right one
+    is given).
     """
 
     def __init__(self, port: int, token: str = "") -> None:
@@ -95,6 +96,10 @@ class Door:
                     return self.answer(500 if door.mode == "500" else 507, b"no")
                 if door.mode == "token" and self.headers["Authorization"] != f"Bearer {token}":
                     return self.answer(401, b"who are you?")
+                if door.mode == "hang":
+                    while door.mode == "hang":
+                        time.sleep(0.05)
+                    return self.connection.shutdown(socket.SHUT_RDWR)
                 if door.mode == "slow":
                     time.sleep(door.late_s)
                 backend = http.client.HTTPConnection("127.0.0.1", port, timeout=60)

@@ -106,6 +106,7 @@ def test_run_ends_with_a_table(demo):
     table = demo["finished"][demo["finished"].index("crops") :]
     for word in ("center", "five", "top-1", "top-5", "images/s", "checkpoint", "mlflow ui"):
         assert word in table
+    assert "Downloading artifacts" not in demo["finished"]  # MLflow's bars
 
 
 def test_each_step_is_recorded_once(demo):

@@ -17,7 +17,7 @@ from pipeline.initial_weights import fetched, planned, sized
 from pipeline.run import prepared
 from pipeline.settings.presets import PRESETS
 from pipeline.tracking import mlflow_weights
-from pipeline.tracking.mlflow_client import DATABASE
+from pipeline.tracking.mlflow_address import DATABASE
 from shards.build.config import BuildConfig
 from shards.build.pack import build
 from support.files import write_json

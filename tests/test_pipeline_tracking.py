@@ -24,7 +24,8 @@ from pipeline.checkpoint import local
 from pipeline.evaluation.model import EvalModel
 from pipeline.settings.presets import find_preset
 from pipeline.tracking import journal, mlflow_sync
-from pipeline.tracking.mlflow_client import TrackingServer, tracking_uri
+from pipeline.tracking.mlflow_address import tracking_uri
+from pipeline.tracking.mlflow_client import TrackingServer
 from pipeline.tracking.recorder import Recorder
 from support.console import open_console
 from support.files import append_line, read_lines
@@ -429,21 +430,26 @@ def test_checkpoints_become_models_that_mlflow_opens_without_unpickling(
     assert sum(model.source_run_id == run.info.run_id for model in again) == 2
 
 
-def test_the_alias_best_is_given_by_values_of_one_metric(tmp_path, monkeypatch, caplog):
+def test_the_alias_best_is_given_by_values_of_one_metric_on_equal_data(
+    tmp_path, monkeypatch, caplog
+):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     client = mlflow.MlflowClient(tracking_uri(tmp_path))
     number = client.create_experiment("vit", artifact_location=(tmp_path / "artifacts").as_uri())
     run = client.create_run(number).info.run_id
     # the first is of a checkpoint that its run does not report
-    values = [("select/top1", -math.inf), ("val/top1", 0.8), ("select/top1", 0.9)]
-    values += [("val/top1", 0.7), ("val/top1", 0.85)]
-    for place, (metric, value), best in zip(range(5), values, (None, 2, 2, 2, 5), strict=True):
+    values = [("select/top1", -math.inf, "a"), ("val/top1", 0.8, "a"), ("select/top1", 0.9, "a")]
+    values += [("val/top1", 0.7, "a"), ("val/top1", 0.95, "b"), ("val/top1", 0.85, "a")]
+    best_ones = (None, 2, 2, 2, 2, 6)
+    for place, (metric, value, digest), best in zip(range(6), values, best_ones, strict=True):
         model = client.create_logged_model(number, name=f"m{place}", source_run_id=run)
         event = {"event": "register", "checkpoint": f"runs/m{place}", "name": "vit"}
+        event |= {"digest": digest * 64}
         at = {"run_id": run, "models": {f"m{place}": model.model_id}}
-        TrackingServer(tmp_path).apply(at, event | {"metric": metric, "value": value})
+        TrackingServer(tmp_path, tmp_path).apply(at, event | {"metric": metric, "value": value})
         assert client.get_registered_model("vit").aliases.get("best") == best
     assert "version 3 of vit has select/top1, and 'best' is version 2 by val/top1" in caplog.text
+    assert "'best' is version 2 on other images (digest aaaaaaaa, not bbbbbbbb)" in caplog.text
 
 
 # --- secrets ---

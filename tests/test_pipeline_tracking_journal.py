@@ -272,35 +272,3 @@ def test_events_of_another_process_and_of_a_new_folder_are_seen(tmp_path):
     (tmp_path / journal.EVENTS).unlink()
     journal.write_event(tmp_path, "tags", tags={"a": "1"})
     assert len(journal.read_events(tmp_path)) == 1
-
-
-# --- refusals ---
-
-
-def test_a_point_that_mlflow_refuses_does_not_hold_up_the_others(tmp_path, caplog):
-    folder = tmp_path / "run"
-    recorder = open_record(folder)
-    train(recorder, range(1, 300))
-    recorder.add({"kind": "probe", "step": 299, "probe/pets (37)/5-shot": 0.5, "probe/cars": 0.25})
-    train(recorder, range(300, 600))
-    recorder.finish("FINISHED")
-    client, at = run_at(tmp_path)
-    assert at.info.status == "FINISHED" and at.data.metrics["probe/cars"] == 0.25
-    history = client.get_metric_history(at.info.run_id, "train/loss")
-    assert [point.step for point in history] == list(range(1, 600))
-    assert caplog.text.count("MLflow does not take") == 1 and "pets (37)" in caplog.text
-
-
-def test_the_points_of_a_run_that_was_deleted_wait_until_it_is_restored(tmp_path):
-    folder = tmp_path / "run"
-    recorder = open_record(folder)
-    train(recorder, range(1, 10))
-    recorder.finish("KILLED")
-    client, at = run_at(tmp_path)
-    client.delete_run(at.info.run_id)
-    journal.write_record(folder, {"kind": "train", "step": 10, "train/loss": 0.1})
-    assert mlflow_sync.sync(folder) == 1
-    client.restore_run(at.info.run_id)
-    assert mlflow_sync.sync(folder) == 0
-    history = client.get_metric_history(at.info.run_id, "train/loss")
-    assert [point.step for point in history] == list(range(1, 11))

@@ -162,7 +162,7 @@ def preset_for(
 def result_facts(job: "Job", outcome: "Outcome") -> str:
     """Summary of a run: the table of its evaluation, and the paths of its results."""
     from pipeline.evaluation.evaluate import result_table
-    from pipeline.tracking.mlflow_client import page_command
+    from pipeline.tracking.mlflow_address import page_of
 
     images = next(iter(outcome.protocols.values()))["images"]
     rate = f" at {outcome.images_per_s:,.0f} images/s" if outcome.images_per_s else ""
@@ -170,7 +170,7 @@ def result_facts(job: "Job", outcome: "Outcome") -> str:
         "evaluated": f"{images:,} images of {job.config.data.eval_split}, each once",
         "trained": f"{outcome.steps:,} steps{rate}",
         "checkpoint": outcome.checkpoint + (f" ({outcome.chosen})" if outcome.chosen else ""),
-        "MLflow page": page_command(job.dir.parent),
+        "MLflow page": page_of(job.dir),
     }
     table = result_table({"protocols": outcome.protocols, "changes": outcome.changes})
     return f"{table}\n\n" + "\n".join(f"{name:<12}{fact}" for name, fact in facts.items())

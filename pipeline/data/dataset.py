@@ -153,7 +153,7 @@ class Dataset:
 
 def set_name(location: str) -> str:
     """Name of a shard set: that of its folder, or of the folder above one named "shards"."""
-    path = Path(location)
+    path = Path(location.partition("?")[0] if "://" in location else location)
     return path.parent.name if path.name == "shards" else path.name
 
 

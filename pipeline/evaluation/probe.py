@@ -9,6 +9,7 @@ Shapes: n training and m test images, D width of the features, C classes, M labe
 (padded with -1).
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,8 @@ from pipeline.evaluation.training_loop import center_crop_settings, evaluating
 from pipeline.settings.config import ProbeConfig, TrainConfig
 from vit.model import ViT
 
+# part of the name of a metric that MLflow takes, which may have 250 characters in all
+METRIC_NAME = re.compile(r"[\w.\- :]{1,200}")
 # big_vision's strength of the ridge, and a constant feature: its size all but exempts the bias
 L2, BIAS = 2.0**10, 100.0
 # test images that are compared with all training images at once
@@ -43,7 +46,16 @@ class Probe:
 
     @classmethod
     def open_all(cls, config: ProbeConfig) -> "tuple[Probe, ...]":
-        """The probes of a run; FileNotFoundError if a shard set is missing."""
+        """The probes of a run; FileNotFoundError if a shard set is missing.
+
+        Their folders name metrics, so they must keep MLflow's rule for these.
+        """
+        for name in map(set_name, config.data):
+            if not METRIC_NAME.fullmatch(name):
+                raise ValueError(
+                    f"probe.data has a set {name!r}, which names its metrics: these may have at "
+                    f"most 200 letters, digits, spaces and _ - . :, so rename the folder"
+                )
         probes = tuple(
             cls(
                 name=set_name(location),

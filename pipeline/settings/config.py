@@ -262,6 +262,8 @@ class TrainConfig(Settings):
                 yield name, "must be even, because mixing pairs neighbours"
         if not self.name or "/" in self.name or self.name.startswith("."):
             yield "name", "must be a plain folder name"
+        if not 1 <= len(self.experiment) <= 500:
+            yield "experiment", "must have 1 to 500 characters, the limit of MLflow"
         if self.init_head == "map" and not self.init_from:
             yield "init_head", "maps the head of init_from, which is missing; give one, or drop"
         try:

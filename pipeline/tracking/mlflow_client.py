@@ -15,6 +15,7 @@ from pathlib import Path
 
 # set before mlflow is imported: a run's URL may hold a password, and mlflow_sync does the retries
 os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # models come in training
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
@@ -25,11 +26,15 @@ from mlflow.tracking import MlflowClient  # noqa: E402
 
 from pipeline.tracking import mlflow_models  # noqa: E402
 from pipeline.tracking.journal import numbers  # noqa: E402
+from pipeline.tracking.mlflow_address import (  # noqa: E402
+    external_uri,
+    server_key,
+    tracking_uri,
+)
 from pipeline.tracking.mlflow_data import MAX_DIGEST, dataset_inputs  # noqa: E402
 from pipeline.tracking.refusals import Refusals, Refused, RunRefused, brief  # noqa: E402
 from support.redact import redact  # noqa: E402
 
-log = logging.getLogger(__name__)
 # messages about MLflow's tables do not concern the run
 logging.getLogger("mlflow").setLevel(logging.ERROR)
 logging.getLogger("alembic").setLevel(logging.ERROR)
@@ -41,31 +46,13 @@ REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "ENDPOINT_NOT_FOUND", "NOT
 MISSING = "RESOURCE_DOES_NOT_EXIST"
 # the same of a server's answers to files; others may pass, or somebody gives the permission
 REFUSED_STATUS = (400, 405, 411, 413, 414, 415, 422, 431, 501)
-EMBEDDED = "embedded"  # its name among the servers
-DATABASE = "mlflow.db"  # the embedded server, in the folder of the runs
 TOKEN_TAG, PARENT_TAG = "run_token", "mlflow.parentRunId"
-# what MLflow's page and other tools take for an experiment of training, not of prompts
+# says to pages that ask that this is training, not prompts; that of MLflow 3.17 has a switch
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 # items that one call may carry (MLflow's REST API, log-batch)
 CALL_LIMITS = {"metrics": 1000, "params": 100, "tags": 100}
 # longest value of a parameter and of a tag, and longest name of a run in MLflow's tables
 MAX_PARAM, MAX_TAG, MAX_NAME = 6000, 5000, 250
-
-
-def external_uri() -> str:
-    """The server that MLFLOW_TRACKING_URI names; "" if the variable is empty or unset."""
-    return os.environ.get("MLFLOW_TRACKING_URI", "")
-
-
-def tracking_uri(runs_dir: Path) -> str:
-    """The server of MLFLOW_TRACKING_URI, or the SQLite file in the folder of the runs."""
-    return external_uri() or f"sqlite:///{runs_dir}/{DATABASE}"
-
-
-def page_command(runs_dir: Path) -> str:
-    """The command that opens the MLflow page of the runs, or the address of the server."""
-    uri = redact(tracking_uri(runs_dir))
-    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
 
 
 class TrackingServer:
@@ -78,9 +65,7 @@ class TrackingServer:
         """
         self._runs_dir, self._uri = runs_dir, tracking_uri(runs_dir)
         self.address, self.embedded = redact(self._uri), not external_uri()
-        # no address for the embedded file: it moves along with the folder of the runs
-        self.key = EMBEDDED if self.embedded else self.address
-        self.refusals = Refusals(run_dir, self.key)
+        self.refusals = Refusals(run_dir, server_key())
 
     @property
     def _client(self) -> MlflowClient:
@@ -226,11 +211,11 @@ class TrackingServer:
         except MlflowException as error:
             if not self._is_refused(at["run_id"], error):
                 raise
-            raise Refused(redact(str(error))) from error
+            raise Refused(brief(error)) from error
         except requests.HTTPError as error:
             if error.response is None or error.response.status_code not in REFUSED_STATUS:
                 raise
-            raise Refused(redact(str(error))) from error
+            raise Refused(brief(error)) from error
         except (*FAILURES, Refused):
             raise
         except Exception as error:  # the stores of artifacts have libraries of their own

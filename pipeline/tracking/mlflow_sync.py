@@ -21,18 +21,14 @@ from pathlib import Path
 
 from pipeline.tracking import journal
 from pipeline.tracking.journal import numbers
-from pipeline.tracking.mlflow_client import (
-    DATABASE,
-    FAILURES,
-    TrackingServer,
-    milliseconds,
-)
+from pipeline.tracking.mlflow_address import CURSOR, DATABASE, server_key
+from pipeline.tracking.mlflow_client import FAILURES, TrackingServer, milliseconds
 from pipeline.tracking.refusals import Refused, RunRefused, brief
 from support.files import AlreadyLocked, locked, read_lines, write_json
 
 log = logging.getLogger(__name__)
 
-CURSOR, LOCK = "mlflow.json", "mlflow.lock"
+LOCK = "mlflow.lock"
 # facts of an event that are paths in the folder of the run
 PATH_FACTS = ("path", "checkpoint")
 # facts that tell people which event it is
@@ -67,7 +63,7 @@ class Sender:
         self._parent = Path(starts[0]["parent"]) if starts[0]["parent"] else None
         runs_dir = (self._parent or run_dir).parent
         self._server = TrackingServer(runs_dir, run_dir)
-        self.address, self._key = self._server.address, self._server.key
+        self.address, self._key = self._server.address, server_key()
         self._path = run_dir / CURSOR
         stored = json.loads(self._path.read_text()) if self._path.exists() else None
         self._cursors = stored or {"token": uuid.uuid4().hex, "servers": {}}
@@ -89,6 +85,8 @@ class Sender:
                 self._rewind()
                 self._compared = True
             self._send()
+        except (OSError, RunRefused):  # of a store of files, or of the run: the server is there
+            raise
         except FAILURES:
             self._compared = False  # it may have lost something when it comes back
             raise

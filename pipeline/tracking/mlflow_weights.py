@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from pipeline.checkpoint.published import WEIGHTS
-from pipeline.tracking.mlflow_client import DATABASE, external_uri, tracking_uri
+from pipeline.tracking.mlflow_address import DATABASE, external_uri, tracking_uri
 from support.files import cache_dir, cached_folder
 from support.redact import redact
 from vit.weights import MODEL_FILE

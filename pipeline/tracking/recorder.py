@@ -50,7 +50,7 @@ class Recorder:
             parent=str(parent) if parent else None,
             number=self._number,
             step=self._last_steps.get("train", 0),
-            origin=origin(),
+            origin=origin_of(parent) if parent else origin(),
         )
         self._tag_changes(self._starts())
         self._tag_rewinds([line for line, _ in lines if line["kind"] == REWIND])
@@ -108,6 +108,12 @@ class Recorder:
             self.write_event("tags", tags=dict(tags))
         self.write_event("status", status=status, number=self._number)
         self._sync.finish()
+
+
+def origin_of(parent: Path) -> dict[str, str]:
+    """Who started the run in which others are nested: these have drivers on some node."""
+    starts = (event for event in journal.read_events(parent) if event["event"] == "start")
+    return next(starts, {}).get("origin", {})
 
 
 def changed(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
