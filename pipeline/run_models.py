@@ -6,17 +6,14 @@
 What is recorded follows from the events alone, so a driver that was killed goes on where it was.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.checkpoint import local
-from pipeline.checkpoint.local import Checkpoint, Incomplete
+from pipeline.checkpoint.local import Checkpoint
 from pipeline.tracking import journal
 from pipeline.train.job import Job
 from support.files import remove_folder
-
-log = logging.getLogger(__name__)
 
 # by which the registry compares models, unless a split selects them
 TOP1 = "val/top1"
@@ -37,40 +34,12 @@ def record_models(job: Job) -> list[Checkpoint]:
     for model in void(recorded(job.dir), found):
         prune(job.dir, model)
     for checkpoint in evaluated:
-        fetch_model(job, checkpoint)
+        job.folder.models.fetch_weights(checkpoint)
         write_model(job.dir, checkpoint)
     for model in superseded(recorded(job.dir), found):
         prune(job.dir, model)
     drop_copies(job)
     return evaluated
-
-
-def restore_models(job: Job) -> None:
-    """Fetch the weights of recorded models that another machine had, before the record is sent.
-
-    The SQLite file of MLflow may be made anew here.
-    """
-    if not job.folder.uri or job.config.record.models != "kept":
-        return
-    known = recorded(job.dir)
-    try:
-        for checkpoint in job.folder.models.all():
-            if checkpoint.path.name in known:
-                fetch_model(job, checkpoint)
-    except (OSError, ValueError) as error:
-        log.warning("models of earlier checkpoints are not on this machine: %s", error)
-
-
-def fetch_model(job: Job, checkpoint: Checkpoint) -> None:
-    """Fetch the weights of a checkpoint in a store, unless a copy is there."""
-    if not job.folder.uri:
-        return
-    try:  # a copy appears as a whole, after every byte was checked
-        found = Checkpoint.open(checkpoint.path, only=local.MODEL)
-    except Incomplete:
-        found = None
-    if not found or found.digest != checkpoint.digest:
-        job.folder.models.fetch(checkpoint, only=local.MODEL)
 
 
 def recorded(run_dir: Path) -> dict[str, dict]:

@@ -42,7 +42,8 @@ def log_model(client: MlflowClient, at: Mapping, event: Mapping) -> dict[str, ob
     if path.name in at["models"]:
         return {}
     model = found_model(client, at, event)
-    if not model and not is_there(path, event.get("weights")):
+    is_ready = model and str(model.status) == "READY"
+    if not is_ready and not is_there(path, event.get("weights")):
         raise Refused(f"checkpoint {path} no longer exists")
     model = model or client.create_logged_model(
         at["experiment_id"],
@@ -52,7 +53,7 @@ def log_model(client: MlflowClient, at: Mapping, event: Mapping) -> dict[str, ob
         params={"step": str(event["step"])},
         model_type="ViT",
     )
-    if str(model.status) != "READY":
+    if not is_ready:
         with tempfile.TemporaryDirectory() as folder:
             flavor = Model(run_id=at["run_id"], model_id=model.model_id)
             save_model(path, Path(folder) / "model", flavor)
@@ -125,7 +126,8 @@ def registered(version: ModelVersion) -> str:
 def register_model(client: MlflowClient, at: Mapping, event: Mapping) -> None:
     """Register the model as a version, and alias it `best` if it is.
 
-    Versions compare by the same metric on the same data.
+    Versions compare by the same metric on the same data. One that does not compete never gets the
+    alias, even if there is no other; former versions of this program said so by a value of -inf.
     """
     name, metric, digest = event["name"], event["metric"], event.get("digest", "")
     model = client.get_logged_model(logged_model_id(at, event))
@@ -142,7 +144,7 @@ def register_model(client: MlflowClient, at: Mapping, event: Mapping) -> None:
         tags={metric: str(event["value"]), MODEL_TAG: model.model_id, DATA_TAG: digest},
     )
     best = [v for v in versions if BEST in client.get_model_version(name, v.version).aliases]
-    if event["value"] == -math.inf:  # it does not compete, even if there is no other
+    if not event.get("competes", event["value"] != -math.inf):
         return
     if not best:
         client.set_registered_model_alias(name, BEST, version.version)
