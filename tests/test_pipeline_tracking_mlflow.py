@@ -158,6 +158,7 @@ def test_a_model_goes_with_its_checkpoint_unless_it_is_registered(
         folder.mkdir()
         (folder / "MLmodel").write_text(checkpoint.name)
 
+    caplog.set_level("WARNING")
     monkeypatch.setattr(mlflow_models, "save_model", save)
     server = request.getfixturevalue("server") if place == "server" else None
     if server:

@@ -41,7 +41,7 @@ logging.getLogger("alembic").setLevel(logging.ERROR)
 
 # failures after which the call is repeated: of a server, of a store, or until somebody acts
 FAILURES = (MlflowException, requests.RequestException, OSError, RunRefused)
-# errors that the same event will cause again: a fact that is missing or has another form
+# errors, not of a library, that an event will cause again: a fact is missing or has another form
 FAULTS = (KeyError, ValueError, TypeError, AttributeError, AssertionError)
 # error codes with which a server rejects a call for good
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED")
@@ -231,9 +231,10 @@ class TrackingServer:
             raise Refused(brief(error)) from error
         except (*FAILURES, Refused):
             raise
-        except FAULTS as error:
-            raise Refused(f"{type(error).__name__}: {error}") from error
-        except Exception as error:  # the stores of artifacts have libraries of their own
+        except Exception as error:
+            if type(error) in FAULTS:
+                raise Refused(f"{type(error).__name__}: {error}") from error
+            # the stores of artifacts have libraries, and these have errors of their own
             raise OSError(f"{event['event']}: {type(error).__name__}: {error}") from error
 
     def _start(self, at: Mapping, event: Mapping) -> None:
