@@ -27,7 +27,6 @@ from pipeline.outcome import Outcome, training_rate
 from pipeline.report.run_page import PAGE
 from pipeline.reports import OnRecord, Reports
 from pipeline.run_events import record_circumstances, record_end, record_result
-from pipeline.run_models import restore_models
 from pipeline.settings.config import TrainConfig
 from pipeline.tracking.journal import EVENTS, RECORDS, REFUSED
 from pipeline.tracking.mlflow_address import CURSOR
@@ -240,14 +239,13 @@ def describe(job: Job, last: Checkpoint | None) -> str:
 @contextlib.contextmanager
 def recording(job: Job, trial: Trial | None) -> Iterator[Recorder]:
     """Open the record of a run; an exception in the block ends it as failed or killed."""
-    if not trial:
-        restore_models(job)
     recorder = Recorder(
         job.dir,
         name=job.config.name,
         experiment=job.config.experiment,
         settings=job.config.flat(),
         parent=trial.search.path if trial else None,
+        models=job.folder.models,
     )
     try:
         yield recorder

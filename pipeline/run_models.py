@@ -6,17 +6,14 @@
 What is recorded follows from the events alone, so a driver that was killed goes on where it was.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.checkpoint import local
-from pipeline.checkpoint.local import Checkpoint, Incomplete
+from pipeline.checkpoint.local import Checkpoint
 from pipeline.tracking import journal
 from pipeline.train.job import Job
 from support.files import remove_folder
-
-log = logging.getLogger(__name__)
 
 # by which the registry compares models, unless a split selects them
 TOP1 = "val/top1"
@@ -37,40 +34,12 @@ def record_models(job: Job) -> list[Checkpoint]:
     for model in void(recorded(job.dir), found):
         prune(job.dir, model)
     for checkpoint in evaluated:
-        fetch_model(job, checkpoint)
+        job.folder.models.fetch_weights(checkpoint)
         write_model(job.dir, checkpoint)
     for model in superseded(recorded(job.dir), found):
         prune(job.dir, model)
     drop_copies(job)
     return evaluated
-
-
-def restore_models(job: Job) -> None:
-    """Fetch the weights of recorded models that another machine had, before the record is sent.
-
-    The SQLite file of MLflow may be made anew here.
-    """
-    if not job.folder.uri or job.config.record.models != "kept":
-        return
-    known = recorded(job.dir)
-    try:
-        for checkpoint in job.folder.models.all():
-            if checkpoint.path.name in known:
-                fetch_model(job, checkpoint)
-    except (OSError, ValueError) as error:
-        log.warning("models of earlier checkpoints are not on this machine: %s", error)
-
-
-def fetch_model(job: Job, checkpoint: Checkpoint) -> None:
-    """Fetch the weights of a checkpoint in a store, unless a copy is there."""
-    if not job.folder.uri:
-        return
-    try:  # a copy appears as a whole, after every byte was checked
-        found = Checkpoint.open(checkpoint.path, only=local.MODEL)
-    except Incomplete:
-        found = None
-    if not found or found.digest != checkpoint.digest:
-        job.folder.models.fetch(checkpoint, only=local.MODEL)
 
 
 def recorded(run_dir: Path) -> dict[str, dict]:
@@ -94,7 +63,7 @@ def void(models: Mapping[str, dict], found: Sequence[Checkpoint]) -> list[dict]:
         model
         for name, model in models.items()
         if model["step"] > found[-1].step
-        or (name in digests and model.get("digest", digests[name]) != digests[name])
+        or (name in digests and model.get("weights", digests[name]) != digests[name])
     ]
 
 
@@ -110,7 +79,7 @@ def superseded(models: Mapping[str, dict], found: Sequence[Checkpoint]) -> list[
 def prune(run_dir: Path, model: Mapping) -> None:
     """Record that a recorded model goes."""
     facts = about(run_dir, Path(model["checkpoint"]), model["step"])
-    journal.write_event(run_dir, "prune", digest=model.get("digest"), **facts)
+    journal.write_event(run_dir, "prune", weights=model.get("weights"), **facts)
 
 
 def about(run_dir: Path, checkpoint: Path, step: int) -> dict[str, object]:
@@ -141,13 +110,13 @@ def write_model(
     the best of many evaluations is better by luck.
     """
     known, digest = recorded(run_dir).get(checkpoint.path.name, {}), checkpoint.digest
-    if known.get("digest", digest) != digest:  # of a step that the run has taken back
+    if known.get("weights", digest) != digest:  # of a step that the run has taken back
         prune(run_dir, known)
     # the driver may have recorded it by the path of a copy
-    path = Path(known["checkpoint"]) if known.get("digest") == digest else checkpoint.path
+    path = Path(known["checkpoint"]) if known.get("weights") == digest else checkpoint.path
     facts = about(run_dir, path, checkpoint.step)
     name = f"{checkpoint.config['name']}-step-{checkpoint.step}"
-    journal.write_event(run_dir, "model", name=name, digest=digest, **facts)
+    journal.write_event(run_dir, "model", name=name, weights=digest, **facts)
     at, step = moment(run_dir, checkpoint), checkpoint.step
     for prefix, context in CONTEXTS.items():
         names = [name for name in checkpoint.metrics if name.startswith(f"{prefix}/")]

@@ -43,7 +43,7 @@ def log_model(client: MlflowClient, at: Mapping, event: Mapping) -> dict[str, ob
         return {}
     model = found_model(client, at, event)
     is_whole = model and str(model.status) == "READY"
-    if not is_whole and not is_there(path, event.get("digest")):
+    if not is_whole and not is_there(path, event.get("weights")):
         if model:  # the run deleted the checkpoint while it was read
             client.delete_logged_model(model.model_id)
         raise Refused(f"checkpoint {path} no longer exists")
@@ -51,7 +51,7 @@ def log_model(client: MlflowClient, at: Mapping, event: Mapping) -> dict[str, ob
         at["experiment_id"],
         name=name_of(event),
         source_run_id=at["run_id"],
-        tags={"checkpoint": str(path), DIGEST_TAG: event.get("digest", "")},
+        tags={"checkpoint": str(path), DIGEST_TAG: event.get("weights", "")},
         params={"step": str(event["step"])},
         model_type="ViT",
     )
@@ -72,7 +72,7 @@ def found_model(client: MlflowClient, at: Mapping, event: Mapping) -> entities.L
     """The model of an event, if the server has it."""
     query = f"source_run_id = '{at['run_id']}' AND name = '{name_of(event)}'"
     models = client.search_logged_models([at["experiment_id"]], query)
-    digest = event.get("digest", "")
+    digest = event.get("weights", "")
     return next((model for model in models if model.tags.get(DIGEST_TAG, "") == digest), None)
 
 
@@ -128,7 +128,8 @@ def registered(version: ModelVersion) -> str:
 def register_model(client: MlflowClient, at: Mapping, event: Mapping) -> None:
     """Register the model as a version, and alias it `best` if it is.
 
-    Versions compare by the same metric on the same data.
+    Versions compare by the same metric on the same data. One that does not compete never gets the
+    alias, even if there is no other; former versions of this program said so by a value of -inf.
     """
     name, metric, digest = event["name"], event["metric"], event.get("digest", "")
     model = client.get_logged_model(logged_model_id(at, event))
@@ -145,7 +146,7 @@ def register_model(client: MlflowClient, at: Mapping, event: Mapping) -> None:
         tags={metric: str(event["value"]), MODEL_TAG: model.model_id, DATA_TAG: digest},
     )
     best = [v for v in versions if BEST in client.get_model_version(name, v.version).aliases]
-    if event["value"] == -math.inf:  # it does not compete, even if there is no other
+    if not event.get("competes", event["value"] != -math.inf):
         return
     if not best:
         client.set_registered_model_alias(name, BEST, version.version)
