@@ -94,7 +94,7 @@ def void(models: Mapping[str, dict], found: Sequence[Checkpoint]) -> list[dict]:
         model
         for name, model in models.items()
         if model["step"] > found[-1].step
-        or (name in digests and model.get("digest", digests[name]) != digests[name])
+        or (name in digests and model.get("weights", digests[name]) != digests[name])
     ]
 
 
@@ -110,7 +110,7 @@ def superseded(models: Mapping[str, dict], found: Sequence[Checkpoint]) -> list[
 def prune(run_dir: Path, model: Mapping) -> None:
     """Record that a recorded model goes."""
     facts = about(run_dir, Path(model["checkpoint"]), model["step"])
-    journal.write_event(run_dir, "prune", digest=model.get("digest"), **facts)
+    journal.write_event(run_dir, "prune", weights=model.get("weights"), **facts)
 
 
 def about(run_dir: Path, checkpoint: Path, step: int) -> dict[str, object]:
@@ -141,13 +141,13 @@ def write_model(
     the best of many evaluations is better by luck.
     """
     known, digest = recorded(run_dir).get(checkpoint.path.name, {}), checkpoint.digest
-    if known.get("digest", digest) != digest:  # of a step that the run has taken back
+    if known.get("weights", digest) != digest:  # of a step that the run has taken back
         prune(run_dir, known)
     # the driver may have recorded it by the path of a copy
-    path = Path(known["checkpoint"]) if known.get("digest") == digest else checkpoint.path
+    path = Path(known["checkpoint"]) if known.get("weights") == digest else checkpoint.path
     facts = about(run_dir, path, checkpoint.step)
     name = f"{checkpoint.config['name']}-step-{checkpoint.step}"
-    journal.write_event(run_dir, "model", name=name, digest=digest, **facts)
+    journal.write_event(run_dir, "model", name=name, weights=digest, **facts)
     at, step = moment(run_dir, checkpoint), checkpoint.step
     for prefix, context in CONTEXTS.items():
         names = [name for name in checkpoint.metrics if name.startswith(f"{prefix}/")]

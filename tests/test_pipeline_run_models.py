@@ -113,7 +113,7 @@ def test_models_of_steps_that_the_run_takes_back_go_and_equal_ones_come_again(jo
     checkpoint_at(job, 20, val_top1=0.75)  # others
     record_models(job)
     assert told(job)[4:] == [("prune", 20), ("model", 20)]
-    assert events_of(job, "model")[-1]["digest"] != events_of(job, "model")[-2]["digest"]
+    assert events_of(job, "model")[-1]["weights"] != events_of(job, "model")[-2]["weights"]
 
 
 def test_a_model_is_registered_and_evaluated_again_under_the_path_that_the_record_has(job):

@@ -42,13 +42,13 @@ def log_model(client: MlflowClient, at: Mapping, event: Mapping) -> dict[str, ob
     if path.name in at["models"]:
         return {}
     model = found_model(client, at, event)
-    if not model and not is_there(path, event.get("digest")):
+    if not model and not is_there(path, event.get("weights")):
         raise Refused(f"checkpoint {path} no longer exists")
     model = model or client.create_logged_model(
         at["experiment_id"],
         name=name_of(event),
         source_run_id=at["run_id"],
-        tags={"checkpoint": str(path), DIGEST_TAG: event.get("digest", "")},
+        tags={"checkpoint": str(path), DIGEST_TAG: event.get("weights", "")},
         params={"step": str(event["step"])},
         model_type="ViT",
     )
@@ -69,7 +69,7 @@ def found_model(client: MlflowClient, at: Mapping, event: Mapping) -> entities.L
     """The model of an event, if the server has it."""
     query = f"source_run_id = '{at['run_id']}' AND name = '{name_of(event)}'"
     models = client.search_logged_models([at["experiment_id"]], query)
-    digest = event.get("digest", "")
+    digest = event.get("weights", "")
     return next((model for model in models if model.tags.get(DIGEST_TAG, "") == digest), None)
 
 
