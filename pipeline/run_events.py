@@ -17,7 +17,7 @@ from pipeline.data.dataset import set_name
 from pipeline.evaluation import evaluate
 from pipeline.evaluation.config import CENTER
 from pipeline.evaluation.metrics import METRICS
-from pipeline.outcome import RESULT
+from pipeline.outcome import DONE, FINISHED, OUTCOME_TAG, RESULT
 from pipeline.report.run_page import write_report
 from pipeline.run_models import record_models, write_evaluation, write_model
 from pipeline.tracking import journal
@@ -70,38 +70,54 @@ def record_result(recorder: Recorder, job: Job, chosen: Checkpoint, evaluation: 
         write_model(job.dir, checkpoint, settings.register, is_chosen=is_chosen)
     write_result(job.dir, evaluation, attached)
     journal.write_artifact(job.dir, job.dir / RESULT)
-    write_files(job.dir, evaluation, status="FINISHED")
-    recorder.finish("FINISHED")
+    record_models(job)  # what the reported one replaces goes
+    write_files(job.dir, evaluation, status=FINISHED)
+    recorder.end(FINISHED, tags={OUTCOME_TAG: DONE})
 
 
 def record_end(
     recorder: Recorder, job: Job, status: str, tags: Mapping[str, str] | None = None
 ) -> None:
-    """End the record of a run without a result, with the models and the page up to here."""
+    """End the record of a run without a result, with the page up to here.
+
+    Models whose weights would have to be fetched are left to the next start.
+    """
     artifacts = {}
     try:
-        record_models(job)
-        artifacts = {write_report(job.dir, status=status): ""}
+        record_models(job, fetch=False)
     except Exception as error:  # noqa: BLE001 - it must not hide why the run ends
+        log.warning("the record ends without its last model: %s", error)
+    try:
+        artifacts = {write_report(job.dir, status=status): ""}
+    except Exception as error:  # noqa: BLE001
         log.warning("the record ends without its page: %s", error)
-    recorder.finish(status, artifacts, tags)
+    recorder.end(status, artifacts, tags)
 
 
 def write_result(
     run_dir: Path, folder: Path, metrics: Callable[[Mapping], dict[str, float]]
 ) -> None:
-    """Attach metrics of the result in a folder to the model that it is about."""
+    """Attach metrics of the result in a folder to the model that it is about.
+
+    Those on ImageNet-V2 are attached with its name and digest.
+    """
     result = json.loads((folder / evaluate.RESULT).read_text())
-    write_evaluation(
-        run_dir,
-        metrics(result),
-        {
-            "dataset": f"{set_name(result['data'])}/{result['split']}",
-            "digest": result["fingerprint"],
-        },
-        checkpoint=Path(result["checkpoint"]),
-        step=result["step"],
-    )
+    values = metrics(result)
+    on_v2 = {name: value for name, value in values.items() if "/v2/" in name}
+    of_data = {name: value for name, value in values.items() if name not in on_v2}
+    for measured, about in ((of_data, result), (on_v2, result.get("v2"))):
+        if not measured:
+            continue
+        write_evaluation(
+            run_dir,
+            measured,
+            {
+                "dataset": f"{set_name(about['data'])}/{about['split']}",
+                "digest": about["fingerprint"],
+            },
+            checkpoint=Path(result["checkpoint"]),
+            step=result["step"],
+        )
 
 
 def attached(result: Mapping) -> dict[str, float]:
