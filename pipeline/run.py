@@ -17,9 +17,10 @@ from functools import partial
 from pipeline.checkpoint.local import Checkpoint
 from pipeline.checkpoint.run_folder import LOCK, RunFolder
 from pipeline.cluster.session import ray_session
+from pipeline.evaluation.config import RESULT
 from pipeline.initial_weights import fetched
 from pipeline.milestones import milestones
-from pipeline.outcome import FINISHED, OUTCOME_TAG, RESULT, Outcome
+from pipeline.outcome import FINISHED, OUTCOME_TAG, Outcome
 from pipeline.report.run_page import PAGE
 from pipeline.reports import OnRecord, Reports
 from pipeline.run_events import record_circumstances, record_end

@@ -44,8 +44,11 @@ class Report:
         from pipeline.checkpoint.run_folder import fetched_run, run_of
         from pipeline.report.run_page import write_report
 
-        path = write_report(fetched_run(self.run), price_per_hour=self.price_per_hour)
+        run_dir, place = fetched_run(self.run), None
         if "://" in self.run:
+            place = run_of(self.run).place
+        path = write_report(run_dir, price_per_hour=self.price_per_hour, place=place)
+        if place:
             run_of(self.run).push(path.name)
         log.info("report      %s", path)
         return 0
