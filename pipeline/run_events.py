@@ -9,12 +9,13 @@ and `probe` are all one event, written by `pipeline.run_models.write_evaluation`
 
 import json
 import logging
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pipeline.checkpoint.local import Checkpoint
 from pipeline.data.dataset import set_name
-from pipeline.evaluation.config import CENTER, RESULT
+from pipeline.evaluation.config import CENTER, RESULT, EvaluateConfig
 from pipeline.evaluation.figure_names import rule
 from pipeline.evaluation.metrics import FIGURES, METRICS
 from pipeline.outcome import DONE, FINISHED, OUTCOME_TAG
@@ -154,11 +155,33 @@ def write_files(run_dir: Path, evaluation: Path) -> None:
     journal.write_artifact(run_dir, write_report(run_dir))
 
 
-def attach(run_dir: Path, checkpoint: Checkpoint, folder: Path) -> None:
-    """Record an evaluation that was made after the run, and its model."""
+def attach(run_dir: Path, checkpoint: Checkpoint, folder: Path, variant: str = "") -> None:
+    """Record an evaluation that was made after the run, and its model.
+
+    The figures of a variant have its name after the first part: eval/sketch/val/center/top1.
+    """
     write_model(run_dir, checkpoint)
-    write_result(run_dir, folder, attached)
+    place = f"eval/{variant}/" if variant else "eval/"
+    write_result(
+        run_dir,
+        folder,
+        lambda r: {name.replace("eval/", place, 1): value for name, value in attached(r).items()},
+    )
     write_files(run_dir, folder)
+
+
+def variant(own: EvaluateConfig, used: EvaluateConfig) -> str:
+    """What tells an evaluation from that of the run itself, whose settings are `own`; "" if none.
+
+    It is the name of the shard set, and the values of other settings of model, images and
+    precision: sketch, in1k-384-fp32.
+    """
+    before, now = own.flat(), used.flat()
+    names = [name for name in now if name.startswith(("model.", "images.", "precision"))]
+    values = [str(now[name]) for name in names if now[name] != before[name]]
+    if used.data == own.data and not values:
+        return ""
+    return "-".join(re.sub(r"[^\w.]+", "-", text) for text in (set_name(used.data), *values))
 
 
 def attach_probe(run_dir: Path, checkpoint: Checkpoint, folder: Path) -> None:

@@ -11,7 +11,7 @@ from pipeline import milestones as milestones_module
 from pipeline.milestones import milestones
 from pipeline.rollback import roll_back
 from pipeline.run_events import attached, record_end
-from pipeline.run_models import fetch_model, record_models, restore_models, write_model
+from pipeline.run_models import keep_weights, record_models, restore_models, write_model
 from pipeline.tracking import journal
 from pipeline.train.job import CONFIG as CONFIG_FILE
 from pipeline.train.job import Job
@@ -167,7 +167,7 @@ def test_of_a_run_in_a_store_the_driver_holds_the_weights_of_its_models_alone(jo
 def test_a_copy_of_another_content_is_replaced(job):
     checkpoint_at(job, 10, val_top1=0.5)
     write(job.dir / "models", 10, metrics={"val/top1": 0.75})
-    fetch_model(job, job.folder.models.latest())
+    keep_weights(job, job.folder.models.latest())
     digest = job.checkpoints.latest().digest
     (copy,) = (job.dir / "models").iterdir()
     assert digest == job.folder.models.latest().digest
@@ -274,8 +274,8 @@ def test_a_driver_that_has_lost_the_run_records_no_more(job, pages):
 class Recorded:
     """A recorder that only ends."""
 
-    def finish(self, *arguments):
-        self.end = arguments
+    def end(self, *arguments, **more):
+        self.ended = arguments or more
 
 
 @pytest.mark.parametrize("status", ["KILLED", "FAILED"])
@@ -283,7 +283,7 @@ def test_a_run_without_a_result_ends_with_its_page_and_its_last_model(job, statu
     checkpoint_at(job, 10, val_top1=0.5)
     recorder = Recorded()
     record_end(recorder, job, status, {"outcome": "x"})
-    assert recorder.end == (status, {job.dir / "report.html": ""}, {"outcome": "x"})
+    assert recorder.ended == (status, {job.dir / "report.html": ""}, {"outcome": "x"})
     assert status.lower() in (job.dir / "report.html").read_text()
     assert told(job) == [("model", 10)]
 
@@ -292,7 +292,7 @@ def test_a_page_that_cannot_be_written_does_not_keep_the_end_out_of_the_record(j
     (job.dir / CONFIG_FILE).unlink()
     recorder = Recorded()
     record_end(recorder, job, "KILLED")
-    assert recorder.end == ("KILLED", {}, None)
+    assert recorder.ended == ("KILLED", {}, None)
     assert "the record ends without its page" in caplog.text
 
 
