@@ -1,6 +1,6 @@
 """Evaluation against the bare forward pass of the same model, and the time to its first result.
 
-    python benchmarks/evaluate.py [--model S/16] [--crops center ten] [--images 256] [--rounds 3]
+    python benchmarks/evaluate.py [--model S/16] [--crops center ten] [--batch 110] [--batches 8]
 
 Both run on the same device in turns: the forward pass alone on crops that lie on the device
 already, and the whole evaluation (read, decode, crop, forward pass, answers) through Ray Data. The
@@ -48,13 +48,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="S/16")
     parser.add_argument("--crops", nargs="+", default=["center", "ten"])
-    parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=110)
+    parser.add_argument("--batch", type=int, default=110, help="crops of a forward pass")
+    parser.add_argument("--batches", type=int, default=8, help="passes of a round, 3 at least")
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as folder:
-        dataset = photographs(Path(folder) / "many", given.images)
+        dataset = photographs(Path(folder) / "many", given.batch * given.batches)
         few = photographs(Path(folder) / "few", 8)
         config = ViTConfig.named(given.model, num_classes=len(dataset.classes))
         model = ViT(config).eval().to(device)
@@ -73,7 +73,8 @@ def main() -> None:
             evaluator = Evaluator(dataset=dataset, settings=settings)
             bare, whole, first = [], [], []
             for number in range(given.rounds + 1):
-                rates = forward(model, settings), evaluation(evaluator, model)
+                images = given.batches * settings.batch_images
+                rates = forward(model, settings), evaluation(evaluator, model, images)
                 out = Path(folder) / f"{crops}{number}"
                 wait = first_result(eval_model, settings, few, out)
                 if number:  # the first round warms up
@@ -120,11 +121,10 @@ def forward(model: ViT, settings: EvaluateConfig) -> float:
     return steps * batch / run(steps)
 
 
-def evaluation(evaluator: Evaluator, model: ViT) -> float:
+def evaluation(evaluator: Evaluator, model: ViT, images: int) -> float:
     """Crops per second of the whole evaluation, from the first answers on."""
     begun, sizes = 0.0, []
-    spans = [(0, evaluator.dataset.samples)]
-    share = EvalShare.of_spans(spans, evaluator.settings.batch_images)
+    share = EvalShare.of_spans([(0, images)], evaluator.settings.batch_images)
     for block in evaluator.predictions(model, NodeFeed.alone(), share):
         begun = begun or time.perf_counter()  # starting Ray Data's tasks is no rate
         sizes.append(len(block["position"]))

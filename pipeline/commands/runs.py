@@ -44,12 +44,11 @@ class Report:
         from pipeline.checkpoint.run_folder import fetched_run, run_of
         from pipeline.report.run_page import write_report
 
-        run_dir, place = fetched_run(self.run), None
-        if "://" in self.run:
-            place = run_of(self.run).place
-        path = write_report(run_dir, price_per_hour=self.price_per_hour, place=place)
-        if place:
-            run_of(self.run).push(path.name)
+        run_dir, home = fetched_run(self.run), run_of(self.run) if "://" in self.run else None
+        given = {"price_per_hour": self.price_per_hour, "place": home and home.place}
+        path = write_report(run_dir, **given)
+        if home:
+            home.push(path.name)
         log.info("report      %s", path)
         return 0
 

@@ -131,12 +131,12 @@ class Contender:
 
     @property
     def passed_over(self) -> list[str]:
-        """Evaluations of the same model under one measure, of which only the first counts."""
+        """Evaluations of one model and measure with other figures than that which counts."""
         return [
             f"{self.name}: {one.measure} is that of {kept.evaluation.folder.name}, not of "
             f"{one.evaluation.folder.name}"
             for one in (one for each in self.evaluations for one in measured(each))
-            if (kept := self.measured[one.measure]).evaluation is not one.evaluation
+            if (kept := self.measured[one.measure]).values != one.values
         ]
 
 

@@ -42,7 +42,10 @@ class Evaluation:
     @classmethod
     def read(cls, folder: Path) -> "Evaluation":
         """Read the folder of an evaluation; ValueError names a file that is damaged."""
-        return cls(folder=folder, result=read_object(folder / RESULT))
+        result = read_object(folder / RESULT)
+        if "protocols" not in result:
+            raise ValueError(f"{folder / RESULT} has no protocols: it is of no evaluation")
+        return cls(folder=folder, result=result)
 
     @cached_property
     def v2(self) -> "Evaluation | None":

@@ -1,6 +1,6 @@
 """The files at the top of a run's folder, on a disk or in a store, by few small reads.
 
-one listing -> sizes and times -> content, from a byte on
+A listing tells what there is, how large and how old; content is read from any byte on.
 """
 
 import contextlib

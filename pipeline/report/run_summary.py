@@ -1,6 +1,6 @@
 """A run in one line, from few small reads of its folder, on a disk or in a store.
 
-listing, config.json, events.jsonl, end of metrics.jsonl, result.json, lease.json -> RunSummary
+It is from a listing, config.json, events.jsonl, the end of metrics.jsonl, result.json, lease.json.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
