@@ -100,7 +100,7 @@ def wait_times(folder: Path, seconds: float) -> tuple[list[float], float, int]:
 def open_recorder(folder: Path) -> recorder.Recorder:
     """A recorder that sends nothing to MLflow."""
     folder.mkdir(parents=True, exist_ok=True)
-    recorder.MlflowSync = lambda folder: None
+    recorder.MlflowSync = lambda *_: None
     return recorder.Recorder(folder, name="x", experiment="x", settings={})
 
 

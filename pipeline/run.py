@@ -24,7 +24,6 @@ from pipeline.outcome import FINISHED, OUTCOME_TAG, Outcome
 from pipeline.report.run_page import PAGE
 from pipeline.reports import OnRecord, Reports
 from pipeline.run_events import record_circumstances, record_end
-from pipeline.run_models import restore_models
 from pipeline.run_result import evaluate_chosen, finish, finish_trial
 from pipeline.settings.config import TrainConfig
 from pipeline.tracking import mlflow_sync
@@ -94,7 +93,7 @@ def execute(
             log.info("run %r is finished; a new one needs another --name", job.config.name)
             publish(job, lease)
             with contextlib.suppress(AlreadyLocked):  # another process sends it
-                mlflow_sync.sync(job.dir)
+                mlflow_sync.sync(job.dir, job.folder.models)
             publish(job, lease, SENT)
             return outcome
         check_folder(job)  # another driver may have had the run since the first look
@@ -192,14 +191,13 @@ def recording(job: Job, lease: Lease, trial: Trial | None) -> Iterator[Recorder]
 
     Its end is put where the run is before MLflow is waited for, which may be slow or away.
     """
-    if not trial:
-        restore_models(job)
     recorder = Recorder(
         job.dir,
         name=job.config.name,
         experiment=job.config.experiment,
         settings=job.config.flat(),
         parent=trial.search.path if trial else None,
+        models=job.folder.models,
     )
     with contextlib.ExitStack() as last_first:
         last_first.enter_context(publishing(job, lease, SENT))

@@ -9,18 +9,16 @@ from its checkpoint, or fetched from a store. So MLflow gets it even if its serv
 the run has deleted the checkpoint.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from pipeline.checkpoint import local
-from pipeline.checkpoint.local import Checkpoint, Incomplete
+from pipeline.checkpoint.checkpoints import has_weights
+from pipeline.checkpoint.local import Checkpoint
 from pipeline.tracking import journal
 from pipeline.train.job import Job
 from support.files import remove_folder
-
-log = logging.getLogger(__name__)
 
 # by which the registry compares models, unless a split selects them
 TOP1 = "val/top1"
@@ -41,7 +39,7 @@ def record_models(job: Job, *, fetch: bool = True) -> list[Checkpoint]:
     for model in void(recorded(job.dir), found):
         prune(job.dir, model)
     for checkpoint in evaluated if job.config.record.models == "kept" else ():
-        if fetch or not job.folder.uri or is_here(checkpoint):
+        if fetch or not job.folder.uri or has_weights(checkpoint.path, checkpoint.digest):
             keep_weights(job, checkpoint)
             write_model(job.dir, checkpoint)
     for model in superseded(recorded(job.dir), found):
@@ -50,38 +48,13 @@ def record_models(job: Job, *, fetch: bool = True) -> list[Checkpoint]:
     return evaluated
 
 
-def restore_models(job: Job) -> None:
-    """Fetch the weights of recorded models that another machine had, before the record is sent.
-
-    The SQLite file of MLflow may be made anew here.
-    """
-    if not job.folder.uri:
-        return
-    known = recorded(job.dir)
-    try:
-        for checkpoint in job.folder.models.all():
-            if checkpoint.path.name in known:
-                keep_weights(job, checkpoint)
-    except (OSError, ValueError) as error:
-        log.warning("models of earlier checkpoints are not on this machine: %s", error)
-
-
 def keep_weights(job: Job, checkpoint: Checkpoint) -> None:
     """Have the weights of a checkpoint at its path in the folder of the models."""
-    if is_here(checkpoint):
-        return
+    source = job.checkpoints.folder / checkpoint.path.name
     if job.folder.uri:
-        job.folder.models.fetch(checkpoint, only=local.MODEL)
-    else:
-        local.link(job.checkpoints.folder / checkpoint.path.name, checkpoint.path, only=local.MODEL)
-
-
-def is_here(checkpoint: Checkpoint) -> bool:
-    """Whether its weights are at its path: they appear as a whole, after a check of every byte."""
-    try:
-        return Checkpoint.open(checkpoint.path, only=local.MODEL).digest == checkpoint.digest
-    except Incomplete:
-        return False
+        job.folder.models.fetch_weights(checkpoint)
+    elif not has_weights(checkpoint.path, checkpoint.digest):
+        local.link(source, checkpoint.path, only=local.MODEL)
 
 
 def recorded(run_dir: Path) -> dict[str, dict]:

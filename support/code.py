@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import importlib.util
+import re
 import shutil
 import subprocess
 import tempfile
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGES = ("support", "shards", "vit", "pipeline", "tune")
+# what follows a commit if files differ from it
+DIRTY = "-dirty"
 
 
 def folders() -> list[Path]:
@@ -29,11 +32,14 @@ def fingerprint() -> str:
 
 
 def commit() -> str | None:
-    """The commit of a checkout, with -dirty if files differ; None without git, as in a wheel."""
+    """The full hash of the commit of a checkout, with DIRTY if files differ.
+
+    None without git, as in a wheel.
+    """
     here = Path(__file__)
     # an installed copy may lie inside a checkout of something else
     tracked = ["git", "ls-files", "--error-unmatch", here.name]
-    described = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    described = ["git", "describe", "--always", "--exclude=*", f"--dirty={DIRTY}", "--abbrev=40"]
     try:
         for command in (tracked, described):
             found = subprocess.run(
@@ -44,6 +50,11 @@ def commit() -> str | None:
     except FileNotFoundError:  # no git on this machine
         return None
     return found.stdout.strip()
+
+
+def shortened(commit: str) -> str:
+    """A commit for people; "unknown" and the like stay."""
+    return re.sub(r"^([0-9a-f]{12})[0-9a-f]+", r"\1", commit)
 
 
 @contextlib.contextmanager

@@ -92,7 +92,7 @@ def overview(prog: str, commands: Mapping[str, type[Command]], arguments: Sequen
     if first == "--version":
         commit = code.commit()
         version = f"{DISTRIBUTION} {importlib.metadata.version(DISTRIBUTION)}"
-        sys.stdout.write(version + (f", commit {commit}" if commit else "") + "\n")
+        sys.stdout.write(version + (f", commit {code.shortened(commit)}" if commit else "") + "\n")
         return 0
     if first in ("-h", "--help", HELP_ALL):
         width = max(map(len, commands))

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import json
 import os
 import socket
 import subprocess
@@ -77,6 +78,8 @@ def clean_environment() -> dict[str, str]:
 class Door:
     """Passes requests on to a server, or answers them as a broken server would.
 
+    arrived: name and step of each point that the server took, in the order in which they came.
+
     mode: "open"; "500"; "full" (507); "slow" (each answer late); "deaf" (the request is carried out
     and the answer lost); "hang" (no answer as long as it lasts); "token" (401 unless the right one
     is given).
@@ -84,6 +87,7 @@ class Door:
 
     def __init__(self, port: int, token: str = "") -> None:
         self.mode, self.requests, self.late_s = "open", 0, 0.3
+        self.arrived: list[tuple[str, int]] = []
         door = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -107,6 +111,9 @@ class Door:
                 answer = backend.getresponse()
                 content = answer.read()
                 backend.close()
+                if self.path.endswith("/runs/log-batch") and answer.status == 200:
+                    points = json.loads(body).get("metrics", ())
+                    door.arrived += [(point["key"], int(point.get("step", 0))) for point in points]
                 if door.mode == "deaf":
                     return self.connection.shutdown(socket.SHUT_RDWR)
                 return self.answer(answer.status, content, answer.headers["Content-Type"])

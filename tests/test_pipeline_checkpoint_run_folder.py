@@ -5,6 +5,7 @@ import s3_server
 from checkpoints import write
 
 from pipeline.checkpoint.run_folder import RunFolder, fetched_model, fetched_run
+from pipeline.tracking import journal
 from shards.dataset import store
 
 
@@ -43,6 +44,21 @@ def test_a_copy_that_goes_on_where_the_store_ends_is_kept(machine):
     run.pull()
     assert (run.path / "metrics.jsonl").read_text() == "1\n2\n"
     assert (run.path / "mlflow.json").exists()
+
+
+def test_what_servers_have_refused_of_a_copy_does_not_make_it_one_of_another_past(machine):
+    run = machine("one")
+    for name in (journal.RECORDS, journal.EVENTS, journal.REFUSED):
+        (run.path / name).write_text("1\n")
+        run.push(name)
+    (run.path / journal.RECORDS).write_text("1\n2\n")
+    (run.path / journal.REFUSED).write_text("of another server\n")
+    run.pull()
+    assert (run.path / journal.RECORDS).read_text() == "1\n2\n"
+    assert (run.path / journal.REFUSED).read_text() == "of another server\n"
+    (run.path / journal.EVENTS).write_text("2\n")
+    run.pull()
+    assert (run.path / journal.RECORDS).read_text() == "1\n"
 
 
 def test_a_copy_of_another_past_is_replaced(machine):

@@ -97,7 +97,7 @@ def test_a_setting_may_stand_before_the_preset():
 def test_version_is_that_of_the_distribution_and_of_the_checkout():
     shown = pipeline("--version").stdout
     version = f"vit-pretraining {importlib.metadata.version('vit-pretraining')}"
-    commit = code.commit()
+    commit = code.shortened(code.commit() or "")
     assert shown == f"{version}, commit {commit}\n" if commit else f"{version}\n"
 
 
@@ -107,15 +107,24 @@ def test_a_copy_inside_the_checkout_of_something_else_has_no_commit(tmp_path):
     subprocess.run([*git, "commit", "--quiet", "--allow-empty", "-m", "other"], check=True)
     with code.copied() as folder:
         folder.rename(tmp_path / "site")
+        program = "from pipeline.tracking.origin import origin; print('\\n'.join(origin()))"
         shown = subprocess.run(
-            [sys.executable, "-c", "from support import code; print(code.commit())"],
+            [sys.executable, "-c", program],
             cwd=tmp_path / "site",
             capture_output=True,
             text=True,
             check=True,
         )
         folder.mkdir()
-    assert shown.stdout == "None\n"
+    assert shown.stdout.split() == ["mlflow.user", "mlflow.source.name", "mlflow.source.type"]
+
+
+def test_a_commit_is_shown_by_its_first_digits_and_recorded_in_full():
+    full = 5 * "0123abcd"
+    assert code.shortened(full) == "0123abcd0123"
+    assert code.shortened(f"{full}-dirty") == "0123abcd0123-dirty"
+    assert code.shortened("unknown") == "unknown"
+    assert len((code.commit() or full).removesuffix(code.DIRTY)) == 40
 
 
 def test_the_scripts_of_the_distribution_exist():

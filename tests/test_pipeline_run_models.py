@@ -8,11 +8,13 @@ import pytest
 from checkpoints import CONFIG, write
 
 from pipeline import milestones as milestones_module
+from pipeline.__main__ import main
+from pipeline.checkpoint import remote
 from pipeline.milestones import milestones
 from pipeline.rollback import roll_back
 from pipeline.run_events import attached, record_end
-from pipeline.run_models import keep_weights, record_models, restore_models, write_model
-from pipeline.tracking import journal
+from pipeline.run_models import record_models, write_model
+from pipeline.tracking import journal, mlflow_models, mlflow_sync
 from pipeline.train.job import CONFIG as CONFIG_FILE
 from pipeline.train.job import Job
 from support.lease import LeaseLost
@@ -158,20 +160,50 @@ def test_of_a_run_in_a_store_the_driver_holds_the_weights_of_its_models_alone(jo
     job.checkpoints.prune(1)
     record_models(job)
     assert [path.name for path in copies.iterdir()] == ["step-000000020"]
-    (copies / "step-000000020/model.safetensors").unlink()  # another machine, or a damaged copy
-    restore_models(job)
-    assert (copies / "step-000000020/model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("job", ["store"], indirect=True)
 def test_a_copy_of_another_content_is_replaced(job):
     checkpoint_at(job, 10, val_top1=0.5)
     write(job.dir / "models", 10, metrics={"val/top1": 0.75})
-    keep_weights(job, job.folder.models.latest())
+    job.folder.models.fetch_weights(job.folder.models.latest())
     digest = job.checkpoints.latest().digest
     (copy,) = (job.dir / "models").iterdir()
     assert digest == job.folder.models.latest().digest
     assert json.loads((copy / META).read_text())["metrics"] == {"val/top1": 0.5}
+
+
+@pytest.mark.parametrize("job", ["store"], indirect=True)
+def test_another_machine_sends_the_models_that_are_in_the_store_alone(job, tmp_path, monkeypatch):
+    saved, faults = [], [OSError("the store is away")]
+
+    def save(checkpoint, folder, flavor):
+        assert {path.name for path in checkpoint.iterdir()} >= {"model.safetensors", META}
+        saved.append(checkpoint.name)
+        folder.mkdir()
+        (folder / "MLmodel").write_text("")
+
+    def fetch(*arguments):
+        if faults:
+            raise faults.pop()
+        return real(*arguments)
+
+    real = remote.fetch
+    monkeypatch.setattr(mlflow_models, "save_model", save)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for step in (10, 20):
+        checkpoint_at(job, step, val_top1=0.5)
+        record_models(job)
+    job.folder.push(journal.RECORDS, journal.EVENTS, CONFIG_FILE)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
+    monkeypatch.setattr(remote, "fetch", fetch)
+    assert main(["track", "sync", job.folder.uri]) == 1  # it waits for the store
+    job.checkpoints.delete(job.checkpoints.latest())
+    assert main(["track", "sync", job.folder.uri]) == 0
+    assert saved == ["step-000000010"]
+    (line,) = map(json.loads, (job.dir / journal.REFUSED).read_text().splitlines())
+    assert line["name"].endswith("step-000000020") and "no longer exists" in line["reason"]
+    assert mlflow_sync.sync(job.dir, job.folder.models) == 0
 
 
 # --- while the run trains ---

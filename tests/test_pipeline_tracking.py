@@ -94,6 +94,12 @@ def points(store: str, folder, name: str = "train/loss") -> list[tuple[int, floa
     return [(point.step, point.value) for point in history]
 
 
+def in_order(door: Door, steps: int) -> bool:
+    """Whether the losses came in the order of their steps, each one for the first time."""
+    came = [step for name, step in door.arrived if name == "train/loss"]
+    return list(dict.fromkeys(came)) == list(range(steps))
+
+
 def expected(steps: int) -> list[tuple[int, float]]:
     return [(step, 1 / (step + 1)) for step in range(steps)]
 
@@ -245,7 +251,7 @@ def test_a_server_that_answers_with_errors_gets_all_of_it_later(
     door.mode = "open"
     train(recorder, 150, 200)
     recorder.finish("FINISHED")
-    assert points(server.store, folder) == expected(200)
+    assert points(server.store, folder) == expected(200) and in_order(door, 200)
 
 
 @pytest.mark.server
@@ -259,7 +265,7 @@ def test_lost_answers_double_nothing(server, door, tmp_path, monkeypatch):
     train(recorder, 10, 60, 0.02)
     door.mode = "open"
     recorder.finish("FINISHED")
-    assert points(server.store, folder) == expected(60)
+    assert points(server.store, folder) == expected(60) and in_order(door, 60)
 
 
 @pytest.mark.server
@@ -437,17 +443,19 @@ def test_the_alias_best_is_given_by_values_of_one_metric_on_equal_data(
     client = mlflow.MlflowClient(tracking_uri(tmp_path))
     number = client.create_experiment("vit", artifact_location=(tmp_path / "artifacts").as_uri())
     run = client.create_run(number).info.run_id
-    # the first is of a checkpoint that its run does not report
+    # the first and the last are of checkpoints that their runs do not report
     values = [("select/top1", -math.inf, "a"), ("val/top1", 0.8, "a"), ("select/top1", 0.9, "a")]
     values += [("val/top1", 0.7, "a"), ("val/top1", 0.95, "b"), ("val/top1", 0.85, "a")]
-    best_ones = (None, 2, 2, 2, 2, 6)
-    for place, (metric, value, digest), best in zip(range(6), values, best_ones, strict=True):
+    values += [("val/top1", 0.99, "a")]
+    best_ones = (None, 2, 2, 2, 2, 6, 6)
+    for place, (metric, value, digest), best in zip(range(7), values, best_ones, strict=True):
         model = client.create_logged_model(number, name=f"m{place}", source_run_id=run)
         event = {"event": "register", "checkpoint": f"runs/m{place}", "name": "vit"}
-        event |= {"digest": digest * 64}
+        event |= {"digest": digest * 64} | ({"competes": False} if place == 6 else {})
         at = {"run_id": run, "models": {f"m{place}": model.model_id}}
         TrackingServer(tmp_path, tmp_path).apply(at, event | {"metric": metric, "value": value})
         assert client.get_registered_model("vit").aliases.get("best") == best
+    assert client.get_model_version("vit", "7").tags["val/top1"] == "0.99"
     assert "version 3 of vit has select/top1, and 'best' is version 2 by val/top1" in caplog.text
     assert "'best' is version 2 on other images (digest aaaaaaaa, not bbbbbbbb)" in caplog.text
 

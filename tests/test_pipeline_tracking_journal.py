@@ -102,7 +102,7 @@ def test_a_run_that_was_rewound_is_recorded_again_from_there(tmp_path):
     assert at.data.metrics["val/top1"] in (0.5, 0.6)
 
 
-def test_every_rewind_is_tagged_once_by_the_starts_that_follow(tmp_path):
+def test_every_rewind_is_tagged_by_the_starts_that_follow(tmp_path):
     folder = tmp_path / "run"
     recorder = open_record(folder)
     train(recorder, range(1, 11))
@@ -112,7 +112,7 @@ def test_every_rewind_is_tagged_once_by_the_starts_that_follow(tmp_path):
         open_record(folder).finish("KILLED")
     open_record(folder).finish("KILLED")
     tags = [e["tags"]["rewound"] for e in journal.read_events(folder) if e["event"] == "tags"]
-    assert len(tags) == 2 and tags[1].startswith(tags[0]) and "; to step 4 at " in tags[1]
+    assert tags[1].startswith(tags[0]) and "; to step 4 at " in tags[1] and tags[2:] == tags[1:2]
 
 
 def test_a_server_that_comes_later_gets_only_the_valid_records(tmp_path, monkeypatch):
@@ -187,7 +187,7 @@ def test_a_start_reads_only_the_end_of_the_samples(tmp_path, monkeypatch, count)
         parsed.append(len(text))
         return loads(text, **more)
 
-    monkeypatch.setattr("pipeline.tracking.recorder.MlflowSync", lambda folder: None)
+    monkeypatch.setattr("pipeline.tracking.recorder.MlflowSync", lambda *_: None)
     monkeypatch.setattr(journal.json, "loads", counted)
     recorder = open_record(folder)
     assert sum(parsed) < 5_000
@@ -258,9 +258,30 @@ def test_an_event_is_compared_with_all_and_each_line_is_read_once(tmp_path, monk
 
     monkeypatch.setattr(journal, "read_lines", counted)
     for number in range(200):
-        journal.write_event(tmp_path, "tags", tags={"number": str(number % 150)})
+        journal.write_event(tmp_path, "status", number=number % 150)
     assert len(journal.read_events(tmp_path)) == 150
     assert len(reads) == 150 + 150  # once by the log, and once here
+
+
+def test_a_tag_or_data_that_returns_to_an_earlier_value_is_a_new_event(tmp_path):
+    data = {"name": "x/val", "source": "s", "samples": 1}
+    for value in ("4", "2", "2", "4"):
+        journal.write_event(tmp_path, "tags", tags={"workers": value, "commit": "abc"})
+        journal.write_event(tmp_path, "dataset", context="evaluation", digest=value, **data)
+        journal.write_event(tmp_path, "dataset", context="training", digest="t", **data)
+    events = journal.read_events(tmp_path)
+    assert [e["tags"]["workers"] for e in events if e["event"] == "tags"] == ["4", "2", "4"]
+    digests = [e["digest"] for e in events if e["event"] == "dataset"]
+    assert digests == ["4", "t", "2", "4"]
+
+
+def test_every_start_has_its_tags(tmp_path):
+    for number in (1, 2):
+        journal.write_event(tmp_path, "start", number=number)
+        for _ in range(2):
+            journal.write_event(tmp_path, "tags", tags={"workers": "4"})
+    kinds = [event["event"] for event in journal.read_events(tmp_path)]
+    assert kinds == ["start", "tags", "start", "tags"]
 
 
 def test_events_of_another_process_and_of_a_new_folder_are_seen(tmp_path):

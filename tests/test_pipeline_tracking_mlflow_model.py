@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -276,6 +277,23 @@ def test_a_model_that_has_no_graph_is_refused(checkpoint, tmp_path, monkeypatch)
     with pytest.raises(Refused, match="cannot be written as a graph: data-dependent"):
         save_model(checkpoint, tmp_path / "model", Model())
     assert not (tmp_path / "model").exists()
+
+
+def test_a_model_waits_for_memory_and_for_room_on_the_disk(checkpoint, tmp_path, monkeypatch):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(OSError):
+            save_model(checkpoint, tmp_path / "model", Model())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    def export(*arguments, **options):
+        torch.empty(1 << 50)
+
+    monkeypatch.setattr(mlflow_model.torch.export, "export", export)
+    with pytest.raises(OSError, match="can't allocate memory"):
+        save_model(checkpoint, tmp_path / "model", Model())
 
 
 @pytest.mark.server

@@ -18,8 +18,9 @@ from test_pipeline_tracking import (  # noqa: F401 (one is a fixture)
 )
 
 from pipeline.settings.presets import find_preset
-from pipeline.tracking import journal, mlflow_sync
+from pipeline.tracking import journal, mlflow_models, mlflow_sync
 from pipeline.tracking.recorder import Recorder
+from pipeline.tracking.refusals import Refused
 
 BAD = "probe/pets (37)/5shot"
 SETTINGS = {"optim.lr": 0.1, "a (b)": 1, "workers": 2}
@@ -68,12 +69,16 @@ def test_refused_points_parameters_tags_and_events_are_in_a_file_and_warned_of_o
         journal.write_artifact(folder, folder / name)
     recorder.write_event("artifact", path="none.txt", folder="", version=1)
     recorder.write_event("sonnet", name="18")  # of a later version
+    recorder.write_event("evaluation", checkpoint="step-9", step=9)  # it lacks facts
+    recorder.write_event("tags", tags={"size": "large"})
     recorder.finish("FINISHED")
     run = run_at(store, folder)
     assert run.info.status == "FINISHED" and run.data.tags["colour"] == "red"
+    assert run.data.tags["size"] == "large"
     assert run.data.params == {"optim.lr": "0.1", "workers": "2"}
     assert run.data.metrics["probe/cars"] == 0.25 and points(store, folder) == expected(600)
     found = [(BAD, 298), (BAD, 299), ("a (b)", None), ("x" * 300, None), ("18", None)]
+    found += [("step-9", 9)]
     files = [("large.bin", None), ("none.txt", None)]
     names = [(name, step) for _, name, step in refused(folder)]
     assert sorted(names, key=str) == sorted([*found, *files], key=str)
@@ -89,7 +94,48 @@ def test_refused_points_parameters_tags_and_events_are_in_a_file_and_warned_of_o
     cursor["servers"]["embedded"] |= {"sent": 0, "told": 0}
     (folder / "mlflow.json").write_text(json.dumps(cursor))
     assert mlflow_sync.sync(folder) == 0
-    assert len(refused(folder)) == 7 and points(store, folder) == expected(600)
+    assert len(refused(folder)) == 8 and points(store, folder) == expected(600)
+
+
+def test_a_model_that_was_pruned_once_is_named_when_it_comes_again_and_is_refused(
+    tmp_path, monkeypatch
+):
+    def save(checkpoint, folder, flavor):
+        raise Refused("it cannot be written as a graph")
+
+    monkeypatch.setattr(mlflow_models, "save_model", save)
+    folder = tmp_path / "run"
+    (folder / "step-2").mkdir(parents=True)
+    recorder = record(folder)
+    for again in (1, 2):
+        about = {"checkpoint": "step-2", "step": 2, "again": again}
+        recorder.write_event("model", name="run-step-2", **about)
+        recorder.write_event("prune", **about)
+    recorder.finish("KILLED")
+    assert not (folder / journal.REFUSED).exists()  # they have gone anyway
+    journal.write_event(folder, "model", name="run-step-2", checkpoint="step-2", step=2, again=3)
+    assert mlflow_sync.sync(folder) == 0
+    assert refused(folder) == [("model", "step-2", 2)]
+
+
+def test_curves_wait_for_the_upload_of_one_model_and_not_of_all(tmp_path, monkeypatch):
+    folder, store = tmp_path / "run", f"sqlite:///{tmp_path}/mlflow.db"
+    record(folder).finish("KILLED")
+    seen = []
+
+    def save(checkpoint, model, flavor):
+        seen.append(len(points(store, folder)) if seen else 0)
+        step = len(seen) - 1
+        journal.write_record(folder, {"kind": "train", "step": step, "train/loss": 1 / (step + 1)})
+        model.mkdir()
+        (model / "MLmodel").write_text("")
+
+    monkeypatch.setattr(mlflow_models, "save_model", save)
+    for step in (1, 2, 3):
+        (folder / f"step-{step}").mkdir()
+        journal.write_event(folder, "model", checkpoint=f"step-{step}", step=step)
+    assert mlflow_sync.sync(folder) == 0
+    assert seen == [0, 1, 2] and points(store, folder) == expected(3)
 
 
 def test_the_record_of_a_deleted_run_or_experiment_waits_and_it_is_said_what_to_do(

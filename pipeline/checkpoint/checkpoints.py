@@ -58,6 +58,16 @@ class Checkpoints:
             remote.fetch(checkpoint, self.uri, only)
         return checkpoint
 
+    def fetch_weights(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Make a checkpoint without its training state available at its path on this node.
+
+        A copy that is there is not read again: it appeared as a whole, after every byte of it was
+        checked. Raises ValueError if the files in a store are damaged.
+        """
+        if self.uri and not has_weights(checkpoint.path, checkpoint.digest):
+            self.fetch(checkpoint, only=local.MODEL)
+        return checkpoint
+
     def drop_copies(self, but: Checkpoint) -> None:
         """Remove the copies of all other checkpoints from this node."""
         for path in self.folder.glob("*step-*") if self.uri else ():
@@ -79,6 +89,15 @@ class Checkpoints:
     def clear_unfinished(self) -> None:
         """Remove what killed processes left half written, half copied or half removed."""
         local.clear_unfinished(self.folder)
+
+
+def has_weights(path: Path, digest: str | None) -> bool:
+    """Whether a folder has the weights of the checkpoint of a digest; None: of any."""
+    try:
+        copy = Checkpoint.open(path, only=local.MODEL)
+    except ValueError:  # none, cut off
+        return False
+    return digest in (None, copy.digest)
 
 
 def is_copy(checkpoint: Checkpoint, only: str = "") -> bool:

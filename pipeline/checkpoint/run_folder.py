@@ -37,6 +37,8 @@ SEARCH = "search.json"
 BEGUN = (local.CONFIG, CHECKPOINTS, SEARCH)
 # not copied to a new driver: large, of one process alone, or runs of their own below a search
 NOT_PULLED = (CHECKPOINTS, PROBES, INIT, MODELS, "samples", "trials", "tune", LEASE)
+# the journal of a run, which tells a copy of it from one of another past
+JOURNAL = ("metrics.jsonl", "events.jsonl")
 
 # two threads of a driver may push the journal: an older one must not replace a newer one
 PUSHING = threading.Lock()
@@ -157,8 +159,8 @@ class RunFolder:
             name: with_retries(partial(store.read_bytes, system, path), self.location)
             for name, path in files.items()
         }
-        journals = [name for name in contents if name.endswith(".jsonl")]
-        if not contents or not all(self._continues(name, contents[name]) for name in journals):
+        journal = contents.keys() & JOURNAL
+        if not contents or not all(self._continues(name, contents[name]) for name in journal):
             for path in self.path.iterdir():
                 if path.suffix == ".lock" or path.name in (CHECKPOINTS, PROBES, MODELS):
                     continue

@@ -129,7 +129,7 @@ def attach_and_send(
                 home.push(*names)
                 home.pull()
             attach(eval_model.run_dir, checkpoint, folder)
-            mlflow_sync.sync(eval_model.run_dir)
+            mlflow_sync.sync(eval_model.run_dir, home.models if home else None)
             if home:
                 home.push(*run.FILES)
     except AlreadyLocked as error:  # the driver that trains the run sends its record itself

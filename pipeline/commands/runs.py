@@ -63,10 +63,10 @@ class TrackSync:
     def __call__(self) -> int:
         """Send it; returns 1 if a part could not be sent."""
         open_console(verbose=False)
-        from pipeline.checkpoint.run_folder import fetched_run
+        from pipeline.checkpoint.run_folder import fetched_run, run_of
         from pipeline.tracking.mlflow_sync import sync
 
-        return sync(fetched_run(self.run))
+        return sync(fetched_run(self.run), run_of(self.run).models)
 
 
 @dataclass(frozen=True, kw_only=True)

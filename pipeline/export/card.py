@@ -16,6 +16,7 @@ from pipeline.export.source import Source
 from pipeline.settings.config import TrainConfig
 from pipeline.settings.presets import PRESETS
 from shards.dataset.classes import class_list, described
+from support.code import shortened
 from support.command import DISTRIBUTION
 from support.redact import redact
 from vit.registry import LOSSES
@@ -262,7 +263,7 @@ def versions(source: Source) -> Iterator[str]:
 def listed(made_by: Mapping) -> str:
     """Commit and versions."""
     names = [f"{name} {version}" for name, version in made_by["versions"].items()]
-    return ", ".join([f"commit {made_by['commit'] or 'unknown'}", *names])
+    return ", ".join([f"commit {shortened(made_by['commit'] or 'unknown')}", *names])
 
 
 def licence(source: Source) -> str:

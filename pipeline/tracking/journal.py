@@ -2,7 +2,8 @@
 
     metrics.jsonl   one line per record of numbers: kind, step, time, names and values
     system.jsonl    one line per sample of the machines, in the same form; grows without limit
-    events.jsonl    one line per start, data set, model, artifact, evaluation and end
+    events.jsonl    one line per event: start, tags, dataset, model, register, prune, evaluation,
+                    artifact, status (the end)
     refused.jsonl   one line per point or event that MLflow has refused
 
 Each line is written in one piece, so several processes may write. A line that a crash cut off is
@@ -26,6 +27,8 @@ RECORDS, SAMPLES, EVENTS = "metrics.jsonl", "system.jsonl", "events.jsonl"
 REFUSED = "refused.jsonl"
 # what a record says besides its numbers
 PLACE = ("kind", "step", "time")
+# the subjects of events that are tags
+TAG = "tag"
 # kinds of records
 SYSTEM, REWIND = "system", "rewind"
 # samples that `read_samples` reads at most
@@ -132,20 +135,23 @@ class EventLog:
 
     def __init__(self, run_dir: Path) -> None:
         self._path, self._lock = run_dir / EVENTS, threading.Lock()
-        self._end, self._known = 0, set()
+        # what the events so far say: the last value of each subject
+        self._end, self._last = 0, {}
 
     def add(self, line: Mapping[str, object]) -> None:
-        """Append an event and the time, unless the same event is there already."""
+        """Append an event and the time, unless the events so far say the same."""
         with self._lock:
             for event in self._news():
-                self._known.add(identity(event))
-            if identity(line) not in self._known:
+                if event["event"] == "start":  # readers ask for the tags of a start
+                    self._last = {what: v for what, v in self._last.items() if what[0] != TAG}
+                self._last |= said(event)
+            if not said(line).items() <= self._last.items():
                 append_line(self._path, {**line, "time": time.time()})
 
     def _news(self) -> Iterator[dict]:
         """Events since the last call: another process may write too."""
         if self._end and (not self._path.exists() or self._path.stat().st_size < self._end):
-            self._end, self._known = 0, set()  # the folder was made anew
+            self._end, self._last = 0, {}  # the folder was made anew
         for event, end in read_lines(self._path, self._end):
             self._end = end
             yield event
@@ -157,13 +163,23 @@ def event_log(run_dir: Path) -> EventLog:
     return EventLog(run_dir)
 
 
-def identity(event: Mapping[str, object]) -> str:
-    """An event without its time, to compare."""
-    return json.dumps({k: v for k, v in event.items() if k != "time"}, sort_keys=True)
+def said(event: Mapping[str, object]) -> dict[tuple[str, str], str]:
+    """What an event says, by its subject, without its time; a later one may say otherwise.
+
+    Tags and the data of a context have values, which may return to an earlier one. Every other
+    event is a subject of its own, and is recorded once.
+    """
+    if event["event"] == "tags":
+        return {(TAG, name): json.dumps(value) for name, value in event["tags"].items()}
+    facts = {name: value for name, value in event.items() if name != "time"}
+    text = json.dumps(facts, sort_keys=True)
+    if event["event"] == "dataset":
+        return {("data", event["context"]): text}
+    return {("event", text): ""}
 
 
 def write_event(run_dir: Path, event: str, **facts: object) -> None:
-    """Record an event of a run, unless the same event is recorded already.
+    """Record an event of a run, unless that would say nothing new; see `said`.
 
     Paths inside the run's folder are written relative to it, because the folder may be moved.
     """

@@ -41,6 +41,8 @@ logging.getLogger("alembic").setLevel(logging.ERROR)
 
 # failures after which the call is repeated: of a server, of a store, or until somebody acts
 FAILURES = (MlflowException, requests.RequestException, OSError, RunRefused)
+# errors, not of a library, that an event will cause again: a fact is missing or has another form
+FAULTS = (KeyError, ValueError, TypeError, AttributeError, AssertionError)
 # error codes with which a server rejects a call for good
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED")
 MISSING = "RESOURCE_DOES_NOT_EXIST"
@@ -196,12 +198,23 @@ class TrackingServer:
         return [m for m in metrics if (m.step, m.timestamp) not in stored.get(m.key, ())]
 
     def apply(self, at: Mapping, event: Mapping) -> dict[str, object]:
-        """Send an event; returns the changes of the cursor. Refused if it is rejected for good.
+        """Send an event; returns the changes of the cursor.
 
-        start: name, experiment, settings, number; tags: tags; dataset: name, digest, source,
-        context, samples; artifact: path, folder; model: checkpoint, step, perhaps name and digest;
-        evaluation: checkpoint, step, metrics, dataset, digest, perhaps at; register: checkpoint,
-        name, metric, value, digest; prune: checkpoint; status: status.
+        Raises Refused if the server rejects it for good, or if it cannot be understood or made,
+        now and later. The events and their facts; those in brackets may be missing:
+
+            start       name, experiment, settings, parent, number, step, origin
+            tags        tags
+            dataset     name, digest, source, context, samples
+            artifact    path, folder, version
+            model       checkpoint, step, [name, weights, again]
+            evaluation  checkpoint, step, metrics, dataset, digest, [at, again]
+            register    checkpoint, step, name, metric, value, digest, [competes, again]
+            prune       checkpoint, step, weights, [again]
+            status      status, number
+
+        `weights` is the digest of a checkpoint, `digest` that of the images; `at` the time of the
+        record with the same numbers; `again` and `version` make an event a new one.
         """
         handler = getattr(self, f"_{event['event']}", None)
         if not handler:
@@ -218,7 +231,10 @@ class TrackingServer:
             raise Refused(brief(error)) from error
         except (*FAILURES, Refused):
             raise
-        except Exception as error:  # the stores of artifacts have libraries of their own
+        except Exception as error:
+            if type(error) in FAULTS:
+                raise Refused(f"{type(error).__name__}: {error}") from error
+            # the stores of artifacts have libraries, and these have errors of their own
             raise OSError(f"{event['event']}: {type(error).__name__}: {error}") from error
 
     def _start(self, at: Mapping, event: Mapping) -> None:

@@ -12,6 +12,7 @@ The weights are in it twice: in the graph, and as the checkpoint's model.safeten
 """
 
 import importlib.metadata
+import io
 import json
 import shutil
 import tempfile
@@ -40,10 +41,14 @@ CODE = Path(__file__).with_name("image_classifier.py")
 LIBRARIES = ("torch", "numpy", "pandas", "pillow", "simplejpeg", "opencv-python-headless")
 # classes of each image
 TOP = 5
+# how PyTorch says that something is short now, which is no fault of the model
+SHORTAGE = ("out of memory", "allocate memory", "bad_alloc", "no space left")
 
 
 def save_model(checkpoint: Path, folder: Path, flavor: Model) -> None:
-    """Write a checkpoint as a folder for mlflow.pyfunc and mlflow.pytorch; Refused if it cannot be.
+    """Write a checkpoint as a folder for mlflow.pyfunc and mlflow.pytorch.
+
+    Raises Refused if it has no graph, and OSError if it may have one later, such as on a full disk.
 
     The model is its computation graph (torch.export), which is tensors and JSON, and a file of
     code. MLflow's other formats are pickles, which run code when they are loaded and need this
@@ -54,7 +59,9 @@ def save_model(checkpoint: Path, folder: Path, flavor: Model) -> None:
     with tempfile.TemporaryDirectory() as place:
         try:
             files = artifacts(eval_model, Path(place))
-        except (RuntimeError, TypeError, ValueError) as error:
+        except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+            if any(words in str(error).lower() for words in SHORTAGE):
+                raise OSError(f"{checkpoint} cannot be written as a graph now: {error}") from error
             raise Refused(f"{checkpoint} cannot be written as a graph: {error}") from error
         mlflow.pyfunc.save_model(
             str(folder),
@@ -82,7 +89,9 @@ def artifacts(eval_model: EvalModel, folder: Path) -> dict[str, Path]:
     graph.mkdir()
     side = eval_model.model.image_size
     program = graph_of(eval_model.load(eval_model.model), (3, side, side))
-    torch.export.save(program, graph / "model.pt2")
+    archive = io.BytesIO()  # on a full disk PyTorch's own writer ends the whole process
+    torch.export.save(program, archive)
+    (graph / "model.pt2").write_bytes(archive.getbuffer())
     return {**files, "graph": graph, "decoder": Path(vit.images.__file__)}
 
 

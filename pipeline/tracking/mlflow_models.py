@@ -128,7 +128,8 @@ def registered(version: ModelVersion) -> str:
 def register_model(client: MlflowClient, at: Mapping, event: Mapping) -> None:
     """Register the model as a version, and alias it `best` if it is.
 
-    Versions compare by the same metric on the same data.
+    Versions compare by the same metric on the same data. One that does not compete never gets the
+    alias, even if there is no other; former versions of this program said so by a value of -inf.
     """
     name, metric, digest = event["name"], event["metric"], event.get("digest", "")
     model = client.get_logged_model(logged_model_id(at, event))
@@ -145,7 +146,7 @@ def register_model(client: MlflowClient, at: Mapping, event: Mapping) -> None:
         tags={metric: str(event["value"]), MODEL_TAG: model.model_id, DATA_TAG: digest},
     )
     best = [v for v in versions if BEST in client.get_model_version(name, v.version).aliases]
-    if event["value"] == -math.inf:  # it does not compete, even if there is no other
+    if not event.get("competes", event["value"] != -math.inf):
         return
     if not best:
         client.set_registered_model_alias(name, BEST, version.version)

@@ -78,8 +78,8 @@ def check(folder: Path, address: str, server: str) -> None:
     files = found or [path for path in folder.rglob("*") if path.is_file()]
     names = ", ".join(str(path.relative_to(folder)) for path in files[:5])
     raise ValueError(
-        f"{address} of {redact(server)} has {len(found) or 'no'} {MODEL_FILE} ({names}); give the "
-        f"path of one, such as runs:/ID/checkpoint"
+        f"{address} of {redact(server)} has {len(found) or 'no'} {MODEL_FILE} ({names}); give "
+        f"what has one, such as models:/NAME/VERSION"
     )
 
 

@@ -5,9 +5,10 @@
 
 import getpass
 import os
-import subprocess
 import sys
 from pathlib import Path
+
+from support import code
 
 
 def origin() -> dict[str, str]:
@@ -17,8 +18,8 @@ def origin() -> dict[str, str]:
         "mlflow.source.name": program(sys.argv[0]),
         "mlflow.source.type": "LOCAL",
     }
-    found = commit()
-    return tags | ({"mlflow.source.git.commit": found} if found else {})
+    found = code.commit()
+    return tags | ({"mlflow.source.git.commit": found.removesuffix(code.DIRTY)} if found else {})
 
 
 def user() -> str:
@@ -33,14 +34,3 @@ def program(path: str) -> str:
     """The command that runs a file, as people type it."""
     file = Path(path)
     return f"python -m {file.parent.name}" if file.name == "__main__.py" else file.name or "python"
-
-
-def commit() -> str | None:
-    """Full hash of the commit of this code; None without git or outside a repository."""
-    command = ["git", "rev-parse", "HEAD"]
-    folder = Path(__file__).parent
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

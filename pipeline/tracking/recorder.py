@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipeline.checkpoint.checkpoints import Checkpoints
 from pipeline.tracking import journal
 from pipeline.tracking.journal import RECORDS, REWIND, SAMPLES, SYSTEM
 from pipeline.tracking.mlflow_sync import MlflowSync
@@ -32,8 +33,12 @@ class Recorder:
         experiment: str,
         settings: Mapping[str, object],
         parent: Path | None = None,
+        models: Checkpoints | None = None,
     ) -> None:
-        """Start or continue the record in `run_dir`; in MLflow, nest it in the run of `parent`."""
+        """Start or continue the record in `run_dir`; in MLflow, nest it in the run of `parent`.
+
+        `models` are the checkpoints of the run, of which events may tell: see `Sender`.
+        """
         self._dir = run_dir
         journal.repair(run_dir)
         lines = list(read_lines(run_dir / RECORDS))
@@ -54,7 +59,7 @@ class Recorder:
         )
         self._tag_changes(self._starts())
         self._tag_rewinds([line for line, _ in lines if line["kind"] == REWIND])
-        self._sync = MlflowSync(run_dir)
+        self._sync = MlflowSync(run_dir, models)
 
     def add(self, record: Record) -> bool:
         """Record numbers; False if their step was recorded before a restart.

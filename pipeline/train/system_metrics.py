@@ -24,6 +24,7 @@ from ray.actor import ActorHandle
 
 from pipeline.checkpoint.local import provenance
 from pipeline.train.report_queue import Lossy
+from support.code import shortened
 from support.threads import beside
 
 MEGABYTE = 1e6
@@ -34,7 +35,7 @@ MANY_WORKERS = 64
 def cluster_facts() -> dict[str, str]:
     """Commit, versions, hardware and Ray job of this run, as tags; Ray must be running."""
     resources, code = ray.cluster_resources(), provenance()
-    commit = code["commit"] or "unknown"
+    commit = shortened(code["commit"] or "unknown")
     kinds = sorted(n.split(":", 1)[1] for n in resources if n.startswith("accelerator_type:"))
     num_gpus, nodes = int(resources.get("GPU", 0)), sum(node["Alive"] for node in ray.nodes())
     gpus = f"{num_gpus} x {' and '.join(kinds) or 'GPU'}, " if num_gpus else ""
