@@ -82,10 +82,7 @@ def record_result(recorder: Recorder, job: Job, chosen: Checkpoint, evaluation: 
 def record_end(
     recorder: Recorder, job: Job, status: str, tags: Mapping[str, str] | None = None
 ) -> None:
-    """End the record of a run without a result, with the page up to here.
-
-    Models whose weights would have to be fetched are left to the next start.
-    """
+    """End the record of a run without a result, with its models and the page up to here."""
     artifacts = {}
     try:
         record_models(job, fetch=False)

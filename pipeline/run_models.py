@@ -31,7 +31,7 @@ def record_models(job: Job, *, fetch: bool = True) -> list[Checkpoint]:
 
     With record.models "kept" each of these is a model. However it came to be one, it goes when the
     run has deleted its checkpoint, but not before a later model is there. From a store only the
-    weights are fetched; with `fetch` False none are, and the next call records what is left.
+    weights are fetched; with `fetch` False that is left to the thread that sends the models.
     """
     place = job.folder.models.folder
     found = [replace(one, path=place / one.path.name) for one in job.checkpoints.all()]
@@ -39,9 +39,9 @@ def record_models(job: Job, *, fetch: bool = True) -> list[Checkpoint]:
     for model in void(recorded(job.dir), found):
         prune(job.dir, model)
     for checkpoint in evaluated if job.config.record.models == "kept" else ():
-        if fetch or not job.folder.uri or has_weights(checkpoint.path, checkpoint.digest):
+        if fetch or not job.folder.uri:
             keep_weights(job, checkpoint)
-            write_model(job.dir, checkpoint)
+        write_model(job.dir, checkpoint)
     for model in superseded(recorded(job.dir), found):
         prune(job.dir, model)
     drop_copies(job)
