@@ -67,6 +67,7 @@ def test_a_copy_of_another_past_is_replaced(machine):
     (run.path / "mlflow.json").write_text("{}")
     (run.path / "run.lock").touch()
     (run.path / "checkpoints/.step-000000005.tmp").mkdir(parents=True)  # of a worker
+    (run.path / "models/step-000000005").mkdir(parents=True)  # compared by its digest
     other = machine("two")
     (other.path / "metrics.jsonl").write_text("1\n3\n")
     other.push("metrics.jsonl")
@@ -74,7 +75,8 @@ def test_a_copy_of_another_past_is_replaced(machine):
     run.pull()
     assert (run.path / "metrics.jsonl").read_text() == "1\n3\n"
     names = sorted(path.name for path in run.path.iterdir())
-    assert names == ["checkpoints", "metrics.jsonl", "run.lock"]
+    assert names == ["checkpoints", "metrics.jsonl", "models", "run.lock"]
+    assert (run.path / "models/step-000000005").is_dir()
     assert (run.path / "checkpoints/.step-000000005.tmp").exists()
 
 

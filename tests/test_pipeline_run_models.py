@@ -4,6 +4,7 @@ import contextlib
 import json
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from checkpoints import CONFIG, write
@@ -17,6 +18,7 @@ from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.metrics import calibration
 from pipeline.milestones import milestones
 from pipeline.outcome import Outcome
+from pipeline.report.run_data import RunData
 from pipeline.rollback import roll_back
 from pipeline.run_events import attached, record_end, variant, write_result
 from pipeline.run_models import record_models, write_model
@@ -455,6 +457,37 @@ def test_an_evaluation_on_other_data_or_with_another_preparation_has_a_name_of_i
     assert variant(own, own.replace({"data": "/data/sketch"})) == "sketch"
     changes = {"model.image_size": 384, "precision": "fp32"}
     assert variant(own, own.replace(changes)) == "in1k-fp32-384"
+
+
+def test_a_store_that_is_away_does_not_keep_the_page_out_of_the_end(job, caplog, monkeypatch):
+    def away(*_):
+        raise OSError("the store is away")
+
+    monkeypatch.setattr("pipeline.checkpoint.checkpoints.Checkpoints.all", away)
+    recorder = Recorded()
+    record_end(recorder, job, "FAILED")
+    assert recorder.ended == ("FAILED", {job.dir / "report.html": ""}, None)
+    assert "the record ends without its last model: the store is away" in caplog.text
+
+
+@pytest.mark.parametrize("job", ["store"], indirect=True)
+def test_the_page_of_a_run_in_a_store_shows_its_models_not_the_copy_of_an_old_checkpoint(job):
+    checkpoint_at(job, 10, val_top1=0.5)
+    job.checkpoints.fetch(job.checkpoints.latest())  # an attempt started from it
+    checkpoint_at(job, 20, val_top1=0.5)
+    job.checkpoints.delete(replace(job.checkpoints.all()[0], path=job.dir / "gone/step-000000010"))
+    record_models(job)
+    assert [checkpoint.step for checkpoint in RunData(job.dir).checkpoints] == [20]
+
+
+def test_the_end_does_not_wait_for_a_slow_server_for_long(tmp_path, monkeypatch, caplog):
+    gate = threading.Event()
+    monkeypatch.setattr(mlflow_sync, "SLOW_S", 0.2)
+    monkeypatch.setattr(mlflow_sync.Sender, "send", lambda _: gate.wait(20))
+    recorder = recorder_module.Recorder(tmp_path, name="x", experiment="x", settings={})
+    recorder.finish("FINISHED")
+    gate.set()
+    assert "is not done after 0 s; the record is on disk" in caplog.text
 
 
 # --- a whole run, whose training and evaluation are given ---
