@@ -384,7 +384,7 @@ def test_models_compete_by_the_split_that_selects_and_only_those_that_are_report
 
 @pytest.mark.server
 def test_checkpoints_become_models_that_mlflow_opens_without_unpickling(
-    trained, server, monkeypatch, caplog
+    trained, server, monkeypatch, caplog, capfd
 ):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     recorder = record(trained)
@@ -399,6 +399,7 @@ def test_checkpoints_become_models_that_mlflow_opens_without_unpickling(
     for item in local.checkpoints(trained / "checkpoints"):
         run_events.write_model(trained, item, register="vit-test")
     recorder.finish("FINISHED")
+    assert "artifacts:" not in capfd.readouterr().err  # a bar of MLflow on the console
     client = mlflow.MlflowClient(server.uri)
     run = run_at(server.store, trained)
     (data,) = run.inputs.dataset_inputs

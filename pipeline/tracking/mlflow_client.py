@@ -1,6 +1,6 @@
 """Sends records and events of a run to an MLflow server, or to the embedded file.
 
-    mlflow_sync -> TrackingServer -> an SQLite file, a tracking server, or one behind a token
+    Sender -> TrackingServer -> an SQLite file, a tracking server, or one behind a token
 
 Every call can be repeated after a failure without duplicating anything. Runs are found by their
 token, numbers by step and time, models by their name in the run, and versions by their model. What
