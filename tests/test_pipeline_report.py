@@ -68,6 +68,10 @@ def test_a_run_that_has_only_started_has_a_page(tmp_path):
     assert ">running on 20" in write_report(tmp_path, state=RUNNING).read_text()
     (tmp_path / LEASE).write_text(json.dumps({"owner": owner(), "number": 1}))
     assert ">running on 20" in write_report(tmp_path).read_text()
+    (tmp_path / "there").mkdir()  # a store, of which this is a copy: the lease is there
+    (tmp_path / LEASE).rename(tmp_path / "there" / LEASE)
+    assert RunData(tmp_path).state == "interrupted"
+    assert RunData(tmp_path, (tmp_path / "there").as_uri()).state == RUNNING
 
 
 def evaluated(names, classes):

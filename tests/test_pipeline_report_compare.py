@@ -200,6 +200,9 @@ def test_corners_of_earlier_results_are_compared_with_each_other_alone(runs):
         found = Comparison.of([str(runs / "slow"), str(runs / "fast")])
         measures = [str(test.measure) for test in found.tests]
         assert measures == ["val/center", *["val/ten-logits, corners as before"] * (name == "fast")]
+    bare = begun(runs / "bare", *started(NOW))
+    found = Comparison.of([str(runs / "slow"), str(bare)])
+    assert len(found.advice) == 2  # both, because crops are others now
 
 
 def test_of_two_evaluations_alike_but_for_preparation_the_newest_counts_and_is_named(runs):
