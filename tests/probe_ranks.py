@@ -1,20 +1,23 @@
-"""What the processes of tests/test_pipeline_evaluation_probe.py do: bring rows to rank 0."""
+"""What the processes of tests/test_pipeline_evaluation_probe.py do, and compare."""
 
 import resource
 from types import SimpleNamespace
 
 import numpy as np
+import sharded_ranks
 import step_ranks
 import torch
 import torch.distributed as dist
 
 from pipeline.evaluation import gathered
+from pipeline.evaluation.forward import Forward
 from pipeline.evaluation.gathered import Gathered
 from pipeline.evaluation.share import EvalShare
+from pipeline.evaluation.training_loop import evaluation_settings
 
 # 1.28 million images of ImageNet-1k are 20 times as many
 ROWS, WIDTH, BATCH, WORLD = 64_000, 768, 512, 3
-CPU = torch.device("cpu")
+CPU, SHARDED = torch.device("cpu"), sharded_ranks.config("fsdp")
 
 
 def main(rank, folder):
@@ -26,6 +29,7 @@ def main(rank, folder):
     before = peak_bytes()
     collected(rank, ROWS, WIDTH)
     torch.save(peak_bytes() - before, f"{folder}/{rank}.pt")
+    sharded_features()
     dist.barrier()
     dist.destroy_process_group()
 
@@ -49,6 +53,16 @@ def compared(rank):
     else:
         expected = np.arange(len(rows))[:, None].repeat(3, axis=1)
         np.testing.assert_array_equal(rows.numpy(), expected)
+
+
+def sharded_features():
+    """A model that FSDP shards gives features, too: the input of its head."""
+    model, settings = sharded_ranks.make("fsdp").model.eval(), evaluation_settings(SHARDED)
+    images, seen = torch.arange(2 * 16 * 16 * 3).reshape(2, 16, 16, 3).byte(), []
+    model.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    Forward(model, settings)(images)
+    model.reshard()
+    torch.testing.assert_close(Forward(model, settings, features=True)(images), seen[0])
 
 
 def peak_bytes():

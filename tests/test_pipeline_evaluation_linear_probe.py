@@ -200,9 +200,14 @@ def test_a_search_in_a_task_is_that_of_this_process(ray_cluster, tmp_path):
     x = (labels[:, None] + random.normal(0, 1, (80, 4))).astype(np.float32)
     held_out = np.arange(80) % 5 == 0
     store = PredictionStore(tmp_path, {}, images=80, batch=20)
+    faults = np.where(np.arange(80) % 9 == 4, "broken", "")
+    x[faults != ""] = 1e6  # what stands there has no part in the fit
     for rows in np.split(np.arange(80), 4):
-        store.add({"features": x[rows], "labels": labels[rows, None], "position": rows})
-    here = list(search(Rows.of(store.units(), held_out, 3, torch.device("cpu"))))
+        columns = {"features": x[rows], "labels": labels[rows, None], "position": rows}
+        store.add({**columns, "fault": faults[rows]})
+    units = map(store.readable, range(store.num_units))
+    here = list(search(Rows.of(units, held_out, 3, torch.device("cpu"))))
+    assert abs(here[-1].head).max() > 0.1
     task = search_in_task.remote(reader_of(store), store.num_units, held_out, 3)
     there = [ray_cluster.get(ref) for ref in task]
     assert [fit.strength for fit in here] == [fit.strength for fit in there]

@@ -100,9 +100,9 @@ def test_rows_of_three_ranks_are_once_on_rank_0_and_nowhere_else(tmp_path):
     run_ranks(probe_ranks.main, str(tmp_path), count=3)
     peaks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(3)]
     whole = probe_ranks.ROWS * probe_ranks.WIDTH * 4
-    # a third of the whole beside it is for the pieces of a round, and what gloo needs
-    assert whole < peaks[0] < 4 / 3 * whole
-    assert max(peaks[1:]) < 2 / 3 * whole
+    # less than a copy beside what each holds, for the pieces of a round and what gloo needs
+    assert whole < peaks[0] < 5 / 3 * whole
+    assert max(peaks[1:]) < whole, peaks
 
 
 def test_neighbours_vote_by_their_similarity():
