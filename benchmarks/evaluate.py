@@ -60,8 +60,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="S/16")
     parser.add_argument("--crops", nargs="+", default=["center", "ten"])
-    parser.add_argument("--batches", type=int, default=20, help="counted batches, at least 10")
-    parser.add_argument("--batch", type=int, default=22, help="crops of a batch, at most")
+    parser.add_argument("--batches", type=int, default=20, help="counted passes, at least 10")
+    parser.add_argument("--batch", type=int, default=22, help="crops of a forward pass, at most")
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     if given.batches < FEWEST:

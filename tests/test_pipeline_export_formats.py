@@ -213,7 +213,7 @@ def test_the_code_for_transformers_runs(tmp_path, monkeypatch):
     found = run_usage(tmp_path / "out", monkeypatch, photographs(1)[0])
     _, expected = ours(path, model)
     same(found["logits"], expected[:1])
-    assert found["name"] == f"n{int(expected[0].argmax()):08d}"
+    assert found["name"] == f"digit {int(expected[0].argmax())}"
 
 
 # --- Google's .npz ---

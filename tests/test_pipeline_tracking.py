@@ -400,24 +400,24 @@ def test_checkpoints_become_models_that_mlflow_opens_without_unpickling(
     assert json.loads(data.dataset.profile)["manifest_sha256"] == "f" * 64
     models = client.search_logged_models([run.info.experiment_id])
     models = {model.name: model for model in models if model.source_run_id == run.info.run_id}
-    assert models.keys() == {"step-000000010", "step-000000020"}
+    assert models.keys() == {"run-step-10", "run-step-20"}
     assert {output.model_id for output in run.outputs.model_outputs} == {
         model.model_id for model in models.values()
     }
-    figures = {metric.key: metric.value for metric in models["step-000000010"].metrics}
+    figures = {metric.key: metric.value for metric in models["run-step-10"].metrics}
     assert figures["val/top1"] == 0.5
     mlflow.set_tracking_uri(server.uri)
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    loaded = mlflow.pytorch.load_model(f"models:/{models['step-000000010'].model_id}")
+    loaded = mlflow.pytorch.load_model(f"models:/{models['run-step-10'].model_id}")
     images = torch.randn(3, 3, 32, 32)
     eval_model = EvalModel.open(trained / "checkpoints" / "step-000000010")
     with torch.no_grad():
         torch.testing.assert_close(loaded(images), eval_model.load(eval_model.model)(images))
     # the better one keeps the alias; the newest is `latest`
     best = client.get_model_version_by_alias("vit-test", "best")
-    assert best.tags["model_id"] == models["step-000000010"].model_id
+    assert best.tags["model_id"] == models["run-step-10"].model_id
     latest = client.get_latest_versions("vit-test")[0]
-    assert latest.tags["model_id"] == models["step-000000020"].model_id
+    assert latest.tags["model_id"] == models["run-step-20"].model_id
     # told again, nothing is there twice
     cursor = json.loads((trained / "mlflow.json").read_text())
     for at in cursor["servers"].values():

@@ -42,7 +42,10 @@ def log_model(client: MlflowClient, at: Mapping, event: Mapping) -> dict[str, ob
     if path.name in at["models"]:
         return {}
     model = found_model(client, at, event)
-    if not model and not is_there(path, event.get("digest")):
+    is_whole = model and str(model.status) == "READY"
+    if not is_whole and not is_there(path, event.get("digest")):
+        if model:  # the run deleted the checkpoint while it was read
+            client.delete_logged_model(model.model_id)
         raise Refused(f"checkpoint {path} no longer exists")
     model = model or client.create_logged_model(
         at["experiment_id"],
@@ -52,7 +55,7 @@ def log_model(client: MlflowClient, at: Mapping, event: Mapping) -> dict[str, ob
         params={"step": str(event["step"])},
         model_type="ViT",
     )
-    if str(model.status) != "READY":
+    if not is_whole:
         with tempfile.TemporaryDirectory() as folder:
             flavor = Model(run_id=at["run_id"], model_id=model.model_id)
             save_model(path, Path(folder) / "model", flavor)
