@@ -4,6 +4,7 @@
     runs_dir s3://bucket/runs    -> s3://bucket/runs/NAME, copied to ~/.cache/vit-pipeline/.../NAME
 
     NAME/config.json  lease.json  metrics.jsonl  events.jsonl  mlflow.json  result.json  report.html
+    NAME/class_images.json                  of this copy alone: counted from the data when needed
     NAME/checkpoints/  evaluations/  probes/  init/  models/
 
 With a store the driver works on its copy. It takes the store's files when it starts, and puts its
