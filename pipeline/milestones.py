@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from pipeline.report.run_page import write_report
+from pipeline.report.run_state import RUNNING
 from pipeline.run_models import record_models
 from pipeline.tracking import journal
 from pipeline.train.job import Job
@@ -54,6 +55,6 @@ def record(job: Job, shown: set[str], publish: Callable[[], None]) -> None:
     """Record the models; and the page, unless it has `shown` all of these digests."""
     evaluated = {checkpoint.digest for checkpoint in record_models(job)}
     if evaluated - shown:
-        journal.write_artifact(job.dir, write_report(job.dir))
+        journal.write_artifact(job.dir, write_report(job.dir, state=RUNNING))
         publish()
         shown |= evaluated

@@ -2,14 +2,13 @@
 
 import dataclasses
 import json
-import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.evaluation.config import RESULT
+from pipeline.report.run_data import median_rate
 from pipeline.tracking.journal import read_records
 from support.files import write_json
-
-RESULT = "result.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,5 +43,4 @@ class Outcome:
 def training_rate(run_dir: Path) -> float | None:
     """Images/s of the training by the record, the median of its intervals; None without one."""
     records = (record for record, _ in read_records(run_dir))
-    rates = [record["images_per_s"] for record in records if "images_per_s" in record]
-    return statistics.median_high(rates) if rates else None
+    return median_rate([each["images_per_s"] for each in records if "images_per_s" in each])

@@ -7,7 +7,7 @@ import logging
 
 from pipeline.checkpoint.local import Checkpoint
 from pipeline.checkpoint.run_folder import LOCK, RunFolder
-from pipeline.outcome import RESULT
+from pipeline.evaluation.config import RESULT
 from pipeline.tracking import journal
 from support.files import locked
 from support.lease import leased

@@ -18,12 +18,12 @@ from pathlib import Path
 from pipeline.checkpoint.local import SELECT, Checkpoint
 from pipeline.checkpoint.run_folder import LOCK, RunFolder
 from pipeline.cluster.session import ray_session
-from pipeline.evaluation.config import CENTER
+from pipeline.evaluation.config import CENTER, RESULT
 from pipeline.evaluation.evaluate import default_folder, evaluate_model
 from pipeline.evaluation.model import EvalModel
 from pipeline.initial_weights import fetched
 from pipeline.milestones import milestones
-from pipeline.outcome import RESULT, Outcome, training_rate
+from pipeline.outcome import Outcome, training_rate
 from pipeline.report.run_page import PAGE
 from pipeline.reports import OnRecord, Reports
 from pipeline.run_events import record_circumstances, record_end, record_result

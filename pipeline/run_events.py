@@ -14,11 +14,11 @@ from pathlib import Path
 
 from pipeline.checkpoint.local import Checkpoint
 from pipeline.data.dataset import set_name
-from pipeline.evaluation import evaluate
-from pipeline.evaluation.config import CENTER
-from pipeline.evaluation.metrics import METRICS
-from pipeline.outcome import RESULT
+from pipeline.evaluation.config import CENTER, RESULT
+from pipeline.evaluation.figure_names import rule
+from pipeline.evaluation.metrics import FIGURES, METRICS
 from pipeline.report.run_page import write_report
+from pipeline.report.run_state import ended
 from pipeline.run_models import record_models, write_evaluation, write_model
 from pipeline.tracking import journal
 from pipeline.tracking.recorder import Recorder
@@ -27,6 +27,8 @@ from pipeline.train.system_metrics import cluster_facts
 
 # ends of the 95 % interval of the accuracy, which MLflow shows beside it
 INTERVAL = ("top1_low", "top1_high")
+# what MLflow has of each protocol, as far as the result has it
+NAMES = (*METRICS, *INTERVAL, *FIGURES)
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +72,7 @@ def record_result(recorder: Recorder, job: Job, chosen: Checkpoint, evaluation: 
         write_model(job.dir, checkpoint, settings.register, is_chosen=is_chosen)
     write_result(job.dir, evaluation, attached)
     journal.write_artifact(job.dir, job.dir / RESULT)
-    write_files(job.dir, evaluation, status="FINISHED")
+    write_files(job.dir, evaluation)
     recorder.finish("FINISHED")
 
 
@@ -81,7 +83,8 @@ def record_end(
     artifacts = {}
     try:
         record_models(job)
-        artifacts = {write_report(job.dir, status=status): ""}
+        state = ended(status, (tags or {}).get("outcome"))
+        artifacts = {write_report(job.dir, state=state): ""}
     except Exception as error:  # noqa: BLE001 - it must not hide why the run ends
         log.warning("the record ends without its page: %s", error)
     recorder.finish(status, artifacts, tags)
@@ -91,7 +94,7 @@ def write_result(
     run_dir: Path, folder: Path, metrics: Callable[[Mapping], dict[str, float]]
 ) -> None:
     """Attach metrics of the result in a folder to the model that it is about."""
-    result = json.loads((folder / evaluate.RESULT).read_text())
+    result = json.loads((folder / RESULT).read_text())
     write_evaluation(
         run_dir,
         metrics(result),
@@ -107,9 +110,11 @@ def write_result(
 def attached(result: Mapping) -> dict[str, float]:
     """The metrics of an evaluation as MLflow shows them."""
     prefix, average = f"eval/{result['split']}", result["average"]
-    metrics = figures(result["protocols"], prefix, average)
+    metrics, protocols = figures(result["protocols"], prefix, average), result["protocols"]
     for name, values in result.get("real", {}).get("protocols", {}).items():
-        metrics[f"{prefix}/{rule(name, average)}/real_top1"] = values["top1"]
+        place = f"{prefix}/{rule(name, protocols[name]['views'], average)}"
+        names = [each for each in ("top1", *INTERVAL) if each in values]
+        metrics |= {f"{place}/real_{each}": values[each] for each in names}
     return metrics | figures(result.get("v2", {}).get("protocols", {}), "eval/v2", average)
 
 
@@ -118,23 +123,18 @@ def figures(
 ) -> dict[str, float]:
     """The metrics to plot, by their names: PREFIX/center/top1, PREFIX/ten-logits/top1."""
     return {
-        f"{prefix}/{rule(protocol, average)}/{name}": values[name]
+        f"{prefix}/{rule(protocol, values['views'], average)}/{name}": values[name]
         for protocol, values in protocols.items()
-        for name in (*METRICS, *INTERVAL, "ece")
+        for name in NAMES
         if name in values
     }
 
 
-def rule(protocol: str, average: str) -> str:
-    """A crop protocol and, of several crops, what is averaged over them."""
-    return protocol if protocol == CENTER else f"{protocol}-{average}"
-
-
-def write_files(run_dir: Path, evaluation: Path, status: str | None = None) -> None:
+def write_files(run_dir: Path, evaluation: Path) -> None:
     """Attach the files of an evaluation that people read, and the new report page."""
-    for name in (evaluate.RESULT, "classes.csv", "predictions.parquet"):
+    for name in (RESULT, "classes.csv", "predictions.parquet"):
         journal.write_artifact(run_dir, evaluation / name, f"evaluations/{evaluation.name}")
-    journal.write_artifact(run_dir, write_report(run_dir, status=status))
+    journal.write_artifact(run_dir, write_report(run_dir))
 
 
 def attach(run_dir: Path, checkpoint: Checkpoint, folder: Path) -> None:
@@ -152,4 +152,4 @@ def attach_probe(run_dir: Path, checkpoint: Checkpoint, folder: Path) -> None:
         folder,
         lambda r: {f"probe/{set_name(r['data'])}/linear": r["protocols"][CENTER]["top1"]},
     )
-    journal.write_artifact(run_dir, folder / evaluate.RESULT, f"probes/{folder.name}")
+    journal.write_artifact(run_dir, folder / RESULT, f"probes/{folder.name}")

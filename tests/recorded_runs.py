@@ -52,13 +52,17 @@ def record(run_dir: Path, kind: str, step: int, time: float, **values: float) ->
     append_line(run_dir / RECORDS, line, durable=False)
 
 
-def finished(run_dir: Path, top1: float, protocol: str = "ten", steps: int = 100) -> None:
+def finished(
+    run_dir: Path, top1: float, protocol: str = "ten", steps: int = 100, evaluation: str = ""
+) -> None:
     """Write the result of a run, which reports its last checkpoint."""
+    values = {"top1": top1, "top1_low": top1 - 0.02, "top1_high": top1 + 0.01}
     Outcome(
         steps=steps,
         images_per_s=500.0,
         checkpoint=str(run_dir / f"checkpoints/step-{steps:09d}"),
-        protocols={"center": {"top1": top1 / 2}, protocol: {"top1": top1}},
+        protocols={"center": values | {"views": 1}, protocol: values | {"views": 10}},
+        evaluation=evaluation,
     ).write(run_dir)
 
 
@@ -91,7 +95,7 @@ def evaluated(
     result = {
         **{"checkpoint": "step-000000100", "step": 100, "data": "s3://K:S3CR3T@bucket/in1k"},
         **{"split": "val", "fingerprint": "f" * 64, "images": count, "average": "logits"},
-        **{"precision": "tf32", "missing": []},
+        **{"precision": "tf32", "missing": [], "resized": dict.fromkeys(found, [256])},
         "protocols": {name: {"views": num_views(name), **summary(p)} for name, p in found.items()},
         "changes": {},
         **facts,

@@ -79,7 +79,8 @@ TORCH_FREE = (
     *("pipeline/commands/export.py", "pipeline/export/config.py", "pipeline/export/formats.py"),
     *("pipeline/commands/probe.py", "pipeline/commands/checkpoint.py"),
     *("pipeline/commands/comparison.py", "pipeline/report/run_summary.py"),
-    "pipeline/report/run_list.py",
+    *("pipeline/report/run_list.py", "pipeline/report/run_data.py"),
+    *("pipeline/report/run_files.py", "pipeline/report/run_state.py"),
     *("tune/config.py", "tune/space.py", "support/console.py", "support/command.py"),
 )
 

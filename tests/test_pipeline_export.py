@@ -323,11 +323,11 @@ def test_the_card_has_the_results_that_are_recorded_of_these_weights_alone(googl
             result |= {"step": 7, "selected_on": {"data": result["data"], "split": "minival"}}
             (folder / "result.json").write_text(json.dumps(result))
     text = card_of(path, tmp_path)
-    real = "| in1k | val, ReaL labels | center (1) | - | 350 | 0.9500 (0.9220 to 0.9680) | - | - |"
+    real = "| in1k | val, ReaL labels | center (1) | - | 350 | 0.9500 [0.9220, 0.9680] | - | - |"
     assert real in text
-    center = "| in1k | val | center (1) | - | 360 | 0.9000 (0.8640 to 0.9270) | 0.9900 |"
-    assert f"{center} 0.8900 (0.8500 to 0.9200) |" in text
-    five = "| five (5) | logits | 360 | 0.9100 (0.8750 to 0.9360) | 0.9950 | - |"
+    center = "| in1k | val | center (1) | - | 360 | 0.9000 [0.8640, 0.9270] | 0.9900 |"
+    assert f"{center} 0.8900 [0.8500, 0.9200] |" in text
+    five = "| five (5) | logits | 360 | 0.9100 [0.8750, 0.9360] | 0.9950 | - |"
     assert f"| in1k | val {five}" in text and f"| v2 | test, ImageNet-V2 {five}" in text
     assert "top-1 (Wilson 95 %)" in text
     assert "Top-1 on minival selects among the checkpoints of the run; the images of val" in text

@@ -1,6 +1,7 @@
 """The page about a run, and MLflow's page of it, as a browser shows them."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -16,11 +17,13 @@ from test_support_page import Page
 from pipeline.evaluation.metrics import METRICS, Metric
 from pipeline.report.calibration_chart import calibration_chart
 from pipeline.report.run_data import RunData, sessions
-from pipeline.report.run_page import together, write_report
+from pipeline.report.run_page import tiles, together, write_report
+from pipeline.report.run_state import RUNNING
 from pipeline.run import fit
 from pipeline.settings.presets import find_preset
 from pipeline.tracking import journal
 from support.files import append_line, read_lines
+from support.lease import LEASE, owner
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = (
@@ -60,8 +63,15 @@ def test_a_run_that_has_only_started_has_a_page(tmp_path):
         tmp_path, "start", name="demo", experiment="x", settings={}, parent=None, number=1
     )
     page = write_report(tmp_path).read_text()
-    assert "running" in "".join(Page(page).words)
+    assert ">interrupted</span>" in page  # there is no driver
     assert "S3CR3T" not in page
+    assert ">running on 20" in write_report(tmp_path, state=RUNNING).read_text()
+    (tmp_path / LEASE).write_text(json.dumps({"owner": owner(), "number": 1}))
+    assert ">running on 20" in write_report(tmp_path).read_text()
+    (tmp_path / "there").mkdir()  # a store, of which this is a copy: the lease is there
+    (tmp_path / LEASE).rename(tmp_path / "there" / LEASE)
+    assert RunData(tmp_path).state == "interrupted"
+    assert RunData(tmp_path, (tmp_path / "there").as_uri()).state == RUNNING
 
 
 def evaluated(names, classes):
@@ -237,14 +247,36 @@ def test_every_figure_of_the_page_says_what_it_is_of(begun):
     assert "logits averaged over the crops of an image" in words
     assert "Wilson's of shares, normal of other means, Tango's of gains" in words
     assert "Top-1 on val selects" in words and "optimistic" in words
-    assert "top-1 on val, five, 5 crops, logits averaged (Wilson 95 %: 11.8 to 13.3)" in words
-    assert "top-1 on val, one centre crop (Wilson 95 %" in words
+    tile = "top-1 on val of set, five, 5 crops, logits averaged, step 100"
+    assert f"{tile} (Wilson 95 %: 11.8 to 13.3)" in words  # the run has no result
     assert ["val-00000.tar/cat_7", "cannot identify image file"] in rows_of(page)
     assert "the classes have no common ancestor in WordNet" in words
     head, *rows = [row for row in rows_of(page) if row[1:] and "%" in row[1] or "over" in row[0]]
     cells = dict((row[0], row[1]) for row in rows if len(row) == len(head))
     assert cells["mean per class 20 classes"] == "50.00%"
     assert cells["tail 6 classes with 9 to 1,412 training images"] == "25.00% [20.00, 30.00]"
+
+
+def test_the_headline_is_of_what_the_run_reports_whatever_was_evaluated_later(begun):
+    run_dir = begun(["top1"])
+    later = run_dir / "evaluations" / "later"
+    later.mkdir()
+    result = evaluated(["top1"], 20) | {"step": 50}
+    for name in ("one", "later"):  # copies from a store are as old as each other
+        (run_dir / "evaluations" / name / "result.json").write_text(json.dumps(result))
+        os.utime(run_dir / "evaluations" / name / "result.json", (1.0, 1.0))
+    journal.write_artifact(run_dir, later / "result.json", "evaluations/later")
+    assert [item.folder.name for item in RunData(run_dir).evaluations] == ["later", "one"]
+    assert "top-1 on val of set, one centre crop, step 50 (" in next(iter(tiles_of(run_dir)))
+    reported = {"evaluation": "/elsewhere/evaluations/one", "checkpoint": "step-000000100"}
+    (run_dir / "result.json").write_text(json.dumps(reported))
+    assert [item.folder.name for item in RunData(run_dir).evaluations] == ["one", "later"]
+    assert next(iter(tiles_of(run_dir))).startswith("top-1 on val, one centre crop (Wilson")
+
+
+def tiles_of(run_dir):
+    """The key numbers of a run."""
+    return tiles(RunData(run_dir), None)
 
 
 def test_calibration_shows_how_many_images_a_dot_is_and_joins_none():
@@ -333,6 +365,7 @@ def test_the_page_stands_alone_and_shows_the_run(run):
     assert page.tags.count("svg") >= 9 and page.tags.count("img") >= 12
     for name in METRICS:
         assert f"val/{name}" in words, name
+    assert "top-1 on val, one crop" in words  # of the checkpoints
     run = RunData(folder)
     assert f"{outcome.protocols['ten']['top1']:.1%}" in words
     assert 0 < run.hours() < 1 and run.worker_hours() == run.hours()

@@ -1,5 +1,6 @@
 """Runs beside each other: figures equal to those worked out by hand, and a page to look at."""
 
+import json
 import re
 import shlex
 from dataclasses import replace
@@ -14,14 +15,16 @@ from pipeline.__main__ import main
 from pipeline.evaluation.examples import first_name
 from pipeline.evaluation.metrics import comparison
 from pipeline.evaluation.paired import PairedTest, read
-from pipeline.report.compare_page import run_lines
+from pipeline.report.compare_page import curves, run_lines, titles
 from pipeline.report.comparison import Comparison
 from pipeline.report.contender import Contender
+from pipeline.tracking.journal import write_artifact
 
 NOW = 1_700_000_000.0
 CLASSES = ("n01440764", "n01443537", "n01484850")
 LABELS = [0, 0, 0, 0, 1, 1, 1, 2, 2, 2]
 BEFORE = predictions(LABELS, [0, 0, 1, 1, 1, 1, 1, 0, 0, 0])  # right: 2 + 3 + 0
+MIDDLE = predictions(LABELS, [0, 0, 0, 1, 1, 1, 1, 0, 0, 0])
 AFTER = predictions(LABELS, [0, 0, 0, 0, 1, 1, 2, 2, 2, 2])  # right: 4 + 2 + 3
 
 
@@ -125,6 +128,8 @@ def test_page_and_console_show_the_same_and_only_what_differs(runs, tmp_path, ca
     assert rows["steps"] == ["100", "100"] and rows["images seen"] == ["12,800", "12,800"]
     assert rows["hours"] == ["2.00", "2.00"] and rows["worker-hours"] == ["2.00", "4.00"]
     assert rows["cost"] == ["-", "8.00"] and rows["images/s, median"] == ["100", "200"]
+    assert rows["loss in training, last"] == ["2.0000 on train"] * 2
+    assert rows["top-1 in training, one crop, last"] == ["0.2500 on val"] * 2
     assert rows["preset"] == ["demo +1", "demo +2"]
     assert rows["optim.lr"] == ["0.002", "0.5"] and rows["workers"] == ["1", "2"]
     assert rows["data for training"] == ["set/train slow", "set/train fast"]
@@ -180,9 +185,75 @@ def test_a_run_in_a_store_is_read_from_there(runs, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     place = (runs / "fast").as_uri()
     whole, part = map(Contender.open, (place, f"{place}/evaluations/step-000000100-val-ten"))
-    assert len(whole.records) == len(part.records) == 8
-    assert whole.state == part.state == "finished"
+    assert len(whole.run.records) == len(part.run.records) == 8
+    assert whole.run.state == part.run.state == "finished"
     assert whole.measured.keys() == part.measured.keys() and len(whole.measured) == 2
+
+
+def test_corners_of_earlier_results_are_compared_with_each_other_alone(runs):
+    """A result that does not say to what it resized had `ten` in the corners of the rectangle."""
+    for name in ("slow", "fast"):
+        path = runs / name / "evaluations/step-000000100-val-ten/result.json"
+        result = json.loads(path.read_text())
+        del result["resized"]
+        path.write_text(json.dumps(result))
+        found = Comparison.of([str(runs / "slow"), str(runs / "fast")])
+        measures = [str(test.measure) for test in found.tests]
+        assert measures == ["val/center", *["val/ten-logits, corners as before"] * (name == "fast")]
+    bare = begun(runs / "bare", *started(NOW))
+    found = Comparison.of([str(runs / "slow"), str(bare)])
+    assert len(found.advice) == 2  # both, because crops are others now
+
+
+def test_of_two_evaluations_alike_but_for_preparation_the_newest_counts_and_is_named(runs):
+    run = runs / "fast"
+    for name, found in (("a-newer", BEFORE), ("z-older", MIDDLE)):
+        crops = {"center": found, "ten": found}
+        evaluated(run / "evaluations" / name, crops, CLASSES, precision="bf16")
+    evaluated(run / "evaluations/0-same", {"center": BEFORE, "ten": BEFORE}, CLASSES)
+    folders = [run / f"evaluations/{name}" for name in ("z-older", "a-newer")]
+    for folder in folders:
+        write_artifact(run, folder / "result.json", f"evaluations/{folder.name}")
+    found = Comparison.of([str(runs / "slow"), str(run)])
+    assert [test.test.change["gain"] for test in found.tests] == [0.0, 0.0]
+    assert "fast: val/ten-logits is that of a-newer, not of z-older" in found.passed_over
+    assert not any("0-same" in each for each in found.passed_over)  # its figures are the same
+    assert "is that of a-newer, not of step-000000100-val-ten" in found.text()
+    assert not found.first.passed_over
+    finished(run, top1=0.5, evaluation=str(run / "evaluations/step-000000100-val-ten"))
+    found = Comparison.of([str(runs / "slow"), str(run)])
+    assert [test.test.change["gain"] for test in found.tests] == [pytest.approx(0.4)] * 2
+
+
+def test_extremes_of_loss_and_norm_are_around_the_curves_of_each_run(runs):
+    for name in ("slow", "fast"):
+        for step in (110, 120, 130):
+            values = {"train__loss": 2.0, "train__loss_min": 1.0, "train__loss_max": 900.0}
+            record(runs / name, "train", step, NOW, **values, grad_norm=1.0, grad_norm_max=4.0)
+    charts = curves(Comparison.of([str(runs / "slow"), str(runs / "fast")]).runs, "steps")
+    assert charts["Loss in training"].count('class="band"') == 2
+    assert charts["Gradient norm"].count('class="band"') == 2
+    assert ">100<" in charts["Loss in training"]  # the axis is logarithmic
+    assert dict(titles({"wait": None}))["wait"].endswith("of the slowest worker")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("events.jsonl", '{"event": "tags", "time": 1.0, "tags": {}}\n', "has no start"),
+        ("events.jsonl", "{not\n", "events.jsonl is no JSON"),
+        ("metrics.jsonl", "{not\n", "metrics.jsonl is no JSON"),
+        ("evaluations/step-000000050-val-ten/result.json", "{", "result.json is no JSON"),
+        ("evaluations/step-000000050-val-ten/result.json", "{}", "result.json has no protocols"),
+        ("events.jsonl", None, "is a run that has not started"),
+    ],
+)
+def test_a_damaged_run_is_refused_by_the_name_of_its_file(file, text, message, runs, capsys):
+    path = runs / "slow" / file
+    path.write_text(text) if text else path.unlink()
+    assert main(["compare", str(runs / "slow"), str(runs / "fast")]) == 2
+    said = capsys.readouterr().err
+    assert message in said and str(runs / "slow") in said
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,8 @@ def test_a_run_is_named_with_its_preset_figures_hours_and_cost(tmp_path):
     record(run, "eval", 100, NOW + 8900, val__top1=0.4)
     finished(run, top1=0.625)
     assert rows(list_runs(str(tmp_path)), NOW + 9060, None)[1] == [
-        *("one", "demo +2", "finished", "100/100", "100%", "500", "0.6250", "val/ten"),
+        *("one", "demo +2", "finished", "100/100", "100%", "500"),
+        *("0.6250 +-0.0150", "val/ten-logits"),
         # 0.5 h of 4 workers, and 0.5 h of 2
         *("1.00", "3.00", "9.00", "1m00s ago"),
     ]
@@ -107,6 +108,8 @@ def test_a_broken_folder_is_named_and_hides_no_other(tmp_path, caplog):
         ("cut", "config.json", '{"name": '),
         ("other", "events.jsonl", '{"event": "start"}\n'),
         ("list", "result.json", "[1]"),
+        ("words", "result.json", '{"protocols": {"ten": {"top1": "a"}}}'),
+        ("bare", "events.jsonl", '{"event": "tags", "time": 1.0, "tags": {}}\n'),
     ):
         (begun(tmp_path / name, *started(NOW)) / file).write_text(text)
     (tmp_path / "lost" / "checkpoints").mkdir(parents=True)
@@ -114,13 +117,14 @@ def test_a_broken_folder_is_named_and_hides_no_other(tmp_path, caplog):
     (tmp_path / "mlflow.db").touch()
     found = listed(tmp_path)
     assert {name: run.state for name, run in found.items()} == {
-        **dict.fromkeys(("cut", "other", "list", "lost"), "unreadable"),
+        **dict.fromkeys(("cut", "other", "list", "lost", "words", "bare"), "unreadable"),
         "good": "finished",
     }
     assert main(["list", str(tmp_path)]) == 0
     for text in (
         *("lost cannot be read: it has no config.json", "cut cannot be read: config.json is no"),
         *("other cannot be read: a line or file lacks 'time'", "result.json is no JSON object"),
+        *("top1 is 'a', which is no number", "events.jsonl has no start"),
     ):
         assert text in caplog.text
 

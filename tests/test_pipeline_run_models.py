@@ -183,9 +183,9 @@ def pages(monkeypatch):
     monkeypatch.setattr(milestones_module, "PAUSE_S", 0.01)
     written, real = [], milestones_module.write_report
 
-    def write_report(folder):
+    def write_report(folder, **given):
         written.append(folder)
-        return real(folder)
+        return real(folder, **given)
 
     monkeypatch.setattr(milestones_module, "write_report", write_report)
     return written
@@ -278,13 +278,21 @@ class Recorded:
         self.end = arguments
 
 
-@pytest.mark.parametrize("status", ["KILLED", "FAILED"])
-def test_a_run_without_a_result_ends_with_its_page_and_its_last_model(job, status):
+@pytest.mark.parametrize(
+    ("status", "outcome", "state"),
+    [
+        ("KILLED", "x", "interrupted"),
+        ("FAILED", "x", "failed"),
+        ("FAILED", "diverged", "diverged"),
+        ("FINISHED", "far above chance", "stopped"),
+    ],
+)
+def test_a_run_without_a_result_ends_with_its_page_and_its_last_model(job, status, outcome, state):
     checkpoint_at(job, 10, val_top1=0.5)
     recorder = Recorded()
-    record_end(recorder, job, status, {"outcome": "x"})
-    assert recorder.end == (status, {job.dir / "report.html": ""}, {"outcome": "x"})
-    assert status.lower() in (job.dir / "report.html").read_text()
+    record_end(recorder, job, status, {"outcome": outcome})
+    assert recorder.end == (status, {job.dir / "report.html": ""}, {"outcome": outcome})
+    assert f">{state}</span>" in (job.dir / "report.html").read_text()
     assert told(job) == [("model", 10)]
 
 
@@ -298,12 +306,15 @@ def test_a_page_that_cannot_be_written_does_not_keep_the_end_out_of_the_record(j
 
 def test_a_figure_names_split_crops_and_what_is_averaged(job):
     values = {"top1": 0.5, "top1_low": 0.4, "top1_high": 0.6, "loss": 1.0, "ece": 0.1, "views": 1}
-    protocols = {"center": values, "ten": values}
+    values |= {"tail": 0.3, "tail_low": 0.2, "tail_high": 0.4, "lca_height": 5.0}
+    protocols = {"center": values, "ten": values | {"views": 10}, "random-1": values}
     result = {"split": "test", "average": "probabilities", "protocols": protocols}
-    result |= {"real": {"protocols": {"ten": {"top1": 0.7}}}, "v2": {"protocols": protocols}}
-    names = {"top1", "top1_low", "top1_high", "loss", "ece"}
-    rules = ("center", "ten-probabilities")
+    real = {"top1": 0.7, "top1_low": 0.6, "top1_high": 0.8}
+    result |= {"real": {"protocols": {"ten": real}}, "v2": {"protocols": protocols}}
+    names = {"top1", "top1_low", "top1_high", "loss", "ece", "tail", "lca_height"}
+    rules = ("center", "ten-probabilities", "random-1")
     expected = {
         f"eval/{split}/{rule}/{n}" for split in ("test", "v2") for rule in rules for n in names
     }
-    assert attached(result).keys() == expected | {"eval/test/ten-probabilities/real_top1"}
+    expected |= {f"eval/test/ten-probabilities/real_{name}" for name in real}
+    assert attached(result).keys() == expected

@@ -44,9 +44,11 @@ class Report:
         from pipeline.checkpoint.run_folder import fetched_run, run_of
         from pipeline.report.run_page import write_report
 
-        path = write_report(fetched_run(self.run), price_per_hour=self.price_per_hour)
-        if "://" in self.run:
-            run_of(self.run).push(path.name)
+        run_dir, home = fetched_run(self.run), run_of(self.run) if "://" in self.run else None
+        given = {"price_per_hour": self.price_per_hour, "place": home and home.place}
+        path = write_report(run_dir, **given)
+        if home:
+            home.push(path.name)
         log.info("report      %s", path)
         return 0
 

@@ -10,7 +10,7 @@ from vit.config import ImageConfig, LossConfig, ViTConfig
 from vit.registry import crop_protocol, num_views, resolve
 
 CENTER = "center"
-# in the folder of an evaluation
+# in the folder of an evaluation, and in that of a finished run
 RESULT = "result.json"
 
 

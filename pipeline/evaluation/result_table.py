@@ -120,7 +120,7 @@ def _protocol_rows(result: Mapping) -> Iterator[list[str]]:
             cells += [""] * len(gains)
         elif changes:
             change = changes[protocol]
-            cells.append(f"{change['gain']:+.4f} {interval(change, 'gain', '+.4f')}")
+            cells.append(f"{change['gain']:+.4f} {interval('gain', change, '+.4f')}")
             cells += [f"+{change['gained']} -{change['lost']}", f"{change['p']:.3f}"]
         yield cells
 
@@ -138,13 +138,13 @@ def figure_text(name: str, values: Mapping[str, float], *, bounded: bool = True)
     """A figure, with its interval if it has one and is `bounded`; "-" if it is missing."""
     if name not in values:
         return "-"
-    bounds = interval(values, name) if bounded else ""
+    bounds = interval(name, values) if bounded else ""
     return f"{values[name]:.4f} {bounds}".rstrip()
 
 
-def interval(values: Mapping[str, float], name: str, form: str = ".4f") -> str:
-    """The interval of a figure as text; empty if it has none."""
+def interval(name: str, values: Mapping[str, float], form: str = ".4f", factor: float = 1.0) -> str:
+    """The interval of a figure times a factor, as text; empty if it has none."""
     if f"{name}_low" not in values:
         return ""
-    low, high = (f"{values[f'{name}_{end}']:{form}}" for end in ("low", "high"))
+    low, high = (f"{factor * values[f'{name}_{end}']:{form}}" for end in ("low", "high"))
     return f"[{low}, {high}]"

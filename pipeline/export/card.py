@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.checkpoint.local import META, Checkpoint, provenance
 from pipeline.evaluation.config import RESULT
-from pipeline.evaluation.result_table import selection
+from pipeline.evaluation.result_table import figure_text, selection
 from pipeline.export.check import Agreement
 from pipeline.export.config import ExportConfig
 from pipeline.export.formats import FORMATS
@@ -229,7 +229,7 @@ def rows_of(source: Source, result: Mapping) -> Iterator[str]:
     for name, values in result["protocols"].items():
         views, data = values["views"], data_name(source, result["data"])
         about = (f"{name} ({views})", result["average"] if views > 1 else "-")
-        others = f"{values['top5']:.4f}", bounded("mean_per_class", values)
+        others = f"{values['top5']:.4f}", figure_text("mean_per_class", values)
         yield table_row(data, result["split"], *about, *top1(values), *others)
         if "real" in result:
             figures = top1(result["real"]["protocols"][name])
@@ -241,15 +241,7 @@ def rows_of(source: Source, result: Mapping) -> Iterator[str]:
 
 def top1(values: Mapping) -> tuple[str, str]:
     """Number of images, and accuracy with its interval."""
-    return f"{values['images']:,}", bounded("top1", values)
-
-
-def bounded(name: str, values: Mapping[str, float]) -> str:
-    """A figure with its interval; "-" if it is missing."""
-    if name not in values:
-        return "-"
-    low, high = (values[f"{name}_{end}"] for end in ("low", "high"))
-    return f"{values[name]:.4f} ({low:.4f} to {high:.4f})"
+    return f"{values['images']:,}", figure_text("top1", values)
 
 
 def table_row(*cells: str) -> str:

@@ -10,10 +10,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pipeline.evaluation.metrics import METRICS
-from pipeline.report.comparison import CIRCUMSTANCES, MAY_CHANGE, TESTED, Comparison, batch
+from pipeline.report.comparison import (
+    CIRCUMSTANCES,
+    MAY_CHANGE,
+    PASSED_OVER,
+    TESTED,
+    Comparison,
+    batch,
+)
 from pipeline.report.contender import Contender
 from pipeline.report.run_data import Session
-from pipeline.report.run_page import clock
+from pipeline.report.run_page import band, clock
+from pipeline.tracking.journal import numbers
 from support.chart import line_chart
 from support.files import write_bytes
 from support.page import render
@@ -25,7 +33,7 @@ LOSS = {"train/loss": "Loss in training"}
 OTHERS = {
     "lr": "Learning rate",
     "images_per_s": "Throughput, images/s",
-    "wait": "Wait for data, share of step time",
+    "wait": "Wait for data, share of step time, of the slowest worker",
     "grad_norm": "Gradient norm",
 }
 SHARES = ("wait",)
@@ -42,6 +50,7 @@ def write_comparison(comparison: Comparison, path: Path) -> None:
         test_table=comparison.test_table,
         tested=TESTED,
         advice=comparison.advice,
+        passed_over={PASSED_OVER: comparison.passed_over} if comparison.passed_over else {},
         figures=comparison.figures,
         panels={f"over {axis}": curves(comparison.runs, axis) for axis in AXES},
         settings={
@@ -63,7 +72,12 @@ def curves(runs: Sequence[Contender], axis: str) -> dict[str, str]:
     for number, (name, title) in enumerate(titles(names)):
         shown = {run: each[name] for run, each in lines.items() if name in each}
         charts[title] = line_chart(
-            shown, name=f"{axis}-{number}", label=axis, percent=is_share(name)
+            shown,
+            name=f"{axis}-{number}",
+            label=axis,
+            logarithmic=None,
+            percent=is_share(name),
+            bands={run: band(lines[run], name) for run in shown if f"{name}_max" in lines[run]},
         )
     return charts
 
@@ -96,15 +110,14 @@ def run_lines(run: Contender, axis: str) -> dict[str, list[tuple[float, float]]]
     """The curves of a run by name, over an axis."""
     places: dict[str, Axis] = {
         "steps": lambda record: record["step"],
-        "images": lambda record: record["step"] * batch(run),
+        "images": lambda record: record["step"] * batch(run.run),
         "hours": lambda record: hours_at(run.run.sessions, record["time"]),
     }
     lines: dict[str, list[tuple[float, float]]] = {}
-    for record in run.records:
+    for record in run.run.records:
         place = places[axis](record)
-        for name, value in record.items():
-            if name not in ("kind", "step", "time") and isinstance(value, int | float):
-                lines.setdefault(name, []).append((place, value))
+        for name, value in numbers(record).items():
+            lines.setdefault(name, []).append((place, value))
     return lines
 
 

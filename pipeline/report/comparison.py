@@ -14,12 +14,12 @@ from functools import cached_property
 from pipeline.data import digits
 from pipeline.evaluation.config import CENTER
 from pipeline.evaluation.metrics import METRICS
-from pipeline.evaluation.paired import PREDICTIONS, PairedTest
+from pipeline.evaluation.paired import PairedTest
 from pipeline.report.contender import Contender, opened
-from pipeline.report.evaluation_section import interval_text, metric_text
+from pipeline.report.evaluation_section import metric_cell
+from pipeline.report.run_data import RunData
 from pipeline.report.tested import Tested
 from pipeline.settings.config import TrainConfig
-from pipeline.settings.presets import nearest_preset
 from support.console import table
 from support.page import Cell, Table
 from support.redact import redact
@@ -29,6 +29,10 @@ MAY_CHANGE = "settings that differ, of those that may change when a run is resum
 CIRCUMSTANCES = "data, versions and machines that differ"
 # tags that say what computed a run
 TAGS = ("commit", "hardware", "version.", "rewound", "skip_steps", "lr_factors")
+PASSED_OVER = (
+    "of several evaluations of a model that differ in preparation or precision alone, that which "
+    "the run reports counts, or else the newest; another one is compared by its folder"
+)
 TESTED = (
     "Both models on the same images. The interval is 95 %, of the paired difference; p is of the "
     "exact two-sided McNemar test of this comparison alone."
@@ -65,9 +69,9 @@ class Comparison:
         for other in self.contenders[1:]:
             for measure, before in self.first.measured.items():
                 after = other.measured.get(measure)
-                if not after or not (before.has_predictions and after.has_predictions):
+                if not after or not all(one.predictions.is_file() for one in (before, after)):
                     continue
-                sides = [(one.folder / PREDICTIONS, measure.protocol) for one in (before, after)]
+                sides = [(one.predictions, measure.protocol) for one in (before, after)]
                 about = {"first": self.first, "other": other, "measure": measure}
                 found.append(Tested(**about, test=PairedTest.of(*sides)))
         return found
@@ -89,7 +93,9 @@ class Comparison:
         if not lacking:
             return []
         options = evaluation_options(self.first)
-        models = lacking if self.first.measured else [self.first, *lacking]
+        # what is evaluated now has no corners as before
+        is_alike = self.first.measured and not any(m.is_earlier for m in self.first.measured)
+        models = lacking if is_alike else [self.first, *lacking]
         return [
             f"python -m pipeline evaluate {shlex.quote(each.model)} {options}" for each in models
         ]
@@ -100,28 +106,30 @@ class Comparison:
         names = [each.name for each in self.contenders]
         return Table(head=["", *names], rows=[*self._run_rows(), *self._measured_rows()])
 
-    def _run_rows(self) -> Iterator[list[str]]:
+    @property
+    def passed_over(self) -> list[str]:
+        """Evaluations that do not count beside another of the same model and measure."""
+        return [text for each in self.contenders for text in each.passed_over]
+
+    def _run_rows(self) -> Iterator[list[str | Cell]]:
         """Rows about the runs."""
         if not self.runs:
             return
-        rows: dict[str, Callable[[Contender], str]] = {
-            "preset": preset_text,
-            "state": lambda each: each.state,
-            "steps": lambda each: f"{each.run.last_step:,}",
-            "images seen": lambda each: f"{each.run.last_step * batch(each):,}",
-            "images/s, median": lambda each: median_text(each.run.lines.get("images_per_s", [])),
-            "hours": lambda each: f"{each.run.hours():,.2f}",
-            "worker-hours": lambda each: f"{each.run.worker_hours():,.2f}",
-            "cost": self._cost,
-            "top-1 in training, one crop, last": lambda each: last_text(each, "val/top1"),
-            "loss in training, last": lambda each: last_text(each, "train/loss"),
+        price = self.price_per_hour
+        rows: dict[str, Callable[[RunData], str | Cell]] = {
+            "preset": lambda run: run.preset,
+            "state": lambda run: run.state,
+            "steps": lambda run: f"{run.last_step:,}",
+            "images seen": lambda run: f"{run.last_step * batch(run):,}",
+            "images/s, median": lambda run: number(run.images_per_s, ",.0f"),
+            "hours": lambda run: f"{run.hours():,.2f}",
+            "worker-hours": lambda run: f"{run.worker_hours():,.2f}",
+            "cost": lambda run: number(run.cost(price), ",.2f"),
+            "top-1 in training, one crop, last": lambda run: last_cell(run, "val/top1", "eval"),
+            "loss in training, last": lambda run: last_cell(run, "train/loss", "train"),
         }
-        for title, text in rows.items():
-            yield [title, *(text(each) if each.run else NONE for each in self.contenders)]
-
-    def _cost(self, contender: Contender) -> str:
-        price = self.price_per_hour or contender.run.settings.get("record.price_per_hour")
-        return f"{price * contender.run.worker_hours():,.2f}" if price else NONE
+        for title, cell in rows.items():
+            yield [title, *(cell(each.run) if each.run else NONE for each in self.contenders)]
 
     def _measured_rows(self) -> Iterator[list[str | Cell]]:
         """Rows of the metrics that are shares, on whatever any model was evaluated on."""
@@ -137,7 +145,7 @@ class Comparison:
             )
             for name in names:
                 if any(name in each for each in values):
-                    cells = (Cell(metric_text(name, v), interval_text(name, v)) for v in values)
+                    cells = (metric_cell(name, each) for each in values)
                     yield [f"{METRICS[name].title}, {title}", *cells]
 
     @property
@@ -177,6 +185,8 @@ class Comparison:
             texts.append(
                 f"no images that both models were evaluated on; to test them, run\n{lines}"
             )
+        if self.passed_over:
+            texts.append("\n".join([PASSED_OVER, *(f"  {line}" for line in self.passed_over)]))
         return "\n\n".join(texts)
 
 
@@ -206,27 +216,20 @@ def facts_of(contender: Contender) -> dict[str, str]:
     return data | {name: text for name, text in tags.items() if name.startswith(TAGS)}
 
 
-def preset_text(contender: Contender) -> str:
-    """The nearest preset of a run, and how many settings differ."""
-    name, changed = nearest_preset(contender.run.settings)
-    return f"{name} +{len(changed)}" if changed else name
-
-
-def batch(contender: Contender) -> int:
+def batch(run: RunData) -> int:
     """Images of a step of a run."""
-    return int(contender.run.settings["global_batch"])
+    return int(run.settings["global_batch"])
 
 
-def median_text(line: Sequence[tuple[float, float]]) -> str:
-    """The middle of the values of a curve."""
-    values = sorted(value for _, value in line)
-    return f"{values[len(values) // 2]:,.0f}" if values else NONE
+def number(value: float | None, form: str) -> str:
+    """A number, or "-" in place of None."""
+    return NONE if value is None else f"{value:{form}}"
 
 
-def last_text(contender: Contender, name: str) -> str:
-    """The last value of a curve."""
-    line = contender.run.lines.get(name)
-    return f"{line[-1][1]:.4f}" if line else NONE
+def last_cell(run: RunData, name: str, use: str) -> str | Cell:
+    """The last value of a curve, with the split that the run takes for this use."""
+    line, split = run.lines.get(name), run.settings.get(f"data.{use}_split", "")
+    return Cell(f"{line[-1][1]:.4f}", f"on {split}" if split else "") if line else NONE
 
 
 def differing(values: Sequence[Mapping[str, object]]) -> list[str]:

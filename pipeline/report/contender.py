@@ -7,9 +7,9 @@ The model of a run is the checkpoint that it reports, and until it is finished t
 evaluated.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,14 +17,14 @@ from pipeline.checkpoint.local import CONFIG
 from pipeline.checkpoint.run_folder import fetched_run
 from pipeline.data.dataset import set_name
 from pipeline.evaluation.config import RESULT
+from pipeline.evaluation.figure_names import rule
 from pipeline.evaluation.paired import PREDICTIONS
-from pipeline.report.run_data import RunData
-from pipeline.report.run_summary import Folder, state
-from pipeline.tracking.journal import EVENTS, read_records
-from shards.dataset import store
+from pipeline.report.run_data import EVALUATIONS, Evaluation, RunData
+from pipeline.tracking.journal import EVENTS
 from support.redact import redact
 
-EVALUATIONS = "evaluations"
+# protocols whose crops have other places in results that do not say to what they resized
+CORNERS = ("five", "ten")
 
 
 class Measure(NamedTuple):
@@ -34,27 +34,34 @@ class Measure(NamedTuple):
     """Of the images."""
     split: str
     protocol: str
-    average: str
-    """Of the crops of an image; empty with one crop."""
+    rule: str
+    """The protocol and, of several crops, what is averaged over them."""
+    is_earlier: bool
+    """Whether its crops are the corners of the whole rectangle, as five and ten were once."""
 
     def __str__(self) -> str:
-        return f"{self.split}/{self.protocol}" + (f"-{self.average}" if self.average else "")
+        return f"{self.split}/{self.rule}" + (", corners as before" if self.is_earlier else "")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
     """A finished evaluation under one crop protocol."""
 
-    folder: Path
-    result: Mapping
+    evaluation: Evaluation
     protocol: str
+
+    @property
+    def result(self) -> Mapping:
+        """The content of its result.json."""
+        return self.evaluation.result
 
     @property
     def measure(self) -> Measure:
         """What it can be compared with."""
-        result, is_one = self.result, self.values["views"] == 1
-        average = "" if is_one else result["average"]
-        return Measure(result["fingerprint"], result["split"], self.protocol, average)
+        result = self.result
+        how = rule(self.protocol, self.values["views"], result["average"])
+        is_earlier = self.protocol in CORNERS and "resized" not in result
+        return Measure(result["fingerprint"], result["split"], self.protocol, how, is_earlier)
 
     @property
     def values(self) -> Mapping[str, float]:
@@ -62,9 +69,9 @@ class Measured:
         return self.result["protocols"][self.protocol]
 
     @property
-    def has_predictions(self) -> bool:
-        """Whether the predictions for each image are beside the result."""
-        return (self.folder / PREDICTIONS).is_file()
+    def predictions(self) -> Path:
+        """The table of the predictions for each image; it may be missing."""
+        return self.evaluation.folder / PREDICTIONS
 
     @property
     def title(self) -> str:
@@ -83,38 +90,54 @@ class Contender:
     """What `evaluate` takes for its model."""
     run: RunData | None
     """None for an evaluation that lies in no run."""
-    state: str
-    """How the run stands (`pipeline.report.run_summary`)."""
-    records: Sequence[Mapping]
-    """The valid records of the run."""
-    measured: Mapping[Measure, Measured]
-    """Evaluations of its model."""
+    evaluations: Sequence[Evaluation]
+    """Those that count: of a run that which it reports comes first, then the newest."""
 
     @classmethod
     def open(cls, location: str) -> "Contender":
-        """Read a run or an evaluation; FileNotFoundError if the location is neither."""
-        folder, run_place = fetched(location)
+        """Read a run or an evaluation.
+
+        Raises FileNotFoundError if the location is neither, or a run that has not started;
+        ValueError names a file that is damaged.
+        """
+        folder, place = fetched(location)
         is_evaluation = (folder / RESULT).is_file() and (folder / PREDICTIONS).is_file()
         run_dir = folder.parent.parent if is_evaluation else folder
-        known = (run_dir / CONFIG).is_file() and (run_dir / EVENTS).is_file()
-        if not known and not is_evaluation:
+        has_config, has_events = ((run_dir / name).is_file() for name in (CONFIG, EVENTS))
+        if not has_config and not is_evaluation:
             raise FileNotFoundError(
                 f"{redact(location)} is neither the folder of a run (with {CONFIG} and {EVENTS}) "
                 f"nor that of an evaluation (with {RESULT} and {PREDICTIONS})"
             )
-        results = [folder / RESULT] if is_evaluation else run_dir.glob(f"{EVALUATIONS}/*/{RESULT}")
-        found = [(path.parent, json.loads(path.read_text())) for path in sorted(results)]
-        run = RunData(run_dir) if known else None
+        is_run = not is_evaluation or (has_config and has_events)
+        run = RunData(run_dir, place or None) if is_run else None
         name = run.settings["name"] if run else folder.name
+        found = [Evaluation.read(folder)] if is_evaluation else run.evaluations
         return cls(
             name=f"{name}, {folder.name}" if run and is_evaluation else name,
             location=redact(location),
-            model=found[0][1]["checkpoint"] if is_evaluation else redact(location),
+            model=found[0].result["checkpoint"] if is_evaluation else redact(location),
             run=run,
-            state=state_at(run, run_place or str(run_dir)) if run else "",
-            records=[record for record, _ in read_records(run_dir)] if run else [],
-            measured=of_model(found, reported(run_dir)),
+            evaluations=found if is_evaluation else of_model(run),
         )
+
+    @cached_property
+    def measured(self) -> dict[Measure, Measured]:
+        """Evaluations of its model, the first of each measure."""
+        found: dict[Measure, Measured] = {}
+        for one in (one for each in self.evaluations for one in measured(each)):
+            found.setdefault(one.measure, one)
+        return found
+
+    @property
+    def passed_over(self) -> list[str]:
+        """Evaluations of one model and measure with other figures than that which counts."""
+        return [
+            f"{self.name}: {one.measure} is that of {kept.evaluation.folder.name}, not of "
+            f"{one.evaluation.folder.name}"
+            for one in (one for each in self.evaluations for one in measured(each))
+            if (kept := self.measured[one.measure]).values != one.values
+        ]
 
 
 def fetched(location: str) -> tuple[Path, str]:
@@ -132,36 +155,23 @@ def fetched(location: str) -> tuple[Path, str]:
     return fetched_run(run) / EVALUATIONS / name, run
 
 
-def state_at(run: RunData, place: str) -> str:
-    """How a run stands: the copy of one in a store does not tell whether it has a driver."""
-    has_driver = Folder(*store.locate(place)).has_driver()
-    return state(run.events, is_done=(run.dir / RESULT).is_file(), has_driver=has_driver)
+def of_model(run: RunData) -> list[Evaluation]:
+    """Evaluations of the checkpoint that a run reports, or else of the latest step, in order."""
+    name = Path(run.result.get("checkpoint", "")).name
+
+    def rank(item: Evaluation) -> tuple[bool, int]:
+        return Path(item.result["checkpoint"]).name == name, item.result["step"] or 0
+
+    best = max(map(rank, run.evaluations), default=None)
+    return [item for item in run.evaluations if rank(item) == best]
 
 
-def reported(run_dir: Path) -> str:
-    """Name of the checkpoint that a run reports; empty if it is not finished."""
-    path = run_dir / RESULT
-    result = json.loads(path.read_text()) if path.is_file() else {}
-    return Path(result.get("checkpoint", "")).name
-
-
-def of_model(found: Sequence[tuple[Path, Mapping]], name: str) -> dict[Measure, Measured]:
-    """Evaluations of the checkpoint of this name, or else of the latest step, by their measure."""
-
-    def rank(result: Mapping) -> tuple[bool, int]:
-        return Path(result["checkpoint"]).name == name, result["step"] or 0
-
-    best = max((rank(result) for _, result in found), default=None)
-    kept = [each for each in found if rank(each[1]) == best]
-    return {one.measure: one for folder, result in kept for one in measured(folder, result)}
-
-
-def measured(folder: Path, result: Mapping) -> Iterator[Measured]:
+def measured(evaluation: Evaluation) -> Iterator[Measured]:
     """An evaluation under each of its protocols, and that of ImageNet-V2 beside it."""
-    for protocol in result["protocols"]:
-        yield Measured(folder=folder, result=result, protocol=protocol)
-    if "v2" in result:
-        yield from measured(folder / "v2", result["v2"])
+    for protocol in evaluation.result["protocols"]:
+        yield Measured(evaluation=evaluation, protocol=protocol)
+    if v2 := evaluation.v2:
+        yield from measured(v2)
 
 
 def opened(locations: Sequence[str]) -> list[Contender]:

@@ -11,6 +11,7 @@ from pipeline.evaluation.result_table import (
     CLASS_INTERVALS,
     INTERVALS,
     caption,
+    interval,
     protocol_name,
     selection,
     sides,
@@ -116,7 +117,7 @@ def class_figure_cell(name: str, values: Mapping[str, float]) -> Cell:
         return Cell("")
     factor = 1 if name == "lca_height" else 100
     text = f"{factor * values[name]:.2f}" + ("%" if factor == 100 else "")
-    return Cell(text, interval_text(name, values, factor, 2))
+    return Cell(text, interval(name, values, ".2f", factor))
 
 
 def unreadable_table(result: Mapping) -> Table:
@@ -127,8 +128,8 @@ def unreadable_table(result: Mapping) -> Table:
 
 def metric_cell(name: str, values: Mapping[str, float]) -> Cell:
     """A metric with its interval."""
-    scale = (100, 2) if METRICS[name].is_share else (1, 4)
-    return Cell(metric_text(name, values), interval_text(name, values, *scale))
+    scale = (".2f", 100) if METRICS[name].is_share else (".4f", 1)
+    return Cell(metric_text(name, values), interval(name, values, *scale))
 
 
 def metric_text(name: str, values: Mapping[str, float], prefix: str = "") -> str:
@@ -138,21 +139,12 @@ def metric_text(name: str, values: Mapping[str, float], prefix: str = "") -> str
     return f"{values[prefix + name]:{'.2%' if METRICS[name].is_share else '.4f'}}"
 
 
-def interval_text(name: str, values: Mapping[str, float], factor: int, digits: int) -> str:
-    """The 95 % interval of a figure times a factor, as text; empty if it is missing."""
-    if f"{name}_low" not in values:
-        return ""
-    low, high = (f"{factor * values[f'{name}_{end}']:.{digits}f}" for end in ("low", "high"))
-    return f"[{low}, {high}]"
-
-
 def change_cells(change: Mapping[str, float] | None) -> list[str | Cell]:
     """Gain in top-1 with its interval, images that became right and wrong, p."""
     if not change:
         return ["", "", ""]
-    low, high = change["gain_low"], change["gain_high"]
-    kind = "good" if low > 0 else "bad" if high < 0 else ""
-    note = f"[{100 * low:+.2f}, {100 * high:+.2f}]"
+    kind = "good" if change["gain_low"] > 0 else "bad" if change["gain_high"] < 0 else ""
+    note = interval("gain", change, "+.2f", 100)
     gain = Cell(f"{100 * change['gain']:+.2f}", note, kind)
     return [gain, f"+{change['gained']:,} / -{change['lost']:,}", f"{change['p']:.2g}"]
 

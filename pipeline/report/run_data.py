@@ -2,37 +2,70 @@
 
 import csv
 import json
+import statistics
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from pipeline.checkpoint.local import MODEL, checkpoints
+from pipeline.checkpoint.local import CONFIG, MODEL, checkpoints
 from pipeline.checkpoint.run_folder import CHECKPOINTS, MODELS
+from pipeline.evaluation.config import RESULT
+from pipeline.report import run_state
+from pipeline.report.run_files import Folder, explained, read_object
 from pipeline.settings.interventions import Interventions
-from pipeline.tracking.journal import EVENTS, RECORDS, SYSTEM, read_events, read_samples, valid
+from pipeline.settings.presets import nearest_preset
+from pipeline.tracking.journal import (
+    EVENTS,
+    RECORDS,
+    SYSTEM,
+    numbers,
+    read_events,
+    read_samples,
+    valid,
+)
+from shards.dataset import store
 from support.files import read_lines
+from support.redact import redact
+
+EVALUATIONS = "evaluations"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """One finished evaluation on disk."""
 
-    result: dict
-    sheet: list[dict]
-    """Examples (`pipeline.evaluation.examples`); empty if there are none."""
-    classes: list[dict[str, str]]
-    """Rows of classes.csv."""
+    folder: Path
+    result: Mapping
 
     @classmethod
     def read(cls, folder: Path) -> "Evaluation":
-        """Read the folder of an evaluation."""
-        sheet, classes = folder / "sheet.json", folder / "classes.csv"
-        lines = classes.read_text().splitlines() if classes.exists() else []
-        return cls(
-            result=json.loads((folder / "result.json").read_text()),
-            sheet=json.loads(sheet.read_text()) if sheet.exists() else [],
-            classes=list(csv.DictReader(lines)),
-        )
+        """Read the folder of an evaluation; ValueError names a file that is damaged."""
+        result = read_object(folder / RESULT)
+        if "protocols" not in result:
+            raise ValueError(f"{folder / RESULT} has no protocols: it is of no evaluation")
+        return cls(folder=folder, result=result)
+
+    @cached_property
+    def v2(self) -> "Evaluation | None":
+        """That of ImageNet-V2 beside it, if there is one."""
+        result = self.result.get("v2")
+        return result and Evaluation(folder=self.folder / "v2", result=result)
+
+    @cached_property
+    def sheet(self) -> list[dict]:
+        """Examples (`pipeline.evaluation.examples`); empty if there are none."""
+        path = self.folder / "sheet.json"
+        with explained(path):
+            return json.loads(path.read_text()) if path.is_file() else []
+
+    @cached_property
+    def classes(self) -> list[dict[str, str]]:
+        """Rows of classes.csv; empty if there is none."""
+        path = self.folder / "classes.csv"
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        return list(csv.DictReader(text.splitlines()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,41 +85,79 @@ class Session:
 class RunData:
     """Everything that the folder of a run contains."""
 
-    def __init__(self, run_dir: Path) -> None:
-        """Read a run, finished or not; FileNotFoundError if the folder is not that of a run."""
-        config = run_dir / "config.json"
-        if not config.is_file() or not (run_dir / EVENTS).is_file():
-            raise FileNotFoundError(
-                f"{run_dir} is not the folder of a run: it has no config.json and {EVENTS}; it is "
-                f"RUNS_DIR/NAME"
-            )
-        self.dir, self.settings = run_dir, json.loads(config.read_text())
-        self.events = read_events(run_dir)
-        lines, samples = list(read_lines(run_dir / RECORDS)), read_samples(run_dir)
+    def __init__(self, run_dir: Path, place: str | None = None) -> None:
+        """Read a run, finished or not; `place` is the URI of which the folder is a copy, if any.
+
+        Raises FileNotFoundError if the folder is not that of a run, or of one that has not started;
+        ValueError names a file that is damaged.
+        """
+        self._place = place or str(run_dir)
+        check_folder(run_dir, redact(self._place))
+        self.dir, self.settings = run_dir, read_object(run_dir / CONFIG)
+        self.result = read_object(run_dir / RESULT)
+        """Of a finished run (`pipeline.outcome`); empty until then."""
+        with explained(run_dir / EVENTS):
+            self.events = read_events(run_dir)
+        with explained(run_dir / RECORDS):
+            lines = list(read_lines(run_dir / RECORDS))
+        samples = read_samples(run_dir)
         # time that the run spent on steps that were taken back counts, their values do not
         times = [line["time"] for line, _ in (*lines, *samples)]
-        self.sessions = sessions(self.events, times)
+        try:
+            self.sessions = sessions(self.events, times)
+        except ValueError as error:
+            raise ValueError(f"{run_dir}: {error}") from error
         # the driver of a run in a store has copies of the weights alone
         copies = checkpoints(run_dir / MODELS, only=MODEL)
         self.checkpoints = checkpoints(run_dir / CHECKPOINTS) or copies
-        results = (run_dir / "evaluations").glob("*/result.json")
-        newest_first = sorted(results, key=lambda path: path.stat().st_mtime, reverse=True)
-        self.evaluations = [Evaluation.read(path.parent) for path in newest_first]
+        self.evaluations = self._evaluations()
+        self.records = [record for record, _ in valid(lines)]
+        """The valid records."""
         self.last_step = 0
         # step and time of each record
         self.times: list[tuple[int, float]] = []
         # points (step, value) by name; for system metrics (minutes since the start, value)
         self.lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
-        for record, _ in (*valid(lines), *samples):
+        for record in (*self.records, *(sample for sample, _ in samples)):
             if record["kind"].startswith(SYSTEM):
                 x = (record["time"] - self.events[0]["time"]) / 60
             else:
                 x = record["step"]
                 self.last_step = max(self.last_step, x)
                 self.times.append((x, record["time"]))
-            for name, value in record.items():
-                if name not in ("kind", "step", "time") and isinstance(value, int | float):
-                    self.lines[name].append((x, value))
+            for name, value in numbers(record).items():
+                self.lines[name].append((x, value))
+
+    def _evaluations(self) -> list[Evaluation]:
+        """What the run reports comes first, then what was recorded last; copies lose the times."""
+        folders = (path.parent for path in sorted(self.dir.glob(f"{EVALUATIONS}/*/{RESULT}")))
+        times = {e["folder"]: e["time"] for e in self.events if e["event"] == "artifact"}
+
+        def rank(item: Evaluation) -> tuple[bool, float, int]:
+            recorded = times.get(f"{EVALUATIONS}/{item.folder.name}", 0.0)
+            return self.reports(item), recorded, item.result["step"] or 0
+
+        return sorted(map(Evaluation.read, folders), key=rank, reverse=True)
+
+    def reports(self, item: Evaluation) -> bool:
+        """Whether an evaluation is that of the result of the run."""
+        return Path(self.result.get("evaluation", "")).name == item.folder.name
+
+    @cached_property
+    def state(self) -> str:
+        """How it stands (`pipeline.report.run_state`), by the lease in its place."""
+        has_driver = Folder(*store.locate(self._place)).has_driver()
+        return run_state.state(self.events, is_done=bool(self.result), has_driver=has_driver)
+
+    @property
+    def preset(self) -> str:
+        """The nearest preset, and how many settings differ."""
+        return preset_text(*nearest_preset(self.settings))
+
+    @property
+    def images_per_s(self) -> float | None:
+        """Median training rate."""
+        return median_rate([rate for _, rate in self.lines.get("images_per_s", ())])
 
     def tags(self) -> dict[str, str]:
         """The tags of the run; the latest value of each."""
@@ -109,11 +180,6 @@ class RunData:
             found[step] += [f"learning rate times {factor:g}"]
         return {step: "; ".join(texts) for step, texts in found.items() if step <= self.last_step}
 
-    def status(self) -> str:
-        """How the last start ended; "RUNNING" if it has not."""
-        last = [event for event in self.events if event["event"] in ("start", "status")][-1]
-        return last.get("status", "RUNNING")
-
     def hours(self) -> float:
         """Duration of the run over all its starts."""
         return sum(session.hours for session in self.sessions)
@@ -122,10 +188,52 @@ class RunData:
         """Duration of the run times workers."""
         return sum(session.hours * session.workers for session in self.sessions)
 
+    def price(self, price_per_hour: float | None) -> float | None:
+        """The price of a worker: this one, or else its own; None without one."""
+        return price_per_hour or self.settings.get("record.price_per_hour")
+
+    def cost(self, price_per_hour: float | None) -> float | None:
+        """What its worker-hours cost, at a price or else at its own; None without one."""
+        return cost(self.worker_hours(), self.price(price_per_hour))
+
+
+def check_folder(run_dir: Path, place: str) -> None:
+    """Raise FileNotFoundError unless a folder, known as `place`, is a run that has started."""
+    has_config, has_events = ((run_dir / name).is_file() for name in (CONFIG, EVENTS))
+    if has_config and not has_events:
+        raise FileNotFoundError(
+            f"{place} is a run that has not started: it has {CONFIG}, but no {EVENTS}, which its "
+            f"driver begins when it has its cluster; try again then"
+        )
+    if not has_config:
+        raise FileNotFoundError(
+            f"{place} is not the folder of a run: it has no {CONFIG}; it is RUNS_DIR/NAME"
+        )
+
+
+def preset_text(name: str, changed: Sequence[str]) -> str:
+    """A preset, and how many settings differ from it."""
+    return name + (f" +{len(changed)}" if changed else "")
+
+
+def median_rate(rates: Sequence[float]) -> float | None:
+    """The rate of a run by those of its intervals; None without one."""
+    return statistics.median_high(rates) if rates else None
+
+
+def cost(worker_hours: float, price_per_hour: float | None) -> float | None:
+    """What workers cost; None without a price."""
+    return worker_hours * price_per_hour if price_per_hour else None
+
 
 def sessions(events: list[dict], times: list[float]) -> list[Session]:
-    """The starts of a run; an interrupted one ends with its last event or record."""
+    """The starts of a run; an interrupted one ends with its last event or record.
+
+    Raises ValueError if there is none.
+    """
     starts = [number for number, event in enumerate(events) if event["event"] == "start"]
+    if not starts:
+        raise ValueError(f"{EVENTS} has no start, with which a driver begins it: it is damaged")
     result = []
     for first, last in zip(starts, [*starts[1:], None], strict=True):
         session_events, start = events[first:last], events[first]["time"]

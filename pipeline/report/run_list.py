@@ -12,17 +12,10 @@ from pyarrow import fs as pafs
 from pipeline.checkpoint.local import CONFIG
 from pipeline.checkpoint.run_folder import CHECKPOINTS, SEARCH
 from pipeline.evaluation.metrics import METRICS
-from pipeline.report.run_summary import (
-    BROKEN,
-    FINISHED,
-    RUNNING,
-    STOPPED,
-    UNREADABLE,
-    Folder,
-    RunSummary,
-    run_summary,
-    state,
-)
+from pipeline.report.run_data import preset_text
+from pipeline.report.run_files import Folder
+from pipeline.report.run_state import FINISHED, RUNNING, STOPPED, UNREADABLE, state
+from pipeline.report.run_summary import BROKEN, RunSummary, run_summary
 from pipeline.tracking.journal import EVENTS
 from shards.dataset import store
 from support.console import duration
@@ -31,7 +24,8 @@ from support.lease import LEASE
 # folders that are read at the same time, and trials of each search: requests to a store are waiting
 THREADS, TRIAL_THREADS = 32, 8
 TRIALS = "trials"
-HEAD = ("run", "preset", "state", "step", "done", "images/s", METRICS["top1"].title, "on")
+TOP1 = f"{METRICS['top1'].title}, 95 %"
+HEAD = ("run", "preset", "state", "step", "done", "images/s", TOP1, "on")
 HEAD += ("hours", "worker-h", "cost", "last change")
 # columns of words
 WORDS = (0, 1, 2, 7)
@@ -124,15 +118,22 @@ def row(run: RunSummary, now: float, cost: float | None) -> list[str]:
     place = f"{done:,}" + (f"/{total:,}" if total else "") if is_known else "-"
     return [
         run.name,
-        run.preset + (f" +{len(run.changed)}" if run.changed else "") or "-",
+        preset_text(run.preset, run.changed) or "-",
         run.state,
         place + (" trials" if run.trials else ""),
         f"{done / total:.0%}" if total else "-",
         f"{run.images_per_s:,.0f}" if run.images_per_s else "-",
-        "-" if run.top1 is None else f"{run.top1:.4f}",
+        top1_text(run),
         run.figure or "-",
         "-" if run.hours is None else f"{run.hours:,.2f}",
         f"{run.worker_hours:,.2f}" if is_known else "-",
         "-" if cost is None else f"{cost:,.2f}",
         f"{duration(max(0.0, now - run.changed_at))} ago" if run.changed_at else "-",
     ]
+
+
+def top1_text(run: RunSummary) -> str:
+    """The top-1 of a run with half its 95 % interval, if that is known."""
+    if run.top1 is None:
+        return "-"
+    return f"{run.top1:.4f}" + (f" +-{run.half_width:.4f}" if run.half_width is not None else "")

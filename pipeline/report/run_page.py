@@ -9,10 +9,12 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipeline.data.dataset import set_name
 from pipeline.evaluation.metrics import METRICS
 from pipeline.evaluation.result_table import averaged
 from pipeline.report.evaluation_section import evaluation_values, metric_text, summary
-from pipeline.report.run_data import RunData
+from pipeline.report.run_data import Evaluation, RunData
+from pipeline.report.run_state import RUNNING
 from pipeline.settings.config import TrainConfig
 from support.chart import MAX_NAMES, line_chart
 from support.console import duration
@@ -26,21 +28,27 @@ LONG_MINUTES = 300
 
 
 def write_report(
-    run_dir: Path, *, price_per_hour: float | None = None, status: str | None = None
+    run_dir: Path,
+    *,
+    price_per_hour: float | None = None,
+    state: str | None = None,
+    place: str | None = None,
 ) -> Path:
     """Write the page about a run, finished or not; returns its path.
 
-    `price_per_hour`, of one worker, overrides the run's setting; `status` overrides its record.
+    `price_per_hour`, of one worker, overrides the run's setting. A driver says by `state` how its
+    run stands (`pipeline.report.run_state`); otherwise the record and the lease tell, which for a
+    copy of a run in a store is in its `place`, a URI.
     """
-    run = RunData(run_dir)
-    price = price_per_hour or run.settings.get("record.price_per_hour")
-    defaults = TrainConfig().flat()
+    run, written = RunData(run_dir, place), clock(datetime.datetime.now().timestamp())
+    state, defaults = state or run.state, TrainConfig().flat()
     page = render(
         "pipeline.report/run.html",
         settings=run.settings,
         started=clock(run.sessions[0].start),
-        status=(status or run.status()).lower(),
-        tiles=tiles(run, price),
+        # the page of a driver that is gone may be its last one, so it says when that was true
+        state=f"{state} on {written}" if state == RUNNING else state,
+        tiles=tiles(run, price_per_hour),
         curves=curves(run),
         log_every=run.settings["log_every"],
         evaluation=evaluation_values(run.evaluations[0]) if run.evaluations else None,
@@ -49,35 +57,44 @@ def write_report(
         checkpoints=checkpoint_table(run),
         data=data_table(run),
         sessions=session_table(run),
-        cost=cost(run, price),
+        cost=cost_text(run, price_per_hour),
         tags=pairs(run.tags()),
         changed=pairs({k: v for k, v in run.settings.items() if defaults.get(k) != v}),
         all_settings=pairs(run.settings),
-        written=clock(datetime.datetime.now().timestamp()),
+        written=written,
         run_dir=run.dir,
     )
     write_bytes(run_dir / PAGE, page.encode())
     return run_dir / PAGE
 
 
-def tiles(run: RunData, price: float | None) -> dict[str, str]:
+def tiles(run: RunData, price_per_hour: float | None) -> dict[str, str]:
     """The key numbers by name."""
     top1, values = METRICS["top1"].title, {}
     if run.evaluations:
-        result = run.evaluations[0].result
-        for name, item in result["protocols"].items():
-            low, high = (100 * item[f"top1_{end}"] for end in ("low", "high"))
-            title = f"{top1} on {result['split']}, {averaged(name, item, result)}"
-            values[f"{title} (Wilson 95 %: {low:.1f} to {high:.1f})"] = f"{item['top1']:.1%}"
+        values |= headline(run, run.evaluations[0])
     elif line := run.lines.get("val/top1"):
         (step, last), split = line[-1], run.settings.get("data.eval_split", "val")
         values[f"{top1} on {split}, one centre crop, at step {step:,}"] = f"{last:.2%}"
     values["steps"] = f"{run.last_step:,}"
-    if rates := run.lines.get("images_per_s"):
-        values["images/s"] = f"{sorted(y for _, y in rates)[len(rates) // 2]:,.0f}"
+    if rate := run.images_per_s:
+        values["images/s"] = f"{rate:,.0f}"
     values["time"] = duration(3600 * run.hours())
-    if price:
-        values["cost"] = f"{run.worker_hours() * price:,.2f}"
+    if cost := run.cost(price_per_hour):
+        values["cost"] = f"{cost:,.2f}"
+    return values
+
+
+def headline(run: RunData, evaluation: Evaluation) -> dict[str, str]:
+    """The top-1 of an evaluation; one that the run does not report is named with data and step."""
+    result, values = evaluation.result, {}
+    where, step = result["split"], ""
+    if not run.reports(evaluation):
+        where, step = f"{where} of {set_name(result['data'])}", f", step {result['step'] or 0:,}"
+    for name, item in result["protocols"].items():
+        low, high = (100 * item[f"top1_{end}"] for end in ("low", "high"))
+        title = f"{METRICS['top1'].title} on {where}, {averaged(name, item, result)}{step}"
+        values[f"{title} (Wilson 95 %: {low:.1f} to {high:.1f})"] = f"{item['top1']:.1%}"
     return values
 
 
@@ -168,7 +185,8 @@ def together(lines: Mapping[str, Line]) -> tuple[Mapping[str, Line], dict[str, B
 def checkpoint_table(run: RunData) -> Table:
     """The checkpoints on disk, with the metrics of each."""
     names = [n for n in METRICS if any(f"val/{n}" in item.metrics for item in run.checkpoints)]
-    head = ["checkpoint", "images seen", *(f"{METRICS[name].title}, one crop" for name in names)]
+    on = f"on {run.settings.get('data.eval_split', 'val')}, one crop"
+    head = ["checkpoint", "images seen", *(f"{METRICS[name].title} {on}" for name in names)]
     rows = []
     for item in run.checkpoints:
         values = (metric_text(name, item.metrics, "val/") for name in names)
@@ -196,11 +214,11 @@ def session_table(run: RunData) -> Table:
     return Table(head=["started", "lasted", "workers", "worker-hours"], rows=rows)
 
 
-def cost(run: RunData, price: float | None) -> str:
+def cost_text(run: RunData, price_per_hour: float | None) -> str:
     """Total worker-hours, and what they cost."""
-    total = run.worker_hours()
-    note = f", at {price:g} an hour: {total * price:,.2f}" if price else "; no price was given"
-    return f"{total:.3f} worker-hours in all{note}."
+    price, cost = run.price(price_per_hour), run.cost(price_per_hour)
+    note = f", at {price:g} an hour: {cost:,.2f}" if price else "; no price was given"
+    return f"{run.worker_hours():.3f} worker-hours in all{note}."
 
 
 def pairs(values: Mapping[str, object]) -> Table:

@@ -53,7 +53,5 @@ class Tested:
     @property
     def _wnids(self) -> list[str]:
         """The classes that have images, in their order; empty if that is not on disk."""
-        path = self.first.measured[self.measure].folder / "classes.csv"
-        lines = path.read_text().splitlines()[1:] if path.is_file() else []
-        wnids = [line.partition(",")[0] for line in lines]
+        wnids = [row["wnid"] for row in self.first.measured[self.measure].evaluation.classes]
         return wnids if len(wnids) == len(self.test.classes) else []
