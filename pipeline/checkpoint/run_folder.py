@@ -5,6 +5,7 @@
 
     NAME/config.json  lease.json  metrics.jsonl  events.jsonl  mlflow.json  refused.jsonl
     NAME/result.json  report.html  checkpoints/  evaluations/  probes/  init/  models/
+    NAME/class_images.json   of this copy alone: counted from the data when needed
 
 With a store the driver works on its copy. It takes the store's files when it starts, and puts its
 own there before it depends on them: before a checkpoint becomes visible, and at the end. So a run
@@ -137,8 +138,11 @@ class RunFolder:
             system, path = store.locate(store.join(self.uri, name))
             remote.remove(system, path, self.location)
 
-    def pull(self) -> None:
+    def pull(self, *, holds_lease: bool = True) -> None:
         """Make the copy on this node continue the files of the store.
+
+        Whoever holds the lease sweeps what a killed driver was writing. Without the lease a driver
+        may be writing it now, and it stays.
 
         A copy whose journal goes on where that of the store ends is kept: its driver died here.
         Any other copy is of another past of the run, and is replaced. Copies of checkpoints stay:
@@ -151,8 +155,9 @@ class RunFolder:
         files = {}
         for path in with_retries(partial(listed, system, root), self.location):
             name = str(Path(path).relative_to(root))
-            if path.endswith(store.TEMPORARY):  # a killed driver was writing it
-                store.discard(system, path)
+            if path.endswith(store.TEMPORARY):
+                if holds_lease:
+                    store.discard(system, path)
             elif Path(name).parts[0] not in NOT_PULLED and not name.startswith("."):
                 files[name] = path
         contents = {
@@ -203,7 +208,7 @@ def fetched_run(location: str) -> Path:
             f"{run.location} has none of {', '.join(BEGUN)}"
         )
     run.path.mkdir(parents=True, exist_ok=True)
-    run.pull()
+    run.pull(holds_lease=False)
     return run.path
 
 
