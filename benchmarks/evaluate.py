@@ -1,10 +1,14 @@
 """Evaluation against the bare forward pass of the same model, and the time to its first result.
 
-    python benchmarks/evaluate.py [--model S/16] [--crops center ten] [--batch 110] [--batches 8]
+    python benchmarks/evaluate.py [--model S/16] [--crops center ten] [--batches 20] [--rounds 3]
 
 Both run on the same device in turns: the forward pass alone on crops that lie on the device
 already, and the whole evaluation (read, decode, crop, forward pass, answers) through Ray Data. The
-figure is images x crops per second of the one over the other; the medians of the rounds.
+figure is crops per second of the one over the other; the medians of the rounds.
+
+--batches are counted, between as many others as can be decoded ahead at either end: so as many are
+ready at the last counted answer as at the first, and each counted crop pays for its decoding. A
+task decodes one batch, and the buffer holds two.
 
 The time to the first result is that from the call of evaluate_model, on a cluster that has
 evaluated before, to the first answers, of a batch of one image: the start of the processes, and
@@ -14,6 +18,7 @@ hardly any computing.
 import argparse
 import io
 import json
+import math
 import os
 import platform
 import statistics
@@ -31,6 +36,7 @@ from PIL import Image  # noqa: E402
 
 from pipeline.data.dataset import Dataset  # noqa: E402
 from pipeline.data.feed import NodeFeed  # noqa: E402
+from pipeline.evaluation import predict  # noqa: E402
 from pipeline.evaluation.config import EvaluateConfig  # noqa: E402
 from pipeline.evaluation.evaluate import evaluate_model  # noqa: E402
 from pipeline.evaluation.forward import Forward  # noqa: E402
@@ -42,21 +48,28 @@ from vit.config import ViTConfig  # noqa: E402
 from vit.model import ViT  # noqa: E402
 from vit.weights import MODEL_FILE, save_safetensors  # noqa: E402
 
+# batches before and after the counted ones: what is decoded ahead (two in the buffer, three for the
+# device, and a task on each of a few CPUs), and the answers that come one batch late
+ENDS = 10
+FEWEST = 10  # counted batches
+DISTINCT = 64  # photographs; the others are copies with other bytes at their end
+
 
 def main() -> None:
     """Measure and print a line of JSON for each protocol."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="S/16")
     parser.add_argument("--crops", nargs="+", default=["center", "ten"])
-    parser.add_argument("--batch", type=int, default=110, help="crops of a forward pass")
-    parser.add_argument("--batches", type=int, default=8, help="passes of a round, 3 at least")
+    parser.add_argument("--batches", type=int, default=20, help="counted passes, at least 10")
+    parser.add_argument("--batch", type=int, default=22, help="crops of a forward pass, at most")
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
+    if given.batches < FEWEST:
+        parser.error(f"--batches {given.batches} is too few for a rate; give at least {FEWEST}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as folder:
-        dataset = photographs(Path(folder) / "many", given.batch * given.batches)
         few = photographs(Path(folder) / "few", 8)
-        config = ViTConfig.named(given.model, num_classes=len(dataset.classes))
+        config = ViTConfig.named(given.model, num_classes=len(few.classes))
         model = ViT(config).eval().to(device)
         save_safetensors(Path(folder) / MODEL_FILE, model.state_dict())
         eval_model = EvalModel.open(Path(folder) / MODEL_FILE)
@@ -70,11 +83,15 @@ def main() -> None:
                 classes="data",
                 model=config,
             )
+            images = (given.batches + 2 * ENDS) * settings.batch_images
+            dataset = photographs(Path(folder) / f"many-{crops}", images)
             evaluator = Evaluator(dataset=dataset, settings=settings)
             bare, whole, first = [], [], []
             for number in range(given.rounds + 1):
-                images = given.batches * settings.batch_images
-                rates = forward(model, settings), evaluation(evaluator, model, images)
+                rates = (
+                    forward(model, settings, given.batches),
+                    evaluation(evaluator, model, given.batches),
+                )
                 out = Path(folder) / f"{crops}{number}"
                 wait = first_result(eval_model, settings, few, out)
                 if number:  # the first round warms up
@@ -87,27 +104,28 @@ def main() -> None:
 
 def photographs(folder: Path, count: int) -> Dataset:
     """JPEGs of the size of ImageNet's, as a shard set."""
-    random = np.random.default_rng(0)
-    for number in range(count):
-        path = folder / "images" / f"n{number % 4:08d}" / f"{number}.JPEG"
-        path.parent.mkdir(parents=True, exist_ok=True)
+    random, photos = np.random.default_rng(0), []
+    for _ in range(min(count, DISTINCT)):
         coarse = random.integers(0, 256, (24, 32, 3), np.uint8)
         image = Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC)
         noise = random.normal(0, 12, (375, 500, 3))
         pixels = np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8)
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
-        path.write_bytes(buffer.getvalue())
+        photos.append(buffer.getvalue())
+    for number in range(count):
+        path = folder / "images" / f"n{number % 4:08d}" / f"{number}.JPEG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(photos[number % len(photos)] + number.to_bytes(4))
     build([folder / "images"], folder / "shards", BuildConfig(val_per_class=0))
     return Dataset.open((str(folder / "shards"),), "train", 32)
 
 
-def forward(model: ViT, settings: EvaluateConfig) -> float:
-    """Crops per second of the forward pass alone, in the evaluation's batches."""
+def forward(model: ViT, settings: EvaluateConfig, batches: int) -> float:
+    """Crops per second of the forward pass alone, in as many batches as of the evaluation."""
     function, device = Forward(model, settings), next(model.parameters()).device
     size, batch = model.config.image_size, settings.batch_images * settings.views
     images = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8, device=device)
-    steps = 2 if device.type == "cpu" else 100
 
     def run(count: int) -> float:
         before = time.perf_counter()
@@ -118,18 +136,18 @@ def forward(model: ViT, settings: EvaluateConfig) -> float:
         return time.perf_counter() - before
 
     run(1)
-    return steps * batch / run(steps)
+    return batches * batch / run(batches)
 
 
-def evaluation(evaluator: Evaluator, model: ViT, images: int) -> float:
-    """Crops per second of the whole evaluation, from the first answers on."""
-    begun, sizes = 0.0, []
-    share = EvalShare.of_spans([(0, images)], evaluator.settings.batch_images)
-    for block in evaluator.predictions(model, NodeFeed.alone(), share):
-        begun = begun or time.perf_counter()  # starting Ray Data's tasks is no rate
-        sizes.append(len(block["position"]))
-    # answers come one batch late: when the first are here, the second batch is computed as well
-    return sum(sizes[2:]) * evaluator.settings.views / (time.perf_counter() - begun)
+def evaluation(evaluator: Evaluator, model: ViT, batches: int) -> float:
+    """Crops per second of the whole evaluation in so many batches, of which `ENDS` are ahead."""
+    size, views = evaluator.settings.batch_images, evaluator.settings.views
+    predict.TASK_BYTES = size * math.prod(predict.view_of(evaluator.settings).shape)
+    predict.BUFFER_GIB = 2 * predict.TASK_BYTES / 2**30
+    share = EvalShare.of_spans([(0, evaluator.dataset.samples)], size)
+    times = [time.perf_counter() for _ in evaluator.predictions(model, NodeFeed.alone(), share)]
+    first, last = times[ENDS - 1], times[ENDS + batches - 1]
+    return batches * size * views / (last - first)
 
 
 def first_result(

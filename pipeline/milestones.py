@@ -3,7 +3,7 @@
     report of a checkpoint -> note -> models and page -> journal -> the place that counts
 
 Several reports that wait are one pass, which looks at what is there. What a pass could not do, the
-next one does.
+next one does. When the block has ended well, the last pass is waited for.
 """
 
 import contextlib
@@ -36,7 +36,9 @@ def milestones(job: Job, publish: Callable[[], None]) -> Iterator[Callable[[], N
     due.set()  # a driver that was killed may have left something to record
 
     def follow(closing: threading.Event) -> None:
-        while not closing.wait(PAUSE_S):
+        is_last = False
+        while not is_last:
+            is_last = closing.wait(PAUSE_S)
             if not due.is_set():
                 continue
             due.clear()
@@ -48,7 +50,11 @@ def milestones(job: Job, publish: Callable[[], None]) -> Iterator[Callable[[], N
                 log.warning("a checkpoint could not be recorded yet: %s", error)
 
     with beside(follow, "milestones"):
-        yield due.set
+        try:
+            yield due.set
+        except BaseException:
+            due.clear()  # what ends by an error or by Ctrl-C waits for no store
+            raise
 
 
 def record(job: Job, shown: set[str], publish: Callable[[], None]) -> None:

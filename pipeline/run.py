@@ -13,21 +13,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
-from pipeline.checkpoint.local import SELECT, Checkpoint
+from pipeline.checkpoint.local import Checkpoint
 from pipeline.checkpoint.run_folder import LOCK, RunFolder
 from pipeline.cluster.session import ray_session
-from pipeline.evaluation.config import CENTER, RESULT
-from pipeline.evaluation.evaluate import default_folder, evaluate_model
-from pipeline.evaluation.model import EvalModel
+from pipeline.evaluation.config import RESULT
 from pipeline.initial_weights import fetched
 from pipeline.milestones import milestones
-from pipeline.outcome import Outcome, training_rate
+from pipeline.outcome import FINISHED, OUTCOME_TAG, Outcome
 from pipeline.report.run_page import PAGE
 from pipeline.reports import OnRecord, Reports
-from pipeline.run_events import record_circumstances, record_end, record_result
+from pipeline.run_events import record_circumstances, record_end
+from pipeline.run_result import evaluate_chosen, finish, finish_trial
 from pipeline.settings.config import TrainConfig
+from pipeline.tracking import mlflow_sync
 from pipeline.tracking.journal import EVENTS, RECORDS, REFUSED
 from pipeline.tracking.mlflow_address import CURSOR
 from pipeline.tracking.recorder import Recorder
@@ -35,14 +34,14 @@ from pipeline.train.attempts import train_workers
 from pipeline.train.job import CONFIG, Job, check_folder, prepare
 from pipeline.train.nodes import shared
 from pipeline.train.report_queue import run_report_queue
-from support.console import Progress, log_stage
-from support.files import locked, write_json
+from support.console import log_stage
+from support.files import AlreadyLocked, locked, write_json
 from support.lease import HASTY_S, PATIENT_S, Lease, LeaseLost, leased
 
 log = logging.getLogger(__name__)
 
-# MLflow's tag for how a run ended: "done", "diverged", or the reason of a search to stop it
-OUTCOME_TAG = "outcome"
+# how much of the record MLflow has, and what it has refused
+SENT = (CURSOR, REFUSED)
 # the record of a run; the cursor comes first, because it must not be ahead of the journal
 JOURNAL = (CURSOR, RECORDS, EVENTS, REFUSED)
 # the result comes last, because it says that the run is finished
@@ -93,6 +92,9 @@ def execute(
         if outcome := Outcome.read(job.dir):
             log.info("run %r is finished; a new one needs another --name", job.config.name)
             publish(job, lease)
+            with contextlib.suppress(AlreadyLocked):  # another process sends it
+                mlflow_sync.sync(job.dir, job.folder.models)
+            publish(job, lease, SENT)
             return outcome
         check_folder(job)  # another driver may have had the run since the first look
         for checkpoints in (job.checkpoints, job.folder.models):
@@ -102,8 +104,7 @@ def execute(
         with (
             ray_session(extra_cpus=job.config.workers, verbose=verbose),
             shared(job.folder.place, data=job.locations, init_from=start) as view,
-            publishing(job, lease),
-            recording(job, trial) as recorder,
+            recording(job, lease, trial) as recorder,
         ):
             write_json(job.dir / CONFIG, job.config.flat())  # some may have changed
             job.folder.push(CONFIG)
@@ -113,10 +114,13 @@ def execute(
             with nullcontext() if trial else milestones(job, publish_page) as note:
                 reports = Reports(recorder, job.total_steps, on_record, note)
                 last = train(job, reports, lease, partial(train_workers, job, view, own_cpus))
-            if last.step < job.total_steps:
-                end(recorder, job, trial, "FINISHED", {OUTCOME_TAG: reports.stop_reason})
+                is_complete = last.step >= job.total_steps
+                # it may take an hour, in which the last checkpoint is recorded
+                result = evaluate_chosen(job) if is_complete and not trial else None
+            if not is_complete:
+                end(recorder, job, trial, FINISHED, {OUTCOME_TAG: reports.stop_reason})
                 return None
-            return finish_trial(job, recorder, last) if trial else finish(job, recorder)
+            return finish(job, recorder, *result) if result else finish_trial(job, recorder, last)
 
 
 def train(job: Job, reports: Reports, lease: Lease, run_workers: Callable[..., None]) -> Checkpoint:
@@ -142,24 +146,6 @@ def train(job: Job, reports: Reports, lease: Lease, run_workers: Callable[..., N
     return last
 
 
-def finish(job: Job, recorder: Recorder) -> Outcome:
-    """Evaluate the last checkpoint, or the selected one, and write the result of the run."""
-    chosen = job.checkpoints.fetch(job.checkpoints.chosen())
-    folder, result = evaluate_chosen(job, chosen)
-    outcome = Outcome(
-        steps=job.total_steps,
-        images_per_s=training_rate(job.dir),
-        checkpoint=job.checkpoints.location(chosen),
-        protocols=result["protocols"],
-        changes=result["changes"],
-        evaluation=str(folder),
-        chosen=reason(job, chosen),
-    )
-    outcome.write(job.dir)
-    record_result(recorder, job, chosen, folder)
-    return outcome
-
-
 def publish(
     job: Job,
     lease: Lease,
@@ -176,54 +162,17 @@ def publish(
 
 
 @contextlib.contextmanager
-def publishing(job: Job, lease: Lease) -> Iterator[None]:
-    """Publish the record when the block ends, also after an error, which must not be hidden."""
+def publishing(job: Job, lease: Lease, names: Sequence[str]) -> Iterator[None]:
+    """Publish files when the block ends; after an error, which must not be hidden, the record."""
     try:
         yield
     except BaseException:
         try:
-            publish(job, lease, (*JOURNAL, PAGE))
+            publish(job, lease, [name for name in names if name in (*JOURNAL, PAGE)])
         except (OSError, LeaseLost) as error:
             log.warning("the end of the record is on this machine only: %s", error)
         raise
-    publish(job, lease)
-
-
-def reason(job: Job, chosen: Checkpoint) -> str:
-    """Why a run reports this checkpoint, in words."""
-    if not job.select:
-        return "the last step"
-    top1, split = chosen.metrics[SELECT], job.config.data.select_split
-    return f"step {chosen.step:,}, the highest top-1 on {split}: {top1:.4f}"
-
-
-def evaluate_chosen(job: Job, chosen: Checkpoint) -> tuple[Path, dict]:
-    """Evaluate a checkpoint with one crop and with many; returns the folder and result."""
-    config, eval_model = job.config, EvalModel.open(chosen.path)
-    settings = eval_model.evaluation(
-        crops=(config.crops,),
-        batch=config.eval_batch,
-        workers=config.workers,
-        compile=config.compile,
-    )
-    stage = f"evaluate {chosen.path.name}: {', '.join(settings.protocols)}"
-    log_stage(job.num_stages, job.num_stages, stage)
-    folder = default_folder(eval_model, settings, job.eval)
-    return folder, evaluate_model(eval_model, settings, job.eval, folder, Progress("evaluate"))
-
-
-def finish_trial(job: Job, recorder: Recorder, last: Checkpoint) -> Outcome:
-    """End a trial; its result is the evaluation at the last step, at the end of the schedule."""
-    metrics = {name.removeprefix("val/"): value for name, value in last.metrics.items()}
-    outcome = Outcome(
-        steps=last.step,
-        images_per_s=training_rate(job.dir),
-        checkpoint=job.checkpoints.location(last),
-        protocols={CENTER: metrics},
-    )
-    outcome.write(job.dir)
-    recorder.finish("FINISHED", tags={OUTCOME_TAG: "done"})
-    return outcome
+    publish(job, lease, names)
 
 
 def describe(job: Job, last: Checkpoint | None) -> str:
@@ -237,8 +186,11 @@ def describe(job: Job, last: Checkpoint | None) -> str:
 
 
 @contextlib.contextmanager
-def recording(job: Job, trial: Trial | None) -> Iterator[Recorder]:
-    """Open the record of a run; an exception in the block ends it as failed or killed."""
+def recording(job: Job, lease: Lease, trial: Trial | None) -> Iterator[Recorder]:
+    """Open the record of a run, and end it with the block.
+
+    Its end is put where the run is before MLflow is waited for, which may be slow or away.
+    """
     recorder = Recorder(
         job.dir,
         name=job.config.name,
@@ -247,10 +199,21 @@ def recording(job: Job, trial: Trial | None) -> Iterator[Recorder]:
         parent=trial.search.path if trial else None,
         models=job.folder.models,
     )
-    try:
+    with contextlib.ExitStack() as last_first:
+        last_first.enter_context(publishing(job, lease, SENT))
+        last_first.callback(lambda: lease.lost or recorder.close())
+        last_first.enter_context(publishing(job, lease, FILES))
+        last_first.enter_context(ending(job, recorder, trial))
         yield recorder
+
+
+@contextlib.contextmanager
+def ending(job: Job, recorder: Recorder, trial: Trial | None) -> Iterator[None]:
+    """After an exception in the block the record ends as failed or killed."""
+    try:
+        yield
     except FloatingPointError:  # in a trial this is a result
-        status = "FINISHED" if trial else "FAILED"
+        status = FINISHED if trial else "FAILED"
         end(recorder, job, trial, status, {OUTCOME_TAG: "diverged"})
         raise
     except LeaseLost:  # the record is that of another driver now
@@ -269,6 +232,6 @@ def end(
 ) -> None:
     """End the record of a run that has no result; a trial has neither models nor a page."""
     if trial:
-        recorder.finish(status, tags=tags)
+        recorder.end(status, tags=tags)
     else:
         record_end(recorder, job, status, tags)

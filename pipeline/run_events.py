@@ -9,14 +9,16 @@ and `probe` are all one event, written by `pipeline.run_models.write_evaluation`
 
 import json
 import logging
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pipeline.checkpoint.local import Checkpoint
 from pipeline.data.dataset import set_name
-from pipeline.evaluation.config import CENTER, RESULT
+from pipeline.evaluation.config import CENTER, RESULT, EvaluateConfig
 from pipeline.evaluation.figure_names import rule
 from pipeline.evaluation.metrics import FIGURES, METRICS
+from pipeline.outcome import DONE, FINISHED, OUTCOME_TAG
 from pipeline.report.run_page import write_report
 from pipeline.report.run_state import ended
 from pipeline.run_models import record_models, write_evaluation, write_model
@@ -72,39 +74,52 @@ def record_result(recorder: Recorder, job: Job, chosen: Checkpoint, evaluation: 
         write_model(job.dir, checkpoint, settings.register, is_chosen=is_chosen)
     write_result(job.dir, evaluation, attached)
     journal.write_artifact(job.dir, job.dir / RESULT)
+    record_models(job)  # what the reported one replaces goes
     write_files(job.dir, evaluation)
-    recorder.finish("FINISHED")
+    recorder.end(FINISHED, tags={OUTCOME_TAG: DONE})
 
 
 def record_end(
     recorder: Recorder, job: Job, status: str, tags: Mapping[str, str] | None = None
 ) -> None:
-    """End the record of a run without a result, with the models and the page up to here."""
+    """End the record of a run without a result, with its models and the page up to here."""
     artifacts = {}
     try:
-        record_models(job)
-        state = ended(status, (tags or {}).get("outcome"))
-        artifacts = {write_report(job.dir, state=state): ""}
+        record_models(job, fetch=False)
     except Exception as error:  # noqa: BLE001 - it must not hide why the run ends
+        log.warning("the record ends without its last model: %s", error)
+    try:
+        state = ended(status, (tags or {}).get(OUTCOME_TAG))
+        artifacts = {write_report(job.dir, state=state): ""}
+    except Exception as error:  # noqa: BLE001
         log.warning("the record ends without its page: %s", error)
-    recorder.finish(status, artifacts, tags)
+    recorder.end(status, artifacts, tags)
 
 
 def write_result(
     run_dir: Path, folder: Path, metrics: Callable[[Mapping], dict[str, float]]
 ) -> None:
-    """Attach metrics of the result in a folder to the model that it is about."""
+    """Attach metrics of the result in a folder to the model that it is about.
+
+    Those on ImageNet-V2 are attached with its name and digest.
+    """
     result = json.loads((folder / RESULT).read_text())
-    write_evaluation(
-        run_dir,
-        metrics(result),
-        {
-            "dataset": f"{set_name(result['data'])}/{result['split']}",
-            "digest": result["fingerprint"],
-        },
-        checkpoint=Path(result["checkpoint"]),
-        step=result["step"],
-    )
+    values = metrics(result)
+    on_v2 = {name: value for name, value in values.items() if "/v2/" in name}
+    of_data = {name: value for name, value in values.items() if name not in on_v2}
+    for measured, about in ((of_data, result), (on_v2, result.get("v2"))):
+        if not measured:
+            continue
+        write_evaluation(
+            run_dir,
+            measured,
+            {
+                "dataset": f"{set_name(about['data'])}/{about['split']}",
+                "digest": about["fingerprint"],
+            },
+            checkpoint=Path(result["checkpoint"]),
+            step=result["step"],
+        )
 
 
 def attached(result: Mapping) -> dict[str, float]:
@@ -137,11 +152,33 @@ def write_files(run_dir: Path, evaluation: Path) -> None:
     journal.write_artifact(run_dir, write_report(run_dir))
 
 
-def attach(run_dir: Path, checkpoint: Checkpoint, folder: Path) -> None:
-    """Record an evaluation that was made after the run, and its model."""
+def attach(run_dir: Path, checkpoint: Checkpoint, folder: Path, variant: str = "") -> None:
+    """Record an evaluation that was made after the run, and its model.
+
+    The figures of a variant have its name after the first part: eval/sketch/val/center/top1.
+    """
     write_model(run_dir, checkpoint)
-    write_result(run_dir, folder, attached)
+    place = f"eval/{variant}/" if variant else "eval/"
+    write_result(
+        run_dir,
+        folder,
+        lambda r: {name.replace("eval/", place, 1): value for name, value in attached(r).items()},
+    )
     write_files(run_dir, folder)
+
+
+def variant(own: EvaluateConfig, used: EvaluateConfig) -> str:
+    """What tells an evaluation from that of the run itself, whose settings are `own`; "" if none.
+
+    It is the name of the shard set, and the values of other settings of model, images and
+    precision: sketch, in1k-384-fp32.
+    """
+    before, now = own.flat(), used.flat()
+    names = [name for name in now if name.startswith(("model.", "images.", "precision"))]
+    values = [str(now[name]) for name in names if now[name] != before[name]]
+    if used.data == own.data and not values:
+        return ""
+    return "-".join(re.sub(r"[^\w.]+", "-", text) for text in (set_name(used.data), *values))
 
 
 def attach_probe(run_dir: Path, checkpoint: Checkpoint, folder: Path) -> None:

@@ -4,12 +4,17 @@
     its checkpoint is gone  -> event "prune"                              -> that model is deleted
 
 What is recorded follows from the events alone, so a driver that was killed goes on where it was.
+The weights of a model are in models/ of the run's folder for as long as the record has it: linked
+from its checkpoint, or fetched from a store. So MLflow gets it even if its server comes back after
+the run has deleted the checkpoint.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.checkpoint import local
+from pipeline.checkpoint.checkpoints import has_weights
 from pipeline.checkpoint.local import Checkpoint
 from pipeline.tracking import journal
 from pipeline.train.job import Job
@@ -21,25 +26,35 @@ TOP1 = "val/top1"
 CONTEXTS = {"val": "evaluation", "select": "selection"}
 
 
-def record_models(job: Job) -> list[Checkpoint]:
+def record_models(job: Job, *, fetch: bool = True) -> list[Checkpoint]:
     """Let the models of the record follow the checkpoints; returns the evaluated ones, sorted.
 
-    With record.models "kept" each of these is a model. It goes when the run has deleted its
-    checkpoint, but not before a later one is there. From a store only the weights are fetched.
+    With record.models "kept" each of these is a model. However it came to be one, it goes when the
+    run has deleted its checkpoint, but not before a later model is there. From a store only the
+    weights are fetched; with `fetch` False that is left to the thread that sends the models.
     """
-    found = job.folder.models.all()
+    place = job.folder.models.folder
+    found = [replace(one, path=place / one.path.name) for one in job.checkpoints.all()]
     evaluated = [checkpoint for checkpoint in found if checkpoint.metrics]
-    if job.config.record.models != "kept":
-        return evaluated
     for model in void(recorded(job.dir), found):
         prune(job.dir, model)
-    for checkpoint in evaluated:
-        job.folder.models.fetch_weights(checkpoint)
+    for checkpoint in evaluated if job.config.record.models == "kept" else ():
+        if fetch or not job.folder.uri:
+            keep_weights(job, checkpoint)
         write_model(job.dir, checkpoint)
     for model in superseded(recorded(job.dir), found):
         prune(job.dir, model)
     drop_copies(job)
     return evaluated
+
+
+def keep_weights(job: Job, checkpoint: Checkpoint) -> None:
+    """Have the weights of a checkpoint at its path in the folder of the models."""
+    source = job.checkpoints.folder / checkpoint.path.name
+    if job.folder.uri:
+        job.folder.models.fetch_weights(checkpoint)
+    elif not has_weights(checkpoint.path, checkpoint.digest):
+        local.link(source, checkpoint.path, only=local.MODEL)
 
 
 def recorded(run_dir: Path) -> dict[str, dict]:
@@ -94,9 +109,9 @@ def about(run_dir: Path, checkpoint: Path, step: int) -> dict[str, object]:
 
 
 def drop_copies(job: Job) -> None:
-    """Remove the copies of weights from a store of which there is no model."""
+    """Remove the weights of which there is no model."""
     names = recorded(job.dir).keys()
-    for path in job.folder.models.folder.glob("step-*") if job.folder.uri else ():
+    for path in job.folder.models.folder.glob("step-*"):
         if path.name not in names:
             remove_folder(path)
 
@@ -118,16 +133,18 @@ def write_model(
     name = f"{checkpoint.config['name']}-step-{checkpoint.step}"
     journal.write_event(run_dir, "model", name=name, weights=digest, **facts)
     at, step = moment(run_dir, checkpoint), checkpoint.step
+    # the run may have got other data since: what counts is what it had then
+    before = at or recorded(run_dir)[path.name]["time"]
     for prefix, context in CONTEXTS.items():
         names = [name for name in checkpoint.metrics if name.startswith(f"{prefix}/")]
         if metrics := {name: checkpoint.metrics[name] for name in names}:
-            data = dataset(run_dir, context)
+            data = dataset(run_dir, context, before)
             write_evaluation(run_dir, metrics, data, at, checkpoint=path, step=step)
     if register:
         metric = local.SELECT if local.SELECT in checkpoint.metrics else TOP1
-        value = checkpoint.metrics.get(metric, 0.0) if is_chosen else float("-inf")
-        measured = dataset(run_dir, CONTEXTS[metric.partition("/")[0]])
-        facts |= {"name": register, "metric": metric, "value": value, "digest": measured["digest"]}
+        facts |= {"metric": metric, "value": checkpoint.metrics.get(metric, 0.0)}
+        measured = dataset(run_dir, CONTEXTS[metric.partition("/")[0]], before)
+        facts |= {"name": register, "digest": measured["digest"], "competes": is_chosen}
         journal.write_event(run_dir, "register", **facts)
 
 
@@ -164,10 +181,12 @@ def moment(run_dir: Path, checkpoint: Checkpoint) -> float | None:
     return None
 
 
-def dataset(run_dir: Path, context: str) -> dict[str, str]:
-    """Name and digest of data of the run, from the last event about it."""
+def dataset(run_dir: Path, context: str, before: float) -> dict[str, str]:
+    """Name and digest of data of the run, from the last event about it before a time."""
     data = {"dataset": "unknown", "digest": "unknown"}
     for event in journal.read_events(run_dir):
-        if event["event"] == "dataset" and event["context"] == context:
+        if event["event"] != "dataset" or event["context"] != context:
+            continue
+        if event["time"] <= before:
             data = {"dataset": event["name"], "digest": event["digest"]}
     return data

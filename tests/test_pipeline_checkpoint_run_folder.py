@@ -67,6 +67,7 @@ def test_a_copy_of_another_past_is_replaced(machine):
     (run.path / "mlflow.json").write_text("{}")
     (run.path / "run.lock").touch()
     (run.path / "checkpoints/.step-000000005.tmp").mkdir(parents=True)  # of a worker
+    (run.path / "models/step-000000005").mkdir(parents=True)  # compared by its digest
     other = machine("two")
     (other.path / "metrics.jsonl").write_text("1\n3\n")
     other.push("metrics.jsonl")
@@ -74,7 +75,8 @@ def test_a_copy_of_another_past_is_replaced(machine):
     run.pull()
     assert (run.path / "metrics.jsonl").read_text() == "1\n3\n"
     names = sorted(path.name for path in run.path.iterdir())
-    assert names == ["checkpoints", "metrics.jsonl", "run.lock"]
+    assert names == ["checkpoints", "metrics.jsonl", "models", "run.lock"]
+    assert (run.path / "models/step-000000005").is_dir()
     assert (run.path / "checkpoints/.step-000000005.tmp").exists()
 
 
@@ -86,11 +88,12 @@ def test_a_run_that_was_deleted_in_the_store_does_not_come_back_from_a_copy(mach
     assert not list(run.path.iterdir())
 
 
-def test_what_a_killed_driver_was_writing_is_swept(machine, tmp_path):
+def test_what_a_driver_writes_stays_for_a_reader_and_goes_with_the_next_driver(machine, tmp_path):
     run = machine("one")
     run.write("config.json", b"{}")
     part = tmp_path / "store/run/.metrics.jsonl.12ab.part"
     part.write_text("1")
+    assert fetched_run(run.uri) == run.path and part.exists()
     run.pull()
     assert not part.exists()
     assert [path.name for path in run.path.iterdir()] == ["config.json"]

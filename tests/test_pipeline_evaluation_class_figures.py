@@ -7,11 +7,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.data import class_images as class_images_module
 from pipeline.data.class_images import class_images
-from pipeline.evaluation.class_figures import ClassFigures, hierarchical, thirds_of
+from pipeline.evaluation.class_figures import (
+    ClassFigures,
+    hierarchical,
+    thirds_of,
+    training_images,
+)
 from pipeline.evaluation.hierarchy import Hierarchy
 from pipeline.evaluation.intervals import mean_over_classes, wilson
-from pipeline.evaluation.metrics import FIGURES, Predictions
+from pipeline.evaluation.metrics import Predictions
 from pipeline.evaluation.result_table import caption, result_table, selection
 from pipeline.settings.config import DataConfig
 from shards.dataset.classes import class_list
@@ -102,6 +108,43 @@ def test_training_images_are_counted_as_the_run_reads_them(digits, tmp_path):
         class_images(data.replace({"train_split": "train2"}), str(digits))
 
 
+def test_training_images_are_counted_once_for_a_run_and_anew_for_other_images(
+    digits, tmp_path, monkeypatch
+):
+    data, reads = DataConfig(dir=str(digits)), []
+    count = class_images_module.shard_images
+    monkeypatch.setattr(
+        class_images_module, "shard_images", lambda *given: reads.append(given) or count(*given)
+    )
+    whole = class_images(data, str(digits), tmp_path)
+    first = len(reads)
+    assert class_images(data, str(digits), tmp_path) == whole and len(reads) == first > 0
+    half = class_images(data.replace({"fraction": 0.5}), str(digits), tmp_path)
+    assert sum(half.values()) < sum(whole.values()) and len(reads) == 2 * first
+
+
+def test_training_data_that_cannot_be_read_are_tried_once(tmp_path, monkeypatch):
+    tries = []
+
+    def unreachable(*given):
+        tries.append(given)
+        raise OSError("no route to the store")
+
+    monkeypatch.setattr("pipeline.evaluation.class_figures.class_images", unreachable)
+    data = DataConfig(dir=str(tmp_path / "gone"))
+    for _ in range(2):
+        trained, why = training_images(data, data.dir, tmp_path)
+        assert trained is None and "no route to the store" in why
+    assert len(tries) == 1
+
+
+def test_of_classes_that_were_not_trained_on_there_are_no_thirds():
+    given = predictions([0, 1, 2], [0, 1, 2])
+    figures = ClassFigures(classes=("a", "b", "c"), trained={"x": 5})
+    assert "tail" not in figures.of(given)
+    assert figures.facts(given)["left_out"][0].endswith("trained on no image of these classes")
+
+
 # --- WordNet ---
 
 
@@ -156,7 +199,11 @@ def result(**changes):
     own = {"views": 1, "images": 90, "top1": 0.5, "top1_low": 0.4, "top1_high": 0.6, "ece": 0.1}
     return {
         **{"data": "/data/set/shards", "split": "val", "images": 90, "average": "logits"},
-        **{"step": 7, "protocols": {"center": own, "ten": {**own, "views": 10}}},
+        **{
+            "fingerprint": "f" * 64,
+            "step": 7,
+            "protocols": {"center": own, "ten": {**own, "views": 10}},
+        },
         "changes": {
             "ten": dict(gained=7, lost=2, gain=0.05, gain_low=0.01, gain_high=0.09, p=0.03)
         },
@@ -165,15 +212,20 @@ def result(**changes):
 
 
 def test_a_figure_of_the_split_that_selects_is_said_to_be_optimistic():
-    here = {"data": "/data/set/shards", "split": "val"}
-    assert selection(result(selected_on=here)).endswith("are optimistic.")
-    other = selection(result(selected_on={**here, "split": "minival"}))
-    assert other == (
-        "Top-1 on minival selects among the checkpoints of the run; the images of val have no part"
-        " in it."
-    )
-    elsewhere = {**here, "data": "/data/other"}
-    assert "optimistic" not in selection(result(selected_on=elsewhere))
+    here = {"data": "/data/set/shards", "split": "val", "fingerprint": "f" * 64}
+    link, copy = {**here, "data": "/data/link"}, {**here, "data": "s3://bucket/set"}
+    older = {"data": "/data/set/shards", "split": "val"}
+    for on in (here, link, copy, older):
+        assert selection(result(selected_on=on)).endswith("are optimistic."), on
+        other = selection(result(selected_on={**on, "split": "minival"}))
+        assert other == (
+            "Top-1 on minival selects among the checkpoints of the run; the images of val have no"
+            " part in it."
+        )
+    replaced = selection(result(selected_on={**here, "fingerprint": "e" * 64}))
+    assert "of another shard set" in replaced and "unless that set has them" in replaced
+    for unknown in ({**link, "fingerprint": None}, {**older, "data": "/data/link"}):
+        assert selection(result(selected_on=unknown)).endswith("is not known.")
     assert "reports its last step" in selection(result(selected_on=None))
     assert selection(result(selected_on=None, step=None)) == selection(result()) == ""
 
@@ -204,4 +256,3 @@ def test_an_older_result_has_a_table():
     assert caption(result(average="probabilities")).endswith(
         "probabilities averaged over the crops of an image"
     )
-    assert set(FIGURES) >= {"mean_per_class", "tail"}

@@ -22,6 +22,7 @@ from pipeline.evaluation.logistic import Rows, search
 from pipeline.evaluation.model import EvalModel
 from pipeline.evaluation.predictions import PredictionStore
 from pipeline.evaluation.probe_fits import reader_of, search_in_task
+from pipeline.evaluation.result_table import selection
 from pipeline.settings.presets import find_preset
 from support.settings import InvalidSettings
 from vit.model import ViT
@@ -129,6 +130,7 @@ def test_evaluate_of_the_checkpoint_gives_the_figure_of_the_probe(probed, digits
     assert main(["evaluate", result["probed"], "--data", str(digits), *out]) == 0
     again = json.loads((tmp_path / "evaluation/result.json").read_text())
     assert again["protocols"]["center"]["top1"] == result["protocols"]["center"]["top1"]
+    assert selection(again) == ""  # no run has chosen among its steps
     loss = result["protocols"]["center"]["loss"]
     assert again["protocols"]["center"]["loss"] == pytest.approx(loss, rel=1e-5)
 

@@ -9,6 +9,8 @@ import torch
 from checkpoints import CONFIG, write
 from safetensors.torch import load_file
 
+from pipeline.data.dataset import Dataset
+from pipeline.evaluation.evaluate import selected_on
 from pipeline.evaluation.model import EvalModel, as_published, preparation
 from vit.config import ImageConfig, ViTConfig
 from vit.model import ViT
@@ -137,6 +139,23 @@ def test_a_copy_of_a_checkpoint_has_no_run_and_needs_no_training_state(tmp_path)
     found = EvalModel.open(copy)
     assert found.run_dir is None and found.step == 7
     assert found.data == EvalModel.open(path).data
+
+
+def test_the_set_that_selects_is_known_by_its_fingerprint(digits, tmp_path):
+    (tmp_path / "link").symlink_to(digits)
+
+    def selecting(step, **data):
+        changes = {f"data.{name}": value for name, value in data.items()}
+        config = CONFIG.replace({"data.select_split": "minival", **changes})
+        path = write(tmp_path / "run" / "checkpoints", step, config=config)
+        return selected_on(EvalModel.open(path))
+
+    # of one set, the checkpoint has it; of several, it has the hash of all
+    found = selecting(1, dir="/gone")
+    assert found == {"data": "/gone", "split": "minival", "fingerprint": "f" * 64}
+    found = selecting(2, dir=str(tmp_path / "link"), extra=(str(digits),))
+    assert found["fingerprint"] == Dataset.open((str(digits),), "val", 32).fingerprint
+    assert selecting(3, dir="/gone", extra=(str(digits),))["fingerprint"] is None
 
 
 @pytest.mark.parametrize("interpolation", ["area", "linear", "bilinear", "bicubic"])

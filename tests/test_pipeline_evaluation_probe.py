@@ -1,6 +1,10 @@
 """Probes: few-shot regression against an independent solution, shots as documented, kNN by hand."""
 
 import dataclasses
+import itertools
+import math
+import tracemalloc
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,22 +16,18 @@ from processes import run_ranks
 
 from pipeline.data.dataset import Dataset
 from pipeline.data.feed import NodeFeed
-from pipeline.evaluation.probe import (
-    Probe,
-    draw_shots,
-    features,
-    few_shot,
-    knn,
-    nearest,
-    probe_share,
-    regression,
-)
+from pipeline.evaluation.few_shot import draw_shots, few_shot, regression, times_targets
+from pipeline.evaluation.probe import Probe, features, knn, nearest, num_parts, probe_share
 from pipeline.evaluation.training_loop import evaluating
 from pipeline.settings.config import ProbeConfig, TrainConfig
 from pipeline.settings.presets import find_preset
 from vit.model import ViT
 
 CPU = torch.device("cpu")
+
+
+def no_tick():
+    """Nobody watches."""
 
 
 def data(n: int, width: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -51,6 +51,20 @@ def test_regression_equals_an_independent_solution(n):
     np.testing.assert_allclose(weights, solution, atol=1e-6)
     np.testing.assert_allclose(white @ weights[:33], white @ solution, atol=1e-6)
     np.testing.assert_allclose((mean[0], std[0]), (x.mean(0), x.std(0) + 1e-5), atol=1e-12)
+
+
+def test_products_with_the_targets_need_no_targets():
+    x, labels = data(50, 6, 4)
+    labels[labels == 2] = 1  # a class without an image
+    targets = 2.0 * (labels[:, None] == np.arange(4)) - 1
+    np.testing.assert_allclose(times_targets(x, labels, 4), x.T @ targets, atol=1e-12)
+    # the size of ImageNet-21k: the targets of 25 shots would be 95 GB, those of these images 9 GB
+    x, labels = np.ones((50_000, 2)), np.arange(50_000) % 21_843
+    tracemalloc.start()
+    found = times_targets(x, labels, 21_843)
+    assert tracemalloc.get_traced_memory()[1] < 100e6
+    tracemalloc.stop()
+    assert found[0, 0] == 2 * 3 - 50_000
 
 
 def test_accuracy_is_the_share_of_test_images_that_it_gets_right():
@@ -96,7 +110,7 @@ def test_an_unreadable_image_is_never_drawn_and_never_right():
     assert found == first / 2 < whole
 
 
-def test_rows_of_three_ranks_are_once_on_rank_0_and_nowhere_else(tmp_path):
+def test_rows_of_three_ranks_are_once_on_rank_0_and_all_ranks_act_alike(tmp_path):
     run_ranks(probe_ranks.main, str(tmp_path), count=3)
     peaks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(3)]
     whole = probe_ranks.ROWS * probe_ranks.WIDTH * 4
@@ -110,16 +124,15 @@ def test_neighbours_vote_by_their_similarity():
     labels = torch.tensor([0, 0, 1, 1, 2])
     test = torch.tensor([[2.0, 0.1], [0.1, 1.0], [-3.0, 0.2], [1.0, 0.0]])
     given = torch.tensor([[0, -1], [2, 1], [0, -1], [1, -1]])
-    share = knn(train, labels, test, given, 3, neighbours=2, temperature=0.07, device=CPU)
+    settings = {"neighbours": 2, "temperature": 0.07, "device": CPU, "tick": no_tick}
+    share = knn(train, labels, test, given, 3, **settings)
     assert share == 0.5  # the first two; -x is near class 2, and the last is no 1
     # cosine similarities 1 and 0.6 of two neighbours: one near outvotes two far only when cold
     train = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.6, -0.8]])
     for temperature, right in ((0.07, 1.0), (10.0, 0.0)):
         found = knn(
             *(train, torch.tensor([0, 1, 1]), torch.tensor([[1.0, 0.0]]), torch.tensor([[0]]), 2),
-            neighbours=3,
-            temperature=temperature,
-            device=CPU,
+            **{**settings, "neighbours": 3, "temperature": temperature},
         )
         assert found == right
 
@@ -134,14 +147,21 @@ def test_neighbours_are_the_same_whatever_the_blocks_and_never_unreadable(monkey
     for blocks in ((1024, 1 << 16), (4, 7), (21, 3)):
         monkeypatch.setattr("pipeline.evaluation.probe.TEST_ROWS", blocks[0])
         monkeypatch.setattr("pipeline.evaluation.probe.TRAIN_ROWS", blocks[1])
-        found, known = map(torch.cat, nearest(train, labels, test, 5, CPU))
+        ticks = itertools.count()
+        parts = nearest(train, labels, test, 5, CPU, partial(next, ticks))
+        found, known = map(torch.cat, parts)
         torch.testing.assert_close(found, similarity)
         assert torch.equal(known, labels[labels >= 0][places])
-    # fewer images than neighbours: those without a label have no vote
+        assert next(ticks) == math.ceil(50 / blocks[1])
+    # fewer images than neighbours: the three that have a label vote, the fourth does not
+    vote = torch.zeros(21, 4)
+    for row in (0, 1, 2):
+        vote[:, labels[row]] += (F.cosine_similarity(test, train[row : row + 1]) / 0.1).exp()
     few = knn(
-        train[:4], labels[:4], test, labels[:21, None], 4, neighbours=9, temperature=0.1, device=CPU
+        *(train[:4], labels[:4], test, vote.argmax(1)[:, None], 4),
+        **{"neighbours": 9, "temperature": 0.1, "device": CPU, "tick": no_tick},
     )
-    assert 0 <= few <= 1
+    assert few == 1.0
 
 
 def test_settings_of_probes_are_checked(tmp_path):
@@ -163,7 +183,10 @@ def test_a_model_is_probed_on_a_shard_set(digits, ray_cluster):
     model = ViT(config.model)
     probes = Probe.open_all(config.probe)
     feed = NodeFeed.alone()
-    found = probe_share(model, config, probes, feed, lambda: None, print)
+    ticks = []
+    found = probe_share(model, config, probes, feed, lambda: ticks.append(1), print)
+    batches = sum(math.ceil(n / config.eval_batch) for n in (1437, 360))
+    assert len(ticks) == batches + num_parts(config.probe, 1437) == batches + 4 * 3 + 1
     name = digits.parent.name
     assert {f"probe/{name}/{shots}shot" for shots in (1, 5, 10, 25)} < found.keys()
     seeds = [found[f"probe/{name}/5shot-seed-{seed}"] for seed in range(3)]

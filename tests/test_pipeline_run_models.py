@@ -1,20 +1,29 @@
 """The models of the record follow the evaluated checkpoints of the run, and so does its page."""
 
+import contextlib
 import json
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from checkpoints import CONFIG, write
+from recorded_runs import evaluated, predictions
 
 from pipeline import milestones as milestones_module
+from pipeline import run
 from pipeline.__main__ import main
 from pipeline.checkpoint import remote
+from pipeline.evaluation.config import EvaluateConfig
+from pipeline.evaluation.metrics import calibration
 from pipeline.milestones import milestones
+from pipeline.outcome import Outcome
+from pipeline.report.run_data import RunData
 from pipeline.rollback import roll_back
-from pipeline.run_events import attached, record_end
+from pipeline.run_events import attached, record_end, variant, write_result
 from pipeline.run_models import record_models, write_model
 from pipeline.tracking import journal, mlflow_models, mlflow_sync
+from pipeline.tracking import recorder as recorder_module
 from pipeline.train.job import CONFIG as CONFIG_FILE
 from pipeline.train.job import Job
 from support.lease import LeaseLost
@@ -224,7 +233,7 @@ def pages(monkeypatch):
 
 
 def wait_for(condition):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 20
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -300,14 +309,33 @@ def test_a_driver_that_has_lost_the_run_records_no_more(job, pages):
     assert told(job) == [("model", 10)]
 
 
+@pytest.mark.parametrize("drivers", [1, 2])
+def test_the_last_checkpoint_is_recorded_when_the_block_ends(job, pages, drivers, monkeypatch):
+    monkeypatch.setattr(milestones_module, "PAUSE_S", 60)
+    with milestones(job, lambda: None) as note:
+        checkpoint_at(job, 20, val_top1=0.5)
+        if drivers == 1:
+            note()
+        else:  # the first one was killed here, and the second one has no step to train
+            pass
+    assert told(job) == [("model", 20)] and len(pages) == 1
+
+
+def test_a_block_that_ends_by_an_error_waits_for_no_store(job, pages):
+    with pytest.raises(KeyboardInterrupt), milestones(job, lambda: None):
+        checkpoint_at(job, 20, val_top1=0.5)
+        raise KeyboardInterrupt
+    assert told(job) == [] and not pages
+
+
 # --- the end ---
 
 
 class Recorded:
     """A recorder that only ends."""
 
-    def finish(self, *arguments):
-        self.end = arguments
+    def end(self, *arguments, **more):
+        self.ended = arguments or more
 
 
 @pytest.mark.parametrize(
@@ -323,7 +351,7 @@ def test_a_run_without_a_result_ends_with_its_page_and_its_last_model(job, statu
     checkpoint_at(job, 10, val_top1=0.5)
     recorder = Recorded()
     record_end(recorder, job, status, {"outcome": outcome})
-    assert recorder.end == (status, {job.dir / "report.html": ""}, {"outcome": outcome})
+    assert recorder.ended == (status, {job.dir / "report.html": ""}, {"outcome": outcome})
     assert f">{state}</span>" in (job.dir / "report.html").read_text()
     assert told(job) == [("model", 10)]
 
@@ -332,7 +360,7 @@ def test_a_page_that_cannot_be_written_does_not_keep_the_end_out_of_the_record(j
     (job.dir / CONFIG_FILE).unlink()
     recorder = Recorded()
     record_end(recorder, job, "KILLED")
-    assert recorder.end == ("KILLED", {}, None)
+    assert recorder.ended == ("KILLED", {}, None)
     assert "the record ends without its page" in caplog.text
 
 
@@ -350,3 +378,183 @@ def test_a_figure_names_split_crops_and_what_is_averaged(job):
     }
     expected |= {f"eval/test/ten-probabilities/real_{name}" for name in real}
     assert attached(result).keys() == expected
+
+
+def test_weights_of_a_model_outlast_its_checkpoint_without_a_second_copy(job):
+    checkpoint_at(job, 10, val_top1=0.5)
+    record_models(job)
+    (model,) = events_of(job, "model")
+    kept = job.dir / model["checkpoint"]
+    if not job.folder.uri:
+        origin = job.checkpoints.latest().path
+        assert (kept / "model.safetensors").samefile(origin / "model.safetensors")
+        assert not list(kept.glob("state*"))
+    checkpoint_at(job, 20)
+    job.checkpoints.prune(1)  # MLflow's server was away all the time
+    assert mlflow_models.is_there(kept, model["weights"])
+
+
+def test_a_folder_without_hard_links_has_copies(job, monkeypatch):
+    def refuse(*_):
+        raise OSError("no links here")
+
+    monkeypatch.setattr("pathlib.Path.hardlink_to", refuse)
+    checkpoint_at(job, 10, val_top1=0.5)
+    record_models(job)
+    (model,) = events_of(job, "model")
+    assert mlflow_models.is_there(job.dir / model["checkpoint"], model["weights"])
+
+
+def test_an_evaluation_keeps_the_data_on_which_it_was_made_after_a_start_with_other_data(job):
+    checkpoint_at(job, 10, val_top1=0.5)
+    record_models(job)
+    other = {"context": "evaluation", "source": "s3://b/y", "samples": 9}
+    journal.write_event(job.dir, "dataset", name="y/evaluation", digest="d" * 64, **other)
+    record_models(job)
+    (evaluation,) = events_of(job, "evaluation")
+    assert evaluation["digest"] == "e" * 64
+    checkpoint_at(job, 20, val_top1=0.5)
+    record_models(job)
+    assert events_of(job, "evaluation")[-1]["digest"] == "d" * 64
+
+
+def test_models_go_with_their_checkpoints_also_after_the_setting_has_changed(job):
+    checkpoint_at(job, 10, val_top1=0.5)
+    record_models(job)
+    job = Job(config=job.config.replace({"record.models": "best"}), train=None, eval=None)
+    checkpoint_at(job, 20, val_top1=0.5)
+    job.checkpoints.prune(1)
+    write_model(job.dir, job.checkpoints.latest())  # which the run reports
+    record_models(job)
+    assert told(job) == [("model", 10), ("model", 20), ("prune", 10)]
+
+
+def test_a_model_that_was_not_chosen_is_registered_with_its_true_figure_and_does_not_compete(job):
+    checkpoint_at(job, 10, val_top1=0.5)
+    for is_chosen in (False, True):
+        write_model(job.dir, job.checkpoints.latest(), "vit", is_chosen=is_chosen)
+    registered = [(event["value"], event["competes"]) for event in events_of(job, "register")]
+    assert registered == [(0.5, False), (0.5, True)]
+
+
+def test_figures_on_imagenet_v2_have_its_name_and_digest(job, tmp_path):
+    found = {"center": predictions([0, 1], [0, 1])}
+    classes = ("n01440764", "n01443537")
+    folder = evaluated(tmp_path / "evaluation", found, classes)
+    v2 = json.loads((folder / "result.json").read_text())
+    v2 |= {"data": "/data/v2", "split": "test", "fingerprint": "2" * 64}
+    evaluated(tmp_path / "both", found, classes, v2=v2)
+    write_result(job.dir, tmp_path / "both", attached)
+    on_val, on_v2 = events_of(job, "evaluation")
+    assert on_val["dataset"] == "in1k/val" and "eval/val/center/top1" in on_val["metrics"]
+    assert (on_v2["dataset"], on_v2["digest"]) == ("v2/test", "2" * 64)
+    assert all(name.startswith("eval/v2/") for name in on_v2["metrics"])
+
+
+def test_an_evaluation_on_other_data_or_with_another_preparation_has_a_name_of_its_own():
+    own = EvaluateConfig(data="/data/in1k", precision="bf16")
+    assert variant(own, own.replace({"crops": ("five",), "batch": 1})) == ""
+    assert variant(own, own.replace({"data": "/data/sketch"})) == "sketch"
+    changes = {"model.image_size": 384, "precision": "fp32"}
+    assert variant(own, own.replace(changes)) == "in1k-fp32-384"
+
+
+def test_a_store_that_is_away_does_not_keep_the_page_out_of_the_end(job, caplog, monkeypatch):
+    def away(*_):
+        raise OSError("the store is away")
+
+    monkeypatch.setattr("pipeline.checkpoint.checkpoints.Checkpoints.all", away)
+    recorder = Recorded()
+    record_end(recorder, job, "FAILED")
+    assert recorder.ended == ("FAILED", {job.dir / "report.html": ""}, None)
+    assert "the record ends without its last model: the store is away" in caplog.text
+
+
+@pytest.mark.parametrize("job", ["store"], indirect=True)
+def test_the_page_of_a_run_in_a_store_shows_its_models_not_the_copy_of_an_old_checkpoint(job):
+    checkpoint_at(job, 10, val_top1=0.5)
+    job.checkpoints.fetch(job.checkpoints.latest())  # an attempt started from it
+    checkpoint_at(job, 20, val_top1=0.5)
+    job.checkpoints.delete(replace(job.checkpoints.all()[0], path=job.dir / "gone/step-000000010"))
+    record_models(job)
+    assert [checkpoint.step for checkpoint in RunData(job.dir).checkpoints] == [20]
+
+
+def test_the_end_does_not_wait_for_a_slow_server_for_long(tmp_path, monkeypatch, caplog):
+    gate = threading.Event()
+    monkeypatch.setattr(mlflow_sync, "SLOW_S", 0.2)
+    monkeypatch.setattr(mlflow_sync.Sender, "send", lambda _: gate.wait(20))
+    recorder = recorder_module.Recorder(tmp_path, name="x", experiment="x", settings={})
+    recorder.finish("FINISHED")
+    gate.set()
+    assert "is not done after 0 s; the record is on disk" in caplog.text
+
+
+# --- a whole run, whose training and evaluation are given ---
+
+
+@pytest.fixture
+def executed(job, tmp_path, monkeypatch):
+    """Runs what is left of a run whose last step is 20; tells the order of what happens."""
+    happened = []
+    for name in ("ray_session", "shared"):
+        monkeypatch.setattr(run, name, lambda *_, **__: contextlib.nullcontext())
+    for name in ("check_folder", "record_circumstances"):
+        monkeypatch.setattr(run, name, lambda *_: None)
+    monkeypatch.setattr(Job, "total_steps", 20)
+    monkeypatch.setattr(run, "train", lambda job, *_: job.checkpoints.latest())
+    monkeypatch.setattr(milestones_module, "PAUSE_S", 0.01)
+
+    def evaluate_chosen(job):
+        wait_for(lambda: told(job))
+        happened.append("recorded during the evaluation")
+        folder = job.dir / "evaluations/center"
+        found = {"center": predictions([0, 1], [0, 1])}
+        if not folder.exists():
+            facts = {"confusions": {"center": []}}
+            facts |= {"calibration": {"center": calibration(found["center"])}, "step": 20}
+            evaluated(folder, found, ("n01440764", "n01443537"), **facts)
+        chosen = job.checkpoints.fetch(job.checkpoints.latest())
+        return chosen, folder, json.loads((folder / "result.json").read_text())
+
+    def close(recorder):
+        happened.append("published" if job.folder.read("result.json") else "not published")
+        real(recorder)
+
+    real = recorder_module.Recorder.close
+    monkeypatch.setattr(recorder_module.Recorder, "close", close)
+    monkeypatch.setattr(run, "evaluate_chosen", evaluate_chosen)
+    monkeypatch.setattr(mlflow_models, "save_model", lambda _, folder, __: folder.mkdir())
+    return lambda: (run.execute(job), happened)
+
+
+def test_the_last_model_is_recorded_during_the_evaluation_and_mlflow_is_waited_for_last(
+    job, executed
+):
+    checkpoint_at(job, 20, val_top1=0.5)
+    journal.write_event(job.dir, "tags", tags={"outcome": "diverged"})  # an earlier start
+    outcome, happened = executed()
+    assert happened == ["recorded during the evaluation", "published"]
+    assert outcome.protocols["center"]["top1"] == 1.0
+    tags, status = events_of(job, "tags", "status")[-2:]
+    assert tags["tags"] == {"outcome": "done"} and status["status"] == "FINISHED"
+    events = (job.dir / journal.EVENTS).stat().st_size
+    assert json.loads(job.folder.read("mlflow.json"))["servers"]["embedded"]["told"] == events
+    assert executed()[0] == outcome and len(happened) == 2  # it is finished
+
+
+def test_a_result_that_was_not_recorded_before_the_driver_was_killed_is_recorded(
+    job, executed, monkeypatch
+):
+    def killed(*_):
+        raise LeaseLost("as if killed: nothing more is written")
+
+    checkpoint_at(job, 20, val_top1=0.5)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.run_result.record_result", killed)
+        with pytest.raises(LeaseLost):
+            executed()
+    assert (job.dir / "result.json").exists() and Outcome.read(job.dir) is None
+    outcome, _ = executed()
+    assert Outcome.read(job.dir) == outcome
+    assert "result.json" in [event["path"] for event in events_of(job, "artifact")]

@@ -39,7 +39,7 @@ def test_description_counts_what_is_there(made):
     told = describe(str(made))
     assert told.classes == 2 and sum(split.images for split in told.splits.values()) == 8
     assert sum(split.multi_label for split in told.splits.values()) == 1
-    assert told.short_side["32 to 64"] == 8 and told.aspect["1.5 to 2"] == 8
+    assert told.short_side == {"32 to 34.9": 8} and sum(told.aspect.values()) == 8
     assert told.most[0] == (WNIDS[0], "tench, Tinca tinca", 8)
     assert told.built["quarantined_count"] == 1 and told.built["duplicates"] == 1
     text = str(told)
@@ -101,6 +101,26 @@ def test_bins_have_equal_ratios_and_hold_every_value_once():
     (one,) = [each for each in centred.histogram().bins if each[0] < 1 < each[1]]
     assert one[0] * one[1] == pytest.approx(1)
     assert Tally(8).histogram().central == ()
+
+
+def test_of_whole_numbers_every_bin_holds_some():
+    tally = Tally(4, whole=True)
+    tally.add(np.arange(1, 40))  # one class of each size
+    told = tally.histogram()
+    lows, highs, numbers = map(np.array, zip(*told.bins, strict=True))
+    assert lows[:9].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 10]
+    assert numbers[:-1].tolist() == (highs - lows)[:-1].tolist()  # as many as it has numbers
+    svg, _ = page.histogram(told, "classes", "classes")
+    assert "<title>4: 1 classes" in svg and "<title>8 to 9: 2 classes" in svg
+
+
+def test_bins_are_joined_until_there_are_few():
+    tally = Tally(8)
+    tally.add(np.array([40] * 3 + [300] * 5 + [500]))
+    fine, coarse = tally.histogram(), tally.histogram(12)
+    assert len(fine.bins) == 30 and coarse.total == fine.total == 9
+    assert [low for low, *_ in coarse.bins] == pytest.approx([32 * 2 ** (n / 2) for n in range(8)])
+    assert [number for *_, number in coarse.bins] == [3, 0, 0, 0, 0, 0, 5, 1]
 
 
 def test_a_histogram_has_axes_and_bars_only_where_the_images_are():

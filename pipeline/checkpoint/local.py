@@ -24,7 +24,7 @@ from pathlib import Path
 
 from pipeline.settings.config import TrainConfig
 from support import code
-from support.files import remove_folder
+from support.files import remove_folder, written
 from support.redact import redacted
 
 log = logging.getLogger(__name__)
@@ -132,6 +132,31 @@ def checkpoints(folder: Path, *, only: str = "") -> list[Checkpoint]:
         except Incomplete as error:
             log.warning("not used: %s", error)
     return found
+
+
+def link(source: Path, target: Path, *, only: str) -> None:
+    """Give a checkpoint another folder, which stays when the first one is deleted.
+
+    The files that begin so, and its settings, are hard links where the file system has these: they
+    take no room until the first folder is gone. Other files are left out.
+    """
+    checkpoint = Checkpoint.open(source, only=only)
+    target.parent.mkdir(exist_ok=True)
+    with written(target) as aside:
+        aside.mkdir()
+        for name in (*checkpoint.files, META):
+            if name in (CONFIG, META) or name.startswith(only):
+                linked(source / name, aside / name)
+
+
+def linked(source: Path, target: Path) -> None:
+    """Link a file, or copy it where there are no hard links."""
+    try:
+        target.hardlink_to(source)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def latest(found: Iterable[Checkpoint]) -> Checkpoint | None:

@@ -3,8 +3,9 @@
     runs_dir /shared/runs        -> /shared/runs/NAME
     runs_dir s3://bucket/runs    -> s3://bucket/runs/NAME, copied to ~/.cache/vit-pipeline/.../NAME
 
-    NAME/config.json  lease.json  metrics.jsonl  events.jsonl  mlflow.json  result.json  report.html
-    NAME/checkpoints/  evaluations/  probes/  init/  models/
+    NAME/config.json  lease.json  metrics.jsonl  events.jsonl  mlflow.json  refused.jsonl
+    NAME/result.json  report.html  checkpoints/  evaluations/  probes/  init/  models/
+    NAME/class_images.json   of this copy alone: counted from the data when needed
 
 With a store the driver works on its copy. It takes the store's files when it starts, and puts its
 own there before it depends on them: before a checkpoint becomes visible, and at the end. So a run
@@ -94,13 +95,11 @@ class RunFolder:
 
     @property
     def models(self) -> Checkpoints:
-        """The checkpoints, of which the driver keeps some as models.
+        """The checkpoints whose weights the driver keeps, because they are models of the record.
 
-        With a store its copies have a folder of their own: the workers of its machine remove the
-        copies that they do not need.
+        They have a folder of their own: workers remove the checkpoints that they do not need.
         """
-        checkpoints = self.checkpoints
-        return replace(checkpoints, folder=self.path / MODELS) if self.uri else checkpoints
+        return replace(self.checkpoints, folder=self.path / MODELS)
 
     def is_begun(self) -> bool:
         """Whether a run or a search has been started here."""
@@ -139,13 +138,16 @@ class RunFolder:
             system, path = store.locate(store.join(self.uri, name))
             remote.remove(system, path, self.location)
 
-    def pull(self) -> None:
+    def pull(self, *, holds_lease: bool = True) -> None:
         """Make the copy on this node continue the files of the store.
+
+        Whoever holds the lease sweeps what a killed driver was writing. Without the lease a driver
+        may be writing it now, and it stays.
 
         A copy whose journal goes on where that of the store ends is kept: its driver died here.
         Any other copy is of another past of the run, and is replaced. Copies of checkpoints stay:
-        a worker of this machine may use them, and only by their digest. So do probes, whose
-        checkpoints are named by what they are made of.
+        a worker of this machine may use them, and only by their digest. So do models, which are
+        compared with it too, and probes, whose checkpoints are named by what they are made of.
         """
         if not self.uri:
             return
@@ -153,8 +155,9 @@ class RunFolder:
         files = {}
         for path in with_retries(partial(listed, system, root), self.location):
             name = str(Path(path).relative_to(root))
-            if path.endswith(store.TEMPORARY):  # a killed driver was writing it
-                store.discard(system, path)
+            if path.endswith(store.TEMPORARY):
+                if holds_lease:
+                    store.discard(system, path)
             elif Path(name).parts[0] not in NOT_PULLED and not name.startswith("."):
                 files[name] = path
         contents = {
@@ -164,7 +167,7 @@ class RunFolder:
         journal = contents.keys() & JOURNAL
         if not contents or not all(self._continues(name, contents[name]) for name in journal):
             for path in self.path.iterdir():
-                if path.suffix == ".lock" or path.name in (CHECKPOINTS, PROBES):
+                if path.suffix == ".lock" or path.name in (CHECKPOINTS, PROBES, MODELS):
                     continue
                 remove_folder(path) if path.is_dir() else path.unlink()
         for name, data in contents.items():
@@ -205,7 +208,7 @@ def fetched_run(location: str) -> Path:
             f"{run.location} has none of {', '.join(BEGUN)}"
         )
     run.path.mkdir(parents=True, exist_ok=True)
-    run.pull()
+    run.pull(holds_lease=False)
     return run.path
 
 

@@ -4,6 +4,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -79,9 +80,11 @@ class Evaluate:
             result = evaluate.evaluate_model(eval_model, config, dataset, folder, progress)
         log.info("\n%s\n\nresult      %s", result_table(result), folder)
         if eval_model.run_dir:
-            from pipeline.run_events import attach
+            from pipeline.run_events import attach, variant
 
-            attach_and_send(eval_model, self.checkpoint, folder, ("evaluations",), attach)
+            name = variant(eval_model.evaluation().absolute(), config)
+            recorded = partial(attach, variant=name)
+            attach_and_send(eval_model, self.checkpoint, folder, ("evaluations",), recorded)
         return 0
 
 

@@ -21,6 +21,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -30,12 +31,10 @@ from pipeline.evaluation.hierarchy import Hierarchy
 from pipeline.evaluation.intervals import Z, mean_over_classes, wilson
 from pipeline.evaluation.metrics import FIGURES, Predictions, per_class
 from pipeline.evaluation.model import EvalModel
+from pipeline.settings.config import DataConfig
 from support.redact import redact
 
 log = logging.getLogger(__name__)
-
-# the indexes are read once for all evaluations of a process
-training_images = functools.cache(class_images)
 
 # ImageNet-LT divides at 20 and 100 images of a class (Liu et al. 2019, arXiv 1904.05160). Sets of
 # other sizes, and shares of them, need other bounds; thirds of the classes fit all.
@@ -62,15 +61,10 @@ class ClassFigures:
 
         Where they cannot be read, the figures by frequency are left out, with a warning.
         """
-        data, trained = eval_model.training, None
-        why = "the file of weights does not say what it was trained on"
-        if data is not None:
-            try:
-                trained, why = training_images(data, eval_model.data), ""
-            except (OSError, ValueError) as error:
-                where = f"{redact(eval_model.data)}, split {data.train_split}"
-                why = f"the training data, {where}, cannot be read here ({redact(str(error))})"
-                log.warning("head, middle and tail are left out: %s", why)
+        if eval_model.training is None:
+            trained, why = None, "the file of weights does not say what it was trained on"
+        else:
+            trained, why = training_images(eval_model.training, eval_model.data, eval_model.run_dir)
         return cls(classes=classes, trained=trained, why_unknown=why)
 
     def of(self, predictions: Predictions) -> dict[str, float]:
@@ -124,16 +118,33 @@ class ClassFigures:
         if self.trained is None:
             return None
         counts = self._counts[has_images]
-        if counts.max() < IMBALANCE * counts.min():
+        if not counts.any() or counts.max() < IMBALANCE * counts.min():
             return None
         found = np.full(len(self.classes), -1)
         found[has_images] = thirds_of(counts)
         return found
 
     def _range(self, has_images: np.ndarray) -> str:
+        """Why there are no thirds, although the training images are known."""
         counts = self._counts[has_images]
+        if not counts.any():
+            return "the model was trained on no image of these classes"
         third = {"fewest": counts.min(), "most": counts.max()}
         return f"all classes have about as many training images, {bounds(third)}"
+
+
+@functools.cache
+def training_images(
+    data: DataConfig, location: str, folder: Path | None
+) -> tuple[Mapping[str, int] | None, str]:
+    """As `class_images`, or None and why they cannot be read, which is tried once in a process."""
+    try:
+        return class_images(data, location, folder), ""
+    except (OSError, ValueError) as error:
+        where = f"{redact(location)}, split {data.train_split}"
+        why = f"the training data, {where}, cannot be read here ({redact(str(error))})"
+        log.warning("head, middle and tail are left out: %s", why)
+        return None, why
 
 
 def thirds_of(counts: np.ndarray) -> np.ndarray:

@@ -89,7 +89,7 @@ def evaluate_model(
         "resized": settings.resized,
         "average": settings.average,
         "precision": settings.precision,
-        "selected_on": selected_on(eval_model),
+        **({} if eval_model.is_probe else {"selected_on": selected_on(eval_model)}),
         "missing": list(missing),
         "seconds": time.monotonic() - started if is_fresh else None,
         **figures(predictions, ClassFigures.of_model(eval_model, classes)),
@@ -114,12 +114,29 @@ def warn_of_missing(missing: tuple[str, ...], num_classes: int) -> None:
         log.warning(text, len(missing), num_classes, names)
 
 
-def selected_on(eval_model: EvalModel) -> dict[str, str] | None:
-    """Data and split whose top-1 selects among the checkpoints of the model's run, if one does."""
+def selected_on(eval_model: EvalModel) -> dict[str, str | None] | None:
+    """The split whose top-1 selects among the checkpoints of the model's run, if one does.
+
+    Its set has a fingerprint, as it may be elsewhere now; None if that is not known.
+    """
     training = eval_model.training
     if training is None or training.select_split is None:
         return None
-    return {"data": redact(eval_model.data), "split": training.select_split}
+    return {
+        "data": redact(eval_model.data),
+        "split": training.select_split,
+        "fingerprint": set_fingerprint(eval_model),
+    }
+
+
+def set_fingerprint(eval_model: EvalModel) -> str | None:
+    """Fingerprint of the shard set `data` of a run; None if it is not known here."""
+    if not eval_model.training.extra:
+        return eval_model.fingerprint
+    try:
+        return open_set(eval_model.data).fingerprint
+    except (OSError, ValueError):
+        return None
 
 
 def figures(predictions: Mapping[str, Predictions], class_figures: ClassFigures) -> dict[str, dict]:

@@ -59,6 +59,10 @@ class EvalModel:
     """Shard set that it was trained on, and evaluated on during training."""
     training: DataConfig | None = None
     """Which of its images it was trained on; None for a file."""
+    fingerprint: str | None = None
+    """Fingerprint of all images that it was trained on, as of a Dataset; None for a file."""
+    is_probe: bool = False
+    """Whether it is a linear probe: the body of another checkpoint with a head of its own."""
     split: str = "val"
     run_dir: Path | None = None
     """Folder of the run that made it; None for a file, and for a copy of a checkpoint."""
@@ -120,6 +124,8 @@ class EvalModel:
             classes=checkpoint.classes,
             data=digits.located(config.data.dir, runs_dir),
             training=config.data,
+            fingerprint=checkpoint.fingerprint,
+            is_probe="global_batch" not in checkpoint.config,
             split=config.data.eval_split,
             run_dir=run_dir,
             step=checkpoint.step,

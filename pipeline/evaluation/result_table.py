@@ -33,16 +33,34 @@ def caption(result: Mapping) -> str:
 
 
 def selection(result: Mapping) -> str:
-    """How the checkpoint was chosen, as far as the result says; empty for a file of weights."""
+    """How the checkpoint was chosen, as far as the result says; empty for weights without a run."""
     if "selected_on" not in result or result["step"] is None:
         return ""
-    on = result["selected_on"]
+    on, split = result["selected_on"], result["split"]
     if on is None:
         return "No split selects among the checkpoints of the run, which reports its last step."
-    selects = f"Top-1 on {on['split']} selects among the checkpoints of the run"
-    if on == {"data": result["data"], "split": result["split"]}:
-        return f"{selects}: these figures, of the same images, are optimistic."
-    return f"{selects}; the images of {result['split']} have no part in it."
+    by, among = f"Top-1 on {on['split']}", "selects among the checkpoints of the run"
+    is_same = _is_same_set(on, result)
+    if is_same is None:
+        return f"{by} {among}; whether that is of the images of {split} here is not known."
+    if not is_same:
+        return (
+            f"{by} of another shard set {among}; the images of {split} have no part in it unless "
+            f"that set has them, too."
+        )
+    if on["split"] == split:
+        return f"{by} {among}: these figures, of the same images, are optimistic."
+    return f"{by} {among}; the images of {split} have no part in it."
+
+
+def _is_same_set(on: Mapping, result: Mapping) -> bool | None:
+    """Whether the set that selects is that of the result; None if it is not known.
+
+    The fingerprints say so, as a set may be moved, copied and linked to. Older results have none.
+    """
+    if on.get("fingerprint"):
+        return on["fingerprint"] == result["fingerprint"]
+    return True if on["data"] == result["data"] else None
 
 
 def protocol_name(name: str, values: Mapping) -> str:

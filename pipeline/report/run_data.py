@@ -107,9 +107,12 @@ class RunData:
             self.sessions = sessions(self.events, times)
         except ValueError as error:
             raise ValueError(f"{run_dir}: {error}") from error
-        # the driver of a run in a store has copies of the weights alone
-        copies = checkpoints(run_dir / MODELS, only=MODEL)
-        self.checkpoints = checkpoints(run_dir / CHECKPOINTS) or copies
+        # the driver of a run in a store has the weights of its models, which follow the store;
+        # a checkpoint from which an attempt started may be gone there
+        kept = checkpoints(run_dir / CHECKPOINTS)
+        models = checkpoints(run_dir / MODELS, only=MODEL)
+        is_copy = "://" in str(self.settings.get("runs_dir"))
+        self.checkpoints = (models or kept) if is_copy else kept
         self.evaluations = self._evaluations()
         self.records = [record for record, _ in valid(lines)]
         """The valid records."""

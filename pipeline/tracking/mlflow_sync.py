@@ -25,8 +25,8 @@ LOCK = "mlflow.lock"
 DENIALS = ("PERMISSION_DENIED", "UNAUTHENTICATED")
 # seconds between two looks at the files, and the longest pause between two attempts
 PAUSE_S, MAX_PAUSE_S = 0.5, 30.0
-# seconds that the end of a run waits for a failing server
-PATIENCE_S = 20.0
+# seconds that the end of a run waits for a failing server, and for one that takes all that long
+PATIENCE_S, SLOW_S = 20.0, 300.0
 
 
 class MlflowSync:
@@ -43,18 +43,19 @@ class MlflowSync:
         self._thread.start()
 
     def finish(self) -> None:
-        """Send what is left; waits for a failing server for PATIENCE_S at most."""
+        """Send what is left; waits for a failing server for PATIENCE_S, for any for SLOW_S."""
         self._closing.set()
         closed = time.monotonic()
         while self._thread.is_alive():
             self._thread.join(0.1)
-            since = self._failing_since
-            if since is not None and time.monotonic() - max(since, closed) > PATIENCE_S:
+            since, now = self._failing_since, time.monotonic()
+            is_slow = now - closed > SLOW_S
+            if is_slow or (since is not None and now - max(since, closed) > PATIENCE_S):
                 self._given_up = True
                 log.warning(
                     "MLflow %s; the record is on disk; to send it later, run "
                     "python -m pipeline track sync %s",
-                    *(self._failure, self._dir),
+                    *(self._failure if since else f"is not done after {SLOW_S:.0f} s", self._dir),
                 )
                 return
 

@@ -106,12 +106,25 @@ class Recorder:
         artifacts: Mapping[Path, str] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
+        """End the record, see `end`, and wait for MLflow, see `close`."""
+        self.end(status, artifacts, tags)
+        self.close()
+
+    def end(
+        self,
+        status: str,
+        artifacts: Mapping[Path, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
         """End the record as FINISHED, FAILED or KILLED; `artifacts`: MLflow folder of each file."""
         for path, folder in (artifacts or {}).items():
             journal.write_artifact(self._dir, path, folder)
         if tags:
             self.write_event("tags", tags=dict(tags))
         self.write_event("status", status=status, number=self._number)
+
+    def close(self) -> None:
+        """Wait until MLflow has the record, but not for long: see `MlflowSync.finish`."""
         self._sync.finish()
 
 

@@ -3,6 +3,7 @@
 values of one shard after another -> Tally -> Histogram -> central: what a chart has room for
 """
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ class Histogram:
     largest: float = 0.0
     bins: tuple[tuple[float, float, int], ...] = ()
     """Lower edge, upper edge and number; neighbours touch, the first and the last are not empty."""
+    whole: bool = False
+    """Whether the quantity is whole, as are then the edges; an upper edge is in no bin."""
 
     @property
     def total(self) -> int:
@@ -39,9 +42,14 @@ class Histogram:
 class Tally:
     """Counts values, which may come in parts."""
 
-    def __init__(self, per_doubling: int, *, centred: bool = False) -> None:
-        """Count in this many bins a doubling; 1 is the edge of a bin, or the centre of one."""
+    def __init__(self, per_doubling: int, *, centred: bool = False, whole: bool = False) -> None:
+        """Count in this many bins a doubling; 1 is the edge of a bin, or the centre of one.
+
+        Bins of whole numbers have whole edges: where they are narrower than 1, there are fewer, as
+        some would have no number in them and others one.
+        """
         self._per_doubling, self._shift = per_doubling, 0.5 if centred else 0.0
+        self._whole = whole
         self._counts = Counter[int]()
         self._ends: list[float] = []
 
@@ -56,13 +64,26 @@ class Tally:
         ends = [*self._ends, float(values.min()), float(values.max())]
         self._ends = [min(ends), max(ends)]
 
-    def histogram(self) -> Histogram:
-        """What was counted."""
+    def histogram(self, most: int | None = None) -> Histogram:
+        """What was counted; neighbouring bins are joined, 2, 4, 8, ..., until there are `most`."""
         if not self._counts:
             return Histogram()
-        numbers = range(min(self._counts), max(self._counts) + 1)
-        bins = tuple((self._edge(n), self._edge(n + 1), self._counts[n]) for n in numbers)
-        return Histogram(smallest=self._ends[0], largest=self._ends[1], bins=bins)
+        bins = self._bins(joined := 1)
+        while most and len(bins) > most:
+            bins = self._bins(joined := 2 * joined)
+        return Histogram(
+            smallest=self._ends[0], largest=self._ends[1], bins=bins, whole=self._whole
+        )
+
+    def _bins(self, joined: int) -> tuple[tuple[float, float, int], ...]:
+        """The bins, of which each joins some."""
+        counts = Counter[int]()
+        for number, count in self._counts.items():
+            counts[number // joined] += count
+        numbers = range(min(counts), max(counts) + 1)
+        edges = [(self._edge(joined * n), self._edge(joined * (n + 1)), n) for n in numbers]
+        return tuple((low, high, counts[n]) for low, high, n in edges if low < high)
 
     def _edge(self, number: int) -> float:
-        return float(2.0 ** ((number - self._shift) / self._per_doubling))
+        edge = 2.0 ** ((number - self._shift) / self._per_doubling)
+        return float(math.ceil(edge) if self._whole else edge)

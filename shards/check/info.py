@@ -16,12 +16,8 @@ from shards.dataset import format, wordnet
 from shards.dataset.format import ShardSet
 from shards.dataset.sides import ShorterSides
 
-EDGES = {
-    "short_side": (0, 32, 64, 128, 192, 224, 256, 320, 384, 512, 768, 1024, 2048),
-    "aspect": (0.0, 0.25, 0.5, 0.67, 0.8, 1.0, 1.25, 1.5, 2.0, 4.0),
-    "image_bytes": tuple(1000 * kb for kb in (0, 2, 5, 10, 15, 20, 30, 40, 60, 100, 200, 500)),
-}
-"""Lower edges of the bins of each histogram; the last bin is open."""
+# rows at most of a histogram as text
+BARS = 12
 CURVE_POINTS = 200
 
 
@@ -112,7 +108,7 @@ class Description:
 
 def _bars(bars: Mapping[str, int]) -> Iterator[str]:
     total = max(sum(bars.values()), 1)
-    width = max(map(len, bars))
+    width = max(map(len, bars), default=0)
     for label, count in bars.items():
         if count:
             share = count / total
@@ -122,18 +118,14 @@ def _bars(bars: Mapping[str, int]) -> Iterator[str]:
 def describe(location: str) -> Description:
     """Describe a shard set from its indexes."""
     shard_set = format.open_set(location)
-    histograms = {name: np.zeros(len(edges), np.int64) for name, edges in EDGES.items()}
     counts = Counter[int]()
     tallies = {
         "short_side": Tally(8),
         "aspect": Tally(8, centred=True),  # square images are in one bin
         "image_bytes": Tally(4),
-        "class_images": Tally(4),
+        "class_images": Tally(4, whole=True),
     }
-    splits = {
-        name: _split(shard_set, name, histograms, tallies, counts)
-        for name in shard_set.manifest.splits
-    }
+    splits = {name: _split(shard_set, name, tallies, counts) for name in shard_set.manifest.splits}
     tallies["class_images"].add(np.array([*counts.values()], np.int64))
     classes = shard_set.manifest.classes
     ranked = sorted(range(len(classes)), key=lambda number: -counts[number])
@@ -143,7 +135,7 @@ def describe(location: str) -> Description:
         location=shard_set.location,
         classes=len(classes),
         splits=splits,
-        **{name: _labelled(EDGES[name], bins) for name, bins in histograms.items()},
+        **{name: _labelled(tallies[name]) for name in ("short_side", "aspect", "image_bytes")},
         histograms={name: tally.histogram() for name, tally in tallies.items()},
         frequency=tuple(counts[ranked[rank]] for rank in ranks),
         most=tuple((classes[n], wordnet.name(classes[n]), counts[n]) for n in ranked[:5]),
@@ -155,11 +147,10 @@ def describe(location: str) -> Description:
 def _split(
     shard_set: ShardSet,
     name: str,
-    histograms: Mapping[str, np.ndarray],
     tallies: Mapping[str, Tally],
     counts: Counter[int],
 ) -> Split:
-    """Describe a split, and add its images to the histograms and the counts by class."""
+    """Describe a split, and add its images to the tallies and the counts by class."""
     images = image_bytes = multi_label = unreadable = 0
     split_counts = Counter[int]()
     shards = shard_set.manifest.splits[name]
@@ -174,7 +165,6 @@ def _split(
             ("aspect", width / height),
             ("image_bytes", size),
         ):
-            histograms[key] += np.histogram(values, [*EDGES[key], np.inf])[0]
             tallies[key].add(values)
         images += len(size)
         image_bytes += int(size.sum())
@@ -194,6 +184,10 @@ def _split(
     )
 
 
-def _labelled(edges: tuple[float, ...], bins: np.ndarray) -> dict[str, int]:
-    names = [f"{low:g} to {high:g}" for low, high in zip(edges[:-1], edges[1:], strict=True)]
-    return dict(zip([*names, f"{edges[-1]:g} and more"], bins.tolist(), strict=True))
+def _labelled(tally: Tally) -> dict[str, int]:
+    bins = tally.histogram(BARS).bins
+    return {f"{_rounded(low)} to {_rounded(high)}": number for low, high, number in bins}
+
+
+def _rounded(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

@@ -109,7 +109,7 @@ def histogram(told: Histogram, name: str, what: str = "images") -> tuple[str, st
     shares = [number / total for number in numbers]
     bars = chart.axes.bar(lows, shares, widths, align="edge", color=SERIES[0])
     for bar, (low, high, number) in zip(bars, bins, strict=True):
-        text = f"{rounded(low)} to {rounded(high)}: {number:,} {what} ({number / total:.1%})"
+        text = f"{between(low, high, told)}: {number:,} {what} ({number / total:.1%})"
         chart.mark(bar, "bar", text)
     few, more = (ticks(lows[0], highs[-1], logarithmic=each) for each in (True, False))
     places = few if len(few) >= MIN_TICKS else more
@@ -120,6 +120,12 @@ def histogram(told: Histogram, name: str, what: str = "images") -> tuple[str, st
     outside = 1 - sum(shares)
     beyond = f"; {outside:.2%} are outside of the chart" if sum(numbers) < total else ""
     return chart.svg(), f"Share of the {what}. {ends}{beyond}."
+
+
+def between(low: float, high: float, told: Histogram) -> str:
+    """The range of a bin; of whole numbers, both ends are in it."""
+    ends = (low, high - 1) if told.whole else (low, high)
+    return " to ".join(dict.fromkeys(map(rounded, ends)))
 
 
 def varies(told: Histogram) -> bool:
