@@ -171,7 +171,7 @@ def variant(own: EvaluateConfig, used: EvaluateConfig) -> str:
     """What tells an evaluation from that of the run itself, whose settings are `own`; "" if none.
 
     It is the name of the shard set, and the values of other settings of model, images and
-    precision: sketch, in1k-384-fp32.
+    precision: sketch, in1k-fp32-384.
     """
     before, now = own.flat(), used.flat()
     names = [name for name in now if name.startswith(("model.", "images.", "precision"))]
