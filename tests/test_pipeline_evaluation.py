@@ -466,6 +466,7 @@ def test_protocols_differ_side_by_side_and_ten_equals_ten_crops_one_by_one(
     assert protocols["center"]["top1"] > 0.6
     assert len({protocols[name]["loss"] for name in protocols}) == 3
     assert protocols["ten"]["top1"] != protocols["center"]["top1"]
+    assert protocols["ten"]["mean_per_class"] == pytest.approx(protocols["ten"]["top1"])  # 36 each
     shown = result_table(result)
     assert all(
         word in shown for word in ("center", "ten", "inception-144", "ECE", "gain on center")

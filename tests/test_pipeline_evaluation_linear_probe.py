@@ -166,7 +166,7 @@ def test_the_card_of_an_export_tells_body_protocol_and_result_of_the_probe(
     assert f"the body is that of {body.name}, step 60, and was not trained further" in text
     assert "2103.00020" in text and f"of {result['train_images']:,} images" in text
     values = result["protocols"]["center"]
-    assert f"| val | center (1) | - | 360 | {values['top1']:.4f} (" in text
+    assert f"| val | center (1) | - | 360 | {values['top1']:.4f} [" in text
     copy = shutil.copytree(result["probed"], tmp_path / "copy")  # without the result
     assert main(["export", str(copy), *flags[:-1], str(tmp_path / "again")]) == 0
     again = " ".join((tmp_path / "again" / "README.md").read_text().split())

@@ -378,8 +378,9 @@ def test_models_compete_by_the_split_that_selects_and_only_those_that_are_report
         checkpoint = local.Checkpoint.open(path)
         run_events.write_model(tmp_path, checkpoint, "vit", is_chosen=step < 3)
     events = [e for e in journal.read_events(tmp_path) if e["event"] == "register"]
-    found = [(event["metric"], event["value"]) for event in events]
-    assert found == [("val/top1", 0.9), ("select/top1", 0.7), ("select/top1", float("-inf"))]
+    found = [(event["metric"], event["value"], event["competes"]) for event in events]
+    val, selected = ("val/top1", 0.9, True), ("select/top1", 0.7, True)
+    assert found == [val, selected, ("select/top1", 0.6, False)]
 
 
 @pytest.mark.server

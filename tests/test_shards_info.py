@@ -267,6 +267,7 @@ def test_every_class_has_a_name_and_a_way_to_the_root():
     assert wordnet.hypernyms("n01440764") == ("n01439121",)
     assert list(wordnet.ancestors("n01440764"))[-1] == "n00001740"
     assert wordnet.name("cat") == "cat" and wordnet.hypernyms("cat") == ()
+    assert wordnet.name("n00000003") == "digit 3" and wordnet.hypernyms("n00000003") == ()
 
 
 def test_parents_are_the_nearest_ancestors_in_the_set():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.data.dataset import set_name
 from pipeline.evaluation.metrics import METRICS
-from pipeline.evaluation.result_table import averaged
+from pipeline.evaluation.result_table import INTERVALS, averaged
 from pipeline.report.evaluation_section import evaluation_values, metric_text, summary
 from pipeline.report.run_data import Evaluation, RunData
 from pipeline.report.run_state import RUNNING
@@ -52,6 +52,7 @@ def write_report(
         curves=curves(run),
         log_every=run.settings["log_every"],
         evaluation=evaluation_values(run.evaluations[0]) if run.evaluations else None,
+        intervals=INTERVALS,
         others=[summary(item.result) for item in run.evaluations[1:]],
         machines=machines(run.lines),
         checkpoints=checkpoint_table(run),
