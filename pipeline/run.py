@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
-from pipeline.checkpoint.local import Checkpoint
+from pipeline.checkpoint.local import CONFIG, Checkpoint
 from pipeline.checkpoint.run_folder import LOCK, RunFolder
 from pipeline.cluster.session import ray_session
 from pipeline.evaluation.config import RESULT
@@ -31,7 +31,7 @@ from pipeline.tracking.journal import EVENTS, RECORDS, REFUSED
 from pipeline.tracking.mlflow_address import CURSOR
 from pipeline.tracking.recorder import Recorder
 from pipeline.train.attempts import train_workers
-from pipeline.train.job import CONFIG, Job, check_folder, prepare
+from pipeline.train.job import Job, check_folder, prepare
 from pipeline.train.nodes import shared
 from pipeline.train.report_queue import run_report_queue
 from support.console import log_stage

@@ -104,9 +104,8 @@ def write_result(
     Those on ImageNet-V2 are attached with its name and digest.
     """
     result = json.loads((folder / RESULT).read_text())
-    values = metrics(result)
-    on_v2 = {name: value for name, value in values.items() if "/v2/" in name}
-    of_data = {name: value for name, value in values.items() if name not in on_v2}
+    of_data = metrics({name: value for name, value in result.items() if name != "v2"})
+    on_v2 = {name: value for name, value in metrics(result).items() if name not in of_data}
     for measured, about in ((of_data, result), (on_v2, result.get("v2"))):
         if not measured:
             continue

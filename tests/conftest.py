@@ -29,6 +29,7 @@ LONG = (
     "test_launch_hosts",
     "test_pipeline_launch_jobs",
     "test_demo",
+    "test_pipeline_killed",
     "test_wheel",
     "test_tune_resume",
     "test_tune_hosts",

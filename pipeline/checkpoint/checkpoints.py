@@ -64,8 +64,13 @@ class Checkpoints:
         A copy that is there is not read again: it appeared as a whole, after every byte of it was
         checked. Raises ValueError if the files in a store are damaged.
         """
-        if self.uri and not has_weights(checkpoint.path, checkpoint.digest):
+        if not self.uri or has_weights(checkpoint.path, checkpoint.digest):
+            return checkpoint
+        try:
             self.fetch(checkpoint, only=local.MODEL)
+        except OSError:
+            if not has_weights(checkpoint.path, checkpoint.digest):  # another thread was faster
+                raise
         return checkpoint
 
     def drop_copies(self, but: Checkpoint) -> None:

@@ -52,7 +52,7 @@ def class_images(data: DataConfig, location: str, folder: Path | None = None) ->
         for wnid, count in zip(shards.manifest.classes, total.tolist(), strict=True):
             images[wnid] = images.get(wnid, 0) + count
     if folder:
-        with contextlib.suppress(PermissionError):  # it may be a run of someone else
+        with contextlib.suppress(OSError):  # a run of someone else, a full or read-only disk
             write_json(folder / COUNTS, {"of": of, "images": images})
     return images
 

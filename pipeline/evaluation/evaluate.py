@@ -156,10 +156,7 @@ def figures(predictions: Mapping[str, Predictions], class_figures: ClassFigures)
             n: metrics.comparison(center, each) for n, each in predictions.items() if n != CENTER
         },
         "confusions": {
-            name: [
-                [classes[a], classes[b] if b >= 0 else "", count]
-                for a, b, count in metrics.confusions(each)
-            ]
+            name: [[classes[a], classes[b], count] for a, b, count in metrics.confusions(each)]
             for name, each in predictions.items()
         },
         "calibration": {name: metrics.calibration(each) for name, each in predictions.items()},

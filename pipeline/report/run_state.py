@@ -1,7 +1,7 @@
 """How a run stands, by its events since its last start; lists, pages and comparisons share it.
 
+finished     it has a result, whether or not the end of its record is written
 running      a driver has the lease
-finished     it has a result
 stopped      it ended on purpose before its last step, or was rolled back
 diverged     its loss was not finite
 failed       an error ended it

@@ -148,13 +148,13 @@ class Sender:
 
     def _send_lines(self, position: str, lines: Iterable[tuple[dict, int]]) -> None:
         """Send records in batches; a position of the cursor follows them."""
-        records, numbers = [], 0
+        records, count = [], 0
         for record, end in lines:
             records.append(record)
-            numbers += len(record)
-            if numbers > BATCH_NUMBERS:
+            count += len(record)
+            if count > BATCH_NUMBERS:
                 self._send_batch(position, records, end)
-                records, numbers = [], 0
+                records, count = [], 0
         if records:
             self._send_batch(position, records, end)
 
@@ -185,7 +185,7 @@ class Sender:
         """
         if event["event"] != "model" or not self._models:
             return event
-        path, weights = Path(event["checkpoint"]), event.get("weights")
+        path, weights = Path(event.get("checkpoint", "")), event.get("weights")
         if path.name in self._cursor["models"] or has_weights(path, weights):
             return event
         try:
@@ -201,10 +201,10 @@ class Sender:
         """Whether an event is about a model that goes later: it may be gone before it was sent."""
         if event["event"] not in ("model", "register"):
             return False
-        name = Path(event["checkpoint"]).name
+        name = Path(event.get("checkpoint", "")).name
         later = (line for line, _ in read_lines(self._dir / journal.EVENTS, end))
         prunes = (each for each in later if each["event"] == "prune")
-        return any(Path(each["checkpoint"]).name == name for each in prunes)
+        return any(Path(each.get("checkpoint", "")).name == name for each in prunes)
 
     def _set_aside(self, event: dict, error: Refused) -> None:
         names = (event[fact] for fact in NAMING if event.get(fact))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.checkpoint import local
 from pipeline.checkpoint.checkpoints import Checkpoints
-from pipeline.checkpoint.local import Checkpoint
+from pipeline.checkpoint.local import CONFIG, Checkpoint
 from pipeline.checkpoint.run_folder import RunFolder, fetched_model
 from pipeline.data import digits
 from pipeline.data.dataset import Dataset, open_eval, open_train
@@ -26,8 +26,6 @@ from shards.dataset import wordnet
 from vit.loss import make_loss
 from vit.optim import learning_rate
 from vit.registry import LOSSES
-
-CONFIG = "config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
