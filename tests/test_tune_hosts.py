@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 TIMEOUT_S = 900
 RUNS, NAME = f"s3://{BUCKET}/runs", "search"
 OWN = ("workers", "worker-cpus", "eval-every", "crops", "record.models", "max-restarts")
-SEARCH = "python -m tune search demo --rungs 2/4 --seeds 2 --set optim.warmup=0.1".split()
+SEARCH = "python -m tune search demo --rungs 3/4 --seeds 2 --set optim.warmup=0.1".split()
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_a_search_in_a_store_ends_on_two_hosts_like_on_one(hosts):
     both = hosts.h1.done(*search(RUNS), timeout=TIMEOUT_S)
     own = ("env", "-u", "RAY_ADDRESS", *search(f"{WORK}/runs"))
     alone = hosts.h1.done(*own, timeout=TIMEOUT_S)
-    assert len(values(both)) == 2 + 4
+    assert len(values(both)) == 3 + 4
     assert values(both) == values(alone)
     keys = set(hosts.store.keys(f"runs/{NAME}/"))
     names = ("search.json", "study.log", "best.json", "report.html")

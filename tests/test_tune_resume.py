@@ -159,8 +159,8 @@ def test_a_search_in_a_store_goes_on_here_and_without_the_machine_that_it_began_
 
 # a rate at which a run cannot but diverge, and others
 SPACE = ["--set", "optim.lr=choice(0.001,0.004,1000)", "optim.warmup=0.1"]
-EPOCHS = 3
-SHORT = ["--rungs", "4/1", "--seeds", "2", "--base.epochs", str(EPOCHS)]
+EPOCHS = 6
+SHORT = ["--rungs", "4/2", "3/1", "--seeds", "2", "--base.epochs", str(EPOCHS)]
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,7 @@ def real(tmp_path_factory):
 
 def test_a_search_of_real_runs_ends_after_its_driver_was_killed(real):
     after = done(real["plan"])
-    assert len(trials_of(real["plan"])) == len(after) == 4 + 4
+    assert len(trials_of(real["plan"])) == len(after) == 4 + 3 + 4
     assert {name: after[name] for name in real["before"]} == real["before"]
     for name in after:
         path = real["plan"].dir / "trials" / name / RECORDS
@@ -213,7 +213,7 @@ def test_mlflow_has_one_parent_with_all_trials_below_it(real):
     assert sorted(run.info.run_name for run in children) == sorted(done(real["plan"]))
     assert {run.info.status for run in found} == {"FINISHED"}
     outcomes = [run.data.tags["outcome"] for run in children]
-    assert sorted(outcomes) == ["diverged", *["done"] * 7]
+    assert sorted(outcomes) == ["diverged", *["done"] * 10]
 
 
 def test_checkpoints_of_ended_trials_are_removed(real):
