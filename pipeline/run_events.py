@@ -29,8 +29,6 @@ from pipeline.train.system_metrics import cluster_facts
 
 # ends of the 95 % interval of the accuracy, which MLflow shows beside it
 INTERVAL = ("top1_low", "top1_high")
-# what MLflow has of each protocol, as far as the result has it
-NAMES = (*METRICS, *INTERVAL, *FIGURES)
 
 log = logging.getLogger(__name__)
 
@@ -135,11 +133,12 @@ def attached(result: Mapping) -> dict[str, float]:
 def figures(
     protocols: Mapping[str, Mapping[str, float]], prefix: str, average: str
 ) -> dict[str, float]:
-    """The metrics to plot, by their names: PREFIX/center/top1, PREFIX/ten-logits/top1."""
+    """What MLflow has of each protocol: PREFIX/center/top1, PREFIX/ten-logits/top1."""
+    names = (*METRICS, *INTERVAL, *FIGURES)
     return {
         f"{prefix}/{rule(protocol, values['views'], average)}/{name}": values[name]
         for protocol, values in protocols.items()
-        for name in NAMES
+        for name in names
         if name in values
     }
 
