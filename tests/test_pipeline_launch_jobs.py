@@ -195,7 +195,7 @@ def test_shards_are_built_and_a_run_is_evaluated_as_jobs(cluster, shards):
     command = ("evaluate", str(cluster.runs / "left"), "--data", str(shards), "--crops", "ten")
     done = cluster.pipeline("launch", "--address", cluster.address, "--", *command)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"^ten +\d+ +10 ", done.stdout, re.MULTILINE)
+    assert re.search(r"\bten +\d+ +10 ", done.stdout)
     assert list((cluster.runs / "left" / "evaluations").iterdir())
 
 
