@@ -17,7 +17,6 @@ Shapes: K classes, n images, M labels per image.
 
 import functools
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,7 +27,7 @@ import numpy as np
 
 from pipeline.data.class_images import class_images
 from pipeline.evaluation.hierarchy import Hierarchy
-from pipeline.evaluation.intervals import Z, mean_over_classes, wilson
+from pipeline.evaluation.intervals import bounded, mean_over_classes, normal, wilson
 from pipeline.evaluation.metrics import FIGURES, Predictions, per_class
 from pipeline.evaluation.model import EvalModel
 from pipeline.settings.config import DataConfig
@@ -77,7 +76,7 @@ class ClassFigures:
         figures = {}
         for name, members in groups.items():
             if members.any():
-                figures |= interval(name, *mean_over_classes(hits[members], images[members]))
+                figures |= bounded(name, *mean_over_classes(hits[members], images[members]))
         if isinstance(self._hierarchy, Hierarchy):
             figures |= hierarchical(predictions, self._hierarchy)
         return figures
@@ -175,18 +174,12 @@ def hierarchical(predictions: Predictions, hierarchy: Hierarchy) -> dict[str, fl
     np.minimum.at(distance, rows, hierarchy.distances(*pairs)[places])
     mistakes = distance[~is_right & np.isfinite(distance)]
     right = int(is_right.sum())
-    figures = interval("top1_or_above", right / len(is_right), *wilson(right, len(is_right)))
-    if len(mistakes):
-        mean = figures["lca_height"] = float(mistakes.mean())
+    figures = bounded("top1_or_above", right / len(is_right), *wilson(right, len(is_right)))
     if len(mistakes) > 1:
-        half = Z * float(mistakes.std(ddof=1)) / math.sqrt(len(mistakes))
-        figures |= interval("lca_height", mean, mean - half, mean + half)
+        figures |= bounded("lca_height", *normal(mistakes))
+    elif len(mistakes):
+        figures["lca_height"] = float(mistakes[0])
     return figures
-
-
-def interval(name: str, value: float, low: float, high: float) -> dict[str, float]:
-    """A figure with its interval as entries of a result."""
-    return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
 def class_figure_names(result: Mapping) -> list[str]:

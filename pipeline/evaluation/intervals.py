@@ -1,7 +1,8 @@
-"""Intervals and a test of shares; NumPy only.
+"""Intervals of shares and means, and a test of shares; NumPy only.
 
     hits of images                     -> wilson
     hits of the images of each class   -> mean_over_classes
+    any number of each image           -> normal
     images that changed, of all        -> tango, sign_test
 
 All intervals are two-sided, of 95 %.
@@ -24,6 +25,20 @@ def wilson(hits: float, count: float) -> tuple[float, float]:
     middle = (share + z2 / 2) / (1 + z2)
     half = Z / (1 + z2) * math.sqrt(max(share * (1 - share), 0.0) / count + z2 / (4 * count))
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def normal(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean of (n,) numbers and its interval by a normal distribution; of one it is infinite."""
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return mean, -math.inf, math.inf
+    half = Z * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return mean, mean - half, mean + half
+
+
+def bounded(name: str, value: float, low: float, high: float) -> dict[str, float]:
+    """A figure with its interval as entries of a result: NAME, NAME_low, NAME_high."""
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
 def mean_over_classes(hits: np.ndarray, images: np.ndarray) -> tuple[float, float, float]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.evaluation.intervals import Z, sign_test, tango, wilson
+from pipeline.evaluation.intervals import bounded, normal, sign_test, tango, wilson
 
 ECE_BINS = 15
 
@@ -87,13 +87,10 @@ def summary(predictions: Predictions) -> dict[str, float]:
         values = values[~np.isnan(values)]
         if not len(values):
             continue
-        mean = math.fsum(values) / len(values)
+        mean, low, high = normal(values)
         if metric.is_share:
             low, high = wilson(round(math.fsum(values)), len(values))
-        else:
-            half = Z * values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.inf
-            low, high = mean - half, mean + half
-        figures |= {name: mean, f"{name}_low": low, f"{name}_high": high}
+        figures |= bounded(name, mean, low, high)
     return figures | {"ece": calibration_error(predictions)}
 
 
