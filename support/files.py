@@ -29,13 +29,18 @@ def cache_dir() -> Path:
     return Path(base).absolute() / "vit-pipeline" / socket.gethostname()
 
 
+def cache_path(kind: str, key: str) -> Path:
+    """Where the folder for a key is in the cache of this machine, if it is there."""
+    return cache_dir() / kind / hashlib.sha256(key.encode()).hexdigest()[:32]
+
+
 def cached_folder(kind: str, key: str, fill: Callable[[Path], None]) -> Path:
     """The folder for a key in the cache of this machine; `fill` fills it if it is missing.
 
     It appears whole, and is never replaced: other processes may read it. The key must therefore
     name the content.
     """
-    target = cache_dir() / kind / hashlib.sha256(key.encode()).hexdigest()[:32]
+    target = cache_path(kind, key)
     if target.is_dir():
         return target
     aside = target.with_name(f".{target.name}.{uuid4().hex[:8]}.tmp")

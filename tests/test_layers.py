@@ -15,6 +15,7 @@ FOLDERS = {
     "shards/check": {"support", "shards/dataset", "shards/build"},
     "shards": {"support"},
     "vit": {"support"},
+    "vit/native": {"support", "vit"},
     "pipeline/settings": {"support", "shards", "vit"},
     "pipeline/settings/recipes": {"support", "shards", "vit"},  # a part of settings
     "pipeline/cluster": {"support", "shards"},
@@ -81,6 +82,7 @@ TORCH_FREE = (
     *("pipeline/commands/comparison.py", "pipeline/report/run_summary.py"),
     *("pipeline/report/run_list.py", "pipeline/report/run_data.py"),
     *("pipeline/report/run_files.py", "pipeline/report/run_state.py"),
+    *("vit/native/__main__.py", "vit/native/build.py", "vit/native/model.py"),
     *("tune/config.py", "tune/space.py", "support/console.py", "support/command.py"),
 )
 

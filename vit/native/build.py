@@ -1,0 +1,117 @@
+"""Compile the native back ends: one shared library each, in the cache of this machine.
+
+    build("cpu") -> .../libvit_cpu.so
+
+A library is found again by what it was made of: the sources, the options and oneDNN. After a
+change of one of them it has to be built again.
+"""
+
+import hashlib
+import platform
+import subprocess
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from support.files import cache_path, cached_folder
+from vit.native import toolchain
+
+SOURCE = Path(__file__).parent / "source"
+# all that does not depend on what computes
+SHARED = ("interface", "options", "tensor_file", "shape", "linear", "model", "forward")
+FLAGS = (
+    *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fopenmp"),
+    *("-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"),
+)
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover", "-g", "-O1")
+# name of the kernels in C++ -> what they may use, on x86 CPUs
+INSTRUCTIONS = {"baseline": "x86-64", "avx2": "x86-64-v3", "avx512": "x86-64-v4"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a back end is compiled."""
+
+    options: tuple[str, ...]
+    """Of each object."""
+    objects: dict[str, tuple[str, ...]]
+    """Name of an object -> its source and its own options."""
+    link: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """A text that changes with all that goes into the library."""
+        sources = sorted(file for file in SOURCE.iterdir() if file.is_file())
+        content = hashlib.sha256(b"\0".join(file.read_bytes() for file in sources)).hexdigest()
+        return repr((content, self))
+
+
+def cpu(sanitize: bool) -> Plan:
+    """The back end of CPUs."""
+    onednn = toolchain.onednn()
+    objects = {name: (f"{name}.cpp",) for name in (*SHARED, "device_cpu")}
+    sets = INSTRUCTIONS if platform.machine() in ("x86_64", "AMD64") else {"baseline": "native"}
+    for name, instructions in sets.items():
+        objects[f"kernels_{name}"] = (
+            *("kernels_cpu.cpp", f"-DVIT_ISA={name}", f"-march={instructions}"),
+        )
+    return Plan(
+        options=(*FLAGS, *(SANITIZERS if sanitize else ()), f"-I{onednn.include}"),
+        objects=objects,
+        link=(f"-L{onednn.library}", "-ldnnl", f"-Wl,-rpath,{onednn.library}"),
+    )
+
+
+BACKENDS: dict[str, Callable[[bool], Plan]] = {"cpu": cpu}
+
+
+def plan_of(backend: str, sanitize: bool) -> Plan:
+    """How a back end is compiled here; `toolchain.Missing` names what is not there."""
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown back end {backend!r}; known: {', '.join(BACKENDS)}")
+    return BACKENDS[backend](sanitize)
+
+
+def build(backend: str, *, sanitize: bool = False) -> Path:
+    """Compile a back end unless it is there already; return the path of its library.
+
+    With `sanitize` it reports errors of memory and undefined behaviour, and stops at them.
+    Raises `toolchain.Missing` if something is not on this machine, RuntimeError with the
+    compiler's words if a source does not compile.
+    """
+    plan, name = plan_of(backend, sanitize), f"libvit_{backend}.so"
+    return cached_folder("native", plan.key, lambda folder: compile_into(folder, plan, name)) / name
+
+
+def built(backend: str, *, sanitize: bool = False) -> Path:
+    """The library of a back end as the sources are now; ValueError if it has to be built."""
+    folder = cache_path("native", plan_of(backend, sanitize).key)
+    if not folder.is_dir():
+        raise ValueError(
+            f"the back end {backend} is not built; run python -m vit.native build {backend}"
+        )
+    return folder / f"libvit_{backend}.so"
+
+
+def compile_into(folder: Path, plan: Plan, name: str) -> None:
+    """Compile the objects of a plan side by side and link them."""
+    compiler = toolchain.compiler()
+
+    def compiled(item: tuple[str, tuple[str, ...]]) -> str:
+        target, (source, *options) = str(folder / f"{item[0]}.o"), item[1]
+        run((compiler, *plan.options, *options, "-c", str(SOURCE / source), "-o", target))
+        return target
+
+    with ThreadPoolExecutor() as pool:
+        objects = list(pool.map(compiled, plan.objects.items()))
+    run((compiler, *plan.options, "-shared", *objects, *plan.link, "-o", str(folder / name)))
+    for each in objects:
+        Path(each).unlink()
+
+
+def run(command: tuple[str, ...]) -> None:
+    """Run a compiler; RuntimeError has the end of what it said."""
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise RuntimeError(f"{' '.join(command)}\nfailed:\n{result.stderr[-4000:]}")

@@ -1,0 +1,87 @@
+// What computes: a oneDNN engine with its stream, and memory that it can read and write.
+//
+// device_cpu.cpp and device_sycl.cpp implement the class; a library is linked with one of them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <oneapi/dnnl/dnnl.hpp>
+#include <string>
+
+namespace vit {
+
+struct Kernels;
+
+class Device {
+ public:
+  // Options is the value of the option "device"; threads 0 takes one for each core.
+  Device(const std::string& choice, int threads);
+  ~Device();
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
+
+  const dnnl::engine& engine() const { return engine_; }
+  dnnl::stream& stream() { return stream_; }
+  // The kernels that oneDNN does not have, in the best version for this device.
+  const Kernels& kernels() const { return *kernels_; }
+  // Such as "avx512", or the name of a GPU.
+  std::string name() const;
+
+  // Use the threads of this device in the calling thread; call at the start of each computation.
+  void enter() const;
+  // Wait until all that was submitted is done; throws what went wrong on the way.
+  void wait();
+
+  // Uninitialised memory, aligned to 64 bytes; throws std::bad_alloc.
+  void* allocate(std::size_t bytes);
+  void release(void* pointer) noexcept;
+  // Copy between the host and the device; both return when the copy is done.
+  void upload(void* device, const void* host, std::size_t bytes);
+  void download(void* host, const void* device, std::size_t bytes);
+  void clear(void* device, std::size_t bytes);
+
+  // oneDNN's view of memory of this device.
+  dnnl::memory wrap(const dnnl::memory::desc& desc, void* pointer) const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+  dnnl::engine engine_;
+  dnnl::stream stream_;
+  const Kernels* kernels_;
+};
+
+// Memory of a device that is released with its owner.
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(Device& device, std::size_t bytes)
+      : device_(&device), bytes_(bytes), pointer_(device.allocate(bytes ? bytes : 1)) {}
+  Buffer(Buffer&& other) noexcept { swap(other); }
+  Buffer& operator=(Buffer&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+  ~Buffer() {
+    if (pointer_) device_->release(pointer_);
+  }
+
+  template <class T = void>
+  T* data() const {
+    return static_cast<T*>(pointer_);
+  }
+  std::size_t bytes() const { return bytes_; }
+
+ private:
+  void swap(Buffer& other) noexcept {
+    std::swap(device_, other.device_);
+    std::swap(bytes_, other.bytes_);
+    std::swap(pointer_, other.pointer_);
+  }
+  Device* device_ = nullptr;
+  std::size_t bytes_ = 0;
+  void* pointer_ = nullptr;
+};
+
+}  // namespace vit

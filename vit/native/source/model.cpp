@@ -1,0 +1,132 @@
+#include "model.hpp"
+
+#include <algorithm>
+#include <stdexcept>
+#include <utility>
+
+namespace vit {
+namespace {
+
+// Reads what a model is made of from the file to the device.
+class Loader {
+ public:
+  Loader(Device& device, TensorFile& file, const Shape& shape, Precision precision)
+      : device_(device), file_(file), shape_(shape), precision_(precision) {}
+
+  Buffer uploaded(const std::vector<float>& values) {
+    Buffer buffer(device_, values.size() * sizeof(float));
+    device_.upload(buffer.data(), values.data(), buffer.bytes());
+    return buffer;
+  }
+
+  Norm norm(const std::string& name) {
+    return {uploaded(file_.floats(name + ".weight", {shape_.width})),
+            uploaded(file_.floats(name + ".bias", {shape_.width}))};
+  }
+
+  // A layer outside of blocks: never in integers.
+  std::unique_ptr<Linear> outer(const std::string& name, std::int64_t out) {
+    return std::make_unique<Linear>(device_, floats(name, {out, shape_.width}, true), Type::f32);
+  }
+
+  std::unique_ptr<Linear> patch_embed() {
+    DenseValues values =
+        floats("patch_embed.proj", {shape_.width, 3, shape_.patch, shape_.patch}, true);
+    return std::make_unique<Linear>(device_, std::move(values), patch_type());
+  }
+
+  // A layer of a block; the factors of LayerScale become part of it.
+  std::unique_ptr<Linear> inner(const std::string& name, std::int64_t in, std::int64_t out,
+                                bool biased, const std::string& scale = "") {
+    DenseValues values = precision_ == Precision::int8 ? codes(name, in, out, biased)
+                                                       : floats(name, {out, in}, biased);
+    if (shape_.layer_scale && !scale.empty()) multiply(values, file_.floats(scale, {out}));
+    return std::make_unique<Linear>(device_, std::move(values), type_of(precision_));
+  }
+
+  // (T, D): what the tokens are before the patches are added.
+  Buffer start() {
+    const std::int64_t width = shape_.width, prefix = shape_.prefix();
+    const std::vector<float> positions = file_.floats("pos_embed", {1, shape_.positions, width});
+    std::vector<float> start(static_cast<std::size_t>(shape_.tokens() * width), 0.0f);
+    std::copy(positions.rbegin(), positions.rend(), start.rbegin());
+    const auto add = [&](const std::vector<float>& token, std::int64_t row) {
+      for (std::size_t i = 0; i < token.size(); ++i) start[row * width + i] += token[i];
+    };
+    if (shape_.class_token) add(file_.floats("cls_token", {1, 1, width}), 0);
+    if (shape_.registers) {
+      add(file_.floats("reg_token", {1, shape_.registers, width}), prefix - shape_.registers);
+    }
+    return uploaded(start);
+  }
+
+ private:
+  Type patch_type() const {
+    return precision_ == Precision::bfloat16 ? Type::bf16 : Type::f32;  // pixels stay exact in int8
+  }
+
+  DenseValues floats(const std::string& name, const std::vector<std::int64_t>& shape, bool biased) {
+    DenseValues values;
+    values.out = shape[0];
+    values.weight = file_.floats(name + ".weight", shape);
+    values.in = static_cast<std::int64_t>(values.weight.size()) / values.out;
+    if (biased) values.bias = file_.floats(name + ".bias", {values.out});
+    return values;
+  }
+
+  DenseValues codes(const std::string& name, std::int64_t in, std::int64_t out, bool biased) {
+    DenseValues values;
+    values.in = in, values.out = out;
+    values.codes = file_.bytes(name + ".weight", {out, in});
+    values.scales = file_.floats(name + ".weight_scale", {out});
+    const std::vector<float> range = file_.floats(name + ".input_range", {2});
+    if (!(range[0] < range[1])) {
+      throw std::runtime_error(file_.path() + ": " + name + ".input_range is empty");
+    }
+    values.input_scale = (range[1] - range[0]) / 255.0f;
+    values.input_zero = static_cast<std::int32_t>(-range[0] / values.input_scale + 0.5f);
+    if (biased) values.bias = file_.floats(name + ".bias", {out});
+    return values;
+  }
+
+  static void multiply(DenseValues& values, const std::vector<float>& factors) {
+    for (std::int64_t row = 0; row < values.out; ++row) {
+      if (!values.bias.empty()) values.bias[row] *= factors[row];
+      if (!values.scales.empty()) values.scales[row] *= factors[row];
+      if (values.weight.empty()) continue;
+      for (std::int64_t i = 0; i < values.in; ++i)
+        values.weight[row * values.in + i] *= factors[row];
+    }
+  }
+
+  Device& device_;
+  TensorFile& file_;
+  const Shape& shape_;
+  Precision precision_;
+};
+
+}  // namespace
+
+Model::Model(Device& device, TensorFile& file, const Shape& shape_, Precision precision_)
+    : shape(shape_), precision(precision_) {
+  Loader load(device, file, shape, precision);
+  patch_embed = load.patch_embed();
+  start = load.start();
+  for (std::int64_t i = 0; i < shape.depth; ++i) {
+    const std::string name = "blocks." + std::to_string(i) + ".";
+    const std::int64_t width = shape.width, hidden = shape.hidden;
+    Block block;
+    block.norm1 = load.norm(name + "norm1");
+    block.qkv = load.inner(name + "attn.qkv", width, 3 * width, shape.qkv_bias);
+    block.proj = load.inner(name + "attn.proj", width, width, true, name + "ls1.gamma");
+    block.norm2 = load.norm(name + "norm2");
+    block.fc1 = load.inner(name + "mlp.fc1", width, hidden, true);
+    block.fc2 = load.inner(name + "mlp.fc2", hidden, width, true, name + "ls2.gamma");
+    blocks.push_back(std::move(block));
+  }
+  norm = load.norm(shape.fc_norm ? "fc_norm" : "norm");
+  if (shape.pre_logits) pre_logits = load.outer("pre_logits.fc", shape.width);
+  if (shape.head) head = load.outer("head", shape.outputs);
+}
+
+}  // namespace vit

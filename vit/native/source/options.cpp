@@ -1,0 +1,60 @@
+#include "options.hpp"
+
+#include <charconv>
+#include <filesystem>
+#include <sstream>
+#include <stdexcept>
+
+namespace vit {
+namespace {
+
+Precision precision_of(const std::string& value) {
+  if (value == "float32") return Precision::float32;
+  if (value == "bfloat16") return Precision::bfloat16;
+  if (value == "int8") return Precision::int8;
+  throw std::runtime_error("precision is " + value + "; known: float32, bfloat16, int8");
+}
+
+int threads_of(const std::string& value) {
+  int threads = -1;
+  const char* const last = value.data() + value.size();
+  const auto [end, error] = std::from_chars(value.data(), last, threads);
+  if (error != std::errc() || end != last || threads < 0 || threads > 4096) {
+    throw std::runtime_error("threads is " + value + "; give a number from 0 to 4096");
+  }
+  return threads;
+}
+
+}  // namespace
+
+Options parse_options(const std::string& text) {
+  Options options;
+  std::istringstream settings(text);
+  for (std::string setting; std::getline(settings, setting, ',');) {
+    const std::size_t equals = setting.find('=');
+    const std::string name = setting.substr(0, equals);
+    const std::string value = equals == std::string::npos ? "" : setting.substr(equals + 1);
+    if (name == "precision") {
+      options.precision = precision_of(value);
+    } else if (name == "threads") {
+      options.threads = threads_of(value);
+    } else if (name == "device") {
+      options.device = value;
+    } else {
+      throw std::runtime_error("unknown option " + name + "; known: precision, threads, device");
+    }
+  }
+  return options;
+}
+
+std::string weights_path(const std::string& checkpoint) {
+  namespace fs = std::filesystem;
+  return fs::is_directory(checkpoint) ? (fs::path(checkpoint) / "model.safetensors").string()
+                                      : checkpoint;
+}
+
+std::string config_path(const std::string& checkpoint) {
+  return (std::filesystem::path(weights_path(checkpoint)).parent_path() / "config.json").string();
+}
+
+}  // namespace vit

@@ -1,0 +1,50 @@
+/* A Vision Transformer without PyTorch: the interface of every back end.
+ *
+ * Each back end (CPU, SYCL, ...) is a shared library with these functions. A function that can fail
+ * returns 0, or 1 and leaves the reason to vit_error(); none aborts or throws. A model may be used
+ * from several threads; its calls run one after the other.
+ */
+#ifndef VIT_H
+#define VIT_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define VIT_API __attribute__((visibility("default")))
+
+typedef struct vit_model vit_model;
+
+typedef struct {
+  int64_t image_size; /* side of an image in pixels */
+  int64_t outputs;    /* classes; or the width, of a model without a head */
+  int64_t num_parameters;
+  int64_t num_tensors;
+  char device[64]; /* what computes, such as "avx512" or the name of a GPU */
+} vit_description;
+
+/* Reason of this thread's last error, in words; "" before the first. */
+VIT_API const char* vit_error(void);
+
+/* Open a checkpoint: a folder with model.safetensors and config.json, or a safetensors file.
+ *
+ * options: settings as "name=value", separated by commas; NULL or "" takes the defaults.
+ *   precision   float32 (default), bfloat16, or int8, which needs a file that was quantised
+ *   threads     threads of a CPU; 0, the default, takes one for each core
+ */
+VIT_API int vit_open(const char* checkpoint, const char* options, vit_model** model);
+
+/* Free a model; NULL is allowed. */
+VIT_API void vit_close(vit_model* model);
+
+VIT_API int vit_describe(vit_model* model, vit_description* description);
+
+/* Logits of normalised images: (batch, 3, image_size, image_size) -> (batch, outputs). */
+VIT_API int vit_forward(vit_model* model, const float* images, int64_t batch, float* logits);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
