@@ -19,7 +19,10 @@ from vit.native import toolchain
 
 SOURCE = Path(__file__).parent / "source"
 # all that does not depend on what computes
-SHARED = ("interface", "options", "tensor_file", "shape", "linear", "model", "forward")
+SHARED = (
+    *("interface", "options", "tensor_file", "tensor_writer", "shape", "linear", "model"),
+    *("forward", "operations", "parameters", "training", "optimizer", "trainer"),
+)
 FLAGS = (
     *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fopenmp"),
     *("-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"),
@@ -53,9 +56,10 @@ def cpu(sanitize: bool) -> Plan:
     objects = {name: (f"{name}.cpp",) for name in (*SHARED, "device_cpu")}
     sets = INSTRUCTIONS if platform.machine() in ("x86_64", "AMD64") else {"baseline": "native"}
     for name, instructions in sets.items():
-        objects[f"kernels_{name}"] = (
-            *("kernels_cpu.cpp", f"-DVIT_ISA={name}", f"-march={instructions}"),
-        )
+        for kernels in ("kernels", "training_kernels"):
+            objects[f"{kernels}_{name}"] = (
+                *(f"{kernels}_cpu.cpp", f"-DVIT_ISA={name}", f"-march={instructions}"),
+            )
     return Plan(
         options=(*FLAGS, *(SANITIZERS if sanitize else ()), f"-I{onednn.include}"),
         objects=objects,

@@ -7,11 +7,11 @@
 namespace vit {
 namespace {
 
-// Reads what a model is made of from the file to the device.
+// Puts what a model is made of on the device.
 class Loader {
  public:
-  Loader(Device& device, TensorFile& file, const Shape& shape, Precision precision)
-      : device_(device), file_(file), shape_(shape), precision_(precision) {}
+  Loader(Device& device, Weights& weights, const Shape& shape, Precision precision)
+      : device_(device), weights_(weights), shape_(shape), precision_(precision) {}
 
   Buffer uploaded(const std::vector<float>& values) {
     Buffer buffer(device_, values.size() * sizeof(float));
@@ -20,8 +20,8 @@ class Loader {
   }
 
   Norm norm(const std::string& name) {
-    return {uploaded(file_.floats(name + ".weight", {shape_.width})),
-            uploaded(file_.floats(name + ".bias", {shape_.width}))};
+    return {uploaded(weights_.floats(name + ".weight", {shape_.width})),
+            uploaded(weights_.floats(name + ".bias", {shape_.width}))};
   }
 
   // A layer outside of blocks: never in integers.
@@ -40,22 +40,22 @@ class Loader {
                                 bool biased, const std::string& scale = "") {
     DenseValues values = precision_ == Precision::int8 ? codes(name, in, out, biased)
                                                        : floats(name, {out, in}, biased);
-    if (shape_.layer_scale && !scale.empty()) multiply(values, file_.floats(scale, {out}));
+    if (shape_.layer_scale && !scale.empty()) multiply(values, weights_.floats(scale, {out}));
     return std::make_unique<Linear>(device_, std::move(values), type_of(precision_));
   }
 
   // (T, D): what the tokens are before the patches are added.
   Buffer start() {
     const std::int64_t width = shape_.width, prefix = shape_.prefix();
-    const std::vector<float> positions = file_.floats("pos_embed", {1, shape_.positions, width});
+    const std::vector<float> positions = weights_.floats("pos_embed", {1, shape_.positions, width});
     std::vector<float> start(static_cast<std::size_t>(shape_.tokens() * width), 0.0f);
     std::copy(positions.rbegin(), positions.rend(), start.rbegin());
     const auto add = [&](const std::vector<float>& token, std::int64_t row) {
       for (std::size_t i = 0; i < token.size(); ++i) start[row * width + i] += token[i];
     };
-    if (shape_.class_token) add(file_.floats("cls_token", {1, 1, width}), 0);
+    if (shape_.class_token) add(weights_.floats("cls_token", {1, 1, width}), 0);
     if (shape_.registers) {
-      add(file_.floats("reg_token", {1, shape_.registers, width}), prefix - shape_.registers);
+      add(weights_.floats("reg_token", {1, shape_.registers, width}), prefix - shape_.registers);
     }
     return uploaded(start);
   }
@@ -68,24 +68,24 @@ class Loader {
   DenseValues floats(const std::string& name, const std::vector<std::int64_t>& shape, bool biased) {
     DenseValues values;
     values.out = shape[0];
-    values.weight = file_.floats(name + ".weight", shape);
+    values.weight = weights_.floats(name + ".weight", shape);
     values.in = static_cast<std::int64_t>(values.weight.size()) / values.out;
-    if (biased) values.bias = file_.floats(name + ".bias", {values.out});
+    if (biased) values.bias = weights_.floats(name + ".bias", {values.out});
     return values;
   }
 
   DenseValues codes(const std::string& name, std::int64_t in, std::int64_t out, bool biased) {
     DenseValues values;
     values.in = in, values.out = out;
-    values.codes = file_.bytes(name + ".weight", {out, in});
-    values.scales = file_.floats(name + ".weight_scale", {out});
-    const std::vector<float> range = file_.floats(name + ".input_range", {2});
+    values.codes = weights_.bytes(name + ".weight", {out, in});
+    values.scales = weights_.floats(name + ".weight_scale", {out});
+    const std::vector<float> range = weights_.floats(name + ".input_range", {2});
     if (!(range[0] < range[1])) {
-      throw std::runtime_error(file_.path() + ": " + name + ".input_range is empty");
+      throw std::runtime_error(weights_.path() + ": " + name + ".input_range is empty");
     }
     values.input_scale = (range[1] - range[0]) / 255.0f;
     values.input_zero = static_cast<std::int32_t>(-range[0] / values.input_scale + 0.5f);
-    if (biased) values.bias = file_.floats(name + ".bias", {out});
+    if (biased) values.bias = weights_.floats(name + ".bias", {out});
     return values;
   }
 
@@ -100,16 +100,16 @@ class Loader {
   }
 
   Device& device_;
-  TensorFile& file_;
+  Weights& weights_;
   const Shape& shape_;
   Precision precision_;
 };
 
 }  // namespace
 
-Model::Model(Device& device, TensorFile& file, const Shape& shape_, Precision precision_)
+Model::Model(Device& device, Weights& weights, const Shape& shape_, Precision precision_)
     : shape(shape_), precision(precision_) {
-  Loader load(device, file, shape, precision);
+  Loader load(device, weights, shape, precision);
   patch_embed = load.patch_embed();
   start = load.start();
   for (std::int64_t i = 0; i < shape.depth; ++i) {

@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "weights.hpp"
+
 namespace vit {
 
 // Where a tensor lies in the file, and what it is.
@@ -21,12 +23,12 @@ struct Entry {
   std::int64_t count() const;
 };
 
-class TensorFile {
+class TensorFile : public Weights {
  public:
   // std::runtime_error says what is wrong with the file.
   explicit TensorFile(const std::string& path);
 
-  const std::string& path() const { return path_; }
+  const std::string& path() const override { return path_; }
   const std::map<std::string, Entry>& entries() const { return entries_; }
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
   bool has(const std::string& name) const { return entries_.count(name) > 0; }
@@ -36,9 +38,11 @@ class TensorFile {
   const Entry& entry(const std::string& name, const std::vector<std::int64_t>& shape) const;
 
   // Values of a tensor of this shape as float32; F16 and BF16 are converted.
-  std::vector<float> floats(const std::string& name, const std::vector<std::int64_t>& shape);
+  std::vector<float> floats(const std::string& name,
+                            const std::vector<std::int64_t>& shape) override;
   // Values of a tensor of 8-bit integers.
-  std::vector<std::int8_t> bytes(const std::string& name, const std::vector<std::int64_t>& shape);
+  std::vector<std::int8_t> bytes(const std::string& name,
+                                 const std::vector<std::int64_t>& shape) override;
 
  private:
   [[noreturn]] void fail(const std::string& reason) const;
