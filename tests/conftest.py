@@ -18,6 +18,7 @@ os.environ |= {
 }
 
 import pytest
+from native_backends import backend  # noqa: F401 (a fixture)
 
 # a shell lets jobs in its background ignore Ctrl-C, which tests send to the commands they start
 signal.signal(signal.SIGINT, signal.default_int_handler)
