@@ -1,4 +1,5 @@
 // JPEG, through libjpeg-turbo.
+#include <cstdio>  // jpeglib.h needs it
 #include <stdexcept>
 #include <string>
 
@@ -6,12 +7,10 @@
 
 #ifdef VIT_JPEG
 
-#include <csetjmp>
-#include <cstdio>  // jpeglib.h needs it
-
+#include <jerror.h>
 #include <jpeglib.h>
 
-#include <jerror.h>
+#include <csetjmp>
 
 namespace vit {
 namespace {
@@ -120,8 +119,9 @@ Image decode_jpeg(std::string_view bytes) {
 #else
 
 vit::Image vit::decode_jpeg(std::string_view) {
-  throw std::runtime_error("a JPEG, and this program was built without libjpeg: install "
-                           "libjpeg62-turbo-dev (Debian) and build again");
+  throw std::runtime_error(
+      "a JPEG, and this program was built without libjpeg: install "
+      "libjpeg62-turbo-dev (Debian) and build again");
 }
 
 #endif

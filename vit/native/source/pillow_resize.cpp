@@ -1,8 +1,8 @@
 // Pillow's antialiased interpolation of 8-bit pixels, to the bit.
 //
-// Each output pixel is a weighted mean along one axis, first right and then down. Weights are
-// computed in double and rounded to 22 fractional bits, and each pass rounds to whole pixel values
-// (Pillow, src/libImaging/Resample.c).
+// An output pixel is a weighted mean along one axis and then along the other. Weights are computed
+// in double and rounded to 22 fractional bits, and each pass rounds to whole pixel values, so the
+// order of the passes matters: it is that of Pillow 13 (src/libImaging/Resample.c).
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -56,45 +56,58 @@ std::vector<Taps> taps_of(int length, Span span, bool is_cubic) {
   return result;
 }
 
+constexpr std::int32_t half = 1 << (fraction_bits - 1);
+
 std::uint8_t rounded(std::int32_t sum) {
   return static_cast<std::uint8_t>(std::clamp(sum >> fraction_bits, 0, 255));
 }
 
-constexpr std::int32_t half = 1 << (fraction_bits - 1);
-
-// One row of the pass to the right.
-void blend_right(const std::uint8_t* row, const std::vector<Taps>& taps, std::uint8_t* out) {
-  for (const Taps& tap : taps) {
-    std::int32_t sums[3] = {half, half, half};
-    const std::uint8_t* pixel = row + std::size_t(tap.first) * 3;
-    for (std::int32_t weight : tap.weights) {
-      for (int channel = 0; channel < 3; ++channel) sums[channel] += *pixel++ * weight;
+// The pass to the right, of `count` rows from `top` on.
+Image blended_right(const Image& image, const std::vector<Taps>& taps, int top, int count) {
+  Image result(count, static_cast<std::int64_t>(taps.size()));
+  for (int y = 0; y < count; ++y) {
+    std::uint8_t* out = result.row(y);
+    for (const Taps& tap : taps) {
+      std::int32_t sums[3] = {half, half, half};
+      const std::uint8_t* pixel = image.row(top + y) + std::size_t(tap.first) * 3;
+      for (std::int32_t weight : tap.weights) {
+        for (std::int32_t& sum : sums) sum += *pixel++ * weight;
+      }
+      for (std::int32_t sum : sums) *out++ = rounded(sum);
     }
-    for (std::int32_t sum : sums) *out++ = rounded(sum);
   }
+  return result;
+}
+
+// The pass down, of an image whose first row is number `top` of those that the taps count.
+Image blended_down(const Image& image, const std::vector<Taps>& taps, int top) {
+  Image result(static_cast<std::int64_t>(taps.size()), image.width);
+  std::vector<std::int32_t> sums(std::size_t(image.width) * 3);
+  for (std::size_t y = 0; y < taps.size(); ++y) {
+    std::fill(sums.begin(), sums.end(), half);
+    int source = taps[y].first - top;
+    for (std::int32_t weight : taps[y].weights) {
+      const std::uint8_t* const row = image.row(source++);
+      for (std::size_t x = 0; x < sums.size(); ++x) sums[x] += row[x] * weight;
+    }
+    std::transform(sums.begin(), sums.end(), result.row(static_cast<int>(y)), rounded);
+  }
+  return result;
 }
 
 }  // namespace
 
 Image pillow_resized(const Image& image, Span down, Span right, bool is_cubic) {
-  const std::vector<Taps> rights = taps_of(image.width, right, is_cubic);
   const std::vector<Taps> downs = taps_of(image.height, down, is_cubic);
-  const int top = downs.front().first;
-  const int bottom = downs.back().first + static_cast<int>(downs.back().weights.size());
-  Image rows(bottom - top, right.count);
-  for (int y = top; y < bottom; ++y) blend_right(image.row(y), rights, rows.row(y - top));
-  Image result(down.count, right.count);
-  std::vector<std::int32_t> sums(std::size_t(right.count) * 3);
-  for (int y = 0; y < down.count; ++y) {
-    const Taps& tap = downs[y];
-    std::fill(sums.begin(), sums.end(), half);
-    for (std::size_t i = 0; i < tap.weights.size(); ++i) {
-      const std::uint8_t* const row = rows.row(tap.first - top + static_cast<int>(i));
-      for (std::size_t x = 0; x < sums.size(); ++x) sums[x] += row[x] * tap.weights[i];
-    }
-    std::transform(sums.begin(), sums.end(), result.row(y), rounded);
+  const std::vector<Taps> rights = taps_of(image.width, right, is_cubic);
+  const std::int64_t lost_down = std::int64_t{image.height} - down.length;
+  const std::int64_t lost_right = std::int64_t{image.width} - right.length;
+  if (lost_down > 0 && lost_down > 2 * lost_right) {
+    return blended_right(blended_down(image, downs, 0), rights, 0, down.count);
   }
-  return result;
+  const int top = downs.front().first;  // only the rows that the second pass needs
+  const int bottom = downs.back().first + static_cast<int>(downs.back().weights.size());
+  return blended_down(blended_right(image, rights, top, bottom - top), downs, top);
 }
 
 }  // namespace vit

@@ -8,9 +8,9 @@
 
 #ifdef VIT_PNG
 
-#include <csetjmp>
-
 #include <png.h>
+
+#include <csetjmp>
 
 namespace vit {
 namespace {
@@ -124,8 +124,9 @@ Image decode_png(std::string_view bytes) {
 #else
 
 vit::Image vit::decode_png(std::string_view) {
-  throw std::runtime_error("a PNG, and this program was built without libpng: install "
-                           "libpng-dev (Debian) and build again");
+  throw std::runtime_error(
+      "a PNG, and this program was built without libpng: install "
+      "libpng-dev (Debian) and build again");
 }
 
 #endif

@@ -1,30 +1,25 @@
 // Interpolation of images as the libraries do it from which models' preprocessing comes.
 #pragma once
 
-#include <string>
-
 #include "image_file.hpp"
 
 namespace vit {
-
-enum class Interpolation {
-  area,      // OpenCV's INTER_AREA on float32, rounded down, as TensorFlow's
-  linear,    // OpenCV's INTER_LINEAR on float32, rounded down: no antialiasing
-  bilinear,  // Pillow's, which antialiases and rounds to the nearest
-  bicubic,   // the same
-};
 
 // A part of an axis that has been resized: `count` of its `length` pixels, from `first` on.
 struct Span {
   int length, first, count;
 };
 
-// Resizes an image to `down.length` x `right.length` pixels and returns the part of the spans,
-// which is all that is computed.
-Image resized(const Image& image, Span down, Span right, Interpolation method);
+// Each of these resizes an image to `down.length` x `right.length` pixels and returns the part of
+// the spans, which is all that is computed.
 
-// The methods of each library; `resized` chooses.
-Image opencv_resized(const Image& image, Span down, Span right, bool is_area);
+// Pillow's antialiased bilinear or bicubic interpolation, rounded to the nearest.
 Image pillow_resized(const Image& image, Span down, Span right, bool is_cubic);
+
+// OpenCV's INTER_AREA on float32, rounded down; an axis that becomes longer is not smoothed.
+Image area_resized(const Image& image, Span down, Span right);
+
+// OpenCV's INTER_LINEAR on float32, rounded down: no antialiasing.
+Image linear_resized(const Image& image, Span down, Span right);
 
 }  // namespace vit
