@@ -19,7 +19,9 @@ from vit.native import toolchain
 
 SOURCE = Path(__file__).parent / "source"
 # all that does not depend on what computes
-SHARED = ("interface", "options", "tensor_file", "shape", "linear", "model", "forward")
+SHARED = (
+    *("interface", "options", "tensor_file", "shape", "instructions", "linear", "model", "forward"),
+)
 FLAGS = (
     *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fopenmp"),
     *("-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"),
