@@ -44,6 +44,15 @@ VIT_API int vit_describe(vit_model* model, vit_description* description);
 /* Logits of normalised images: (batch, 3, image_size, image_size) -> (batch, outputs). */
 VIT_API int vit_forward(vit_model* model, const float* images, int64_t batch, float* logits);
 
+/* Takes what a layer is given: values (rows, columns), which are there during the call only. */
+typedef void (*vit_observer)(void* context, const char* layer, const float* values, int64_t rows,
+                             int64_t columns);
+
+/* As vit_forward, and calls `observer` with the inputs of each dense layer of the blocks, which has
+ * the name that it has in files: blocks.0.attn.qkv. The model must be open as float32. */
+VIT_API int vit_observe(vit_model* model, const float* images, int64_t batch, float* logits,
+                        vit_observer observer, void* context);
+
 #ifdef __cplusplus
 }
 #endif
