@@ -20,7 +20,7 @@ from vit.native import toolchain
 SOURCE = Path(__file__).parent / "source"
 # all that does not depend on what computes
 SHARED = (
-    *("interface", "options", "tensor_file", "shape", "linear", "model", "forward"),
+    *("interface", "options", "tensor_file", "shape", "instructions", "linear", "model", "forward"),
     *("image_interface", "image_file", "eval_view", "pillow_resize"),
 )
 FLAGS = (

@@ -63,6 +63,11 @@ int guarded(vit_model* model, Function&& function) noexcept {
   });
 }
 
+void check_batch(const float* images, int64_t batch, const float* logits) {
+  if (!images || !logits) throw std::invalid_argument("images or logits is a null pointer");
+  if (batch < 1) throw std::invalid_argument("batch is " + std::to_string(batch) + ", below 1");
+}
+
 }  // namespace
 
 const char* vit_error(void) { return vit::last_error.c_str(); }
@@ -92,8 +97,20 @@ int vit_describe(vit_model* model, vit_description* description) {
 
 int vit_forward(vit_model* model, const float* images, int64_t batch, float* logits) {
   return guarded(model, [&] {
-    if (!images || !logits) throw std::invalid_argument("images or logits is a null pointer");
-    if (batch < 1) throw std::invalid_argument("batch is " + std::to_string(batch) + ", below 1");
+    check_batch(images, batch, logits);
     model->plan(batch).run(images, logits);
+  });
+}
+
+int vit_observe(vit_model* model, const float* images, int64_t batch, float* logits,
+                vit_observer observer, void* context) {
+  return guarded(model, [&] {
+    check_batch(images, batch, logits);
+    if (!observer) throw std::invalid_argument("observer is a null pointer");
+    vit::Forward(model->device, model->model, batch,
+                 [=](const std::string& layer, const float* values, int64_t rows, int64_t columns) {
+                   observer(context, layer.c_str(), values, rows, columns);
+                 })
+        .run(images, logits);
   });
 }
