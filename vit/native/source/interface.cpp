@@ -2,15 +2,14 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
-#include <exception>
 #include <filesystem>
 #include <memory>
 #include <mutex>
-#include <new>
 #include <stdexcept>
 #include <string>
 
 #include "forward.hpp"
+#include "guarded.hpp"
 #include "model.hpp"
 #include "options.hpp"
 #include "plans.hpp"
@@ -23,8 +22,6 @@ namespace {
 
 // Sizes of batches that stay set up; a server sees few, and each holds its activations.
 constexpr std::size_t max_plans = 4;
-
-thread_local std::string last_error;
 
 }  // namespace
 
@@ -63,25 +60,8 @@ struct vit_model {
 namespace {
 
 template <class Function>
-int guarded(Function&& function) noexcept {
-  try {
-    function();
-    return 0;
-  } catch (const std::bad_alloc&) {
-    last_error = "not enough memory; use smaller batches";
-  } catch (const dnnl::error& error) {
-    last_error = std::string("oneDNN: ") + error.what();
-  } catch (const std::exception& error) {
-    last_error = error.what();
-  } catch (...) {
-    last_error = "an unknown error";
-  }
-  return 1;
-}
-
-template <class Function>
 int guarded(vit_model* model, Function&& function) noexcept {
-  return guarded([&] {
+  return vit::guarded([&] {
     if (!model) throw std::invalid_argument("the model is a null pointer");
     const std::lock_guard<std::mutex> lock(model->mutex);
     model->device.enter();
@@ -96,10 +76,10 @@ void check_batch(bool pointers, int64_t batch) {
 
 }  // namespace
 
-const char* vit_error(void) { return last_error.c_str(); }
+const char* vit_error(void) { return vit::last_error.c_str(); }
 
 int vit_open(const char* checkpoint, const char* options, vit_model** model) {
-  return guarded([&] {
+  return vit::guarded([&] {
     if (!checkpoint || !model) throw std::invalid_argument("checkpoint or model is a null pointer");
     *model = new vit_model(checkpoint, vit::parse_options(options ? options : ""));
   });
@@ -182,5 +162,18 @@ int vit_forward(vit_model* model, const float* images, int64_t batch, float* log
   return guarded(model, [&] {
     check_batch(images && logits, batch);
     model->plan(batch).run(images, logits);
+  });
+}
+
+int vit_observe(vit_model* model, const float* images, int64_t batch, float* logits,
+                vit_observer observer, void* context) {
+  return guarded(model, [&] {
+    check_batch(images && logits, batch);
+    if (!observer) throw std::invalid_argument("observer is a null pointer");
+    vit::Forward(model->device, model->model, batch,
+                 [=](const std::string& layer, const float* values, int64_t rows, int64_t columns) {
+                   observer(context, layer.c_str(), values, rows, columns);
+                 })
+        .run(images, logits);
   });
 }

@@ -30,7 +30,7 @@ class Parameters : public Weights {
   const std::map<std::string, Parameter>& all() const { return parameters_; }
   // std::runtime_error for an unknown name, with some that are known.
   const Parameter& at(const std::string& name) const;
-  bool has(const std::string& name) const { return parameters_.count(name) > 0; }
+  bool has(const std::string& name) const override { return parameters_.count(name) > 0; }
 
   // (T, D): the gradient by what each token is before the patches are added. Those by positions,
   // class token and registers are parts of it.

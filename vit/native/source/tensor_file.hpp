@@ -31,7 +31,7 @@ class TensorFile : public Weights {
   const std::string& path() const override { return path_; }
   const std::map<std::string, Entry>& entries() const { return entries_; }
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
-  bool has(const std::string& name) const { return entries_.count(name) > 0; }
+  bool has(const std::string& name) const override { return entries_.count(name) > 0; }
 
   // The entry of a tensor; std::runtime_error if there is none, or if it has another shape.
   const Entry& entry(const std::string& name) const;

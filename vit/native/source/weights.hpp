@@ -13,6 +13,7 @@ class Weights {
 
   // The file that they came from, for errors.
   virtual const std::string& path() const = 0;
+  virtual bool has(const std::string& name) const = 0;
   // Values of a tensor of this shape as float32; std::runtime_error if there is none.
   virtual std::vector<float> floats(const std::string& name,
                                     const std::vector<std::int64_t>& shape) = 0;
