@@ -121,7 +121,8 @@ def compile_into(folder: Path, plan: Plan, name: str) -> None:
     with ThreadPoolExecutor() as pool:
         program, *objects = pool.map(compiled, every.items())
     library = str(folder / name)
-    run((compiler, *plan.options, "-shared", *objects, *plan.link, "-o", library))
+    shared = ("-shared", f"-Wl,-soname,{name}", "-o", library)  # found by name, wherever it is
+    run((compiler, *plan.options, *objects, *plan.link, *shared))
     beside = (*plan.link, "-Wl,-rpath,$ORIGIN", "-o", str(folder / PROGRAM))
     run((compiler, *plan.options, program, library, *beside))
     for each in (program, *objects):
