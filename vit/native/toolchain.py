@@ -48,7 +48,7 @@ def places() -> list[Path]:
 
 
 def onednn() -> OneDNN:
-    """oneDNN in the folder DNNLROOT, else of this Python environment, else of the system."""
+    """Find oneDNN in the folder DNNLROOT, else in this environment, else in the system."""
     root = os.environ.get("DNNLROOT")
     for place in [Path(root)] if root else places():
         header = place / "include/oneapi/dnnl/dnnl_version.h"
