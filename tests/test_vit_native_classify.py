@@ -65,7 +65,7 @@ def test_the_status_says_whether_all_some_or_no_images_were_read(program, tmp_pa
     bad.write_bytes(good.read_bytes()[:99])
     status, lines = program(folder, bad, tmp_path / "none.ppm", good)
     assert status == 1 and lines[-1] == "classified  1 of 3 images"
-    assert lines[:2] == [str(bad), "  cannot be read: broken PPM: 84 of 32400 bytes of pixels"]
+    assert lines[:2] == [str(bad), "  cannot be read: broken PPM: 85 of 32400 bytes of pixels"]
     assert program(folder, bad)[0] == 2
 
 
