@@ -5,13 +5,14 @@ import json
 
 import cv2
 import numpy as np
+import PIL
 import pytest
 import torch
 
 from tests.image_files import chunk, encoded, photo, png
 from vit.batch import normalise
 from vit.config import ImageConfig
-from vit.images import decode, eval_view
+from vit.images import PILLOW, decode, eval_view
 from vit.native.build import built
 
 METHODS = ("area", "linear", "bilinear", "bicubic")
@@ -177,7 +178,10 @@ def test_a_lying_header_is_an_error_in_words(native, data, words):
 @pytest.mark.parametrize("resize", ["short", "squash"])
 def test_views_are_those_of_an_evaluation_in_python(native, method, resize):
     wrong = total = 0
+    before_13 = int(PIL.__version__.partition(".")[0]) < 13
     for height, width in SIZES:
+        if before_13 and height > width and method in PILLOW:
+            continue  # its order of the passes was another
         for size, share in ((48, 0.875), (32, 1.0), (31, 0.6)):
             config = ImageConfig(eval_interpolation=method, eval_resize=resize, crop_pct=share)
             flat = {f"images.{name}": value for name, value in config.flat().items()}
