@@ -2,15 +2,14 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
-#include <exception>
 #include <filesystem>
 #include <list>
 #include <mutex>
-#include <new>
 #include <stdexcept>
 #include <string>
 
 #include "forward.hpp"
+#include "guarded.hpp"
 #include "model.hpp"
 #include "options.hpp"
 #include "shape.hpp"
@@ -21,8 +20,6 @@ namespace {
 
 // Sizes of batches that stay set up; a server sees few, and each holds its activations.
 constexpr std::size_t max_plans = 4;
-
-thread_local std::string last_error;
 
 }  // namespace
 
@@ -57,25 +54,8 @@ struct vit_model {
 namespace {
 
 template <class Function>
-int guarded(Function&& function) noexcept {
-  try {
-    function();
-    return 0;
-  } catch (const std::bad_alloc&) {
-    last_error = "not enough memory; use smaller batches";
-  } catch (const dnnl::error& error) {
-    last_error = std::string("oneDNN: ") + error.what();
-  } catch (const std::exception& error) {
-    last_error = error.what();
-  } catch (...) {
-    last_error = "an unknown error";
-  }
-  return 1;
-}
-
-template <class Function>
 int guarded(vit_model* model, Function&& function) noexcept {
-  return guarded([&] {
+  return vit::guarded([&] {
     if (!model) throw std::invalid_argument("the model is a null pointer");
     const std::lock_guard<std::mutex> lock(model->mutex);
     model->device.enter();
@@ -90,10 +70,10 @@ void check_batch(const float* images, int64_t batch, const float* logits) {
 
 }  // namespace
 
-const char* vit_error(void) { return last_error.c_str(); }
+const char* vit_error(void) { return vit::last_error.c_str(); }
 
 int vit_open(const char* checkpoint, const char* options, vit_model** model) {
-  return guarded([&] {
+  return vit::guarded([&] {
     if (!checkpoint || !model) throw std::invalid_argument("checkpoint or model is a null pointer");
     *model = new vit_model(checkpoint, vit::parse_options(options ? options : ""));
   });
