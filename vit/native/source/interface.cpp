@@ -21,6 +21,8 @@ namespace {
 
 // Sizes of batches that stay set up; a server sees few, and each holds its activations.
 constexpr std::size_t max_plans = 4;
+// As that of all sizes in shape.cpp, so that no product of them overflows.
+constexpr std::int64_t max_batch = 1 << 20;
 
 thread_local std::string last_error;
 
@@ -62,6 +64,8 @@ int guarded(Function&& function) noexcept {
     function();
     return 0;
   } catch (const std::bad_alloc&) {
+    last_error = "not enough memory; use smaller batches";
+  } catch (const std::length_error&) {
     last_error = "not enough memory; use smaller batches";
   } catch (const dnnl::error& error) {
     last_error = std::string("oneDNN: ") + error.what();
@@ -113,7 +117,10 @@ int vit_describe(vit_model* model, vit_description* description) {
 int vit_forward(vit_model* model, const float* images, int64_t batch, float* logits) {
   return guarded(model, [&] {
     if (!images || !logits) throw std::invalid_argument("images or logits is a null pointer");
-    if (batch < 1) throw std::invalid_argument("batch is " + std::to_string(batch) + ", below 1");
+    if (batch < 1 || batch > max_batch) {
+      throw std::invalid_argument("batch is " + std::to_string(batch) + ", not from 1 to " +
+                                  std::to_string(max_batch));
+    }
     model->plan(batch).run(images, logits);
   });
 }
