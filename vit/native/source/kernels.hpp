@@ -15,12 +15,13 @@ enum class Type { f32, bf16, u8 };
 
 inline std::size_t size_of(Type type) { return type == Type::f32 ? 4 : type == Type::bf16 ? 2 : 1; }
 
-// Memory of a type; of u8, the value is scale * (byte - zero).
+// Memory of a type; of u8, the value is scale * (byte - zero), and no byte is above `top`.
 struct Span {
   void* data;
   Type type = Type::f32;
   float scale = 1.0f;
   int32_t zero = 0;
+  int32_t top = 255;
 };
 
 struct Kernels {
