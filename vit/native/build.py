@@ -20,7 +20,8 @@ from vit.native import toolchain
 SOURCE = Path(__file__).parent / "source"
 # all that does not depend on what computes
 SHARED = (
-    *("interface", "options", "tensor_file", "shape", "instructions", "linear", "model", "forward"),
+    *("interface", "options", "tensor_file", "tensor_writer", "shape", "instructions", "linear"),
+    *("model", "forward", "operations", "parameters", "training", "optimizer", "trainer"),
     *("image_interface", "image_file", "eval_view", "pillow_resize"),
 )
 FLAGS = (
@@ -67,9 +68,10 @@ def cpu(sanitize: bool) -> Plan:
     objects = shared_objects(codecs) | {"device_cpu": ("device_cpu.cpp",)}
     sets = INSTRUCTIONS if platform.machine() in ("x86_64", "AMD64") else {"baseline": "native"}
     for name, instructions in sets.items():
-        objects[f"kernels_{name}"] = (
-            *("kernels_cpu.cpp", f"-DVIT_ISA={name}", f"-march={instructions}"),
-        )
+        for kernels in ("kernels", "training_kernels"):
+            objects[f"{kernels}_{name}"] = (
+                *(f"{kernels}_cpu.cpp", f"-DVIT_ISA={name}", f"-march={instructions}"),
+            )
     return Plan(
         options=(*FLAGS, *(SANITIZERS if sanitize else ()), f"-I{onednn.include}"),
         objects=objects,
