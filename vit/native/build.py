@@ -20,8 +20,9 @@ from vit.native import toolchain
 SOURCE = Path(__file__).parent / "source"
 # all that does not depend on what computes
 SHARED = ("interface", "options", "tensor_file", "shape", "linear", "model", "forward")
+SYCL = ("device_sycl", "kernels_sycl", "attention_sycl")
 FLAGS = (
-    *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fopenmp"),
+    *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden"),
     *("-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"),
 )
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover", "-g", "-O1")
@@ -57,13 +58,36 @@ def cpu(sanitize: bool) -> Plan:
             *("kernels_cpu.cpp", f"-DVIT_ISA={name}", f"-march={instructions}"),
         )
     return Plan(
-        options=(*FLAGS, *(SANITIZERS if sanitize else ()), f"-I{onednn.include}"),
+        options=(*FLAGS, "-fopenmp", *(SANITIZERS if sanitize else ()), f"-I{onednn.include}"),
         objects=objects,
         link=(f"-L{onednn.library}", "-ldnnl", f"-Wl,-rpath,{onednn.library}"),
     )
 
 
-BACKENDS: dict[str, Callable[[bool], Plan]] = {"cpu": cpu}
+def sycl(sanitize: bool) -> Plan:
+    """The back end of SYCL devices; its kernels are compiled at run time, for the device."""
+    onednn, runtime = toolchain.sycl_onednn(), toolchain.sycl_runtime()
+    includes = dict.fromkeys((runtime.include, onednn.include))
+    libraries = dict.fromkeys((runtime.library, onednn.library))
+    opencl = runtime.library / "libintelocl.so"
+    return Plan(
+        options=(
+            *(*FLAGS, *(SANITIZERS if sanitize else ())),
+            *(f"-isystem{folder}" for folder in includes),
+            *((f'-DVIT_OPENCL_CPU="{opencl}"',) if opencl.exists() else ()),
+        ),
+        objects={name: (f"{name}.cpp",) for name in (*SHARED, *SYCL)},
+        link=(
+            *(f"-L{folder}" for folder in libraries),
+            *("-lsycl", "-ldnnl"),
+            # these libraries find each other by the old kind of search path only
+            "-Wl,--disable-new-dtags",
+            *(f"-Wl,-rpath,{folder}" for folder in libraries),
+        ),
+    )
+
+
+BACKENDS: dict[str, Callable[[bool], Plan]] = {"cpu": cpu, "sycl": sycl}
 
 
 def plan_of(backend: str, sanitize: bool) -> Plan:
