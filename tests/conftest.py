@@ -18,6 +18,8 @@ os.environ |= {
 }
 
 import pytest
+import time_limits
+from native_backends import backend  # noqa: F401 (a fixture)
 
 # a shell lets jobs in its background ignore Ctrl-C, which tests send to the commands they start
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -41,12 +43,19 @@ LONG = (
 )
 
 
+def pytest_configure(config):
+    """Let no test hang."""
+    config.pluginmanager.register(time_limits)
+
+
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Keep tests together that share Ray or what was made with it; begin with the longest."""
     for item in items:
         if shares(item):
             item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+        if item.module.__name__ in LONG or item.get_closest_marker("slow"):
+            time_limits.takes_long(item)
     places = {name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(item.module.__name__, len(LONG)))
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from checkpoints import CONFIG, write
 from recorded_runs import evaluated, predictions
+from waiting import wait_for
 
 from pipeline import milestones as milestones_module
 from pipeline import run
@@ -230,13 +231,6 @@ def pages(monkeypatch):
 
     monkeypatch.setattr(milestones_module, "write_report", write_report)
     return written
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_model_page_and_journal_are_there_as_soon_as_the_checkpoint_is(job, pages):

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import time
 
 import mlflow
 import pytest
@@ -16,6 +15,7 @@ from test_pipeline_tracking import (  # noqa: F401 (one is a fixture)
     run_at,
     train,
 )
+from waiting import wait_for
 
 from pipeline.settings.presets import find_preset
 from pipeline.tracking import journal, mlflow_models, mlflow_sync
@@ -253,10 +253,3 @@ def sent(folder) -> None:
         return all(at[name] == (folder / file).stat().st_size for name, file in files.items())
 
     wait_for(lambda: cursor.exists() and is_sent())
-
-
-def wait_for(condition) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

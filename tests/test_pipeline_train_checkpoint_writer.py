@@ -4,6 +4,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+from waiting import wait_for
 
 from pipeline.checkpoint.checkpoints import Checkpoints
 from pipeline.checkpoint.run_folder import RunFolder
@@ -45,10 +46,9 @@ def test_a_failed_write_is_raised_in_the_next_step(tmp_path, queue):
 
     writer = writer_in(tmp_path, queue)
     writer.save(state_that(fail), {})
-    failed.wait()
+    assert failed.wait(60)
     with pytest.raises(OSError, match=r"step 3 could not be written \(No space left.*make room"):
-        while True:
-            writer.check()
+        wait_for(writer.check)
     assert not list(tmp_path.iterdir())
 
 
@@ -56,7 +56,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, queue):
     gate = threading.Event()
 
     def wait(folder):
-        gate.wait()
+        assert gate.wait(60)
         raise OSError("in the end")
 
     writer = writer_in(tmp_path, queue)

@@ -7,6 +7,7 @@ import time
 
 import pytest
 from fake_metadata import NOBODY, FakeMetadata
+from waiting import wait_for
 
 from pipeline.train import metadata_server, preemption
 from pipeline.train.metadata_server import Aws, Gcp, find_server
@@ -41,13 +42,6 @@ def drains(monkeypatch):
     monkeypatch.setattr(Aws, "every_s", 0.05)
     monkeypatch.setattr(Gcp, "every_s", 0.05)
     return found
-
-
-def wait_for(fact) -> None:
-    deadline = time.monotonic() + 10
-    while not fact():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(("cloud", "kind"), [("aws", Aws), ("gcp", Gcp)])

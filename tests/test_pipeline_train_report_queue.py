@@ -5,6 +5,7 @@ import time
 
 import pytest
 import ray
+from waiting import wait_for
 
 from pipeline.train.report_queue import (
     MAX_SOURCES,
@@ -57,7 +58,7 @@ def test_flushed_means_that_the_driver_has_kept_the_records(ray_cluster):
     kept, final, gate = [], [], threading.Event()
 
     def keep(item):
-        gate.wait()
+        assert gate.wait(60)
         kept.append(item["step"])
 
     with run_report_queue(keep, lambda: final.append(list(kept))) as queue:
@@ -66,7 +67,7 @@ def test_flushed_means_that_the_driver_has_kept_the_records(ray_cluster):
         assert not ray.wait([waiting], timeout=0.5)[0]
         assert kept == []
         gate.set()
-        ray.get(waiting)
+        ray.get(waiting, timeout=60)
         assert kept == [1] and final[0] == [1]
         before = len(final)
         queue.put.remote({"kind": "train", "step": 2})
@@ -79,8 +80,7 @@ def test_flush_is_called_only_for_those_who_wait_and_at_the_end(ray_cluster):
     with run_report_queue(lambda item: kept.append(item), lambda: calls.append(1)) as queue:
         for step in range(5):
             queue.put.remote({"kind": "train", "step": step})
-            while len(kept) <= step:
-                pass
+            wait_for(lambda count=step: len(kept) > count)
         assert calls == []
     assert calls == [1]
 
@@ -89,11 +89,10 @@ def test_a_worker_waits_for_its_own_records_whatever_arrives_later(ray_cluster, 
     with run_report_queue(lambda item: None) as queue:
         noisy, worker, done = Worker.remote(queue), Worker.remote(queue), tmp_path / "done"
         chatter = noisy.chatter.remote(done)
-        while not ray.get(queue.last.remote()):
-            pass
+        wait_for(lambda: ray.get(queue.last.remote()))
         assert [ray.get(worker.report.remote(step), timeout=60) for step in range(3)] == [0, 1, 2]
         done.touch()
-        assert ray.get(chatter) > 0
+        assert ray.get(chatter, timeout=60) > 0
 
 
 def test_many_may_wait_at_once(ray_cluster):
@@ -108,12 +107,10 @@ def test_requests_are_seen_by_name_and_the_strongest_wins(ray_cluster):
     stop_signal = StopSignal(queue)
     assert not any(stop_signal() for _ in range(20))
     ray.get(queue.ask.remote("resize"))
-    while stop_signal() == NONE:
-        pass
+    wait_for(lambda: stop_signal() != NONE)
     assert stop_signal() == RESIZE
     ray.get(queue.ask.remote("stop"))
-    while stop_signal() != STOP:
-        pass
+    wait_for(lambda: stop_signal() == STOP)
 
 
 def test_the_next_attempt_does_not_end_at_once_unless_the_run_is_to_stop(ray_cluster):
@@ -139,16 +136,14 @@ def test_what_the_driver_raises_stops_the_workers_and_surfaces(ray_cluster, fail
         try:
             wait_until_flushed(queue)
         finally:
-            while stop_signal() != STOP:
-                pass
+            wait_for(lambda: stop_signal() == STOP)
 
 
 def test_the_answer_of_on_record_is_asked_of_the_workers(ray_cluster):
     with run_report_queue(lambda item: "stop") as queue:
         stop_signal = StopSignal(queue)
         queue.put.remote({"kind": "train", "step": 1})
-        while stop_signal() != STOP:
-            pass
+        wait_for(lambda: stop_signal() == STOP)
 
 
 def test_samples_are_recorded_together_and_only_the_newest_of_each_source(ray_cluster):

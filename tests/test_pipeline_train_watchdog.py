@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from waiting import wait_for
 
 from pipeline.train.report_queue import Heartbeat
 from pipeline.train.watchdog import HUNG, Watchdog, patience, stragglers
@@ -94,8 +95,7 @@ def test_the_watchdog_stops_with_its_block():
     beats = []
     with Watchdog(rank=0, world_size=1, beat=beats.append, tell=print, beat_s=0.01) as watchdog:
         watchdog.at(7, "data")
-        while not any(beat.step == 7 for beat in beats):
-            pass
+        wait_for(lambda: any(beat.step == 7 for beat in beats))
     count = len(beats)
     time.sleep(0.1)
     assert len(beats) == count

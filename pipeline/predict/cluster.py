@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 CHUNKS = 2
 # actors that are lost with one chunk before it is taken to be the cause
 ATTEMPTS = 4
+# seconds between two looks whether actors that have not started are still wanted
+LOOK_S = 1.0
 
 
 class Worker:
@@ -117,8 +119,11 @@ class Workers:
         self._thread.start()
 
     def _start(self, starts: dict[ray.ObjectRef, int]) -> None:
-        while starts:
-            (ready,), _ = ray.wait(list(starts), num_returns=1)
+        while starts and not self._closed:
+            found, _ = ray.wait(list(starts), num_returns=1, timeout=LOOK_S)
+            if not found:
+                continue
+            (ready,) = found
             number = starts.pop(ready)
             try:
                 faults = ray.get(ready)

@@ -22,11 +22,13 @@ class Build:
     """Stop at errors of memory and undefined behaviour, and say where; several times slower."""
 
     def __call__(self) -> int:
-        """Build it and name the library."""
+        """Build it and name the library and the program."""
         open_console(verbose=False)
-        from vit.native.build import build
+        from vit.native.build import PROGRAM, build
 
-        log.info("library     %s", build(self.backend, sanitize=self.sanitize))
+        library = build(self.backend, sanitize=self.sanitize)
+        log.info("library     %s", library)
+        log.info("program     %s", library.with_name(PROGRAM))
         return 0
 
 

@@ -1,6 +1,6 @@
 """Compile the native back ends: one shared library each, in the cache of this machine.
 
-    build("cpu") -> .../libvit_cpu.so
+    build("cpu") -> .../libvit_cpu.so, and beside it the program classify
 
 A library is found again by what it was made of: the sources, the options and oneDNN. After a
 change of one of them it has to be built again.
@@ -19,12 +19,16 @@ from vit.native import toolchain
 
 SOURCE = Path(__file__).parent / "source"
 # all that does not depend on what computes
-SHARED = ("interface", "options", "tensor_file", "shape", "linear", "model", "forward")
+SHARED = (
+    *("interface", "options", "tensor_file", "shape", "instructions", "linear", "model", "forward"),
+    *("image_interface", "image_file", "eval_view", "pillow_resize"),
+)
 SYCL = ("device_sycl", "kernels_sycl", "attention_sycl")
 FLAGS = (
     *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden"),
     *("-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"),
 )
+PROGRAM = "classify"  # of the library alone
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover", "-g", "-O1")
 # name of the kernels in C++ -> what they may use, on x86 CPUs
 INSTRUCTIONS = {"baseline": "x86-64", "avx2": "x86-64-v3", "avx512": "x86-64-v4"}
@@ -37,7 +41,7 @@ class Plan:
     options: tuple[str, ...]
     """Of each object."""
     objects: dict[str, tuple[str, ...]]
-    """Name of an object -> its source and its own options."""
+    """Name of an object of the library -> its source and its own options."""
     link: tuple[str, ...]
 
     @property
@@ -48,10 +52,20 @@ class Plan:
         return repr((content, self))
 
 
+def shared_objects(codecs: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """The objects of every back end; `codecs` turns on the readers of images."""
+    objects = {name: (f"{name}.cpp",) for name in SHARED}
+    for name in ("jpeg_file", "png_file"):
+        objects[name] = (f"{name}.cpp", *codecs)
+    # a product that is fused with a sum is rounded otherwise than OpenCV's
+    objects["opencv_resize"] = ("opencv_resize.cpp", "-ffp-contract=off")
+    return objects
+
+
 def cpu(sanitize: bool) -> Plan:
     """The back end of CPUs."""
-    onednn = toolchain.onednn()
-    objects = {name: (f"{name}.cpp",) for name in (*SHARED, "device_cpu")}
+    onednn, (codecs, readers) = toolchain.onednn(), toolchain.codecs()
+    objects = shared_objects(codecs) | {"device_cpu": ("device_cpu.cpp",)}
     sets = INSTRUCTIONS if platform.machine() in ("x86_64", "AMD64") else {"baseline": "native"}
     for name, instructions in sets.items():
         objects[f"kernels_{name}"] = (
@@ -60,13 +74,14 @@ def cpu(sanitize: bool) -> Plan:
     return Plan(
         options=(*FLAGS, "-fopenmp", *(SANITIZERS if sanitize else ()), f"-I{onednn.include}"),
         objects=objects,
-        link=(f"-L{onednn.library}", "-ldnnl", f"-Wl,-rpath,{onednn.library}"),
+        link=(f"-L{onednn.library}", "-ldnnl", f"-Wl,-rpath,{onednn.library}", *readers),
     )
 
 
 def sycl(sanitize: bool) -> Plan:
     """The back end of SYCL devices; its kernels are compiled at run time, for the device."""
     onednn, runtime = toolchain.sycl_onednn(), toolchain.sycl_runtime()
+    codecs, readers = toolchain.codecs()
     includes = dict.fromkeys((runtime.include, onednn.include))
     libraries = dict.fromkeys((runtime.library, onednn.library))
     opencl = runtime.library / "libintelocl.so"
@@ -76,13 +91,14 @@ def sycl(sanitize: bool) -> Plan:
             *(f"-isystem{folder}" for folder in includes),
             *((f'-DVIT_OPENCL_CPU="{opencl}"',) if opencl.exists() else ()),
         ),
-        objects={name: (f"{name}.cpp",) for name in (*SHARED, *SYCL)},
+        objects=shared_objects(codecs) | {name: (f"{name}.cpp",) for name in SYCL},
         link=(
             *(f"-L{folder}" for folder in libraries),
             *("-lsycl", "-ldnnl"),
             # these libraries find each other by the old kind of search path only
             "-Wl,--disable-new-dtags",
             *(f"-Wl,-rpath,{folder}" for folder in libraries),
+            *readers,
         ),
     )
 
@@ -119,7 +135,7 @@ def built(backend: str, *, sanitize: bool = False) -> Path:
 
 
 def compile_into(folder: Path, plan: Plan, name: str) -> None:
-    """Compile the objects of a plan side by side and link them."""
+    """Compile the objects of a plan side by side, and link them; and the program with them."""
     compiler = toolchain.compiler()
 
     def compiled(item: tuple[str, tuple[str, ...]]) -> str:
@@ -127,10 +143,14 @@ def compile_into(folder: Path, plan: Plan, name: str) -> None:
         run((compiler, *plan.options, *options, "-c", str(SOURCE / source), "-o", target))
         return target
 
+    every = {PROGRAM: (f"{PROGRAM}.cpp",), **plan.objects}
     with ThreadPoolExecutor() as pool:
-        objects = list(pool.map(compiled, plan.objects.items()))
-    run((compiler, *plan.options, "-shared", *objects, *plan.link, "-o", str(folder / name)))
-    for each in objects:
+        program, *objects = pool.map(compiled, every.items())
+    library = str(folder / name)
+    run((compiler, *plan.options, "-shared", *objects, *plan.link, "-o", library))
+    beside = (*plan.link, "-Wl,-rpath,$ORIGIN", "-o", str(folder / PROGRAM))
+    run((compiler, *plan.options, program, library, *beside))
+    for each in (program, *objects):
         Path(each).unlink()
 
 

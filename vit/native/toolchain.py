@@ -1,6 +1,6 @@
-"""What a machine has to compile with: a C++ compiler, oneDNN and SYCL.
+"""What a machine has to compile with: a compiler, oneDNN, SYCL, and readers of image files.
 
-What is missing raises `Missing`, which says how to get it.
+What is missing and needed raises `Missing`, which says how to get it.
 """
 
 import os
@@ -12,6 +12,8 @@ from pathlib import Path
 
 COMPILERS = ("g++", "c++", "clang++")
 OLDEST = 3  # major version of oneDNN: the first with scales as arguments
+# header of each library that reads images -> macro that turns it on, and the library
+CODECS = {"jpeglib.h": ("VIT_JPEG", "jpeg"), "png.h": ("VIT_PNG", "png")}
 
 SYCL_ADVICE = (
     "install both with pip install 'vit-pretraining[sycl]' into a Python environment of their own,"
@@ -56,11 +58,16 @@ def compiler() -> str:
     raise Missing(f"there is no C++ compiler ({', '.join(COMPILERS)}); install g++, or set CXX")
 
 
+def places() -> list[Path]:
+    """Where headers and libraries may be: this Python environment, then the system."""
+    return [Path(sys.prefix), Path("/usr/local"), Path("/usr")]
+
+
 def onednn() -> OneDNN:
     """Find oneDNN for CPUs: in DNNLROOT, else in this Python environment, else in the system."""
     root = os.environ.get("DNNLROOT")
-    places = [Path(root)] if root else [Path(sys.prefix), Path("/usr/local"), Path("/usr")]
-    for found in filter(None, map(installed_onednn, places)):
+    folders = [Path(root)] if root else places()
+    for found in filter(None, map(installed_onednn, folders)):
         if not found.sycl:
             return found
     where = f"in DNNLROOT ({root})" if root else "in this Python environment or the system"
@@ -72,8 +79,8 @@ def onednn() -> OneDNN:
 
 def sycl_onednn() -> OneDNN:
     """Find oneDNN for SYCL below the folders of `oneapi`."""
-    places = [place / part for place in oneapi() for part in ("dnnl/latest", "")]
-    for found in filter(None, map(installed_onednn, places)):
+    folders = [place / part for place in oneapi() for part in ("dnnl/latest", "")]
+    for found in filter(None, map(installed_onednn, folders)):
         if found.sycl:
             return found
     raise Missing(f"oneDNN for SYCL is not in {named(oneapi())}; {SYCL_ADVICE}")
@@ -101,9 +108,9 @@ def oneapi() -> list[Path]:
     return [Path(root)] if root else [Path(sys.prefix), Path("/opt/intel/oneapi")]
 
 
-def named(places: list[Path]) -> str:
+def named(folders: list[Path]) -> str:
     """The folders that were looked into, for a message."""
-    return " or ".join(str(place) for place in places)
+    return " or ".join(map(str, folders))
 
 
 def installed_onednn(place: Path) -> OneDNN | None:
@@ -119,3 +126,14 @@ def installed_onednn(place: Path) -> OneDNN | None:
         return None
     sycl = "DNNL_CPU_RUNTIME DNNL_RUNTIME_SYCL" in (include / "dnnl_config.h").read_text()
     return OneDNN(include.parent.parent, libraries[0].parent, ".".join(numbers[:2]), sycl)
+
+
+def codecs() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Options that compile and link the readers of images that are here; without, none is used."""
+    compiled, linked = [], []
+    for header, (macro, library) in CODECS.items():
+        place = next((p for p in places() if (p / "include" / header).is_file()), None)
+        if place:
+            compiled += [f"-D{macro}", f"-I{place / 'include'}"]
+            linked += [f"-L{place / 'lib'}", f"-Wl,-rpath,{place / 'lib'}", f"-l{library}"]
+    return tuple(compiled), tuple(linked)

@@ -1,11 +1,20 @@
 #include "forward.hpp"
 
 #include <algorithm>
+#include <stdexcept>
+#include <utility>
 
 namespace vit {
 
-Forward::Forward(Device& device, Model& model, std::int64_t batch)
-    : device_(device), model_(model), batch_(batch), rows_(batch * model.shape.tokens()) {
+Forward::Forward(Device& device, Model& model, std::int64_t batch, Observer observer)
+    : device_(device),
+      model_(model),
+      batch_(batch),
+      observer_(std::move(observer)),
+      rows_(batch * model.shape.tokens()) {
+  if (observer_ && model.precision != Precision::float32) {
+    throw std::runtime_error("only models that are open with precision=float32 can be observed");
+  }
   const Shape& shape = model.shape;
   const auto buffer = [&](std::int64_t rows, std::int64_t columns, Type type = Type::f32) {
     return Buffer(device, static_cast<std::size_t>(rows * columns) * size_of(type));
@@ -44,6 +53,18 @@ void Forward::norm(const float* x, std::int64_t stride, const Norm& norm, Span o
                     model_.shape.width);
 }
 
+void Forward::observe(const Block& block, const char* layer, const Buffer& values,
+                      std::int64_t rows, std::int64_t columns) {
+  if (!observer_) return;
+  const std::int64_t number = &block - model_.blocks.data();
+  const std::string name = "blocks." + std::to_string(number) + "." + layer;
+  steps_.push_back([=, &values, host = std::vector<float>(rows * columns)]() mutable {
+    device_.wait();
+    device_.download(host.data(), values.data(), host.size() * sizeof(float));
+    observer_(name, host.data(), rows, columns);
+  });
+}
+
 void Forward::embed() {
   const Shape& shape = model_.shape;
   const Span patches = model_.patch_embed->input(patches_.data());
@@ -66,11 +87,13 @@ void Forward::block(Block& block, bool last) {
   float* const tokens = only_first ? first_.data<float>() : tokens_.data<float>();
 
   norm(tokens_.data<float>(), width, block.norm1, block.qkv->input(hidden_.data()), rows_);
+  observe(block, "attn.qkv", hidden_, rows_, width);
   const Span qkv{wide_.data(), middle};
   steps_.push_back(block.qkv->step(hidden_.data(), qkv, rows_, Activation::none, false));
   const Span mixed = block.proj->input(hidden_.data());
   steps_.push_back(device_.kernels().attention(device_, qkv, mixed, batch_, shape.tokens(), keep,
                                                shape.heads, width));
+  observe(block, "attn.proj", hidden_, rows, width);
   if (only_first) {
     add<const float*, std::int64_t, float*, std::int64_t, std::int64_t>(
         device_.kernels().gather, tokens_.data<float>(), shape.tokens() * width, tokens, batch_,
@@ -79,9 +102,11 @@ void Forward::block(Block& block, bool last) {
   steps_.push_back(block.proj->step(mixed.data, Span{tokens}, rows, Activation::none, true));
 
   norm(tokens, width, block.norm2, block.fc1->input(hidden_.data()), rows);
+  observe(block, "mlp.fc1", hidden_, rows, width);
   const Span inner = block.fc2->input(wide_.data());
   const Activation gelu = shape.tanh_gelu ? Activation::gelu_tanh : Activation::gelu;
   steps_.push_back(block.fc1->step(hidden_.data(), inner, rows, gelu, false));
+  observe(block, "mlp.fc2", wide_, rows, shape.hidden);
   steps_.push_back(block.fc2->step(inner.data, Span{tokens}, rows, Activation::none, true));
 }
 

@@ -2,15 +2,14 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
-#include <exception>
 #include <filesystem>
 #include <list>
 #include <mutex>
-#include <new>
 #include <stdexcept>
 #include <string>
 
 #include "forward.hpp"
+#include "guarded.hpp"
 #include "model.hpp"
 #include "options.hpp"
 #include "shape.hpp"
@@ -21,8 +20,6 @@ namespace {
 
 // Sizes of batches that stay set up; a server sees few, and each holds its activations.
 constexpr std::size_t max_plans = 4;
-
-thread_local std::string last_error;
 
 }  // namespace
 
@@ -57,25 +54,8 @@ struct vit_model {
 namespace {
 
 template <class Function>
-int guarded(Function&& function) noexcept {
-  try {
-    function();
-    return 0;
-  } catch (const std::bad_alloc&) {
-    last_error = "not enough memory; use smaller batches";
-  } catch (const dnnl::error& error) {
-    last_error = std::string("oneDNN: ") + error.what();
-  } catch (const std::exception& error) {
-    last_error = error.what();
-  } catch (...) {
-    last_error = "an unknown error";
-  }
-  return 1;
-}
-
-template <class Function>
 int guarded(vit_model* model, Function&& function) noexcept {
-  return guarded([&] {
+  return vit::guarded([&] {
     if (!model) throw std::invalid_argument("the model is a null pointer");
     const std::lock_guard<std::mutex> lock(model->mutex);
     model->device.enter();
@@ -83,12 +63,17 @@ int guarded(vit_model* model, Function&& function) noexcept {
   });
 }
 
+void check_batch(const float* images, int64_t batch, const float* logits) {
+  if (!images || !logits) throw std::invalid_argument("images or logits is a null pointer");
+  if (batch < 1) throw std::invalid_argument("batch is " + std::to_string(batch) + ", below 1");
+}
+
 }  // namespace
 
-const char* vit_error(void) { return last_error.c_str(); }
+const char* vit_error(void) { return vit::last_error.c_str(); }
 
 int vit_open(const char* checkpoint, const char* options, vit_model** model) {
-  return guarded([&] {
+  return vit::guarded([&] {
     if (!checkpoint || !model) throw std::invalid_argument("checkpoint or model is a null pointer");
     *model = new vit_model(checkpoint, vit::parse_options(options ? options : ""));
   });
@@ -112,8 +97,20 @@ int vit_describe(vit_model* model, vit_description* description) {
 
 int vit_forward(vit_model* model, const float* images, int64_t batch, float* logits) {
   return guarded(model, [&] {
-    if (!images || !logits) throw std::invalid_argument("images or logits is a null pointer");
-    if (batch < 1) throw std::invalid_argument("batch is " + std::to_string(batch) + ", below 1");
+    check_batch(images, batch, logits);
     model->plan(batch).run(images, logits);
+  });
+}
+
+int vit_observe(vit_model* model, const float* images, int64_t batch, float* logits,
+                vit_observer observer, void* context) {
+  return guarded(model, [&] {
+    check_batch(images, batch, logits);
+    if (!observer) throw std::invalid_argument("observer is a null pointer");
+    vit::Forward(model->device, model->model, batch,
+                 [=](const std::string& layer, const float* values, int64_t rows, int64_t columns) {
+                   observer(context, layer.c_str(), values, rows, columns);
+                 })
+        .run(images, logits);
   });
 }

@@ -21,12 +21,13 @@ inline dnnl::memory::data_type data_type(Type type) {
                               : dnnl::memory::data_type::u8;
 }
 
-// Memory of a type; of u8, the value is scale * (byte - zero).
+// Memory of a type; of u8, the value is scale * (byte - zero), and no byte is above `top`.
 struct Span {
   void* data;
   Type type = Type::f32;
   float scale = 1.0f;
   int32_t zero = 0;
+  int32_t top = 255;
 };
 
 struct Kernels {

@@ -50,10 +50,11 @@ void store(const Span& span, std::int64_t at, const float* row, std::int64_t cou
   } else {
     auto* to = static_cast<std::uint8_t*>(span.data) + at;
     const float factor = 1.0f / span.scale, zero = static_cast<float>(span.zero);
+    const auto top = static_cast<float>(span.top);
 #pragma omp simd
     for (std::int64_t i = 0; i < count; ++i) {
       const float code = std::nearbyint(row[i] * factor) + zero;
-      to[i] = static_cast<std::uint8_t>(std::min(std::max(code, 0.0f), 255.0f));
+      to[i] = static_cast<std::uint8_t>(std::min(std::max(code, 0.0f), top));
     }
   }
 }

@@ -27,6 +27,9 @@ dnnl::post_ops post_ops(Activation activation, bool add, const Span& y) {
   }
   if (y.type == Type::u8) {
     ops.append_eltwise(dnnl::algorithm::eltwise_linear, 1.0f / y.scale, static_cast<float>(y.zero));
+    if (y.top < 255) {
+      ops.append_eltwise(dnnl::algorithm::eltwise_clip, 0.0f, static_cast<float>(y.top));
+    }
   }
   return ops;
 }
@@ -38,12 +41,12 @@ memory::desc matrix(std::int64_t rows, std::int64_t columns, Type type) {
 // A zero of the inputs adds the same to each output of a row, so the bias can take it off.
 std::vector<float> bias_of(const DenseValues& values) {
   std::vector<float> bias = values.bias;
-  if (values.codes.empty() || values.input_zero == 0) return bias;
+  if (values.codes.empty() || values.input.zero == 0) return bias;
   bias.resize(static_cast<std::size_t>(values.out));
   for (std::int64_t row = 0; row < values.out; ++row) {
     std::int64_t sum = 0;
     for (std::int64_t i = 0; i < values.in; ++i) sum += values.codes[row * values.in + i];
-    bias[row] -= values.input_scale * static_cast<float>(values.input_zero) * values.scales[row] *
+    bias[row] -= values.input.scale * static_cast<float>(values.input.zero) * values.scales[row] *
                  static_cast<float>(sum);
   }
   return bias;
@@ -58,14 +61,14 @@ Buffer uploaded(Device& device, const std::vector<float>& values) {
 }  // namespace
 
 Linear::Linear(Device& device, DenseValues values, Type type)
-    : device_(device), in_(values.in), out_(values.out), type_(type) {
+    : device_(device), in_(values.in), out_(values.out), type_(type), input_(values.input) {
+  input_.type = type;
   const std::vector<float> bias = bias_of(values);
   if (!bias.empty()) bias_ = uploaded(device, bias);
   const bool quantised = !values.codes.empty();
   if (quantised) {
-    input_scale_ = values.input_scale, input_zero_ = values.input_zero;
     weight_scales_ = uploaded(device, values.scales);
-    input_scale_buffer_ = uploaded(device, {values.input_scale});
+    input_scale_buffer_ = uploaded(device, {values.input.scale});
   }
   const void* data = quantised ? static_cast<const void*>(values.codes.data())
                                : static_cast<const void*>(values.weight.data());

@@ -18,11 +18,10 @@ struct DenseValues {
   std::int64_t in = 0, out = 0;
   std::vector<float> weight;  // unless it is quantised
   std::vector<float> bias;    // empty without one
-  // Static quantisation: weight = scale per row * codes; input = input_scale * (byte - input_zero).
+  // Static quantisation: weight = scale per row * codes; input = scale * (byte - zero) of `input`.
   std::vector<std::int8_t> codes;
   std::vector<float> scales;
-  float input_scale = 1.0f;
-  std::int32_t input_zero = 0;
+  Span input{nullptr};
 };
 
 class Linear {
@@ -32,8 +31,12 @@ class Linear {
 
   std::int64_t in() const { return in_; }
   std::int64_t out() const { return out_; }
-  // How inputs are to be stored: their type, scale and zero.
-  Span input(void* data) const { return {data, type_, input_scale_, input_zero_}; }
+  // How inputs are to be stored: their type, scale, zero and largest byte.
+  Span input(void* data) const {
+    Span span = input_;
+    span.data = data;
+    return span;
+  }
 
   // The step that computes y (rows, out) from x (rows, in). With `add`, y is f32 and is added to.
   Step step(const void* x, Span y, std::int64_t rows, Activation activation, bool add);
@@ -45,8 +48,7 @@ class Linear {
   Device& device_;
   std::int64_t in_, out_;
   Type type_;
-  float input_scale_ = 1.0f;
-  std::int32_t input_zero_ = 0;
+  Span input_;
   Buffer bias_, weight_scales_, input_scale_buffer_;
   std::vector<std::pair<Buffer, dnnl::memory>> layouts_;
 };

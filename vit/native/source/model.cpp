@@ -1,8 +1,12 @@
 #include "model.hpp"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <stdexcept>
 #include <utility>
+
+#include "instructions.hpp"
 
 namespace vit {
 namespace {
@@ -79,14 +83,26 @@ class Loader {
     values.in = in, values.out = out;
     values.codes = file_.bytes(name + ".weight", {out, in});
     values.scales = file_.floats(name + ".weight_scale", {out});
-    const std::vector<float> range = file_.floats(name + ".input_range", {2});
-    if (!(range[0] < range[1])) {
-      throw std::runtime_error(file_.path() + ": " + name + ".input_range is empty");
-    }
-    values.input_scale = (range[1] - range[0]) / 255.0f;
-    values.input_zero = static_cast<std::int32_t>(-range[0] / values.input_scale + 0.5f);
+    values.input = input(name + ".input_range");
     if (biased) values.bias = file_.floats(name + ".bias", {out});
     return values;
+  }
+
+  // How the inputs of a layer become bytes, by the name of the tensor with their range.
+  Span input(const std::string& name) {
+    const std::vector<float> range = file_.floats(name, {2});
+    const float low = range[0], high = range[1], width = high - low;
+    // beyond a thousand widths from 0 the bytes would be too coarse to hold the values
+    if (!(width > std::numeric_limits<float>::min() && std::isfinite(width) &&
+          std::abs(low) < 1000.0f * width)) {
+      throw std::runtime_error(file_.path() + ": " + name + " goes from " + std::to_string(low) +
+                               " to " + std::to_string(high) + ", which is no range of values");
+    }
+    Span span{nullptr, Type::u8};
+    span.top = largest_code(device_.engine());
+    span.scale = width / static_cast<float>(span.top);
+    span.zero = static_cast<std::int32_t>(std::nearbyint(-low / span.scale));
+    return span;
   }
 
   static void multiply(DenseValues& values, const std::vector<float>& factors) {
@@ -105,10 +121,25 @@ class Loader {
   Precision precision_;
 };
 
+// std::runtime_error unless the file holds what the precision needs and the device can compute it.
+void check_precision(const Device& device, const TensorFile& file, Precision precision) {
+  const bool quantised = file.has("blocks.0.attn.qkv.weight_scale");
+  if (quantised && precision != Precision::int8) {
+    throw std::runtime_error(file.path() + " is quantised; open it with precision=int8");
+  }
+  if (!quantised && precision == Precision::int8) {
+    throw std::runtime_error(file.path() +
+                             " is not quantised, which int8 needs; python -m vit.native quantise"
+                             " CHECKPOINT IMAGES... --out FOLDER writes a file that is");
+  }
+  if (precision == Precision::bfloat16) check_bfloat16(device.engine());
+}
+
 }  // namespace
 
 Model::Model(Device& device, TensorFile& file, const Shape& shape_, Precision precision_)
     : shape(shape_), precision(precision_) {
+  check_precision(device, file, precision);
   Loader load(device, file, shape, precision);
   patch_embed = load.patch_embed();
   start = load.start();

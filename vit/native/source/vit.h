@@ -44,6 +44,33 @@ VIT_API int vit_describe(vit_model* model, vit_description* description);
 /* Logits of normalised images: (batch, 3, image_size, image_size) -> (batch, outputs). */
 VIT_API int vit_forward(vit_model* model, const float* images, int64_t batch, float* logits);
 
+/* Takes what a layer is given: values (rows, columns), which are there during the call only. */
+typedef void (*vit_observer)(void* context, const char* layer, const float* values, int64_t rows,
+                             int64_t columns);
+
+/* As vit_forward, and calls `observer` with the inputs of each dense layer of the blocks, which has
+ * the name that it has in files: blocks.0.attn.qkv. The model must be open as float32. */
+VIT_API int vit_observe(vit_model* model, const float* images, int64_t batch, float* logits,
+                        vit_observer observer, void* context);
+
+/* An image in memory. */
+typedef struct vit_image vit_image;
+
+/* Read a JPEG, PNG or binary PPM file; EXIF orientation is ignored, as in training. */
+VIT_API int vit_read_image(const char* path, vit_image** image);
+
+/* Free an image; NULL is allowed. */
+VIT_API void vit_free_image(vit_image* image);
+
+/* Pixels (height, width, 3), RGB; they live as long as the image. */
+VIT_API const uint8_t* vit_image_pixels(const vit_image* image, int64_t* height, int64_t* width);
+
+/* The input of a model for an image, prepared as in an evaluation: (3, size, size), normalised.
+ *
+ * config: text of a checkpoint's config.json, whose "images.*" say how; NULL takes the defaults.
+ */
+VIT_API int vit_eval_view(const vit_image* image, const char* config, int64_t size, float* view);
+
 #ifdef __cplusplus
 }
 #endif

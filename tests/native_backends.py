@@ -1,0 +1,98 @@
+"""The native back ends that this machine can build, and checkpoints for them.
+
+    def test_...(backend, tmp_path):
+        model, path = saved(tmp_path, width=96, heads=3)
+        NativeViT.open(path, backend=backend, threads=2)(images)
+
+`backend` is each row of `vit.native.build.BACKENDS` in turn. conftest.py imports this file, so
+PyTorch is imported only where a checkpoint is made.
+"""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vit.config import ImageConfig, ViTConfig
+from vit.native import build, toolchain
+
+# a model that takes milliseconds: 26 tokens, three heads
+SMALL = {"image_size": 40, "patch_size": 8, "width": 96, "depth": 2, "mlp_width": 160, "heads": 3}
+# tests/test_vit_native_sanitized.py sets it for a process that runs the other tests
+SANITIZE = "VIT_NATIVE_SANITIZE"
+
+
+@pytest.fixture(scope="session", params=build.BACKENDS)
+def backend(request):
+    """Name of a back end that is built; its tests are skipped where it cannot be."""
+    with pytest.MonkeyPatch.context() as patch:
+        if os.environ.get(SANITIZE):
+            plan_of = build.plan_of
+            patch.setattr(build, "plan_of", lambda backend, sanitize: plan_of(backend, True))
+        try:
+            build.build(request.param)
+        except toolchain.Missing as missing:
+            pytest.skip(str(missing))
+        yield request.param
+
+
+def saved(path, *, head=True, dtype=None, images=None, seed=0, **settings):
+    """A model of random weights, and the checkpoint of it: a folder, which is made at `path`.
+
+    Settings are ViTConfig's; without others the model is `SMALL`, of 10 classes. Without `head`
+    model and file end before it. The weights are those of a type that can be rounded to it, which
+    the file has. `images` is an ImageConfig.
+    """
+    from torch import nn
+
+    from vit.weights import save_safetensors
+
+    config = ViTConfig(**{**SMALL, "num_classes": 10, **settings})
+    model = random_weights(config, seed)
+    if not head:
+        model.head = nn.Identity()
+    if dtype is not None:
+        model.to(dtype)
+    state = model.state_dict()
+    Path(path).mkdir(parents=True, exist_ok=True)
+    save_safetensors(Path(path) / "model.safetensors", state)
+    write_facts(Path(path), config, images or ImageConfig())
+    return model.float(), Path(path)
+
+
+def random_weights(config, seed):
+    """A model all of whose parts matter, with outputs of about 1 at every depth and width."""
+    import torch
+
+    from vit.model import ViT
+
+    model = ViT(replace(config, dropout=0.0, drop_path=0.0)).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(generator=generator)
+            if name.endswith(("norm.weight", "norm1.weight", "norm2.weight", "gamma")):
+                parameter.mul_(0.2).add_(1.0)
+            elif name.endswith("bias") or name in ("cls_token", "reg_token", "pos_embed"):
+                parameter.mul_(0.3)
+            else:  # queries and keys of 1.5, so that attention is neither even nor of one token
+                gain = 1.5 if "qkv" in name else 1.0
+                parameter.mul_(gain * parameter[0].numel() ** -0.5)
+    return model
+
+
+def write_facts(folder, config, images):
+    """Write config.json and meta.json as training does."""
+    tables = {"model.": config.flat(), "images.": images.flat()}
+    flat = {
+        prefix + name: value for prefix, table in tables.items() for name, value in table.items()
+    }
+    (folder / "config.json").write_text(json.dumps(flat))
+    meta = {
+        **{"format": 2, "step": 1, "samples": 1, "metrics": {}, "fingerprint": "f" * 64},
+        **{"commit": None, "versions": {}, "files": {}},
+        "classes": [f"n{number:08}" for number in range(config.num_classes)],
+    }
+    (folder / "meta.json").write_text(json.dumps(meta))
