@@ -5,6 +5,7 @@ with NativeViT.open("checkpoint", backend="cpu") as model:
 """
 
 import ctypes
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -49,7 +50,7 @@ class NativeViT:
     def __init__(self, library: ctypes.CDLL, checkpoint: str, options: str) -> None:
         self._library = library
         self._model = ctypes.c_void_p()
-        self._call("vit_open", checkpoint.encode(), options.encode(), ctypes.byref(self._model))
+        self._call("vit_open", os.fsencode(checkpoint), options.encode(), ctypes.byref(self._model))
         self.description = Description()
         self._call("vit_describe", self._model, ctypes.byref(self.description))
 

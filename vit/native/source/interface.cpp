@@ -20,6 +20,8 @@ namespace {
 
 // Sizes of batches that stay set up; a server sees few, and each holds its activations.
 constexpr std::size_t max_plans = 4;
+// As that of all sizes in shape.cpp, so that no product of them overflows.
+constexpr std::int64_t max_batch = 1 << 20;
 
 }  // namespace
 
@@ -65,7 +67,10 @@ int guarded(vit_model* model, Function&& function) noexcept {
 
 void check_batch(const float* images, int64_t batch, const float* logits) {
   if (!images || !logits) throw std::invalid_argument("images or logits is a null pointer");
-  if (batch < 1) throw std::invalid_argument("batch is " + std::to_string(batch) + ", below 1");
+  if (batch < 1 || batch > max_batch) {
+    throw std::invalid_argument("batch is " + std::to_string(batch) + ", not from 1 to " +
+                                std::to_string(max_batch));
+  }
 }
 
 }  // namespace
