@@ -5,6 +5,8 @@ with NativeViT.open("checkpoint", backend="cpu") as model:
 """
 
 import ctypes
+import os
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,6 +16,10 @@ import numpy as np
 from vit.native.build import built
 
 Floats = ctypes.POINTER(ctypes.c_float)
+# vit_observer: context, layer, values, rows, columns
+Observer = ctypes.CFUNCTYPE(
+    *(None, ctypes.c_void_p, ctypes.c_char_p, Floats, ctypes.c_int64, ctypes.c_int64)
+)
 
 
 class Description(ctypes.Structure):
@@ -30,6 +36,10 @@ SIGNATURES = {
     "vit_open": (ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(ctypes.c_void_p)),
     "vit_describe": (ctypes.c_void_p, ctypes.POINTER(Description)),
     "vit_forward": (ctypes.c_void_p, Floats, ctypes.c_int64, Floats),
+    "vit_observe": (
+        *(ctypes.c_void_p, Floats, ctypes.c_int64, Floats),
+        *(Observer, ctypes.c_void_p),
+    ),
     "vit_train_begin": (ctypes.c_void_p, ctypes.c_char_p),
     "vit_train_step": (
         *(ctypes.c_void_p, Floats, Floats, ctypes.c_int64),
@@ -60,7 +70,7 @@ class NativeViT:
     def __init__(self, library: ctypes.CDLL, checkpoint: str, options: str) -> None:
         self._library = library
         self._model = ctypes.c_void_p()
-        self._call("vit_open", checkpoint.encode(), options.encode(), ctypes.byref(self._model))
+        self._call("vit_open", os.fsencode(checkpoint), options.encode(), ctypes.byref(self._model))
         self.description = Description()
         self._call("vit_describe", self._model, ctypes.byref(self.description))
 
@@ -75,10 +85,36 @@ class NativeViT:
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Logits of normalised images: (B, 3, S, S) -> (B, K), both float32."""
+        return self._forward("vit_forward", images)
+
+    def observe(
+        self, images: np.ndarray, observer: Callable[[str, np.ndarray], None]
+    ) -> np.ndarray:
+        """As a call, and calls `observer` with each dense layer of the blocks and its inputs.
+
+        A layer has the name of its tensors, such as "blocks.0.attn.qkv", its inputs are
+        (rows, width) float32, which are there during the call only. What `observer` raises is
+        raised. The model must be open as float32.
+        """
+        errors: list[BaseException] = []
+
+        def called(_: int, layer: bytes, values: Floats, rows: int, columns: int) -> None:
+            if not errors:
+                try:
+                    observer(layer.decode(), np.ctypeslib.as_array(values, (rows, columns)))
+                except BaseException as error:  # noqa: BLE001 - it cannot pass through C
+                    errors.append(error)
+
+        logits = self._forward("vit_observe", images, Observer(called), None)
+        if errors:
+            raise errors[0]
+        return logits
+
+    def _forward(self, name: str, images: np.ndarray, *arguments: object) -> np.ndarray:
         images = self._checked(images)
         logits = np.empty((len(images), self.description.outputs), np.float32)
         if len(images):
-            self._call("vit_forward", self._model, floats(images), len(images), floats(logits))
+            self._call(name, self._model, floats(images), len(images), floats(logits), *arguments)
         return logits
 
     def begin_training(self, **options: object) -> None:

@@ -22,6 +22,8 @@ namespace {
 
 // Sizes of batches that stay set up; a server sees few, and each holds its activations.
 constexpr std::size_t max_plans = 4;
+// As that of all sizes in shape.cpp, so that no product of them overflows.
+constexpr std::int64_t max_batch = 1 << 20;
 
 }  // namespace
 
@@ -71,7 +73,10 @@ int guarded(vit_model* model, Function&& function) noexcept {
 
 void check_batch(bool pointers, int64_t batch) {
   if (!pointers) throw std::invalid_argument("an argument is a null pointer");
-  if (batch < 1) throw std::invalid_argument("batch is " + std::to_string(batch) + ", below 1");
+  if (batch < 1 || batch > max_batch) {
+    throw std::invalid_argument("batch is " + std::to_string(batch) + ", not from 1 to " +
+                                std::to_string(max_batch));
+  }
 }
 
 }  // namespace

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <stdexcept>
 #include <utility>
 
@@ -92,11 +91,11 @@ class Loader {
   Span input(const std::string& name) {
     const std::vector<float> range = weights_.floats(name, {2});
     const float low = range[0], high = range[1], width = high - low;
-    // beyond a thousand widths from 0 the bytes would be too coarse to hold the values
-    if (!(width > std::numeric_limits<float>::min() && std::isfinite(width) &&
-          std::abs(low) < 1000.0f * width)) {
+    if (!(low <= 0.0f && high >= 0.0f && std::isnormal(width / 255.0f) &&
+          std::isnormal(255.0f / width))) {
       throw std::runtime_error(weights_.path() + ": " + name + " goes from " + std::to_string(low) +
-                               " to " + std::to_string(high) + ", which is no range of values");
+                               " to " + std::to_string(high) +
+                               ", where a range of values around 0 is needed");
     }
     Span span{nullptr, Type::u8};
     span.top = largest_code(device_.engine());
@@ -158,6 +157,11 @@ Model::Model(Device& device, Weights& weights, const Shape& shape_, Precision pr
   norm = load.norm(shape.fc_norm ? "fc_norm" : "norm");
   if (shape.pre_logits) pre_logits = load.outer("pre_logits.fc", shape.width);
   if (shape.head) head = load.outer("head", shape.outputs);
+  if (const std::string name = file.unused(); !name.empty()) {
+    throw std::runtime_error(file.path() + " has " + name.substr(0, 100) +
+                             ", which a model of its other tensors does not use: blocks are" +
+                             " missing, or it is of a kind that this code does not compute");
+  }
 }
 
 }  // namespace vit

@@ -15,9 +15,13 @@ namespace {
 // Upper bound of every size, so that no product of them overflows.
 constexpr std::int64_t max_side = 1 << 20;
 
+constexpr std::uintmax_t max_config = 10'000'000;  // bytes; that of a run has a hundredth of it
+
 std::string read_text(const std::string& path) {
+  if (!std::filesystem::is_regular_file(path)) throw std::runtime_error("it is no file");
+  if (std::filesystem::file_size(path) > max_config) throw std::runtime_error("it is too large");
   std::ifstream file(path, std::ios::binary);
-  if (!file) throw std::runtime_error(path + " cannot be read");
+  if (!file) throw std::runtime_error("it cannot be read");
   return {std::istreambuf_iterator<char>(file), {}};
 }
 

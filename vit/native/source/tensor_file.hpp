@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <fstream>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -37,6 +38,9 @@ class TensorFile : public Weights {
   const Entry& entry(const std::string& name) const;
   const Entry& entry(const std::string& name, const std::vector<std::int64_t>& shape) const;
 
+  // Name of a tensor whose values have not been read, "" without one.
+  std::string unused() const;
+
   // Values of a tensor of this shape as float32; F16 and BF16 are converted.
   std::vector<float> floats(const std::string& name,
                             const std::vector<std::int64_t>& shape) override;
@@ -54,6 +58,7 @@ class TensorFile : public Weights {
   std::ifstream file_;
   std::map<std::string, Entry> entries_;
   std::map<std::string, std::string> metadata_;
+  std::set<std::string> used_;
 };
 
 }  // namespace vit

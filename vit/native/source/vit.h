@@ -32,7 +32,9 @@ VIT_API const char* vit_error(void);
  *
  * options: settings as "name=value", separated by commas; NULL or "" takes the defaults.
  *   precision   float32 (default), bfloat16, or int8, which needs a file that was quantised
- *   threads     threads of a CPU; 0, the default, takes one for each core
+ *   threads     threads of the CPU back end; 0, the default, takes one for each core. SYCL devices,
+ *               its CPU too, take all their cores, whatever is given
+ *   device      of the SYCL back end: cpu, gpu, or by default a GPU if there is one
  */
 VIT_API int vit_open(const char* checkpoint, const char* options, vit_model** model);
 
