@@ -51,6 +51,7 @@ void convert(Device& device, const float* x, Span out, std::int64_t count) {
   launch_each(device, program, "convert", count, x, out);
 }
 
-const Kernels sycl_kernels{"sycl", patches, embed, layer_norm, attention, gather, mean};
+const Kernels sycl_kernels{"sycl",    patches, embed, layer_norm,
+                           attention, gather,  mean,  &sycl_training_kernels};
 
 }  // namespace vit

@@ -2,10 +2,12 @@
 #pragma once
 
 #include "kernels.hpp"
+#include "training_kernels.hpp"
 
 namespace vit {
 
 extern const Kernels sycl_kernels;
+extern const TrainingKernels sycl_training_kernels;
 
 // out (count) = x (count), in another type.
 void convert(Device& device, const float* x, Span out, std::int64_t count);
