@@ -32,7 +32,9 @@ struct vit_model {
       : device(options.device, options.threads),
         file(vit::weights_path(checkpoint)),
         shape(vit::shape_of(file, vit::config_path(checkpoint))),
-        model(device, file, shape, options.precision) {}
+        model(device, file, shape, options.precision) {
+    file.check_used();
+  }
 
   // Trained weights are packed when they are first used.
   vit::Forward& plan(std::int64_t batch) {
