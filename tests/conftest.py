@@ -4,9 +4,10 @@ import os
 import signal
 
 # before Ray and PyTorch are imported anywhere: a private, quiet Ray with short pauses, and one
-# thread for each of the processes that share the cores
+# thread for each of the processes that share the cores, or threads that leave them while they wait
 os.environ |= {
     "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "passive",
     "RAY_AUTH_MODE": "disabled",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
