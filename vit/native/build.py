@@ -20,11 +20,13 @@ from vit.native import toolchain
 SOURCE = Path(__file__).parent / "source"
 # all that does not depend on what computes
 SHARED = (
-    *("interface", "options", "tensor_file", "shape", "instructions", "linear", "model", "forward"),
+    *("interface", "options", "tensor_file", "tensor_writer", "shape", "instructions", "linear"),
+    *("model", "forward", "operations", "parameters", "training", "optimizer", "trainer"),
     *("image_interface", "image_file", "eval_view", "pillow_resize"),
 )
+SYCL = ("device_sycl", "kernels_sycl", "attention_sycl")
 FLAGS = (
-    *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fopenmp"),
+    *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden"),
     *("-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"),
 )
 PROGRAM = "classify"  # of the library alone
@@ -67,17 +69,43 @@ def cpu(sanitize: bool) -> Plan:
     objects = shared_objects(codecs) | {"device_cpu": ("device_cpu.cpp",)}
     sets = INSTRUCTIONS if platform.machine() in ("x86_64", "AMD64") else {"baseline": "native"}
     for name, instructions in sets.items():
-        objects[f"kernels_{name}"] = (
-            *("kernels_cpu.cpp", f"-DVIT_ISA={name}", f"-march={instructions}"),
-        )
+        for kernels in ("kernels", "training_kernels"):
+            objects[f"{kernels}_{name}"] = (
+                *(f"{kernels}_cpu.cpp", f"-DVIT_ISA={name}", f"-march={instructions}"),
+            )
     return Plan(
-        options=(*FLAGS, *(SANITIZERS if sanitize else ()), f"-I{onednn.include}"),
+        options=(*FLAGS, "-fopenmp", *(SANITIZERS if sanitize else ()), f"-I{onednn.include}"),
         objects=objects,
         link=(f"-L{onednn.library}", "-ldnnl", f"-Wl,-rpath,{onednn.library}", *readers),
     )
 
 
-BACKENDS: dict[str, Callable[[bool], Plan]] = {"cpu": cpu}
+def sycl(sanitize: bool) -> Plan:
+    """The back end of SYCL devices; its kernels are compiled at run time, for the device."""
+    onednn, runtime = toolchain.sycl_onednn(), toolchain.sycl_runtime()
+    codecs, readers = toolchain.codecs()
+    includes = dict.fromkeys((runtime.include, onednn.include))
+    libraries = dict.fromkeys((runtime.library, onednn.library))
+    opencl = runtime.library / "libintelocl.so"
+    return Plan(
+        options=(
+            *(*FLAGS, *(SANITIZERS if sanitize else ())),
+            *(f"-isystem{folder}" for folder in includes),
+            *((f'-DVIT_OPENCL_CPU="{opencl}"',) if opencl.exists() else ()),
+        ),
+        objects=shared_objects(codecs) | {name: (f"{name}.cpp",) for name in SYCL},
+        link=(
+            *(f"-L{folder}" for folder in libraries),
+            *("-lsycl", "-ldnnl"),
+            # these libraries find each other by the old kind of search path only
+            "-Wl,--disable-new-dtags",
+            *(f"-Wl,-rpath,{folder}" for folder in libraries),
+            *readers,
+        ),
+    )
+
+
+BACKENDS: dict[str, Callable[[bool], Plan]] = {"cpu": cpu, "sycl": sycl}
 
 
 def plan_of(backend: str, sanitize: bool) -> Plan:
@@ -121,7 +149,8 @@ def compile_into(folder: Path, plan: Plan, name: str) -> None:
     with ThreadPoolExecutor() as pool:
         program, *objects = pool.map(compiled, every.items())
     library = str(folder / name)
-    run((compiler, *plan.options, "-shared", *objects, *plan.link, "-o", library))
+    shared = ("-shared", f"-Wl,-soname,{name}", "-o", library)  # found by name, wherever it is
+    run((compiler, *plan.options, *objects, *plan.link, *shared))
     beside = (*plan.link, "-Wl,-rpath,$ORIGIN", "-o", str(folder / PROGRAM))
     run((compiler, *plan.options, program, library, *beside))
     for each in (program, *objects):

@@ -5,6 +5,7 @@ with NativeViT.open("checkpoint", backend="cpu") as model:
 """
 
 import ctypes
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -39,6 +40,17 @@ SIGNATURES = {
         *(ctypes.c_void_p, Floats, ctypes.c_int64, Floats),
         *(Observer, ctypes.c_void_p),
     ),
+    "vit_train_begin": (ctypes.c_void_p, ctypes.c_char_p),
+    "vit_train_step": (
+        *(ctypes.c_void_p, Floats, Floats, ctypes.c_int64),
+        *(ctypes.c_double, ctypes.POINTER(ctypes.c_double)),
+    ),
+    "vit_gradients": (
+        *(ctypes.c_void_p, Floats, Floats, ctypes.c_int64, ctypes.POINTER(ctypes.c_double)),
+    ),
+    "vit_read": (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p, Floats, ctypes.c_int64),
+    "vit_state_bytes": (ctypes.c_void_p, ctypes.POINTER(ctypes.c_int64)),
+    "vit_save": (ctypes.c_void_p, ctypes.c_char_p),
 }
 
 
@@ -58,7 +70,7 @@ class NativeViT:
     def __init__(self, library: ctypes.CDLL, checkpoint: str, options: str) -> None:
         self._library = library
         self._model = ctypes.c_void_p()
-        self._call("vit_open", checkpoint.encode(), options.encode(), ctypes.byref(self._model))
+        self._call("vit_open", os.fsencode(checkpoint), options.encode(), ctypes.byref(self._model))
         self.description = Description()
         self._call("vit_describe", self._model, ctypes.byref(self.description))
 
@@ -69,8 +81,7 @@ class NativeViT:
         Options are those of `vit_open`: precision ("float32", "bfloat16", "int8"), threads, device.
         Raises ValueError if the back end is not built, or cannot compute the model.
         """
-        text = ",".join(f"{name}={value}" for name, value in options.items())
-        return cls(load(built(backend)), str(checkpoint), text)
+        return cls(load(built(backend)), str(checkpoint), text_of(options))
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Logits of normalised images: (B, 3, S, S) -> (B, K), both float32."""
@@ -100,16 +111,54 @@ class NativeViT:
         return logits
 
     def _forward(self, name: str, images: np.ndarray, *arguments: object) -> np.ndarray:
-        size = self.description.image_size
-        if images.ndim != 4 or images.shape[1:] != (3, size, size):
-            raise ValueError(
-                f"images are {images.shape}, but the model takes (B, 3, {size}, {size})"
-            )
-        images = np.ascontiguousarray(images, dtype=np.float32)
+        images = self._checked(images)
         logits = np.empty((len(images), self.description.outputs), np.float32)
         if len(images):
             self._call(name, self._model, floats(images), len(images), floats(logits), *arguments)
         return logits
+
+    def begin_training(self, **options: object) -> None:
+        """Begin to train the weights; options are those of `vit_train_begin`, such as optimizer.
+
+        Raises ValueError for a model that is not open in float32, or has dropout.
+        """
+        self._call("vit_train_begin", self._model, text_of(options).encode())
+
+    def train_step(self, images: np.ndarray, targets: np.ndarray, lr: float) -> float:
+        """Update the weights by one batch: (B, 3, S, S), (B, K) -> its mean loss before.
+
+        Rows of targets count as scaled to sum 1. Raises ValueError, and changes nothing, if the
+        loss is not finite.
+        """
+        images, targets = self._checked(images), self._checked_targets(images, targets)
+        loss, batch = ctypes.c_double(), (floats(images), floats(targets), len(images))
+        self._call("vit_train_step", self._model, *batch, lr, ctypes.byref(loss))
+        return loss.value
+
+    def gradients(self, images: np.ndarray, targets: np.ndarray) -> float:
+        """The mean loss of a batch; its gradients can be read afterwards, and nothing changes."""
+        images, targets = self._checked(images), self._checked_targets(images, targets)
+        loss, batch = ctypes.c_double(), (floats(images), floats(targets), len(images))
+        self._call("vit_gradients", self._model, *batch, ctypes.byref(loss))
+        return loss.value
+
+    def read(self, what: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """The "weight", "gradient", "moment1" or "moment2" of a parameter of this shape."""
+        values = np.empty(shape, np.float32)
+        arguments = (what.encode(), name.encode(), floats(values), values.size)
+        self._call("vit_read", self._model, *arguments)
+        return values
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the optimizer's moments."""
+        count = ctypes.c_int64()
+        self._call("vit_state_bytes", self._model, ctypes.byref(count))
+        return count.value
+
+    def save(self, path: str | Path) -> None:
+        """Write the weights as they are trained: a safetensors file in float32."""
+        self._call("vit_save", self._model, str(path).encode())
 
     def close(self) -> None:
         """Free the model; it cannot be used afterwards."""
@@ -128,9 +177,28 @@ class NativeViT:
         if getattr(self, "_model", None):
             self.close()
 
+    def _checked(self, images: np.ndarray) -> np.ndarray:
+        size = self.description.image_size
+        if images.ndim != 4 or images.shape[1:] != (3, size, size):
+            raise ValueError(
+                f"images are {images.shape}, but the model takes (B, 3, {size}, {size})"
+            )
+        return np.ascontiguousarray(images, dtype=np.float32)
+
+    def _checked_targets(self, images: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        wanted = (len(images), self.description.outputs)
+        if targets.shape != wanted:
+            raise ValueError(f"targets are {targets.shape}, but these images need {wanted}")
+        return np.ascontiguousarray(targets, dtype=np.float32)
+
     def _call(self, name: str, *arguments: object) -> None:
         if getattr(self._library, name)(*arguments):
             raise ValueError(self._library.vit_error().decode(errors="replace"))
+
+
+def text_of(options: dict[str, object]) -> str:
+    """Options as the C interface takes them."""
+    return ",".join(f"{name}={value}" for name, value in options.items())
 
 
 def floats(array: np.ndarray) -> Floats:

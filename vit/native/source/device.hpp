@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <oneapi/dnnl/dnnl.hpp>
 #include <string>
@@ -12,6 +13,9 @@
 namespace vit {
 
 struct Kernels;
+
+// One piece of a computation that is set up already.
+using Step = std::function<void()>;
 
 class Device {
  public:
@@ -44,8 +48,11 @@ class Device {
   // oneDNN's view of memory of this device.
   dnnl::memory wrap(const dnnl::memory::desc& desc, void* pointer) const;
 
- private:
+  // What only the files of one kind of device know.
   struct State;
+  State& state() { return *state_; }
+
+ private:
   std::unique_ptr<State> state_;
   dnnl::engine engine_;
   dnnl::stream stream_;

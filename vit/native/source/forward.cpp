@@ -91,8 +91,8 @@ void Forward::block(Block& block, bool last) {
   const Span qkv{wide_.data(), middle};
   steps_.push_back(block.qkv->step(hidden_.data(), qkv, rows_, Activation::none, false));
   const Span mixed = block.proj->input(hidden_.data());
-  add<Span, Span, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>(
-      device_.kernels().attention, qkv, mixed, batch_, shape.tokens(), keep, shape.heads, width);
+  steps_.push_back(device_.kernels().attention(device_, qkv, mixed, batch_, shape.tokens(), keep,
+                                               shape.heads, width));
   observe(block, "attn.proj", hidden_, rows, width);
   if (only_first) {
     add<const float*, std::int64_t, float*, std::int64_t, std::int64_t>(

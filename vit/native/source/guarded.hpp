@@ -4,6 +4,7 @@
 #include <exception>
 #include <new>
 #include <oneapi/dnnl/dnnl.hpp>
+#include <stdexcept>
 #include <string>
 
 namespace vit {
@@ -18,6 +19,8 @@ int guarded(Function&& function) noexcept {
     function();
     return 0;
   } catch (const std::bad_alloc&) {
+    last_error = "not enough memory; use smaller batches or images";
+  } catch (const std::length_error&) {
     last_error = "not enough memory; use smaller batches or images";
   } catch (const dnnl::error& error) {
     last_error = std::string("oneDNN: ") + error.what();

@@ -15,6 +15,12 @@ enum class Type { f32, bf16, u8 };
 
 inline std::size_t size_of(Type type) { return type == Type::f32 ? 4 : type == Type::bf16 ? 2 : 1; }
 
+inline dnnl::memory::data_type data_type(Type type) {
+  return type == Type::f32    ? dnnl::memory::data_type::f32
+         : type == Type::bf16 ? dnnl::memory::data_type::bf16
+                              : dnnl::memory::data_type::u8;
+}
+
 // Memory of a type; of u8, the value is scale * (byte - zero), and no byte is above `top`.
 struct Span {
   void* data;
@@ -23,6 +29,8 @@ struct Span {
   int32_t zero = 0;
   int32_t top = 255;
 };
+
+struct TrainingKernels;
 
 struct Kernels {
   const char* name;
@@ -40,8 +48,8 @@ struct Kernels {
                      const float* bias, float eps, Span out, int64_t rows, int64_t width);
 
   // out (B, keep, D) = softmax(q k^T / sqrt(d)) v for the first `keep` queries of each image;
-  // qkv (B, T, 3, A, d) is f32 or bf16.
-  void (*attention)(Device&, Span qkv, Span out, int64_t batch, int64_t tokens, int64_t keep,
+  // qkv (B, T, 3, A, d) is f32 or bf16. Returns the step, as a device may have to set it up.
+  Step (*attention)(Device&, Span qkv, Span out, int64_t batch, int64_t tokens, int64_t keep,
                     int64_t heads, int64_t width);
 
   // out (rows, D) = rows of x, which are `stride` floats apart.
@@ -50,6 +58,9 @@ struct Kernels {
   // out (B, D) = mean over the last T - skip tokens of x (B, T, D).
   void (*mean)(Device&, const float* x, float* out, int64_t batch, int64_t tokens, int64_t skip,
                int64_t width);
+
+  // Those of training.
+  const TrainingKernels* training = nullptr;
 };
 
 }  // namespace vit

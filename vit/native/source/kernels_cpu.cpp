@@ -200,8 +200,8 @@ struct Head {
   }
 };
 
-void attention(Device&, Span qkv, Span out, std::int64_t batch, std::int64_t tokens,
-               std::int64_t keep, std::int64_t heads, std::int64_t width) {
+void attend(Span qkv, Span out, std::int64_t batch, std::int64_t tokens, std::int64_t keep,
+            std::int64_t heads, std::int64_t width) {
   const std::int64_t depth = width / heads, stride = 3 * width;
   const float factor = 1.0f / std::sqrt(static_cast<float>(depth));
   // allocated here, as an exception may not leave the threads
@@ -237,6 +237,11 @@ void attention(Device&, Span qkv, Span out, std::int64_t batch, std::int64_t tok
   }
 }
 
+Step attention(Device&, Span qkv, Span out, std::int64_t batch, std::int64_t tokens,
+               std::int64_t keep, std::int64_t heads, std::int64_t width) {
+  return [=] { attend(qkv, out, batch, tokens, keep, heads, width); };
+}
+
 void gather(Device&, const float* x, std::int64_t stride, float* out, std::int64_t rows,
             std::int64_t width) {
   for (std::int64_t r = 0; r < rows; ++r) {
@@ -266,6 +271,7 @@ void mean(Device&, const float* x, float* out, std::int64_t batch, std::int64_t 
 
 }  // namespace
 
-const Kernels kernels{VIT_NAME(VIT_ISA), patches, embed, layer_norm, attention, gather, mean};
+const Kernels kernels{VIT_NAME(VIT_ISA), patches, embed, layer_norm,
+                      attention,         gather,  mean,  &training_kernels};
 
 }  // namespace vit::VIT_ISA

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -11,9 +10,6 @@
 #include "kernels.hpp"
 
 namespace vit {
-
-// One piece of a computation that is set up already.
-using Step = std::function<void()>;
 
 enum class Activation { none, gelu, gelu_tanh, tanh };
 

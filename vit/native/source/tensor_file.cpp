@@ -1,5 +1,7 @@
 #include "tensor_file.hpp"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
@@ -13,7 +15,10 @@
 namespace vit {
 namespace {
 
-constexpr std::uint64_t max_header = 100'000'000;  // that of the reference implementation
+// A tenth of the format's limit, and ten times what a ViT needs: a list of that many zeros takes
+// a hundred times its bytes once it is read.
+constexpr std::uint64_t max_header = 10'000'000;
+constexpr std::size_t max_reason = 400;  // of an error: names and shapes come from the file
 
 // Bytes of an element, by dtype.
 const std::map<std::string, std::uint64_t> element_bytes = {
@@ -27,6 +32,11 @@ std::string text_of(const std::vector<std::int64_t>& shape) {
     text += (i ? ", " : "") + std::to_string(shape[i]);
   }
   return text + ")";
+}
+
+std::uint64_t memory_bytes() {
+  return static_cast<std::uint64_t>(sysconf(_SC_PHYS_PAGES)) *
+         static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
 }
 
 }  // namespace
@@ -43,6 +53,11 @@ TensorFile::TensorFile(const std::string& path) : path_(path) {
   const std::uintmax_t size = std::filesystem::file_size(path, error);
   file_.open(path, std::ios::binary);
   if (error || !file_) fail(std::string("cannot be opened: ") + std::strerror(errno));
+  // memory that is asked for is often granted, and the process killed when it is used
+  if (size > memory_bytes()) {
+    fail("has " + std::to_string(size) + " bytes, more than the memory of this machine (" +
+         std::to_string(memory_bytes()) + ")");
+  }
   try {
     read_header(size);
   } catch (const std::bad_alloc&) {
@@ -51,7 +66,8 @@ TensorFile::TensorFile(const std::string& path) : path_(path) {
 }
 
 void TensorFile::fail(const std::string& reason) const {
-  throw std::runtime_error(path_ + " " + reason);
+  const bool whole = reason.size() <= max_reason;
+  throw std::runtime_error(path_ + " " + (whole ? reason : reason.substr(0, max_reason) + " ..."));
 }
 
 void TensorFile::read_header(std::uint64_t file_bytes) {
@@ -74,6 +90,7 @@ void TensorFile::read_header(std::uint64_t file_bytes) {
     const json::Value parsed = json::parse(header);
     for (const json::Value& member : parsed.items()) {
       if (member.name() == "__metadata__") {
+        if (!member.is_object()) fail("has metadata that is no table");
         for (const json::Value& fact : member.items()) metadata_[fact.name()] = fact.as_string();
         continue;
       }
@@ -134,6 +151,13 @@ const Entry& TensorFile::entry(const std::string& name) const {
   return found->second;
 }
 
+std::string TensorFile::unused() const {
+  for (const auto& [name, entry] : entries_) {
+    if (used_.count(name) == 0) return name;
+  }
+  return "";
+}
+
 const Entry& TensorFile::entry(const std::string& name,
                                const std::vector<std::int64_t>& shape) const {
   const Entry& found = entry(name);
@@ -154,6 +178,7 @@ void TensorFile::read(const Entry& entry, void* to) {
 std::vector<float> TensorFile::floats(const std::string& name,
                                       const std::vector<std::int64_t>& shape) {
   const Entry& found = entry(name, shape);
+  used_.insert(name);
   std::vector<float> values(static_cast<std::size_t>(found.count()));
   if (found.dtype == "F32") {
     read(found, values.data());
@@ -172,6 +197,7 @@ std::vector<float> TensorFile::floats(const std::string& name,
 std::vector<std::int8_t> TensorFile::bytes(const std::string& name,
                                            const std::vector<std::int64_t>& shape) {
   const Entry& found = entry(name, shape);
+  used_.insert(name);
   if (found.dtype != "I8") fail("has " + name + " as " + found.dtype + ", not as I8");
   std::vector<std::int8_t> values(static_cast<std::size_t>(found.count()));
   read(found, values.data());
