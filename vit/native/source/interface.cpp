@@ -32,7 +32,13 @@ struct vit_model {
       : device(options.device, options.threads),
         file(vit::weights_path(checkpoint)),
         shape(vit::shape_of(file, vit::config_path(checkpoint))),
-        model(device, file, shape, options.precision) {}
+        model(device, file, shape, options.precision) {
+    if (const std::string name = file.unused(); !name.empty()) {
+      throw std::runtime_error(file.path() + " has " + name.substr(0, 100) +
+                               ", which a model of its other tensors does not use: blocks are" +
+                               " missing, or it is of a kind that this code does not compute");
+    }
+  }
 
   // Trained weights are packed when they are first used.
   vit::Forward& plan(std::int64_t batch) {
