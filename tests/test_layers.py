@@ -83,6 +83,7 @@ TORCH_FREE = (
     *("pipeline/report/run_list.py", "pipeline/report/run_data.py"),
     *("pipeline/report/run_files.py", "pipeline/report/run_state.py"),
     *("vit/native/__main__.py", "vit/native/build.py", "vit/native/model.py"),
+    "vit/native/quantise.py",
     *("tune/config.py", "tune/space.py", "support/console.py", "support/command.py"),
 )
 

@@ -7,13 +7,13 @@ import typing
 import zlib
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.image_files import encoded, photo
 from vit.config import ImageConfig
 from vit.crops import crop_views
 from vit.draws import Draws
@@ -24,19 +24,6 @@ from vit.train_crops import TRAIN_CROPS, crop_box, train_view
 PLAIN = ImageConfig()
 # what TensorFlow made of one photo, and where it placed its crops; `source` in the file says how
 TENSORFLOW = np.load(Path(__file__).parent / "data" / "tensorflow_crop.npz")
-
-
-def photo(height=90, width=120):
-    """Smooth pixels with some grain, (height, width, 3)."""
-    rng = np.random.default_rng(0)
-    coarse = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-
-
-def encoded(pixels, form="JPEG", mode="RGB", **options):
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).convert(mode).save(buffer, form, **options)
-    return buffer.getvalue()
 
 
 # ----------------------------------------------------------------------- decoding

@@ -23,6 +23,8 @@ from PIL import Image, UnidentifiedImageError
 if TYPE_CHECKING:
     from vit.config import ImageConfig
 
+# of the files that `decode` reads
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 MAX_PIXELS = 178_956_970  # Pillow's limit against decompression bombs, for every decoder
 PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 OPENCV = {"area": cv2.INTER_AREA, "linear": cv2.INTER_LINEAR}

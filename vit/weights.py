@@ -236,6 +236,11 @@ def open_weights(path: Path | str) -> Weights:
         dialect, metadata, facts = "npz-vit", {}, {"heads": heads} if heads else {}
     else:
         tensors, metadata = read_tensors(path)
+        if "quantised" in metadata:
+            raise ValueError(
+                f"{path} is quantised, which only vit.native reads; give the checkpoint that it was"
+                " made of"
+            )
         dialect, settings = dialect_of(tensors), path.parent / CONFIG_FILE
         facts = (stated(settings) if settings.is_file() else {}) | of_metadata(metadata, path)
     try:

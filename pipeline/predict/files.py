@@ -13,10 +13,7 @@ from typing import NamedTuple
 from pyarrow import fs as pafs
 
 from shards.dataset import store
-
-# what `vit.images.decode` reads; in a folder, files with other suffixes are passed over
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-
+from vit.images import SUFFIXES  # in a folder, files with other suffixes are passed over
 
 class ImageFile(NamedTuple):
     """One image."""

@@ -1,13 +1,14 @@
-"""Build a native back end, and use it: `python -m vit.native build|predict`."""
+"""Build a native back end, and use it: `python -m vit.native build|quantise`."""
 
 import logging
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import tyro
 
 from support.command import dispatch
-from support.console import open_console
+from support.console import Progress, open_console
 
 log = logging.getLogger("vit.native")
 
@@ -32,7 +33,47 @@ class Build:
         return 0
 
 
-COMMANDS = {"build": Build}
+@dataclass(frozen=True, kw_only=True)
+class Quantise:
+    """Write a checkpoint in int8: a quarter of the bytes, and faster on most CPUs.
+
+    It is calibrated on images like those that the model will see, such as a part of the training
+    set: NativeViT.open(OUT, precision="int8") reads the folder that is written.
+    """
+
+    checkpoint: tyro.conf.Positional[Path]
+    """A checkpoint folder, with model.safetensors and config.json."""
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """Image files, and folders with images in or below them."""
+    out: Path
+    """The folder to write."""
+    count: int = 256
+    """Images to calibrate on, at least 32; they are spaced evenly over those that are found."""
+    backend: str = "cpu"
+    """The back end that computes."""
+    threads: int = 0
+    """Threads of a CPU; 0 takes one for each core."""
+
+    def __call__(self) -> int:
+        """Quantise, and say how far the outputs moved."""
+        open_console(verbose=False)
+        from vit.native.quantise import quantise
+
+        done = quantise(
+            *(self.checkpoint, self.images, self.out),
+            count=self.count,
+            backend=self.backend,
+            threads=self.threads,
+            progress=Progress("calibrate"),
+        )
+        share = done.bytes_after / done.bytes_before
+        log.info("outputs     %.2f%% off float32's on these images", 100 * done.difference)
+        log.info("top-1       the same on %.1f%%", 100 * done.agreement)
+        log.info("checkpoint  %s, %.0f%% of the bytes", self.out, 100 * share)
+        return 0
+
+
+COMMANDS = {"build": Build, "quantise": Quantise}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -20,7 +20,8 @@ from vit.native import toolchain
 SOURCE = Path(__file__).parent / "source"
 # all that does not depend on what computes
 SHARED = (
-    *("interface", "options", "tensor_file", "shape", "instructions", "linear", "model", "forward"),
+    *("interface", "options", "tensor_file", "tensor_writer", "shape", "instructions", "linear"),
+    *("model", "forward", "operations", "parameters", "training", "optimizer", "trainer"),
     *("image_interface", "image_file", "eval_view", "pillow_resize"),
 )
 SYCL = ("device_sycl", "kernels_sycl", "attention_sycl")
@@ -68,9 +69,10 @@ def cpu(sanitize: bool) -> Plan:
     objects = shared_objects(codecs) | {"device_cpu": ("device_cpu.cpp",)}
     sets = INSTRUCTIONS if platform.machine() in ("x86_64", "AMD64") else {"baseline": "native"}
     for name, instructions in sets.items():
-        objects[f"kernels_{name}"] = (
-            *("kernels_cpu.cpp", f"-DVIT_ISA={name}", f"-march={instructions}"),
-        )
+        for kernels in ("kernels", "training_kernels"):
+            objects[f"{kernels}_{name}"] = (
+                *(f"{kernels}_cpu.cpp", f"-DVIT_ISA={name}", f"-march={instructions}"),
+            )
     return Plan(
         options=(*FLAGS, "-fopenmp", *(SANITIZERS if sanitize else ()), f"-I{onednn.include}"),
         objects=objects,
@@ -147,7 +149,8 @@ def compile_into(folder: Path, plan: Plan, name: str) -> None:
     with ThreadPoolExecutor() as pool:
         program, *objects = pool.map(compiled, every.items())
     library = str(folder / name)
-    run((compiler, *plan.options, "-shared", *objects, *plan.link, "-o", library))
+    shared = ("-shared", f"-Wl,-soname,{name}", "-o", library)  # found by name, wherever it is
+    run((compiler, *plan.options, *objects, *plan.link, *shared))
     beside = (*plan.link, "-Wl,-rpath,$ORIGIN", "-o", str(folder / PROGRAM))
     run((compiler, *plan.options, program, library, *beside))
     for each in (program, *objects):

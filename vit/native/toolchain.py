@@ -64,7 +64,7 @@ def places() -> list[Path]:
 
 
 def onednn() -> OneDNN:
-    """Find oneDNN for CPUs: in DNNLROOT, else in this Python environment, else in the system."""
+    """Find oneDNN for CPUs: in DNNLROOT, else in this environment, else in the system."""
     root = os.environ.get("DNNLROOT")
     folders = [Path(root)] if root else places()
     for found in filter(None, map(installed_onednn, folders)):

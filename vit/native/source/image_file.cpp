@@ -31,15 +31,17 @@ std::string read_bytes(const std::string& path) {
   return bytes;
 }
 
+bool is_space(char byte) { return std::string_view(" \t\r\n\v\f").find(byte) < 6; }
+
 // Reads the next number of a PPM header; comments run from # to the end of a line.
 int header_number(std::string_view bytes, std::size_t& place) {
   while (place < bytes.size()) {
     if (bytes[place] == '#') {
       place = std::min(bytes.find('\n', place), bytes.size());
-    } else if (std::string_view(" \t\r\n\v\f").find(bytes[place]) == std::string_view::npos) {
-      break;
-    } else {
+    } else if (is_space(bytes[place])) {
       ++place;
+    } else {
+      break;
     }
   }
   int number = 0;
@@ -82,8 +84,11 @@ Image decode_ppm(std::string_view bytes) {
   if (most != 255) {
     throw std::runtime_error("a PPM with values up to " + std::to_string(most) + ", not 255");
   }
+  if (place == bytes.size() || !is_space(bytes[place])) {
+    throw std::runtime_error("broken PPM: no white space after the header");
+  }
   Image image(height, width);
-  const std::string_view pixels = bytes.substr(std::min(place + 1, bytes.size()));
+  const std::string_view pixels = bytes.substr(place + 1);
   if (pixels.size() < image.pixels.size()) {
     throw std::runtime_error("broken PPM: " + std::to_string(pixels.size()) + " of " +
                              std::to_string(image.pixels.size()) + " bytes of pixels");

@@ -3,7 +3,7 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
-#include <list>
+#include <memory>
 #include <mutex>
 #include <stdexcept>
 #include <string>
@@ -12,8 +12,10 @@
 #include "guarded.hpp"
 #include "model.hpp"
 #include "options.hpp"
+#include "plans.hpp"
 #include "shape.hpp"
 #include "tensor_file.hpp"
+#include "trainer.hpp"
 #include "vit.h"
 
 namespace {
@@ -32,17 +34,19 @@ struct vit_model {
         shape(vit::shape_of(file, vit::config_path(checkpoint))),
         model(device, file, shape, options.precision) {}
 
+  // Trained weights are packed when they are first used.
   vit::Forward& plan(std::int64_t batch) {
-    const auto found = std::find_if(plans.begin(), plans.end(), [&](const vit::Forward& plan) {
-      return plan.batch() == batch;
-    });
-    if (found != plans.end()) {
-      plans.splice(plans.begin(), plans, found);
-    } else {
-      plans.emplace_front(device, model, batch);
-      if (plans.size() > max_plans) plans.pop_back();
+    if (stale) {
+      plans.clear();
+      model = vit::Model(device, trainer->parameters(), shape, model.precision);
+      stale = false;
     }
-    return plans.front();
+    return plans.of(batch, device, model);
+  }
+
+  vit::Trainer& training() {
+    if (!trainer) throw std::runtime_error("the model is not in training; call vit_train_begin");
+    return *trainer;
   }
 
   std::mutex mutex;
@@ -50,7 +54,9 @@ struct vit_model {
   vit::TensorFile file;
   vit::Shape shape;
   vit::Model model;
-  std::list<vit::Forward> plans;  // the last used first
+  vit::Plans<vit::Forward> plans{max_plans};
+  std::unique_ptr<vit::Trainer> trainer;
+  bool stale = false;  // the model has other weights than the training
 };
 
 namespace {
@@ -65,8 +71,8 @@ int guarded(vit_model* model, Function&& function) noexcept {
   });
 }
 
-void check_batch(const float* images, int64_t batch, const float* logits) {
-  if (!images || !logits) throw std::invalid_argument("images or logits is a null pointer");
+void check_batch(bool pointers, int64_t batch) {
+  if (!pointers) throw std::invalid_argument("an argument is a null pointer");
   if (batch < 1 || batch > max_batch) {
     throw std::invalid_argument("batch is " + std::to_string(batch) + ", not from 1 to " +
                                 std::to_string(max_batch));
@@ -100,9 +106,66 @@ int vit_describe(vit_model* model, vit_description* description) {
   });
 }
 
+int vit_train_begin(vit_model* model, const char* options) {
+  return guarded(model, [&] {
+    if (model->trainer) {
+      throw std::runtime_error("the model is in training already; open it again to begin anew");
+    }
+    if (model->model.precision != vit::Precision::float32) {
+      throw std::runtime_error("training needs precision float32; open the model with it");
+    }
+    const auto settings = vit::OptimizerSettings::parse(options ? options : "");
+    model->trainer =
+        std::make_unique<vit::Trainer>(model->device, model->file, model->shape, settings);
+  });
+}
+
+int vit_train_step(vit_model* model, const float* images, const float* targets, int64_t batch,
+                   double lr, double* loss) {
+  return guarded(model, [&] {
+    check_batch(images && targets && loss, batch);
+    *loss = model->training().step(images, targets, batch, lr);
+    model->stale = true;
+  });
+}
+
+int vit_gradients(vit_model* model, const float* images, const float* targets, int64_t batch,
+                  double* loss) {
+  return guarded(model, [&] {
+    check_batch(images && targets && loss, batch);
+    *loss = model->training().gradients(images, targets, batch);
+  });
+}
+
+int vit_read(vit_model* model, const char* what, const char* name, float* values, int64_t count) {
+  return guarded(model, [&] {
+    if (!what || !name || !values) throw std::invalid_argument("an argument is a null pointer");
+    const std::vector<float> found = model->training().read(what, name);
+    if (count != static_cast<int64_t>(found.size())) {
+      throw std::invalid_argument(std::string(name) + " has " + std::to_string(found.size()) +
+                                  " values, not " + std::to_string(count));
+    }
+    std::copy(found.begin(), found.end(), values);
+  });
+}
+
+int vit_state_bytes(vit_model* model, int64_t* bytes) {
+  return guarded(model, [&] {
+    if (!bytes) throw std::invalid_argument("bytes is a null pointer");
+    *bytes = model->training().state_bytes();
+  });
+}
+
+int vit_save(vit_model* model, const char* path) {
+  return guarded(model, [&] {
+    if (!path) throw std::invalid_argument("path is a null pointer");
+    model->training().save(path);
+  });
+}
+
 int vit_forward(vit_model* model, const float* images, int64_t batch, float* logits) {
   return guarded(model, [&] {
-    check_batch(images, batch, logits);
+    check_batch(images && logits, batch);
     model->plan(batch).run(images, logits);
   });
 }
@@ -110,7 +173,7 @@ int vit_forward(vit_model* model, const float* images, int64_t batch, float* log
 int vit_observe(vit_model* model, const float* images, int64_t batch, float* logits,
                 vit_observer observer, void* context) {
   return guarded(model, [&] {
-    check_batch(images, batch, logits);
+    check_batch(images && logits, batch);
     if (!observer) throw std::invalid_argument("observer is a null pointer");
     vit::Forward(model->device, model->model, batch,
                  [=](const std::string& layer, const float* values, int64_t rows, int64_t columns) {

@@ -30,6 +30,8 @@ struct Span {
   int32_t top = 255;
 };
 
+struct TrainingKernels;
+
 struct Kernels {
   const char* name;
 
@@ -56,6 +58,9 @@ struct Kernels {
   // out (B, D) = mean over the last T - skip tokens of x (B, T, D).
   void (*mean)(Device&, const float* x, float* out, int64_t batch, int64_t tokens, int64_t skip,
                int64_t width);
+
+  // Those of training.
+  const TrainingKernels* training = nullptr;
 };
 
 }  // namespace vit

@@ -271,6 +271,7 @@ void mean(Device&, const float* x, float* out, std::int64_t batch, std::int64_t 
 
 }  // namespace
 
-const Kernels kernels{VIT_NAME(VIT_ISA), patches, embed, layer_norm, attention, gather, mean};
+const Kernels kernels{VIT_NAME(VIT_ISA), patches, embed, layer_norm,
+                      attention,         gather,  mean,  &training_kernels};
 
 }  // namespace vit::VIT_ISA

@@ -2,19 +2,23 @@
 #pragma once
 
 #include "kernels.hpp"
+#include "training_kernels.hpp"
 
 namespace vit {
 
 namespace baseline {
 extern const Kernels kernels;
-}
+extern const TrainingKernels training_kernels;
+}  // namespace baseline
 #ifdef __x86_64__
 namespace avx2 {
 extern const Kernels kernels;
-}
+extern const TrainingKernels training_kernels;
+}  // namespace avx2
 namespace avx512 {
 extern const Kernels kernels;
-}
+extern const TrainingKernels training_kernels;
+}  // namespace avx512
 #endif
 
 // The fastest kernels that this CPU can run.

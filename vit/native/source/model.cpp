@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <stdexcept>
 #include <utility>
 
@@ -11,11 +10,11 @@
 namespace vit {
 namespace {
 
-// Reads what a model is made of from the file to the device.
+// Puts what a model is made of on the device.
 class Loader {
  public:
-  Loader(Device& device, TensorFile& file, const Shape& shape, Precision precision)
-      : device_(device), file_(file), shape_(shape), precision_(precision) {}
+  Loader(Device& device, Weights& weights, const Shape& shape, Precision precision)
+      : device_(device), weights_(weights), shape_(shape), precision_(precision) {}
 
   Buffer uploaded(const std::vector<float>& values) {
     Buffer buffer(device_, values.size() * sizeof(float));
@@ -24,8 +23,8 @@ class Loader {
   }
 
   Norm norm(const std::string& name) {
-    return {uploaded(file_.floats(name + ".weight", {shape_.width})),
-            uploaded(file_.floats(name + ".bias", {shape_.width}))};
+    return {uploaded(weights_.floats(name + ".weight", {shape_.width})),
+            uploaded(weights_.floats(name + ".bias", {shape_.width}))};
   }
 
   // A layer outside of blocks: never in integers.
@@ -44,22 +43,22 @@ class Loader {
                                 bool biased, const std::string& scale = "") {
     DenseValues values = precision_ == Precision::int8 ? codes(name, in, out, biased)
                                                        : floats(name, {out, in}, biased);
-    if (shape_.layer_scale && !scale.empty()) multiply(values, file_.floats(scale, {out}));
+    if (shape_.layer_scale && !scale.empty()) multiply(values, weights_.floats(scale, {out}));
     return std::make_unique<Linear>(device_, std::move(values), type_of(precision_));
   }
 
   // (T, D): what the tokens are before the patches are added.
   Buffer start() {
     const std::int64_t width = shape_.width, prefix = shape_.prefix();
-    const std::vector<float> positions = file_.floats("pos_embed", {1, shape_.positions, width});
+    const std::vector<float> positions = weights_.floats("pos_embed", {1, shape_.positions, width});
     std::vector<float> start(static_cast<std::size_t>(shape_.tokens() * width), 0.0f);
     std::copy(positions.rbegin(), positions.rend(), start.rbegin());
     const auto add = [&](const std::vector<float>& token, std::int64_t row) {
       for (std::size_t i = 0; i < token.size(); ++i) start[row * width + i] += token[i];
     };
-    if (shape_.class_token) add(file_.floats("cls_token", {1, 1, width}), 0);
+    if (shape_.class_token) add(weights_.floats("cls_token", {1, 1, width}), 0);
     if (shape_.registers) {
-      add(file_.floats("reg_token", {1, shape_.registers, width}), prefix - shape_.registers);
+      add(weights_.floats("reg_token", {1, shape_.registers, width}), prefix - shape_.registers);
     }
     return uploaded(start);
   }
@@ -72,31 +71,31 @@ class Loader {
   DenseValues floats(const std::string& name, const std::vector<std::int64_t>& shape, bool biased) {
     DenseValues values;
     values.out = shape[0];
-    values.weight = file_.floats(name + ".weight", shape);
+    values.weight = weights_.floats(name + ".weight", shape);
     values.in = static_cast<std::int64_t>(values.weight.size()) / values.out;
-    if (biased) values.bias = file_.floats(name + ".bias", {values.out});
+    if (biased) values.bias = weights_.floats(name + ".bias", {values.out});
     return values;
   }
 
   DenseValues codes(const std::string& name, std::int64_t in, std::int64_t out, bool biased) {
     DenseValues values;
     values.in = in, values.out = out;
-    values.codes = file_.bytes(name + ".weight", {out, in});
-    values.scales = file_.floats(name + ".weight_scale", {out});
+    values.codes = weights_.bytes(name + ".weight", {out, in});
+    values.scales = weights_.floats(name + ".weight_scale", {out});
     values.input = input(name + ".input_range");
-    if (biased) values.bias = file_.floats(name + ".bias", {out});
+    if (biased) values.bias = weights_.floats(name + ".bias", {out});
     return values;
   }
 
   // How the inputs of a layer become bytes, by the name of the tensor with their range.
   Span input(const std::string& name) {
-    const std::vector<float> range = file_.floats(name, {2});
+    const std::vector<float> range = weights_.floats(name, {2});
     const float low = range[0], high = range[1], width = high - low;
-    // beyond a thousand widths from 0 the bytes would be too coarse to hold the values
-    if (!(width > std::numeric_limits<float>::min() && std::isfinite(width) &&
-          std::abs(low) < 1000.0f * width)) {
-      throw std::runtime_error(file_.path() + ": " + name + " goes from " + std::to_string(low) +
-                               " to " + std::to_string(high) + ", which is no range of values");
+    if (!(low <= 0.0f && high >= 0.0f && std::isnormal(width / 255.0f) &&
+          std::isnormal(255.0f / width))) {
+      throw std::runtime_error(weights_.path() + ": " + name + " goes from " + std::to_string(low) +
+                               " to " + std::to_string(high) +
+                               ", where a range of values around 0 is needed");
     }
     Span span{nullptr, Type::u8};
     span.top = largest_code(device_.engine());
@@ -116,19 +115,19 @@ class Loader {
   }
 
   Device& device_;
-  TensorFile& file_;
+  Weights& weights_;
   const Shape& shape_;
   Precision precision_;
 };
 
 // std::runtime_error unless the file holds what the precision needs and the device can compute it.
-void check_precision(const Device& device, const TensorFile& file, Precision precision) {
-  const bool quantised = file.has("blocks.0.attn.qkv.weight_scale");
+void check_precision(const Device& device, const Weights& weights, Precision precision) {
+  const bool quantised = weights.has("blocks.0.attn.qkv.weight_scale");
   if (quantised && precision != Precision::int8) {
-    throw std::runtime_error(file.path() + " is quantised; open it with precision=int8");
+    throw std::runtime_error(weights.path() + " is quantised; open it with precision=int8");
   }
   if (!quantised && precision == Precision::int8) {
-    throw std::runtime_error(file.path() +
+    throw std::runtime_error(weights.path() +
                              " is not quantised, which int8 needs; python -m vit.native quantise"
                              " CHECKPOINT IMAGES... --out FOLDER writes a file that is");
   }
@@ -137,10 +136,10 @@ void check_precision(const Device& device, const TensorFile& file, Precision pre
 
 }  // namespace
 
-Model::Model(Device& device, TensorFile& file, const Shape& shape_, Precision precision_)
+Model::Model(Device& device, Weights& weights, const Shape& shape_, Precision precision_)
     : shape(shape_), precision(precision_) {
-  check_precision(device, file, precision);
-  Loader load(device, file, shape, precision);
+  check_precision(device, weights, precision);
+  Loader load(device, weights, shape, precision);
   patch_embed = load.patch_embed();
   start = load.start();
   for (std::int64_t i = 0; i < shape.depth; ++i) {

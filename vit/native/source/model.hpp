@@ -10,7 +10,7 @@
 #include "device.hpp"
 #include "linear.hpp"
 #include "shape.hpp"
-#include "tensor_file.hpp"
+#include "weights.hpp"
 
 namespace vit {
 
@@ -33,7 +33,7 @@ struct Block {
 
 // Weights for inference: LayerScale is part of the layer before it.
 struct Model {
-  Model(Device& device, TensorFile& file, const Shape& shape, Precision precision);
+  Model(Device& device, Weights& weights, const Shape& shape, Precision precision);
 
   Shape shape;
   Precision precision;

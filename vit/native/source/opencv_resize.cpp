@@ -50,11 +50,12 @@ Taps nearest(int length, double scale, int out) {
   return {{place, 1 - share}, {std::min(place + 1, length - 1), share}};
 }
 
-// Lines of taps for the output pixels of a span.
-std::vector<Taps> lines(int length, double scale, Span span, Taps (*taps_of)(int, double, int)) {
-  std::vector<Taps> result;
+// What makes each output pixel of a span, by one of the functions of this file.
+template <class Sources>
+std::vector<Sources> each(int length, double scale, Span span, Sources (*of)(int, double, int)) {
+  std::vector<Sources> result;
   for (int out = 0; out < span.count; ++out) {
-    result.push_back(taps_of(length, scale, span.first + out));
+    result.push_back(of(length, scale, span.first + out));
   }
   return result;
 }
@@ -138,24 +139,22 @@ Image area_resized(const Image& image, Span down, Span right) {
     return block_means(image, down, right, high, wide);
   }
   const auto taps_of = scale_down >= 1 && scale_right >= 1 ? covered : nearest;
-  return blended(image, lines(image.height, scale_down, down, taps_of),
-                 lines(image.width, scale_right, right, taps_of));
+  return blended(image, each(image.height, scale_down, down, taps_of),
+                 each(image.width, scale_right, right, taps_of));
 }
 
 Image linear_resized(const Image& image, Span down, Span right) {
-  const double scale_down = scale_of(image.height, down);
-  const double scale_right = scale_of(image.width, right);
+  const auto columns = each(image.width, scale_of(image.width, right), right, between);
   Image result(down.count, right.count);
-  for (int y = 0; y < down.count; ++y) {
-    const Between rows = between(image.height, scale_down, down.first + y);
+  int y = 0;
+  for (const Between& rows : each(image.height, scale_of(image.height, down), down, between)) {
     const std::uint8_t *const upper = image.row(rows.first), *const lower = image.row(rows.second);
-    std::uint8_t* out = result.row(y);
-    for (int x = 0; x < right.count; ++x) {
-      const Between columns = between(image.width, scale_right, right.first + x);
-      const std::size_t a = std::size_t(columns.first) * 3, b = std::size_t(columns.second) * 3;
+    std::uint8_t* out = result.row(y++);
+    for (const Between& blend : columns) {
+      const std::size_t a = std::size_t(blend.first) * 3, b = std::size_t(blend.second) * 3;
       for (int channel = 0; channel < 3; ++channel) {
-        const float above = columns(upper[a + channel], upper[b + channel]);
-        const float below = columns(lower[a + channel], lower[b + channel]);
+        const float above = blend(upper[a + channel], upper[b + channel]);
+        const float below = blend(lower[a + channel], lower[b + channel]);
         *out++ = static_cast<std::uint8_t>(rows(above, below));
       }
     }

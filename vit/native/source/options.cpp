@@ -27,13 +27,20 @@ int threads_of(const std::string& value) {
 
 }  // namespace
 
+std::vector<std::pair<std::string, std::string>> settings_of(const std::string& text) {
+  std::vector<std::pair<std::string, std::string>> settings;
+  std::istringstream parts(text);
+  for (std::string setting; std::getline(parts, setting, ',');) {
+    const std::size_t equals = setting.find('=');
+    settings.emplace_back(setting.substr(0, equals),
+                          equals == std::string::npos ? "" : setting.substr(equals + 1));
+  }
+  return settings;
+}
+
 Options parse_options(const std::string& text) {
   Options options;
-  std::istringstream settings(text);
-  for (std::string setting; std::getline(settings, setting, ',');) {
-    const std::size_t equals = setting.find('=');
-    const std::string name = setting.substr(0, equals);
-    const std::string value = equals == std::string::npos ? "" : setting.substr(equals + 1);
+  for (const auto& [name, value] : settings_of(text)) {
     if (name == "precision") {
       options.precision = precision_of(value);
     } else if (name == "threads") {

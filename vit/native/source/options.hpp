@@ -2,10 +2,15 @@
 #pragma once
 
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "model.hpp"
 
 namespace vit {
+
+// "name=value,name=value" -> names and values; a name alone has the value "".
+std::vector<std::pair<std::string, std::string>> settings_of(const std::string& text);
 
 // "precision=int8,threads=4" -> Options; std::runtime_error names what is unknown.
 Options parse_options(const std::string& text);

@@ -25,7 +25,7 @@ std::string read_text(const std::string& path) {
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
-// Reads heads, norm_eps and gelu from a table whose keys begin with `prefix`.
+// Reads what tensors do not show from a table whose keys begin with `prefix`.
 void read_facts(const json::Value& table, const std::string& prefix, Shape& shape) {
   if (const json::Value* heads = table.find(prefix + "heads")) shape.heads = heads->as_int();
   if (const json::Value* eps = table.find(prefix + "norm_eps")) {
@@ -37,6 +37,13 @@ void read_facts(const json::Value& table, const std::string& prefix, Shape& shap
       throw std::runtime_error(prefix + "gelu is " + kind + "; known: exact, tanh");
     }
     shape.tanh_gelu = kind == "tanh";
+  }
+  if (const json::Value* positions = table.find(prefix + "positions")) {
+    shape.fixed_positions = positions->as_string() != "learned";
+  }
+  if (const json::Value* rate = table.find(prefix + "dropout")) shape.dropout = rate->as_double();
+  if (const json::Value* rate = table.find(prefix + "drop_path")) {
+    shape.drop_path = rate->as_double();
   }
 }
 

@@ -16,6 +16,8 @@ struct Shape {
   bool class_token = false;    // else the mean over the patches
   bool qkv_bias = false, layer_scale = false, fc_norm = false, pre_logits = false, head = false;
   bool tanh_gelu = false;
+  bool fixed_positions = false;       // not to be trained
+  double dropout = 0, drop_path = 0;  // rates of training, without effect on a forward pass
   float norm_eps = 1e-6f;
 
   std::int64_t grid() const { return image / patch; }

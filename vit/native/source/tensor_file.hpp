@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "weights.hpp"
+
 namespace vit {
 
 // Where a tensor lies in the file, and what it is.
@@ -22,15 +24,15 @@ struct Entry {
   std::int64_t count() const;
 };
 
-class TensorFile {
+class TensorFile : public Weights {
  public:
   // std::runtime_error says what is wrong with the file.
   explicit TensorFile(const std::string& path);
 
-  const std::string& path() const { return path_; }
+  const std::string& path() const override { return path_; }
   const std::map<std::string, Entry>& entries() const { return entries_; }
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
-  bool has(const std::string& name) const { return entries_.count(name) > 0; }
+  bool has(const std::string& name) const override { return entries_.count(name) > 0; }
 
   // The entry of a tensor; std::runtime_error if there is none, or if it has another shape.
   const Entry& entry(const std::string& name) const;
@@ -40,9 +42,11 @@ class TensorFile {
   std::string unused() const;
 
   // Values of a tensor of this shape as float32; F16 and BF16 are converted.
-  std::vector<float> floats(const std::string& name, const std::vector<std::int64_t>& shape);
+  std::vector<float> floats(const std::string& name,
+                            const std::vector<std::int64_t>& shape) override;
   // Values of a tensor of 8-bit integers.
-  std::vector<std::int8_t> bytes(const std::string& name, const std::vector<std::int64_t>& shape);
+  std::vector<std::int8_t> bytes(const std::string& name,
+                                 const std::vector<std::int64_t>& shape) override;
 
  private:
   [[noreturn]] void fail(const std::string& reason) const;

@@ -73,6 +73,41 @@ VIT_API const uint8_t* vit_image_pixels(const vit_image* image, int64_t* height,
  */
 VIT_API int vit_eval_view(const vit_image* image, const char* config, int64_t size, float* view);
 
+/* Training, of a model that was opened with precision float32.
+ *
+ * The loss is the mean over the batch of the softmax cross-entropy with targets (batch, outputs),
+ * whose rows are scaled to sum 1. There is neither dropout nor stochastic depth. vit_forward
+ * computes with the weights as they were trained last.
+ */
+
+/* Begin; options: as in vit_open.
+ *   optimizer      adamw (default), or adamw8bit, whose moments take a byte per value
+ *   beta1, beta2   0.9 and 0.999
+ *   eps            1e-8
+ *   weight_decay   0.1; a step removes lr times as much, from kernels only
+ */
+VIT_API int vit_train_begin(vit_model* model, const char* options);
+
+/* One step: loss, gradients and update. A loss that is not finite is an error, and changes nothing. */
+VIT_API int vit_train_step(vit_model* model, const float* images, const float* targets,
+                           int64_t batch, double lr, double* loss);
+
+/* Loss and gradients, without the update. */
+VIT_API int vit_gradients(vit_model* model, const float* images, const float* targets,
+                          int64_t batch, double* loss);
+
+/* Copy the `count` values of a parameter (what: weight), of its gradient in the last step
+ * (gradient), or of the optimizer's moments (moment1, moment2). */
+VIT_API int vit_read(vit_model* model, const char* what, const char* name, float* values,
+                     int64_t count);
+
+/* Bytes of the optimizer's moments, with all that they need. */
+VIT_API int vit_state_bytes(vit_model* model, int64_t* bytes);
+
+/* Write the weights as a safetensors file in float32, under the names and with the metadata of the
+ * file that was opened. It appears whole, in place of one that is there. */
+VIT_API int vit_save(vit_model* model, const char* path);
+
 #ifdef __cplusplus
 }
 #endif
