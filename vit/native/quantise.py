@@ -185,7 +185,7 @@ def calibration_files(places: Sequence[Path], count: int) -> list[Path]:
 
 
 def read_views(files: Sequence[Path], settings: ImageConfig, size: int) -> np.ndarray:
-    """Evaluation views of image files: (N, size, size, 3) uint8; ValueError names the unreadable."""
+    """Evaluation views of image files: (N, size, size, 3) uint8; ValueError names broken ones."""
     views = np.empty((len(files), size, size, 3), np.uint8)
     broken = []
     for view, file in zip(views, files, strict=True):

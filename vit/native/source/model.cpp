@@ -157,11 +157,6 @@ Model::Model(Device& device, Weights& weights, const Shape& shape_, Precision pr
   norm = load.norm(shape.fc_norm ? "fc_norm" : "norm");
   if (shape.pre_logits) pre_logits = load.outer("pre_logits.fc", shape.width);
   if (shape.head) head = load.outer("head", shape.outputs);
-  if (const std::string name = file.unused(); !name.empty()) {
-    throw std::runtime_error(file.path() + " has " + name.substr(0, 100) +
-                             ", which a model of its other tensors does not use: blocks are" +
-                             " missing, or it is of a kind that this code does not compute");
-  }
 }
 
 }  // namespace vit
