@@ -146,7 +146,7 @@ def compile_into(folder: Path, plan: Plan, name: str) -> None:
         return target
 
     every = {PROGRAM: (f"{PROGRAM}.cpp",), **plan.objects}
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         program, *objects = pool.map(compiled, every.items())
     library = str(folder / name)
     shared = ("-shared", f"-Wl,-soname,{name}", "-o", library)  # found by name, wherever it is
