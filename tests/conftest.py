@@ -25,6 +25,9 @@ from native_backends import backend  # noqa: F401 (a fixture)
 # a shell lets jobs in its background ignore Ctrl-C, which tests send to the commands they start
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# no test cuts the power, so nothing that this process writes has to wait for the disk
+os.fsync = lambda descriptor: None
+
 # modules that take minutes, the longest first: what comes last leaves the other process idle
 LONG = (
     "test_pipeline_exact",
@@ -42,6 +45,8 @@ LONG = (
     "test_tune_search",
     "test_pipeline_evaluation",
 )
+# modules without Ray that make something in many processes
+DEAR = {"test_pipeline_checkpoint_sharded", "test_pipeline_train_start"}
 
 
 def pytest_configure(config):
@@ -67,7 +72,7 @@ def shares(item):
         return True
     found = item._fixtureinfo.name2fixturedefs.values()
     made = any(fixture.scope == "module" for fixtures in found for fixture in fixtures)
-    return made and bool({"ray", "server"} & set(item.keywords))
+    return made and bool({"ray", "server"} & set(item.keywords) or item.module.__name__ in DEAR)
 
 
 @pytest.fixture(scope="session")

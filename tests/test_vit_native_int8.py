@@ -238,13 +238,13 @@ def test_outliers_of_layer_norms_move_to_the_weights(
     assert cost["smooth"] < cost["plain"] / 2
 
 
-def test_the_command_writes_a_checkpoint_a_quarter_as_large(backend, tmp_path, folder, capsys):
+def test_the_command_writes_a_checkpoint_a_quarter_as_large(backend, tmp_path, folder, caplog):
     _, path = saved(tmp_path / "model", width=192, mlp_width=768)
     out = tmp_path / "new/int8"
     words = ["quantise", str(path), str(folder), "--out", str(out)]
     assert main([*words, "--backend", backend, "--threads", "1"]) == 0
-    printed = capsys.readouterr().out
-    assert "off float32's on these images" in printed
+    assert "calibrate  32/32 images" in caplog.text
+    assert "off float32's on these images" in caplog.text
     weights = out / "model.safetensors"
     assert weights.stat().st_size < 0.35 * (path / "model.safetensors").stat().st_size
     assert (out / "config.json").read_bytes() == (path / "config.json").read_bytes()

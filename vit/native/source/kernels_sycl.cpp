@@ -10,8 +10,8 @@ namespace {
 
 const Program program{
     "inference",
+#include "kernels.sycl"
 #include "kernels_common.sycl"
-#include "kernels_forward.sycl"
 };
 
 void patches(Device& device, const float* images, Span rows, std::int64_t batch, std::int64_t side,
@@ -52,6 +52,7 @@ void copy(Device& device, Span x, std::int64_t stride, Span out, std::int64_t ro
   launch_each(device, program, "copy", rows * width, x, stride, out, width);
 }
 
-const Kernels sycl_kernels{"sycl", patches, embed, layer_norm, attention, gather, mean};
+const Kernels sycl_kernels{"sycl",    patches, embed, layer_norm,
+                           attention, gather,  mean,  &sycl_training_kernels};
 
 }  // namespace vit
