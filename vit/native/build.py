@@ -123,7 +123,14 @@ def build(backend: str, *, sanitize: bool = False) -> Path:
     compiler's words if a source does not compile.
     """
     plan, name = plan_of(backend, sanitize), f"libvit_{backend}.so"
-    return cached_folder("native", plan.key, lambda folder: compile_into(folder, plan, name)) / name
+    key = plan.key
+
+    def fill(folder: Path) -> None:
+        compile_into(folder, plan, name)
+        if plan.key != key:
+            raise RuntimeError(f"{SOURCE} changed while it was compiled; build again")
+
+    return cached_folder("native", key, fill) / name
 
 
 def built(backend: str, *, sanitize: bool = False) -> Path:
