@@ -201,7 +201,7 @@ def test_shards_are_built_and_a_run_is_evaluated_as_jobs(cluster, shards):
 
 def test_a_search_runs_as_a_job(cluster, shards):
     base = {"runs-dir": cluster.runs, "data.dir": shards, "model.depth": 1, "model.width": 32}
-    base |= {"model.heads": 2, "epochs": 8}
+    base |= {"model.heads": 2, "epochs": 2}
     options = [word for key, value in base.items() for word in (f"--base.{key}", str(value))]
     rungs = ("--rungs", "3/4", "--seeds", "2", "--set", "optim.warmup=0.1")
     command = ("tune", "search", "demo", *rungs, *options)

@@ -24,7 +24,7 @@ SHARED = (
     *("model", "forward", "operations", "parameters", "training", "optimizer", "trainer"),
     *("image_interface", "image_file", "eval_view", "pillow_resize"),
 )
-SYCL = ("device_sycl", "kernels_sycl", "attention_sycl")
+SYCL = ("device_sycl", "kernels_sycl", "training_kernels_sycl", "attention_sycl")
 FLAGS = (
     *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden"),
     *("-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"),

@@ -35,8 +35,8 @@ from support.files import write_json, written
 from vit.config import ImageConfig
 from vit.images import SUFFIXES, decode, eval_view
 from vit.native.model import NativeViT
+from vit.native.preparation import CONFIG, META, MODEL, image_settings, normalised
 
-MODEL, CONFIG, META = "model.safetensors", "config.json", "meta.json"
 FEWEST = 32  # images; fewer leave the ranges to chance
 BATCH = 8
 LARGEST_CODE = 127  # of a weight
@@ -124,21 +124,6 @@ def quantise(
     )
 
 
-def image_settings(path: Path) -> ImageConfig:
-    """The preprocessing that a checkpoint's config.json states; ValueError if it states none."""
-    try:
-        settings = json.loads(path.read_text())
-        stated = {n[7:]: v for n, v in settings.items() if n.startswith("images.")}
-    except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(
-            f"{path} cannot be read ({error}); give a checkpoint folder, with {MODEL} and {CONFIG}"
-        ) from error
-    if not stated:
-        raise ValueError(f"{path} states no preprocessing of images; give a checkpoint of a run")
-    listed = {n: tuple(v) if isinstance(v, list) else v for n, v in stated.items()}
-    return ImageConfig().replace(listed)
-
-
 def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
     """The tensors of a safetensors file as float32, and its metadata."""
     try:
@@ -203,10 +188,8 @@ def read_views(files: Sequence[Path], settings: ImageConfig, size: int) -> np.nd
 
 def batches(views: np.ndarray, settings: ImageConfig) -> Iterator[np.ndarray]:
     """Normalised images, a few at a time: (B, 3, S, S) float32."""
-    mean, std = np.float32(settings.mean), np.float32(settings.std)
     for start in range(0, len(views), BATCH):
-        pixels = views[start : start + BATCH].astype(np.float32)
-        yield np.ascontiguousarray(((pixels / 255 - mean) / std).transpose(0, 3, 1, 2))
+        yield normalised(views[start : start + BATCH], settings)
 
 
 def observe(

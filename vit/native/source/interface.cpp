@@ -33,21 +33,17 @@ struct vit_model {
         file(vit::weights_path(checkpoint)),
         shape(vit::shape_of(file, vit::config_path(checkpoint))),
         model(device, file, shape, options.precision) {
-    if (const std::string name = file.unused(); !name.empty()) {
-      throw std::runtime_error(file.path() + " has " + name.substr(0, 100) +
-                               ", which a model of its other tensors does not use: blocks are" +
-                               " missing, or it is of a kind that this code does not compute");
-    }
+    file.check_used();
   }
 
-  // Trained weights are packed when they are first used.
-  vit::Forward& plan(std::int64_t batch) {
+  // The model with the weights of now: trained ones are packed when they are first used.
+  vit::Model& current() {
     if (stale) {
       plans.clear();
       model = vit::Model(device, trainer->parameters(), shape, model.precision);
       stale = false;
     }
-    return plans.of(batch, device, model);
+    return model;
   }
 
   vit::Trainer& training() {
@@ -172,7 +168,7 @@ int vit_save(vit_model* model, const char* path) {
 int vit_forward(vit_model* model, const float* images, int64_t batch, float* logits) {
   return guarded(model, [&] {
     check_batch(images && logits, batch);
-    model->plan(batch).run(images, logits);
+    model->plans.of(batch, model->device, model->current()).run(images, logits);
   });
 }
 
@@ -181,7 +177,7 @@ int vit_observe(vit_model* model, const float* images, int64_t batch, float* log
   return guarded(model, [&] {
     check_batch(images && logits, batch);
     if (!observer) throw std::invalid_argument("observer is a null pointer");
-    vit::Forward(model->device, model->model, batch,
+    vit::Forward(model->device, model->current(), batch,
                  [=](const std::string& layer, const float* values, int64_t rows, int64_t columns) {
                    observer(context, layer.c_str(), values, rows, columns);
                  })

@@ -114,7 +114,8 @@ void Optimizer::step(double lr) {
   ++steps_;
   const double step = static_cast<double>(steps_);
   AdamWFactors factors{};
-  factors.beta1 = static_cast<float>(settings_.beta1);
+  factors.rate1 = static_cast<float>(1 - settings_.beta1);
+  factors.rate2 = static_cast<float>(1 - settings_.beta2);
   factors.beta2 = static_cast<float>(settings_.beta2);
   factors.eps = static_cast<float>(settings_.eps);
   factors.step_size = static_cast<float>(lr / (1 - std::pow(settings_.beta1, step)));

@@ -14,7 +14,8 @@ constexpr std::int64_t state_block = 256;
 
 // What a step of AdamW multiplies with, as torch.optim.AdamW computes it.
 struct AdamWFactors {
-  float beta1, beta2, eps;
+  float rate1, rate2;  // 1 - beta
+  float beta2, eps;
   float keep;       // 1 - lr * weight decay
   float step_size;  // lr / (1 - beta1^t)
   float deviation;  // sqrt(1 - beta2^t)

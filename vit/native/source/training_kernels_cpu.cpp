@@ -90,8 +90,8 @@ void cross_entropy(Device&, const float* logits, const float* targets, float* lo
 // New moments, and the weight that they give.
 inline void update(const AdamWFactors& factors, float gradient, float& weight, float& first,
                    float& second) {
-  first += (1.0f - factors.beta1) * (gradient - first);
-  second = factors.beta2 * second + (1.0f - factors.beta2) * gradient * gradient;
+  first += factors.rate1 * (gradient - first);
+  second = factors.beta2 * second + factors.rate2 * (gradient * gradient);
   const float deviation = std::sqrt(second) / factors.deviation + factors.eps;
   weight = weight * factors.keep - factors.step_size * (first / deviation);
 }
