@@ -144,7 +144,7 @@ def test_int8_computes_what_its_integers_say(backend, tmp_path, folder, pixels, 
     cost = off(exact, outputs(model, images))
     assert 1e-3 < cost < 0.05
     # a sum in another order moves a value to the next code now and then
-    assert off(found, exact) < cost / 4
+    assert off(found, exact) < cost / 10
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="x86 CPUs alone lack VNNI")
@@ -177,7 +177,7 @@ def test_without_vnni_inputs_have_7_bits_and_bfloat16_is_refused(tmp_path, folde
     exact = simulated(model, tmp_path / "int8", images, 127)
     cost = off(exact, outputs(model, images))
     assert cost < 0.1
-    assert off(np.load(tmp_path / "found.npy"), exact) < cost / 4
+    assert off(np.load(tmp_path / "found.npy"), exact) < cost / 10
 
 
 @pytest.fixture(scope="module")
