@@ -62,7 +62,7 @@ class Cluster:
     def token(self) -> str:
         return (self.home / ".ray" / "auth_token").read_text().strip()
 
-    def run(self, *command: str, timeout: float = 300, **env: str) -> subprocess.CompletedProcess:
+    def run(self, *command: str, timeout: float = 900, **env: str) -> subprocess.CompletedProcess:
         return subprocess.run(
             command,
             capture_output=True,
