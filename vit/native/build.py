@@ -7,6 +7,7 @@ change of one of them it has to be built again.
 """
 
 import hashlib
+import os
 import platform
 import subprocess
 from collections.abc import Callable
