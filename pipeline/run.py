@@ -26,7 +26,6 @@ from pipeline.reports import OnRecord, Reports
 from pipeline.run_events import record_circumstances, record_end
 from pipeline.run_result import evaluate_chosen, finish, finish_trial
 from pipeline.settings.config import TrainConfig
-from pipeline.tracking import mlflow_sync
 from pipeline.tracking.journal import EVENTS, RECORDS, REFUSED
 from pipeline.tracking.mlflow_address import CURSOR
 from pipeline.tracking.recorder import Recorder
@@ -92,6 +91,8 @@ def execute(
         if outcome := Outcome.read(job.dir):
             log.info("run %r is finished; a new one needs another --name", job.config.name)
             publish(job, lease)
+            from pipeline.tracking import mlflow_sync  # see Recorder
+
             with contextlib.suppress(AlreadyLocked):  # another process sends it
                 mlflow_sync.sync(job.dir, job.folder.models)
             publish(job, lease, SENT)

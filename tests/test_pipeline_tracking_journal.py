@@ -187,7 +187,7 @@ def test_a_start_reads_only_the_end_of_the_samples(tmp_path, monkeypatch, count)
         parsed.append(len(text))
         return loads(text, **more)
 
-    monkeypatch.setattr("pipeline.tracking.recorder.MlflowSync", lambda *_: None)
+    monkeypatch.setattr("pipeline.tracking.mlflow_sync.MlflowSync", lambda *_: None)
     monkeypatch.setattr(journal.json, "loads", counted)
     recorder = open_record(folder)
     assert sum(parsed) < 5_000

@@ -68,12 +68,12 @@ def distance(outputs, expected):
 
 
 def assert_same(native, model, images):
-    """Outputs are those of PyTorch, and as near to those in float64 as PyTorch's in float32."""
+    """Outputs are those of PyTorch, and about as near to those in float64 as PyTorch's are."""
     outputs, float32 = native(images), computed(model, images)
     float64 = computed(model.double(), images)
     model.float()
     assert distance(outputs, float32) < 2e-5
-    assert distance(outputs, float64) < 4 * distance(float32, float64)
+    assert distance(outputs, float64) < 2e-6 + 3 * distance(float32, float64)
 
 
 @pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)

@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from support.files import write_bytes, written
+from vit.sharded import is_sharded
 from vit.weights import MODEL_FILE, save_safetensors
 
 WHOLE = "state.pt"
@@ -119,7 +119,7 @@ def quantised(tensor: Tensor) -> bool:
 
 def own_block(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     """This rank's shard and its offsets in the whole; a tensor that is not sharded is all of it."""
-    if not isinstance(tensor, DTensor):
+    if not is_sharded(tensor):
         return tensor.detach(), (0,) * tensor.ndim
     (chunk,) = tensor.__create_chunk_list__()  # as torch.distributed.checkpoint asks for it
     return tensor.detach().to_local(), tuple(chunk.offsets)

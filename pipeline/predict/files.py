@@ -15,6 +15,7 @@ from pyarrow import fs as pafs
 from shards.dataset import store
 from vit.images import SUFFIXES  # in a folder, files with other suffixes are passed over
 
+
 class ImageFile(NamedTuple):
     """One image."""
 

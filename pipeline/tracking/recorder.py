@@ -15,7 +15,6 @@ from pathlib import Path
 from pipeline.checkpoint.checkpoints import Checkpoints
 from pipeline.tracking import journal
 from pipeline.tracking.journal import RECORDS, REWIND, SAMPLES, SYSTEM
-from pipeline.tracking.mlflow_sync import MlflowSync
 from pipeline.tracking.origin import origin
 from support.files import read_lines
 
@@ -59,6 +58,9 @@ class Recorder:
         )
         self._tag_changes(self._starts())
         self._tag_rewinds([line for line, _ in lines if line["kind"] == REWIND])
+        # MLflow takes as long to import as PyTorch, and a command may be refused before it records
+        from pipeline.tracking.mlflow_sync import MlflowSync
+
         self._sync = MlflowSync(run_dir, models)
 
     def add(self, record: Record) -> bool:

@@ -17,8 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.checkpoint.local import Checkpoint
@@ -33,6 +31,7 @@ from pipeline.train.passes import pass_limit
 from vit.loss import make_loss
 from vit.model import Block, ViT
 from vit.optim import Ema, apply_gradients, make_optimizer
+from vit.sharded import is_sharded
 from vit.weights import load_weights
 
 
@@ -104,6 +103,9 @@ class State:
             )
             module.broadcast_buffers = False  # they are constants; the argument depends on PyTorch
             return module
+        # it takes a second, which neither the driver nor a replicated model needs
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
         # matrices are gathered in the type that autocast would give them; norms and LayerScale, and
         # what is outside of the blocks, in their own
         shard = partial(fully_shard, mesh=self.mesh)
@@ -145,7 +147,7 @@ class State:
         """Norm of the gradients over all workers: a scalar on the device."""
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return norm.full_tensor() if is_sharded(norm) else norm
 
     def update(self, loss: Tensor, norm: Tensor) -> None:
         """Clip the gradients, apply them and reset them; nothing waits for the device.
@@ -196,7 +198,7 @@ class State:
             return {}  # rank 0 gathers within its replica
         copies = {}
         for name, tensor in weights.items():
-            if isinstance(tensor, DTensor):
+            if is_sharded(tensor):
                 tensor = tensor.full_tensor()
             if rank == 0:
                 copies[name] = self._copy(f"model.{name}", tensor)
@@ -207,7 +209,7 @@ class State:
     ) -> dict[str, Any]:
         """What state.json says of a tensor; appends to the shards what this worker writes of it."""
         block, offsets = own_block(tensor)
-        writes = first_replica(self.mesh) if isinstance(tensor, DTensor) else rank == 0
+        writes = first_replica(self.mesh) if is_sharded(tensor) else rank == 0
         if writes and block.numel():
             shards.append(Shard(name=name, tensor=self._copy(name, block), offsets=offsets))
         dtype = str(tensor.dtype).removeprefix("torch.")

@@ -21,7 +21,6 @@ import ray.train.torch
 import torch
 import torch.distributed
 from ray.actor import ActorHandle
-from torch._inductor import config as inductor
 
 from pipeline.data.feed import NodeFeed
 from pipeline.data.order import RankShare
@@ -190,6 +189,8 @@ def use_deterministic_kernels() -> None:
     # these attentions add gradients in any order; flash attention has a deterministic kernel
     torch.backends.cuda.enable_mem_efficient_sdp(False)
     torch.backends.cuda.enable_cudnn_sdp(False)
+    import torch._inductor.config as inductor  # a second, which the driver does not need
+
     inductor.deterministic = True  # or measurements choose the kernels, and their order of sums
 
 

@@ -18,8 +18,17 @@ constexpr std::int64_t scores_bytes = 16 << 20;
 
 // A matrix for each head of each image: (images, heads, rows, columns), anywhere in memory.
 struct Matrices {
-  memory::desc desc;
+  Matrices(void* data_, memory::data_type type, const memory::dims& sizes, memory::dims strides)
+      : data(data_) {
+    // the stride of an axis of one element says nothing, but oneDNN reads the layout off it too
+    if (sizes.back() == 1) strides.back() = 1;
+    for (std::size_t axis = sizes.size() - 1; axis-- > 0;) {
+      if (sizes[axis] == 1) strides[axis] = sizes[axis + 1] * strides[axis + 1];
+    }
+    desc = memory::desc(sizes, type, strides);
+  }
   void* data;
+  memory::desc desc;
 };
 
 Step product(Device& device, const Matrices& a, const Matrices& b, const Matrices& c,
@@ -60,47 +69,45 @@ void* at(const Span& span, std::int64_t element) {
 
 Step attention(Device& device, Span qkv, Span out, std::int64_t batch, std::int64_t tokens,
                std::int64_t keep, std::int64_t heads, std::int64_t width) {
-  const std::int64_t depth = width / heads, row = 3 * width, image = tokens * row;
-  const auto kind = qkv.type == Type::bf16 ? memory::data_type::bf16 : memory::data_type::f32;
-  const std::int64_t image_scores = heads * keep * tokens;
+  const std::int64_t depth = width / heads, row = 3 * width, square = keep * tokens;
+  if (tokens == 1) {  // attends to itself; oneDNN's products over one value are wrong (3.11)
+    Span values = qkv;
+    values.data = at(qkv, 2 * width);
+    return [=, &device] { copy(device, values, row, out, batch, width); };
+  }
   const std::int64_t part = std::clamp<std::int64_t>(
-      scores_bytes / (image_scores * std::int64_t{sizeof(float)}), 1, batch);
+      scores_bytes / (heads * square * std::int64_t{sizeof(float)}), 1, batch);
   // oneDNN rounds floats to bytes only after products of bytes
   const bool rounded = out.type == Type::u8;
-  const std::int64_t mixed_values = rounded ? part * keep * width : 0;
+  const std::int64_t num_scores = part * heads * square;
   const auto scratch = device.state().scratch(
-      device, static_cast<std::size_t>(2 * part * image_scores + mixed_values) * sizeof(float));
+      device, static_cast<std::size_t>(2 * num_scores + part * keep * width) * sizeof(float));
   float* const scores = scratch->data<float>();
-  float* const shares = qkv.type == Type::f32 ? scores : scores + part * image_scores;
-  float* const mixed = scores + 2 * part * image_scores;
+  float* const shares = qkv.type == Type::f32 ? scores : scores + num_scores;
+  float* const mixed = scores + 2 * num_scores;
+  const auto kind = data_type(qkv.type);
 
   std::vector<Step> steps;
   for (std::int64_t first = 0; first < batch; first += part) {
-    const std::int64_t images = std::min(part, batch - first);
-    const auto in = [&](std::int64_t rows, std::int64_t columns, const memory::dims& strides,
-                        std::int64_t offset) {
-      return Matrices{{{images, heads, rows, columns}, kind, strides},
-                      at(qkv, first * image + offset)};
-    };
-    const memory::dims square{images, heads, keep, tokens};
-    const Matrices q = in(keep, depth, {image, depth, row, 1}, 0);
-    const Matrices k = in(depth, tokens, {image, depth, 1, row}, width);
-    const Matrices v = in(tokens, depth, {image, depth, row, 1}, 2 * width);
-    const Matrices s{{square, memory::data_type::f32, memory::format_tag::abcd}, scores};
-    const Matrices p{{square, kind, memory::format_tag::abcd}, shares};
-    const Matrices y{{{images, heads, keep, depth},
-                      rounded ? memory::data_type::f32 : data_type(out.type),
-                      memory::dims{keep * width, depth, width, 1}},
-                     rounded ? mixed : at(out, first * keep * width)};
-    steps.push_back(product(device, q, k, s, times(1.0f / std::sqrt(static_cast<float>(depth)))));
+    const std::int64_t b = std::min(part, batch - first), a = heads, d = depth;
+    const std::int64_t from = first * tokens * row, to = first * keep * width;
+    const memory::dims rows{tokens * row, d, row, 1}, columns{tokens * row, d, 1, row};
+    const memory::dims dense{a * square, square, tokens, 1};
+    const Matrices q(at(qkv, from), kind, {b, a, keep, d}, rows);
+    const Matrices k(at(qkv, from + width), kind, {b, a, d, tokens}, columns);
+    const Matrices v(at(qkv, from + 2 * width), kind, {b, a, tokens, d}, rows);
+    const Matrices s(scores, memory::data_type::f32, {b, a, keep, tokens}, dense);
+    const Matrices p(shares, kind, {b, a, keep, tokens}, dense);
+    const Matrices y(rounded ? mixed : at(out, to),
+                     rounded ? memory::data_type::f32 : data_type(out.type), {b, a, keep, d},
+                     {keep * width, d, width, 1});
+    steps.push_back(product(device, q, k, s, times(1.0f / std::sqrt(static_cast<float>(d)))));
     steps.push_back(softmax(device, s, p));
     steps.push_back(product(device, p, v, y, {}));
     if (rounded) {
       Span bytes = out;
-      bytes.data = at(out, first * keep * width);
-      steps.push_back([&device, mixed, bytes, count = images * keep * width] {
-        convert(device, mixed, bytes, count);
-      });
+      bytes.data = at(out, to);
+      steps.push_back([=, &device] { copy(device, Span{mixed}, width, bytes, b * keep, width); });
     }
   }
   return [scratch, steps = std::move(steps)] {

@@ -35,14 +35,28 @@ struct Device::State {
   std::shared_ptr<Buffer> scratch(Device& device, std::size_t bytes);
 };
 
-// Submits a kernel over this many work-groups; arguments are pointers of the device and numbers.
+// An argument of a kernel: this many floats of memory that the items of a group share.
+struct LocalFloats {
+  std::int64_t count;
+};
+
+template <class T>
+T argument(sycl::handler&, T value) {
+  return value;
+}
+inline sycl::local_accessor<float, 1> argument(sycl::handler& handler, LocalFloats floats) {
+  return {sycl::range<1>(static_cast<std::size_t>(floats.count)), handler};
+}
+
+// Submits a kernel over this many work-groups; arguments are pointers of the device, numbers,
+// structs of both, and LocalFloats.
 template <class... Arguments>
 void launch(Device& device, const Program& program, const char* name, std::int64_t groups,
             Arguments... arguments) {
   const sycl::kernel kernel = device.state().kernel(program, name);
   const std::size_t items = group_items;
   device.state().queue.submit([&](sycl::handler& handler) {
-    handler.set_args(arguments...);
+    handler.set_args(argument(handler, arguments)...);
     handler.parallel_for(sycl::nd_range<1>(static_cast<std::size_t>(groups) * items, items),
                          kernel);
   });

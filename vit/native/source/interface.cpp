@@ -33,11 +33,7 @@ struct vit_model {
         file(vit::weights_path(checkpoint)),
         shape(vit::shape_of(file, vit::config_path(checkpoint))),
         model(device, file, shape, options.precision) {
-    if (const std::string name = file.unused(); !name.empty()) {
-      throw std::runtime_error(file.path() + " has " + name.substr(0, 100) +
-                               ", which a model of its other tensors does not use: blocks are" +
-                               " missing, or it is of a kind that this code does not compute");
-    }
+    file.check_used();
   }
 
   // The model with the weights of now: trained ones are packed when they are first used.

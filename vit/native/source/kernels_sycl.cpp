@@ -37,7 +37,7 @@ void layer_norm(Device& device, const float* x, std::int64_t stride, const float
 
 void gather(Device& device, const float* x, std::int64_t stride, float* out, std::int64_t rows,
             std::int64_t width) {
-  launch_each(device, program, "gather", rows * width, x, stride, out, width);
+  copy(device, Span{const_cast<float*>(x)}, stride, Span{out}, rows, width);
 }
 
 void mean(Device& device, const float* x, float* out, std::int64_t batch, std::int64_t tokens,
@@ -47,8 +47,9 @@ void mean(Device& device, const float* x, float* out, std::int64_t batch, std::i
 
 }  // namespace
 
-void convert(Device& device, const float* x, Span out, std::int64_t count) {
-  launch_each(device, program, "convert", count, x, out);
+void copy(Device& device, Span x, std::int64_t stride, Span out, std::int64_t rows,
+          std::int64_t width) {
+  launch_each(device, program, "copy", rows * width, x, stride, out, width);
 }
 
 const Kernels sycl_kernels{"sycl",    patches, embed, layer_norm,

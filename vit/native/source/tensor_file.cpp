@@ -151,11 +151,13 @@ const Entry& TensorFile::entry(const std::string& name) const {
   return found->second;
 }
 
-std::string TensorFile::unused() const {
+void TensorFile::check_used() const {
   for (const auto& [name, entry] : entries_) {
-    if (used_.count(name) == 0) return name;
+    if (used_.count(name) == 0) {
+      fail("has " + name.substr(0, 100) + ", which a model of its other tensors does not use:" +
+           " blocks are missing, or it is of a kind that this code does not compute");
+    }
   }
-  return "";
 }
 
 const Entry& TensorFile::entry(const std::string& name,

@@ -38,8 +38,8 @@ class TensorFile : public Weights {
   const Entry& entry(const std::string& name) const;
   const Entry& entry(const std::string& name, const std::vector<std::int64_t>& shape) const;
 
-  // Name of a tensor whose values have not been read, "" without one.
-  std::string unused() const;
+  // std::runtime_error names a tensor whose values have not been read: it would have mattered.
+  void check_used() const;
 
   // Values of a tensor of this shape as float32; F16 and BF16 are converted.
   std::vector<float> floats(const std::string& name,

@@ -1,16 +1,17 @@
 #include "device_sycl.hpp"
 #include "kernels_sycl.hpp"
+#include "training_kernels.hpp"
 
 namespace vit {
 namespace {
+
+static_assert(group_items == state_block, "a group has an item for each value of a block");
 
 const Program program{
     "training",
 #include "kernels_common.sycl"
 #include "kernels_training.sycl"
 };
-
-static_assert(group_items == state_block, "a work-group updates a block of a state");
 
 void add_rows(Device& device, const float* x, float* out, std::int64_t stride, std::int64_t rows,
               std::int64_t width) {
@@ -25,8 +26,8 @@ void layer_scale(Device& device, const float* x, const float* branch, const floa
 void layer_scale_gradient(Device& device, const float* out_gradient, const float* branch,
                           const float* gamma, float* branch_gradient, float* gamma_gradient,
                           std::int64_t rows, std::int64_t width) {
-  launch_each(device, program, "layer_scale_gradient", width, out_gradient, branch, gamma,
-              branch_gradient, gamma_gradient, rows);
+  launch(device, program, "layer_scale_gradient", (width + 31) / 32, out_gradient, branch, gamma,
+         branch_gradient, gamma_gradient, rows, width, LocalFloats{group_items});
 }
 
 void mean_gradient(Device& device, const float* out_gradient, float* x_gradient, std::int64_t batch,
@@ -37,7 +38,6 @@ void mean_gradient(Device& device, const float* out_gradient, float* x_gradient,
 
 void cross_entropy(Device& device, const float* logits, const float* targets, float* losses,
                    float* gradient, std::int64_t batch, std::int64_t classes) {
-  // a group has at least one sub-group
   launch(device, program, "cross_entropy", batch, logits, targets, losses, gradient, batch,
          classes);
 }

@@ -1,0 +1,207 @@
+"""Time of the native back ends over PyTorch's and ONNX Runtime's, in one process on the same cores.
+
+    python -m benchmarks.native [--models S/32 B/16] [--batches 1 8 32] [--backend cpu]
+
+Each model has random weights; time does not depend on them. All ways to compute the logits of a
+batch take turns, and the median of each counts, over that of eager PyTorch in float32. ONNX Runtime
+gets the graph that `python -m pipeline export --to onnx` writes, optimised by its own tools, and
+for int8 its static quantisation (QDQ, per channel) of the same layers. Needs the extras native and
+onnx.
+"""
+
+import argparse
+import json
+import logging
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from PIL import Image
+
+from vit.config import ImageConfig, ViTConfig
+from vit.graph import graph_of
+from vit.model import ViT
+from vit.native.build import build
+from vit.native.model import NativeViT
+from vit.native.quantise import FEWEST, quantise
+from vit.weights import save_weights
+
+log = logging.getLogger("native")
+
+Network = Callable[[np.ndarray], np.ndarray]
+
+
+class Batches(CalibrationDataReader):
+    """Batches of random images for ONNX Runtime's calibration."""
+
+    def __init__(self, size: int) -> None:
+        self.left = iter([images(8, size) for _ in range(2)])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """The next batch; None after the last."""
+        batch = next(self.left, None)
+        return None if batch is None else {"images": batch}
+
+
+def images(batch: int, size: int) -> np.ndarray:
+    """Random normalised images (B, 3, S, S)."""
+    return np.random.default_rng(0).standard_normal((batch, 3, size, size), np.float32)
+
+
+def session(path: Path, threads: int) -> Network:
+    """A graph in ONNX Runtime, on the CPU."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    opened = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda batch: opened.run(None, {"images": batch})[0]
+
+
+def onnx_networks(model: ViT, folder: Path, threads: int) -> dict[str, Network]:
+    """ONNX Runtime in float32 and in int8."""
+    size = model.config.image_size
+    plain, ready, codes = (folder / f"{name}.onnx" for name in ("plain", "ready", "codes"))
+    program = torch.onnx.export(
+        graph_of(model, (3, size, size)),
+        dynamo=True,
+        verbose=False,
+        input_names=["images"],
+        dynamic_shapes=({0: "batch"},),
+    )
+    program.save(str(plain))
+    quant_pre_process(plain, ready, skip_symbolic_shape=True)
+    quantize_static(
+        ready,
+        codes,
+        Batches(size),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        op_types_to_quantize=["MatMul", "Gemm"],
+    )
+    return {
+        "ONNX Runtime float32": session(ready, threads),
+        "ONNX Runtime int8": session(codes, threads),
+    }
+
+
+def torch_networks(model: ViT, compiles: bool) -> dict[str, Network]:
+    """PyTorch in float32, eager and compiled for the size of each batch."""
+
+    def called(network: Callable[[torch.Tensor], torch.Tensor]) -> Network:
+        def call(batch: np.ndarray) -> np.ndarray:
+            with torch.inference_mode():
+                return network(torch.from_numpy(batch)).numpy()
+
+        return call
+
+    networks = {"PyTorch eager": called(model)}
+    if compiles:
+        networks["PyTorch compiled"] = called(torch.compile(model, dynamic=False))
+    return networks
+
+
+def native_networks(model: ViT, folder: Path, backend: str, threads: int) -> dict[str, Network]:
+    """A native back end in float32 and in int8."""
+    plain, codes = folder / "float32", folder / "int8"
+    plain.mkdir()
+    save_weights(plain / "model.safetensors", model)
+    settings = {f"images.{name}": value for name, value in ImageConfig().flat().items()}
+    (plain / "config.json").write_text(json.dumps(settings))
+    size = model.config.image_size
+    noise = np.random.default_rng(0).integers(0, 256, (FEWEST, size, size, 3), np.uint8)
+    for number, pixels in enumerate(noise):
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    quantise(plain, [folder], codes, backend=backend, threads=threads)
+    return {
+        f"native {path.name}": NativeViT.open(
+            path, backend=backend, precision=path.name, threads=threads
+        )
+        for path in (plain, codes)
+    }
+
+
+def timed(networks: dict[str, Network], batch: np.ndarray, rounds: int) -> dict[str, float]:
+    """Median seconds of each network, which take turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in networks}
+    for network in networks.values():
+        network(batch)  # sets itself up for the size of the batch
+    for _ in range(rounds):
+        for name, network in networks.items():
+            start_s = time.perf_counter()
+            network(batch)
+            seconds[name].append(time.perf_counter() - start_s)
+    return {name: statistics.median(each) for name, each in seconds.items()}
+
+
+def rows(options: argparse.Namespace) -> Iterator[str]:
+    """Lines of the table, as they are measured."""
+    for name in options.models:
+        torch.manual_seed(0)
+        model = ViT(ViTConfig.named(name, num_classes=1000)).eval()
+        torch.nn.init.normal_(model.head.weight, std=0.02)
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder)
+            networks = torch_networks(model, options.compile)
+            networks |= onnx_networks(model, place, options.threads)
+            networks |= native_networks(model, place, options.backend, options.threads)
+            for size in options.batches:
+                medians = timed(networks, images(size, model.config.image_size), options.rounds)
+                eager = medians["PyTorch eager"]
+                for network, seconds in medians.items():
+                    figures = f"{seconds / size * 1e3:9.1f}{seconds / eager:9.2f}"
+                    yield f"{name:<6}{size:>6}  {network:<22}{figures}"
+        torch.compiler.reset()
+
+
+def parse() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--models", nargs="+", default=["S/32", "B/16"], help="sizes")
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
+    parser.add_argument("--backend", default="cpu", help="a back end of vit.native")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=7, help="the median counts")
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="time compiled PyTorch too, which takes a minute for each model and batch",
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure and print the table."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
+    log.setLevel(logging.INFO)
+    options = parse()
+    torch.set_num_threads(options.threads)
+    build(options.backend)
+    log.info(
+        "%s, %d threads, torch %s",
+        platform.processor() or platform.machine(),
+        options.threads,
+        torch.__version__,
+    )
+    log.info("model  batch  network                 ms/image  of eager")
+    for row in rows(options):
+        log.info(row)
+
+
+if __name__ == "__main__":
+    main()
