@@ -73,7 +73,7 @@ def test_gradients_equal_autograds(kind, batch, backend, tmp_path):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_gradients_of_published_shapes_equal_autograds(size, backend, tmp_path):
+def test_gradients_of_each_size_equal_autograds(size, backend, tmp_path):
     model, path = saved(tmp_path / "checkpoint", **SIZES[size])
     native = trained(path, backend, threads=2)
     assert_gradients_equal(native, model, *batch_of(model, 2))
