@@ -148,7 +148,8 @@ def test_int8_computes_what_its_integers_say(backend, tmp_path, folder, pixels, 
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="x86 CPUs alone lack VNNI")
-def test_without_vnni_inputs_have_7_bits_and_bfloat16_is_refused(tmp_path, folder, pixels):
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+def test_without_vnni_inputs_have_7_bits_and_bfloat16_is_refused(backend, tmp_path, folder, pixels):
     model, path = saved(tmp_path / "model", images=WHOLE)
     np.save(tmp_path / "images.npy", normalised(pixels[1::2]))
     program = """if True:
