@@ -45,8 +45,12 @@ LONG = (
     "test_tune_search",
     "test_pipeline_evaluation",
 )
-# modules without Ray that make something in many processes
-DEAR = {"test_pipeline_checkpoint_sharded", "test_pipeline_train_start"}
+# modules without Ray that share what takes long to make
+DEAR = {
+    "test_pipeline_checkpoint_sharded",
+    "test_pipeline_train_objective",
+    "test_pipeline_train_start",
+}
 
 
 def pytest_configure(config):

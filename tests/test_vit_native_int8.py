@@ -20,6 +20,7 @@ from vit.config import ImageConfig, ViTConfig
 from vit.model import ViT
 from vit.native import quantise as quantisation
 from vit.native.__main__ import main
+from vit.native.build import PROGRAM, built
 from vit.native.model import NativeViT
 from vit.native.quantise import FEWEST, quantise
 from vit.quant import has_vnni
@@ -130,7 +131,7 @@ def test_an_observer_sees_what_each_layer_of_the_blocks_is_given(backend, tmp_pa
     [
         {"pool": "mean"},
         {"layer_scale": 0.5, "qkv_bias": False, "gelu": "tanh", "registers": 2},
-        {"width": 35, "heads": 7, "mlp_width": 33},
+        {"width": 35, "heads": 7, "mlp_width": 33, "dtype": torch.bfloat16},
     ],
     ids=str,
 )
@@ -144,7 +145,7 @@ def test_int8_computes_what_its_integers_say(backend, tmp_path, folder, pixels, 
     cost = off(exact, outputs(model, images))
     assert 1e-3 < cost < 0.05
     # a sum in another order moves a value to the next code now and then
-    assert off(found, exact) < cost / 4
+    assert off(found, exact) < cost / 10
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="x86 CPUs alone lack VNNI")
@@ -178,7 +179,7 @@ def test_without_vnni_inputs_have_7_bits_and_bfloat16_is_refused(backend, tmp_pa
     exact = simulated(model, tmp_path / "int8", images, 127)
     cost = off(exact, outputs(model, images))
     assert cost < 0.1
-    assert off(np.load(tmp_path / "found.npy"), exact) < cost / 4
+    assert off(np.load(tmp_path / "found.npy"), exact) < cost / 10
 
 
 @pytest.fixture(scope="module")
@@ -254,6 +255,19 @@ def test_the_command_writes_a_checkpoint_a_quarter_as_large(backend, tmp_path, f
     sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
     assert meta["files"]["model.safetensors"] == [weights.stat().st_size, sha256]
     assert [file.name for file in out.parent.iterdir()] == ["int8"]
+
+
+def test_the_program_without_python_reads_what_was_quantised(backend, tmp_path, folder, pixels):
+    _, path = saved(tmp_path / "model", images=WHOLE)
+    quantise(path, [folder], tmp_path / "int8", backend=backend, threads=1)
+    Image.fromarray(pixels[1]).save(tmp_path / "a.ppm")
+    with NativeViT.open(tmp_path / "int8", backend=backend, precision="int8", threads=1) as native:
+        first = native(normalised(pixels[1:2])).argmax()
+    words = ["--precision", "int8", "--threads", "1", tmp_path / "int8", tmp_path / "a.ppm"]
+    done = subprocess.run(
+        [built(backend).with_name(PROGRAM), *words], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[1].split()[1] == f"n{first:08}"
 
 
 def test_files_and_precisions_that_do_not_match_are_refused(backend, tmp_path, folder):

@@ -7,6 +7,7 @@ change of one of them it has to be built again.
 """
 
 import hashlib
+import os
 import platform
 import subprocess
 from collections.abc import Callable
@@ -153,7 +154,7 @@ def compile_into(folder: Path, plan: Plan, name: str) -> None:
         return target
 
     every = {PROGRAM: (f"{PROGRAM}.cpp",), **plan.objects}
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         program, *objects = pool.map(compiled, every.items())
     library = str(folder / name)
     shared = ("-shared", f"-Wl,-soname,{name}", "-o", library)  # found by name, wherever it is

@@ -10,8 +10,8 @@ namespace {
 
 const Program program{
     "inference",
-#include "kernels.sycl"
 #include "kernels_common.sycl"
+#include "kernels_forward.sycl"
 };
 
 void patches(Device& device, const float* images, Span rows, std::int64_t batch, std::int64_t side,

@@ -10,7 +10,7 @@ static_assert(group_items == state_block, "a group has an item for each value of
 const Program program{
     "training",
 #include "kernels_common.sycl"
-#include "training_kernels.sycl"
+#include "kernels_training.sycl"
 };
 
 void add_rows(Device& device, const float* x, float* out, std::int64_t stride, std::int64_t rows,
