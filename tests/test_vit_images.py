@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from image_files import encoded, photo
 from PIL import Image
 
-from tests.image_files import encoded, photo
 from vit.config import ImageConfig
 from vit.crops import crop_views
 from vit.draws import Draws

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 import torch
+from image_files import encoded, photo
+from native_backends import saved
 
-from tests.image_files import encoded, photo
-from tests.native_backends import saved
 from vit.batch import normalise
 from vit.config import ImageConfig
 from vit.images import decode, eval_view
