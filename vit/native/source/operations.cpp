@@ -63,9 +63,11 @@ Matrix Matrix::transposed() const {
 
 memory::desc Matrix::desc() const {
   if (images == 0) return {{rows, columns}, f32, memory::dims{row_stride, column_stride}};
-  return {{images, heads, rows, columns},
-          f32,
-          memory::dims{image_stride, head_stride, row_stride, column_stride}};
+  // the stride of an axis of one has no meaning, but oneDNN 3.13 multiplies wrongly by it
+  const std::int64_t across = columns == 1 ? 1 : column_stride;
+  const std::int64_t down = rows == 1 ? columns * across : row_stride;
+  return {
+      {images, heads, rows, columns}, f32, memory::dims{image_stride, head_stride, down, across}};
 }
 
 Step product(Device& device, const Matrix& a, const Matrix& b, const Matrix& c, const float* bias,
