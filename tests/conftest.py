@@ -4,9 +4,10 @@ import os
 import signal
 
 # before Ray and PyTorch are imported anywhere: a private, quiet Ray with short pauses, and one
-# thread for each of the processes that share the cores
+# thread for each of the processes that share the cores, or threads that leave them while they wait
 os.environ |= {
     "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "passive",
     "RAY_AUTH_MODE": "disabled",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -23,6 +24,9 @@ from native_backends import backend  # noqa: F401 (a fixture)
 
 # a shell lets jobs in its background ignore Ctrl-C, which tests send to the commands they start
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# no test cuts the power, so nothing that this process writes has to wait for the disk
+os.fsync = lambda descriptor: None
 
 # modules that take minutes, the longest first: what comes last leaves the other process idle
 LONG = (
@@ -41,6 +45,12 @@ LONG = (
     "test_tune_search",
     "test_pipeline_evaluation",
 )
+# modules without Ray that share what takes long to make
+DEAR = {
+    "test_pipeline_checkpoint_sharded",
+    "test_pipeline_train_objective",
+    "test_pipeline_train_start",
+}
 
 
 def pytest_configure(config):
@@ -66,7 +76,7 @@ def shares(item):
         return True
     found = item._fixtureinfo.name2fixturedefs.values()
     made = any(fixture.scope == "module" for fixtures in found for fixture in fixtures)
-    return made and bool({"ray", "server"} & set(item.keywords))
+    return made and bool({"ray", "server"} & set(item.keywords) or item.module.__name__ in DEAR)
 
 
 @pytest.fixture(scope="session")

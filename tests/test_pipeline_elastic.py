@@ -1,4 +1,7 @@
-"""A run continues with fewer workers when a node is lost, and with more when one comes."""
+"""A run continues with fewer workers when a node goes, and with more when one comes.
+
+A node that is lost without a warning is one of tests/test_launch_hosts.py.
+"""
 
 import json
 import os
@@ -89,9 +92,7 @@ training.start()
 wait_for([2])
 while len(last[1]) < 25 and training.is_alive():
     time.sleep(0.1)
-if how == "lost":
-    cluster.remove_node(second, allow_graceful=False)
-elif how == "notice":
+if how == "notice":
     cloud.announce()
 else:
     gcs = ray._raylet.GcsClient(address=cluster.address)
@@ -139,11 +140,6 @@ def check_sequence(digits, folder) -> None:
     assert len(consumed) > 20 * BATCH
     spans = dataset.order(seed=0).spans(0, len(consumed))
     assert consumed == [record.key for _, _, record in reader.samples(spans)]
-
-
-def test_workers_go_and_come_with_their_nodes_and_the_sequence_stays_exact(digits, tmp_path):
-    run(digits, tmp_path, [2, 1, 2], "lost")
-    check_sequence(digits, tmp_path)
 
 
 @pytest.mark.parametrize(

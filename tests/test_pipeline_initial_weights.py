@@ -12,6 +12,7 @@ from checkpoints import CONFIG, write
 from test_pipeline_main import pipeline
 from test_vit_dialects import make
 
+from pipeline.__main__ import main
 from pipeline.commands.train import Train
 from pipeline.initial_weights import fetched, planned, sized
 from pipeline.run import prepared
@@ -111,8 +112,8 @@ def test_what_the_weights_decide_is_theirs_and_what_trained_them_is_not():
 # --- the command line ---
 
 
-def said(result):
-    return " ".join(result.stderr.replace("│", " ").split())
+def said(errors):
+    return " ".join(errors.replace("│", " ").split())
 
 
 def test_the_plan_is_the_published_one_for_the_size_in_the_file(tmp_path):
@@ -160,8 +161,10 @@ REFUSED = [
 
 @pytest.mark.parametrize(("arguments", "message"), REFUSED)
 def test_what_cannot_be_started_from_is_refused_with_status_2(
-    arguments, message, weights, tmp_path
+    arguments, message, weights, tmp_path, monkeypatch, capsys
 ):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray was started"))
     given = [str(weights / word) if (weights / word).is_file() else word for word in arguments]
     if "too small" not in message:
         given += ["--model.image-size", "32"] if "a.safetensors" in arguments else []
@@ -169,9 +172,9 @@ def test_what_cannot_be_started_from_is_refused_with_status_2(
         given += ["--data.dir", str(weights / "set")]
     if "in1k-finetune-s16" in arguments:
         given += ["--data.allow-upsampling"]
-    result = pipeline("train", *given, "--runs-dir", str(tmp_path / "runs"), cwd=tmp_path)
-    assert result.returncode == 2, result.stderr
-    assert message in said(result) and "Traceback" not in result.stderr
+    assert main(["train", *given, "--runs-dir", str(tmp_path / "runs")]) == 2
+    errors = capsys.readouterr().err
+    assert message in said(errors) and "Traceback" not in errors
     assert not list(tmp_path.glob("runs/*/config.json"))
 
 
@@ -179,7 +182,7 @@ def test_a_server_that_is_no_address_is_refused_with_status_2(tmp_path, monkeypa
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "htp://localhost:5000")
     result = pipeline("train", "finetune", "--init-from", "models:/vit/1", cwd=tmp_path)
     assert result.returncode == 2 and "Traceback" not in result.stderr
-    assert "models:/vit/1 cannot be fetched from htp://localhost:5000" in said(result)
+    assert "models:/vit/1 cannot be fetched from htp://localhost:5000" in said(result.stderr)
 
 
 def test_a_preset_file_and_a_search_take_the_size_from_the_weights_too(weights, tmp_path):

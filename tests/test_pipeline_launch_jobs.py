@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -61,7 +62,7 @@ class Cluster:
     def token(self) -> str:
         return (self.home / ".ray" / "auth_token").read_text().strip()
 
-    def run(self, *command: str, timeout: float = 300, **env: str) -> subprocess.CompletedProcess:
+    def run(self, *command: str, timeout: float = 900, **env: str) -> subprocess.CompletedProcess:
         return subprocess.run(
             command,
             capture_output=True,
@@ -92,12 +93,12 @@ class Cluster:
     def close(self) -> None:
         for process in self.launches:
             process.kill()
-        status = self.pipeline("job", "status", "--address", self.address).stdout
-        for line in status.splitlines():  # also MLflow's server, which would outlive the head
-            if " RUNNING " in line:
-                self.pipeline("job", "stop", "--address", self.address, line.split()[0])
-        os.killpg(self.process.pid, signal.SIGTERM)
-        self.process.wait(60)
+        head = psutil.Process(self.process.pid)
+        family = [head, *head.children(recursive=True)]  # MLflow's server would outlive the head
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(family, timeout=60)
         shutil.rmtree(self.session, ignore_errors=True)
 
 
@@ -201,7 +202,7 @@ def test_shards_are_built_and_a_run_is_evaluated_as_jobs(cluster, shards):
 
 def test_a_search_runs_as_a_job(cluster, shards):
     base = {"runs-dir": cluster.runs, "data.dir": shards, "model.depth": 1, "model.width": 32}
-    base |= {"model.heads": 2, "epochs": 8}
+    base |= {"model.heads": 2, "epochs": 2}
     options = [word for key, value in base.items() for word in (f"--base.{key}", str(value))]
     rungs = ("--rungs", "3/4", "--seeds", "2", "--set", "optim.warmup=0.1")
     command = ("tune", "search", "demo", *rungs, *options)

@@ -10,6 +10,7 @@ from test_two_hosts import SETTINGS, two_hosts
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 TIMEOUT_S = 900
+EPOCHS = 2  # each trial takes much longer to start than to train
 RUNS, NAME = f"s3://{BUCKET}/runs", "search"
 OWN = ("workers", "worker-cpus", "eval-every", "crops", "record.models", "max-restarts")
 SEARCH = "python -m tune search demo --rungs 3/4 --seeds 2 --set optim.warmup=0.1".split()
@@ -25,6 +26,7 @@ def hosts(tmp_path_factory):
 def search(runs: str) -> list[str]:
     """The command of a small search in a folder or store."""
     settings = {name: value for name, value in SETTINGS.items() if name not in OWN}
+    settings["epochs"] = EPOCHS
     flat = [
         word for key, value in settings.items() for word in (f"--base.{key}", *str(value).split())
     ]

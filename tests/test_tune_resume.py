@@ -159,7 +159,7 @@ def test_a_search_in_a_store_goes_on_here_and_without_the_machine_that_it_began_
 
 # a rate at which a run cannot but diverge, and others
 SPACE = ["--set", "optim.lr=choice(0.001,0.004,1000)", "optim.warmup=0.1"]
-EPOCHS = 6
+EPOCHS = 4
 SHORT = ["--rungs", "4/2", "3/1", "--seeds", "2", "--base.epochs", str(EPOCHS)]
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from image_files import encoded, photo
 from PIL import Image
 
-from tests.image_files import encoded, photo
 from vit.config import ImageConfig
 from vit.crops import crop_views
 from vit.draws import Draws
@@ -68,6 +68,12 @@ def test_stray_bytes_between_markers_are_forgiven():
     place = data.find(b"\xff\xdb")
     pixels = decode(data[:place] + b"\x00\x00\x00" + data[place:])
     assert np.abs(pixels.astype(int) - decode(data)).max() <= 3
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+def test_inks_may_have_fewer_pixels_than_black(subsampling):
+    pixels = decode(encoded(photo(), mode="CMYK", subsampling=subsampling, quality=95))
+    assert np.abs(pixels.astype(int) - photo()).mean() < 1
 
 
 def test_orientation_is_ignored_by_both_decoders():

@@ -3,6 +3,7 @@
 import threading
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from native_backends import saved
@@ -235,3 +236,13 @@ def test_a_closed_model_says_so(backend, tmp_path):
     native.close()
     with pytest.raises(ValueError, match="null pointer"):
         native(images_for(model, 1))
+
+
+def test_a_closed_model_leaves_no_memory_behind(backend, tmp_path):
+    model, path = saved(tmp_path, width=192)
+    images, process, used = images_for(model, 2), psutil.Process(), []
+    for _ in range(50):
+        with NativeViT.open(path, backend=backend, threads=1) as native:
+            native(images)
+        used.append(process.memory_info().rss)
+    assert used[-1] - used[9] < 10 * 4 * model.config.num_parameters  # of 40 models

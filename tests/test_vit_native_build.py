@@ -119,6 +119,20 @@ def test_two_builds_at_once_end_with_one_library(toy, tmp_path):
     assert cached(tmp_path) == [paths[0].parent.name]
 
 
+def test_a_source_that_changes_meanwhile_leaves_no_library(toy, tmp_path, monkeypatch):
+    """Its name would be that of other sources."""
+    run = build.run
+
+    def changing(command):
+        run(command)
+        (toy / "answer.cpp").write_text("")
+
+    monkeypatch.setattr(build, "run", changing)
+    with pytest.raises(RuntimeError, match="changed while it was compiled; build again"):
+        build.build("toy")
+    assert cached(tmp_path) == []
+
+
 @pytest.mark.parametrize("name", ["answer.cpp", "classify.cpp"])
 def test_a_source_that_does_not_compile_leaves_no_library(toy, tmp_path, name):
     (toy / name).write_text("this is no C++;\n")

@@ -13,6 +13,8 @@ from native_backends import saved
 
 from vit.native.model import NativeViT, floats
 
+# the other back ends read files with the same code
+pytestmark = pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 TINY = {"image_size": 4, "patch_size": 2, "width": 8, "heads": 2, "mlp_width": 6, "depth": 2}
 HUGE = 1 << 40
 

@@ -8,13 +8,15 @@ import numpy as np
 import PIL
 import pytest
 import torch
+from image_files import chunk, encoded, photo, png
 
-from tests.image_files import chunk, encoded, photo, png
 from vit.batch import normalise
 from vit.config import ImageConfig
 from vit.images import PILLOW, decode, eval_view
 from vit.native.build import built
 
+# the same code in each back end
+pytestmark = pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 METHODS = ("area", "linear", "bilinear", "bicubic")
 # height and width: odd, a multiple, smaller than the view, tall, wide, a line
 SIZES = [(91, 120), (96, 96), (20, 17), (301, 60), (40, 200), (1, 50)]

@@ -1,9 +1,10 @@
-"""Build a native back end, and use it: `python -m vit.native build|quantise`."""
+"""Build a native back end, and use it: `python -m vit.native build|predict|quantise`."""
 
 import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import tyro
 
@@ -38,9 +39,11 @@ class Quantise:
     """Write a checkpoint in int8: a quarter of the bytes, and faster on most CPUs.
 
     It is calibrated on images like those that the model will see, such as a part of the training
-    set: NativeViT.open(OUT, precision="int8") reads the folder that is written.
+    set. `predict OUT IMAGE... --precision int8` reads what it writes, and so does
+    NativeViT.open(OUT, precision="int8").
     """
 
+    interrupted: ClassVar[str] = "nothing was written; the same command begins anew"
     checkpoint: tyro.conf.Positional[Path]
     """A checkpoint folder, with model.safetensors and config.json."""
     images: tyro.conf.Positional[tuple[Path, ...]]
@@ -73,7 +76,53 @@ class Quantise:
         return 0
 
 
-COMMANDS = {"build": Build, "quantise": Quantise}
+@dataclass(frozen=True, kw_only=True)
+class Predict:
+    """Classify images: the most likely classes of each, with their probabilities.
+
+    An image is prepared as in an evaluation with the centre crop. Images that cannot be read are
+    named. The program `classify`, which the build makes, does the same without Python.
+    """
+
+    interrupted: ClassVar[str] = "the same command begins anew"
+    checkpoint: tyro.conf.Positional[Path]
+    """A checkpoint folder, with model.safetensors and config.json."""
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """Image files."""
+    top: int = 5
+    """Classes of each image, at most all of the head."""
+    backend: str = "cpu"
+    """The back end that computes."""
+    precision: Literal["float32", "bfloat16", "int8"] = "float32"
+    """Of products; int8 needs a checkpoint that `quantise` wrote."""
+    threads: int = 0
+    """Threads of a CPU; 0 takes one for each core."""
+
+    def __call__(self) -> int:
+        """Classify; returns 2, as for other bad input, if no image could be read."""
+        open_console(verbose=False)
+        if self.top < 1:
+            raise ValueError(f"--top ({self.top}) must be at least 1")
+        if not self.images:
+            raise ValueError("no image given: python -m vit.native predict CHECKPOINT IMAGE...")
+        from vit.native.model import NativeViT
+        from vit.native.predict import classified
+
+        options = {"precision": self.precision, "threads": self.threads}
+        with NativeViT.open(self.checkpoint, backend=self.backend, **options) as model:
+            unread = 0
+            for guess in classified(model, self.checkpoint, self.images, self.top):
+                log.info("%s", guess.file)
+                for name, share in guess.classes:
+                    log.info("  %.4f  %s", share, name)
+                if guess.fault:
+                    unread += 1
+                    log.info("  cannot be read: %s", guess.fault)
+        log.info("classified  %d of %d images", len(self.images) - unread, len(self.images))
+        return 0 if unread < len(self.images) else 2
+
+
+COMMANDS = {"build": Build, "predict": Predict, "quantise": Quantise}
 
 
 def main(arguments: list[str] | None = None) -> int:

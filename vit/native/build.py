@@ -7,6 +7,7 @@ change of one of them it has to be built again.
 """
 
 import hashlib
+import os
 import platform
 import subprocess
 from collections.abc import Callable
@@ -123,7 +124,14 @@ def build(backend: str, *, sanitize: bool = False) -> Path:
     compiler's words if a source does not compile.
     """
     plan, name = plan_of(backend, sanitize), f"libvit_{backend}.so"
-    return cached_folder("native", plan.key, lambda folder: compile_into(folder, plan, name)) / name
+    key = plan.key
+
+    def fill(folder: Path) -> None:
+        compile_into(folder, plan, name)
+        if plan.key != key:
+            raise RuntimeError(f"{SOURCE} changed while it was compiled; build again")
+
+    return cached_folder("native", key, fill) / name
 
 
 def built(backend: str, *, sanitize: bool = False) -> Path:
@@ -146,7 +154,7 @@ def compile_into(folder: Path, plan: Plan, name: str) -> None:
         return target
 
     every = {PROGRAM: (f"{PROGRAM}.cpp",), **plan.objects}
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         program, *objects = pool.map(compiled, every.items())
     library = str(folder / name)
     shared = ("-shared", f"-Wl,-soname,{name}", "-o", library)  # found by name, wherever it is

@@ -50,12 +50,12 @@ void check_resized(double height, double width) {
 }
 
 // The middle `size` pixels of an axis that is resized to `length`.
-Span middle(double length, std::int64_t size) {
+Section middle(double length, std::int64_t size) {
   const auto whole = static_cast<int>(length);
   return {whole, (whole - static_cast<int>(size)) / 2, static_cast<int>(size)};
 }
 
-Image resized(const Image& image, Span down, Span right, Interpolation method) {
+Image resized(const Image& image, Section down, Section right, Interpolation method) {
   switch (method) {
     case Interpolation::linear:
       return linear_resized(image, down, right);

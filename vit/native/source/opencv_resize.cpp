@@ -50,12 +50,13 @@ Taps nearest(int length, double scale, int out) {
   return {{place, 1 - share}, {std::min(place + 1, length - 1), share}};
 }
 
-// What makes each output pixel of a span, by one of the functions of this file.
+// What makes each output pixel of a section, by one of the functions of this file.
 template <class Sources>
-std::vector<Sources> each(int length, double scale, Span span, Sources (*of)(int, double, int)) {
+std::vector<Sources> each(int length, double scale, Section section,
+                          Sources (*of)(int, double, int)) {
   std::vector<Sources> result;
-  for (int out = 0; out < span.count; ++out) {
-    result.push_back(of(length, scale, span.first + out));
+  for (int out = 0; out < section.count; ++out) {
+    result.push_back(of(length, scale, section.first + out));
   }
   return result;
 }
@@ -85,7 +86,7 @@ Image blended(const Image& image, const std::vector<Taps>& downs, const std::vec
 }
 
 // Means of whole blocks of `high` x `wide` pixels, whose sums are exact.
-Image block_means(const Image& image, Span down, Span right, int high, int wide) {
+Image block_means(const Image& image, Section down, Section right, int high, int wide) {
   const float share = 1.0F / static_cast<float>(high * wide);
   Image result(down.count, right.count);
   for (int y = 0; y < down.count; ++y) {
@@ -126,11 +127,13 @@ Between between(int length, double scale, int out) {
   return {clipped(below), clipped(below + 1), static_cast<float>(centre - below)};
 }
 
-double scale_of(int length, Span span) { return 1 / (static_cast<double>(span.length) / length); }
+double scale_of(int length, Section section) {
+  return 1 / (static_cast<double>(section.length) / length);
+}
 
 }  // namespace
 
-Image area_resized(const Image& image, Span down, Span right) {
+Image area_resized(const Image& image, Section down, Section right) {
   const double scale_down = scale_of(image.height, down);
   const double scale_right = scale_of(image.width, right);
   const int high = static_cast<int>(std::lrint(scale_down));
@@ -143,7 +146,7 @@ Image area_resized(const Image& image, Span down, Span right) {
                  each(image.width, scale_right, right, taps_of));
 }
 
-Image linear_resized(const Image& image, Span down, Span right) {
+Image linear_resized(const Image& image, Section down, Section right) {
   const auto columns = each(image.width, scale_of(image.width, right), right, between);
   Image result(down.count, right.count);
   int y = 0;

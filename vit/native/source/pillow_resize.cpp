@@ -29,13 +29,13 @@ double cubic(double x) {
   return x < 2 ? (((x - 5) * x + 8) * x - 4) * -0.5 : 0;
 }
 
-// The taps of each output pixel of a span, for an axis of `length` pixels.
-std::vector<Taps> taps_of(int length, Span span, bool is_cubic) {
-  const double scale = static_cast<double>(length) / span.length;
+// The taps of each output pixel of a section, for an axis of `length` pixels.
+std::vector<Taps> taps_of(int length, Section section, bool is_cubic) {
+  const double scale = static_cast<double>(length) / section.length;
   const double widening = std::max(scale, 1.0);
   const double support = (is_cubic ? 2.0 : 1.0) * widening;
   std::vector<Taps> result;
-  for (int out = span.first; out < span.first + span.count; ++out) {
+  for (int out = section.first; out < section.first + section.count; ++out) {
     const double centre = (out + 0.5) * scale;
     const int first = std::max(0, static_cast<int>(centre - support + 0.5));
     const int last = std::min(length, static_cast<int>(centre + support + 0.5));
@@ -97,7 +97,7 @@ Image blended_down(const Image& image, const std::vector<Taps>& taps, int top) {
 
 }  // namespace
 
-Image pillow_resized(const Image& image, Span down, Span right, bool is_cubic) {
+Image pillow_resized(const Image& image, Section down, Section right, bool is_cubic) {
   const std::vector<Taps> downs = taps_of(image.height, down, is_cubic);
   const std::vector<Taps> rights = taps_of(image.width, right, is_cubic);
   const std::int64_t lost_down = std::int64_t{image.height} - down.length;

@@ -88,7 +88,8 @@ VIT_API int vit_eval_view(const vit_image* image, const char* config, int64_t si
  */
 VIT_API int vit_train_begin(vit_model* model, const char* options);
 
-/* One step: loss, gradients and update. A loss that is not finite is an error, and changes nothing. */
+/* One step: loss, gradients and update. A loss that is not finite is an error, and changes nothing.
+ */
 VIT_API int vit_train_step(vit_model* model, const float* images, const float* targets,
                            int64_t batch, double lr, double* loss);
 
