@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 NOWHERE = "/nonexistent"
 MISSING = {
     "no compiler": ("cpu", {"CXX": NOWHERE}, "CXX is '/nonexistent', which is not a program"),
-    "no oneDNN": ("cpu", {"DNNLROOT": NOWHERE}, "oneDNN 3 or newer for CPUs is not in DNNLROOT"),
+    "no oneDNN": ("cpu", {"DNNLROOT": NOWHERE}, "oneDNN 3.0 or newer for CPUs is not in DNNLROOT"),
     "no SYCL": ("sycl", {"ONEAPI_ROOT": NOWHERE}, "is not in /nonexistent"),
 }
 UNKNOWN = {name: (name, {}, f"unknown back end '{name}'; known: cpu") for name in ("cuda", "mojo")}
