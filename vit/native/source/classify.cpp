@@ -34,12 +34,8 @@ constexpr const char* help =
     "  --precision P  float32 (default), bfloat16, or int8 for a file that was quantised\n"
     "  --threads N    threads; 0, the default, takes one for each core\n"
     "\n"
-    "An image is prepared as in an evaluation with the centre crop. Images that cannot be read "
-    "are\n"
-    "named. The status is 0, or 2 if none can be read and for bad arguments.\n";
-1 if some\n
-    "
-    "images cannot be read, which are named; and 2 if none can, or for bad arguments.\n";
+    "An image is prepared as in an evaluation with the centre crop. Images that cannot be read\n"
+    "are named. The status is 0, or 2 if none can be read and for bad arguments.\n";
 
 // The command line.
 struct Arguments {
