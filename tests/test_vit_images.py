@@ -70,6 +70,12 @@ def test_stray_bytes_between_markers_are_forgiven():
     assert np.abs(pixels.astype(int) - decode(data)).max() <= 3
 
 
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+def test_inks_may_have_fewer_pixels_than_black(subsampling):
+    pixels = decode(encoded(photo(), mode="CMYK", subsampling=subsampling, quality=95))
+    assert np.abs(pixels.astype(int) - photo()).mean() < 1
+
+
 def test_orientation_is_ignored_by_both_decoders():
     exif = Image.Exif()
     exif[0x0112] = 6

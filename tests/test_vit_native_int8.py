@@ -1,7 +1,5 @@
 """Static int8: its arithmetic is that of integers, and it costs next to no accuracy."""
 
-import hashlib
-import json
 import os
 import platform
 import subprocess
@@ -11,23 +9,21 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
-from native_backends import SMALL, saved
-from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from vit.config import ImageConfig, ViTConfig
+from tests.calibration_images import WHOLE, drawn, normalised, write_images
+from tests.native_backends import SMALL, saved
+from vit.config import ViTConfig
 from vit.model import ViT
 from vit.native import quantise as quantisation
-from vit.native.__main__ import main
-from vit.native.build import PROGRAM, built
 from vit.native.model import NativeViT
 from vit.native.quantise import FEWEST, quantise
 from vit.quant import has_vnni
-from vit.weights import load_weights, save_safetensors
+from vit.weights import save_safetensors
 
 LAYERS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-WHOLE = ImageConfig(crop_pct=1.0)
+PIXELS = drawn(2 * FEWEST, SMALL["image_size"])
 # float32 is sure of an image from this probability of its first class on
 SURE = 0.6
 DIGITS = {
@@ -78,33 +74,13 @@ def off(found, expected):
     return np.linalg.norm(found - expected) / np.linalg.norm(expected)
 
 
-def write_images(folder, pixels):
-    folder.mkdir()
-    for number, image in enumerate(pixels):
-        Image.fromarray(image).save(folder / f"{number:04}.png")
-    return folder
-
-
-def normalised(pixels):
-    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32) / 127.5 - 1
-
-
 @pytest.fixture(scope="module")
-def pixels():
-    """Images like those of the folder, of one colour with noise: (N, S, S, 3)."""
-    draw = np.random.default_rng(0)
-    colours = draw.integers(40, 216, (2 * FEWEST, 1, 1, 3))
-    noise = draw.integers(-40, 40, (2 * FEWEST, SMALL["image_size"], SMALL["image_size"], 3))
-    return (colours + noise).astype(np.uint8)
-
-
-@pytest.fixture(scope="module")
-def folder(pixels, tmp_path_factory):
+def folder(tmp_path_factory):
     """A folder of half of the images."""
-    return write_images(tmp_path_factory.mktemp("images") / "images", pixels[::2])
+    return write_images(tmp_path_factory.mktemp("images") / "images", PIXELS[::2])
 
 
-def test_an_observer_sees_what_each_layer_of_the_blocks_is_given(backend, tmp_path, pixels):
+def test_an_observer_sees_what_each_layer_of_the_blocks_is_given(backend, tmp_path):
     model, path = saved(tmp_path / "model", pool="mean")
     expected, found = [], []
     for number, block in enumerate(model.blocks):
@@ -114,7 +90,7 @@ def test_an_observer_sees_what_each_layer_of_the_blocks_is_given(backend, tmp_pa
                     (name, given[0].flatten(0, 1).numpy())
                 )
             )
-    images = normalised(pixels[:3])
+    images = normalised(PIXELS[:3])
     logits = outputs(model, images)
     with NativeViT.open(path, backend=backend, threads=1) as native:
         seen = native.observe(images, lambda *given: found.append((given[0], given[1].copy())))
@@ -135,10 +111,10 @@ def test_an_observer_sees_what_each_layer_of_the_blocks_is_given(backend, tmp_pa
     ],
     ids=str,
 )
-def test_int8_computes_what_its_integers_say(backend, tmp_path, folder, pixels, settings):
+def test_int8_computes_what_its_integers_say(backend, tmp_path, folder, settings):
     model, path = saved(tmp_path / "model", images=WHOLE, **settings)
     quantise(path, [folder], tmp_path / "int8", backend=backend, threads=1)
-    images = normalised(pixels[1::2])
+    images = normalised(PIXELS[1::2])
     exact = simulated(model, tmp_path / "int8", images, 255 if has_vnni() else 127)
     with NativeViT.open(tmp_path / "int8", backend=backend, precision="int8", threads=1) as native:
         found = native(images)
@@ -150,9 +126,9 @@ def test_int8_computes_what_its_integers_say(backend, tmp_path, folder, pixels, 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="x86 CPUs alone lack VNNI")
 @pytest.mark.parametrize("backend", ["cpu"], indirect=True)
-def test_without_vnni_inputs_have_7_bits_and_bfloat16_is_refused(backend, tmp_path, folder, pixels):
+def test_without_vnni_inputs_have_7_bits_and_bfloat16_is_refused(backend, tmp_path, folder):
     model, path = saved(tmp_path / "model", images=WHOLE)
-    np.save(tmp_path / "images.npy", normalised(pixels[1::2]))
+    np.save(tmp_path / "images.npy", normalised(PIXELS[1::2]))
     program = """if True:
         import sys
         from pathlib import Path
@@ -219,16 +195,14 @@ def test_int8_agrees_with_float32_and_keeps_the_accuracy(backend, tmp_path, digi
     assert (guesses == truth).mean() > (first == truth).mean() - 0.005
 
 
-def test_outliers_of_layer_norms_move_to_the_weights(
-    backend, tmp_path, folder, pixels, monkeypatch
-):
+def test_outliers_of_layer_norms_move_to_the_weights(backend, tmp_path, folder, monkeypatch):
     model, path = saved(tmp_path / "model", images=WHOLE)
     with torch.no_grad():
         for block in model.blocks:
             block.norm1.weight[::40] *= 20
             block.norm2.weight[::40] *= 20
     save_safetensors(path / "model.safetensors", model.state_dict())
-    images, cost = normalised(pixels[1::2]), {}
+    images, cost = normalised(PIXELS[1::2]), {}
     for name in ("smooth", "plain"):
         if name == "plain":
             monkeypatch.setattr(quantisation, "smoothing", lambda weight, _: weight[0] * 0 + 1)
@@ -238,83 +212,3 @@ def test_outliers_of_layer_norms_move_to_the_weights(
         ) as native:
             cost[name] = off(native(images), outputs(model, images))
     assert cost["smooth"] < cost["plain"] / 2
-
-
-def test_the_command_writes_a_checkpoint_a_quarter_as_large(backend, tmp_path, folder, caplog):
-    _, path = saved(tmp_path / "model", width=192, mlp_width=768)
-    out = tmp_path / "new/int8"
-    words = ["quantise", str(path), str(folder), "--out", str(out)]
-    assert main([*words, "--backend", backend, "--threads", "1"]) == 0
-    assert "calibrate  32/32 images" in caplog.text
-    assert "off float32's on these images" in caplog.text
-    weights = out / "model.safetensors"
-    assert weights.stat().st_size < 0.35 * (path / "model.safetensors").stat().st_size
-    assert (out / "config.json").read_bytes() == (path / "config.json").read_bytes()
-    meta = json.loads((out / "meta.json").read_text())
-    assert meta["classes"] == json.loads((path / "meta.json").read_text())["classes"]
-    sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
-    assert meta["files"]["model.safetensors"] == [weights.stat().st_size, sha256]
-    assert [file.name for file in out.parent.iterdir()] == ["int8"]
-
-
-def test_the_program_without_python_reads_what_was_quantised(backend, tmp_path, folder, pixels):
-    _, path = saved(tmp_path / "model", images=WHOLE)
-    quantise(path, [folder], tmp_path / "int8", backend=backend, threads=1)
-    Image.fromarray(pixels[1]).save(tmp_path / "a.ppm")
-    with NativeViT.open(tmp_path / "int8", backend=backend, precision="int8", threads=1) as native:
-        first = native(normalised(pixels[1:2])).argmax()
-    words = ["--precision", "int8", "--threads", "1", tmp_path / "int8", tmp_path / "a.ppm"]
-    done = subprocess.run(
-        [built(backend).with_name(PROGRAM), *words], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.splitlines()[1].split()[1] == f"n{first:08}"
-
-
-def test_files_and_precisions_that_do_not_match_are_refused(backend, tmp_path, folder):
-    model, path = saved(tmp_path / "model")
-    quantise(path, [folder], tmp_path / "int8", backend=backend, threads=1)
-    with pytest.raises(ValueError, match="is quantised; open it with precision=int8"):
-        NativeViT.open(tmp_path / "int8", backend=backend)
-    with pytest.raises(ValueError, match=r"is not quantised, .* quantise .* writes a file"):
-        NativeViT.open(path, backend=backend, precision="int8")
-    with pytest.raises(ValueError, match="is quantised, which only vit.native reads"):
-        load_weights(model, tmp_path / "int8")
-    with pytest.raises(ValueError, match="is quantised already"):
-        quantise(tmp_path / "int8", [folder], tmp_path / "again", backend=backend)
-
-
-@pytest.mark.parametrize("ends", [(1.0, 2.0), (0.0, 0.0), (float("nan"), 1.0), (0.0, float("inf"))])
-def test_an_impossible_range_of_inputs_is_refused(backend, tmp_path, folder, ends, monkeypatch):
-    _, path = saved(tmp_path / "model")
-    ends = np.array(ends, np.float32)
-    monkeypatch.setattr(quantisation.Extremes, "range", ends)
-    with pytest.raises(ValueError, match="attn.qkv.input_range goes from .* around 0 is needed"):
-        quantise(path, [folder], tmp_path / "int8", backend=backend, threads=1)
-    assert not list(tmp_path.glob("*int8*"))  # nor anything half written
-
-
-def test_images_that_cannot_calibrate_are_refused(backend, tmp_path, folder, pixels):
-    _, path = saved(tmp_path / "model")
-    few = write_images(tmp_path / "few", pixels[:3])
-    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff")
-
-    def refused(match, *images, **options):
-        with pytest.raises(ValueError, match=match):
-            quantise(path, images, tmp_path / "int8", backend=backend, **options)
-
-    refused("there is nothing to calibrate on; give image files")
-    refused("there are 3 images in .*few, but calibration takes 32 or more", few)
-    refused("there is no file or folder .*nowhere", tmp_path / "nowhere")
-    refused("count is 5, but calibration takes 32 images or more", folder, count=5)
-    refused(r"1 of 33 images cannot be read.*\n.*broken.jpg: ", folder, tmp_path / "broken.jpg")
-    (tmp_path / "int8").mkdir()
-    refused("int8 exists already", folder)
-
-
-def test_weights_that_are_not_finite_are_refused(backend, tmp_path, folder):
-    model, path = saved(tmp_path / "model")
-    with torch.no_grad():
-        model.blocks[1].norm1.weight[3] = float("nan")
-    save_safetensors(path / "model.safetensors", model.state_dict())
-    with pytest.raises(ValueError, match=r"inputs of blocks\.1\.attn\.qkv are not finite"):
-        quantise(path, [folder], tmp_path / "int8", backend=backend, threads=1)

@@ -31,6 +31,8 @@ OPENCV = {"area": cv2.INTER_AREA, "linear": cv2.INTER_LINEAR}
 
 cv2.setNumThreads(1)  # decoding runs in one process per core
 
+# in the errors of simplejpeg for files that are whole
+TOLERATED = ("extraneous bytes", "Could not determine subsampling level")
 # what Pillow's readers raise for malicious or truncated files
 PILLOW_ERRORS = (
     *(OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, OverflowError),
@@ -52,7 +54,8 @@ def decode(data: bytes | memoryview) -> np.ndarray:
             if colours not in ("CMYK", "YCCK"):  # Pillow handles Adobe's inversion of these
                 return simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
         except ValueError as error:
-            if "extraneous bytes" not in str(error):
+            # Pillow reads both: bytes between markers, and CMYK with colours of fewer pixels
+            if not any(words in str(error) for words in TOLERATED):
                 raise ValueError(f"broken JPEG of {len(data)} bytes: {error}") from error
     try:
         # threads may share these filters, so nothing but what is printed depends on them

@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 COMPILERS = ("g++", "c++", "clang++")
-OLDEST = 3  # major version of oneDNN: the first with scales as arguments
+# versions of oneDNN: the first with scales as arguments
+OLDEST = (3, 0)
+OLDEST_SYCL = (3, 13)  # products of 3.11 over a single value are wrong, and some write too far
 # header of each library that reads images -> macro that turns it on, and the library
 CODECS = {"jpeglib.h": ("VIT_JPEG", "jpeg"), "png.h": ("VIT_PNG", "png")}
 
 SYCL_ADVICE = (
-    "install both with pip install 'vit-pretraining[sycl]' into a Python environment of their own,"
-    " as they have files of the names of the extra 'native', and set ONEAPI_ROOT to it; or set"
-    " ONEAPI_ROOT to an installed oneAPI"
+    "install both into a Python environment of their own, as they have files of the names of the"
+    " extra 'native': pip install 'vit-pretraining[sycl]', then, as its dependencies are newer,"
+    " pip install --no-deps onednn==2026.1.0 onednn-devel==2026.1.0; and set ONEAPI_ROOT to it, or"
+    " to an installed oneAPI"
 )
 
 
@@ -33,7 +36,7 @@ class OneDNN:
     include: Path
     library: Path
     """Folder of libdnnl.so."""
-    version: str
+    version: tuple[int, int]
     sycl: bool
     """Built for SYCL, and not for plain CPUs; both kinds have the same names of files."""
 
@@ -66,24 +69,25 @@ def places() -> list[Path]:
 def onednn() -> OneDNN:
     """Find oneDNN for CPUs: in DNNLROOT, else in this environment, else in the system."""
     root = os.environ.get("DNNLROOT")
-    folders = [Path(root)] if root else places()
-    for found in filter(None, map(installed_onednn, folders)):
-        if not found.sycl:
+    for place in [Path(root)] if root else places():
+        found = installed_onednn(place)
+        if found and not found.sycl and found.version >= OLDEST:
             return found
     where = f"in DNNLROOT ({root})" if root else "in this Python environment or the system"
     raise Missing(
-        f"oneDNN {OLDEST} or newer for CPUs is not {where}; install it with"
+        f"oneDNN {dotted(OLDEST)} or newer for CPUs is not {where}; install it with"
         " pip install 'vit-pretraining[native]', or set DNNLROOT to its folder"
     )
 
 
 def sycl_onednn() -> OneDNN:
     """Find oneDNN for SYCL below the folders of `oneapi`."""
-    folders = [place / part for place in oneapi() for part in ("dnnl/latest", "")]
-    for found in filter(None, map(installed_onednn, folders)):
-        if found.sycl:
+    for folder in (place / part for place in oneapi() for part in ("dnnl/latest", "")):
+        found = installed_onednn(folder)
+        if found and found.sycl and found.version >= OLDEST_SYCL:
             return found
-    raise Missing(f"oneDNN for SYCL is not in {named(oneapi())}; {SYCL_ADVICE}")
+    wanted = f"oneDNN {dotted(OLDEST_SYCL)} or newer for SYCL"
+    raise Missing(f"{wanted} is not in {named(oneapi())}; {SYCL_ADVICE}")
 
 
 def sycl_runtime() -> Sycl:
@@ -114,18 +118,24 @@ def named(folders: list[Path]) -> str:
 
 
 def installed_onednn(place: Path) -> OneDNN | None:
-    """What is installed below a folder; None if it is not oneDNN, or is too old."""
+    """What is installed below a folder; None if it is not oneDNN."""
     include = place / "include/oneapi/dnnl"
     libraries = [f for folder in ("lib", "lib64") for f in place.glob(f"{folder}/libdnnl.so.3")]
     if not (include / "dnnl_version.h").is_file() or not libraries:
         return None
-    numbers = re.findall(
-        r"define DNNL_VERSION_M\w+R? +(\d+)", (include / "dnnl_version.h").read_text()
+    header, config = (include / f"dnnl_{name}.h" for name in ("version", "config"))
+    numbers = re.findall(r"define DNNL_VERSION_M\w+R? +(\d+)", header.read_text())
+    return OneDNN(
+        include=place / "include",
+        library=libraries[0].parent,
+        version=(int(numbers[0]), int(numbers[1])),
+        sycl="DNNL_CPU_RUNTIME DNNL_RUNTIME_SYCL" in config.read_text(),
     )
-    if int(numbers[0]) < OLDEST:
-        return None
-    sycl = "DNNL_CPU_RUNTIME DNNL_RUNTIME_SYCL" in (include / "dnnl_config.h").read_text()
-    return OneDNN(include.parent.parent, libraries[0].parent, ".".join(numbers[:2]), sycl)
+
+
+def dotted(version: tuple[int, int]) -> str:
+    """A version as it is written."""
+    return ".".join(map(str, version))
 
 
 def codecs() -> tuple[tuple[str, ...], tuple[str, ...]]:

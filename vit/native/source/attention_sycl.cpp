@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <cmath>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "device_sycl.hpp"
 #include "kernels_sycl.hpp"
+#include "operations.hpp"
 
 namespace vit {
 namespace {
@@ -19,14 +21,7 @@ constexpr std::int64_t scores_bytes = 16 << 20;
 // A matrix for each head of each image: (images, heads, rows, columns), anywhere in memory.
 struct Matrices {
   Matrices(void* data_, memory::data_type type, const memory::dims& sizes, memory::dims strides)
-      : data(data_) {
-    // the stride of an axis of one element says nothing, but oneDNN reads the layout off it too
-    if (sizes.back() == 1) strides.back() = 1;
-    for (std::size_t axis = sizes.size() - 1; axis-- > 0;) {
-      if (sizes[axis] == 1) strides[axis] = sizes[axis + 1] * strides[axis + 1];
-    }
-    desc = memory::desc(sizes, type, strides);
-  }
+      : data(data_), desc(strided(sizes, type, std::move(strides))) {}
   void* data;
   memory::desc desc;
 };
@@ -70,11 +65,6 @@ void* at(const Span& span, std::int64_t element) {
 Step attention(Device& device, Span qkv, Span out, std::int64_t batch, std::int64_t tokens,
                std::int64_t keep, std::int64_t heads, std::int64_t width) {
   const std::int64_t depth = width / heads, row = 3 * width, square = keep * tokens;
-  if (tokens == 1) {  // attends to itself; oneDNN's products over one value are wrong (3.11)
-    Span values = qkv;
-    values.data = at(qkv, 2 * width);
-    return [=, &device] { copy(device, values, row, out, batch, width); };
-  }
   const std::int64_t part = std::clamp<std::int64_t>(
       scores_bytes / (heads * square * std::int64_t{sizeof(float)}), 1, batch);
   // oneDNN rounds floats to bytes only after products of bytes

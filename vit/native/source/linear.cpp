@@ -99,7 +99,10 @@ memory Linear::packed(const memory::desc& desc) {
 
 Step Linear::step(const void* x, Span y, std::int64_t rows, Activation activation, bool add) {
   const memory::desc source = matrix(rows, in_, type_), target = matrix(rows, out_, y.type);
+  const auto weight_type = type_ == Type::u8 ? memory::data_type::s8 : data_type(type_);
+  const memory::desc any({in_, out_}, weight_type, memory::format_tag::any);
   const memory::desc bias = matrix(1, out_, Type::f32);
+
   dnnl::primitive_attr attributes;
   attributes.set_post_ops(post_ops(activation, add, y));
   if (type_ == Type::u8) {
@@ -107,19 +110,9 @@ Step Linear::step(const void* x, Span y, std::int64_t rows, Activation activatio
     attributes.set_scales_mask(DNNL_ARG_WEIGHTS, 1 << 1);
   }
   const bool biased = bias_.bytes() > 0;
-  const auto product = [&](const memory::desc& from, const memory::desc& weights,
-                           const memory::desc& to) {
-    return biased
-               ? dnnl::matmul::primitive_desc(device_.engine(), from, weights, bias, to, attributes)
-               : dnnl::matmul::primitive_desc(device_.engine(), from, weights, to, attributes);
-  };
-  const auto weight_type = type_ == Type::u8 ? memory::data_type::s8 : data_type(type_);
-  memory::desc weights({in_, out_}, weight_type, memory::format_tag::any);
-  if (rows == 1) {
-    // with the layout for a vector, oneDNN 3.11 writes past the end of its own memory
-    weights = product(matrix(2, in_, type_), weights, matrix(2, out_, y.type)).weights_desc();
-  }
-  const dnnl::matmul::primitive_desc description = product(source, weights, target);
+  const dnnl::matmul::primitive_desc description =
+      biased ? dnnl::matmul::primitive_desc(device_.engine(), source, any, bias, target, attributes)
+             : dnnl::matmul::primitive_desc(device_.engine(), source, any, target, attributes);
 
   std::unordered_map<int, memory> arguments{
       {DNNL_ARG_SRC, device_.wrap(source, const_cast<void*>(x))},

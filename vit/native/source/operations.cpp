@@ -54,6 +54,13 @@ Step product(Device& device, const Matrix& a, const Matrix& b, const Matrix& c, 
 
 }  // namespace
 
+memory::desc strided(const memory::dims& sizes, memory::data_type type, memory::dims strides) {
+  const std::size_t rows = sizes.size() - 2, columns = sizes.size() - 1;
+  if (sizes[columns] == 1) strides[columns] = 1;
+  if (sizes[rows] == 1) strides[rows] = sizes[columns] * strides[columns];
+  return {sizes, type, strides};
+}
+
 Matrix Matrix::transposed() const {
   Matrix other = *this;
   std::swap(other.rows, other.columns);
@@ -62,10 +69,9 @@ Matrix Matrix::transposed() const {
 }
 
 memory::desc Matrix::desc() const {
-  if (images == 0) return {{rows, columns}, f32, memory::dims{row_stride, column_stride}};
-  return {{images, heads, rows, columns},
-          f32,
-          memory::dims{image_stride, head_stride, row_stride, column_stride}};
+  if (images == 0) return strided({rows, columns}, f32, {row_stride, column_stride});
+  return strided({images, heads, rows, columns}, f32,
+                 {image_stride, head_stride, row_stride, column_stride});
 }
 
 Step product(Device& device, const Matrix& a, const Matrix& b, const Matrix& c, const float* bias,

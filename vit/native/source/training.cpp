@@ -167,7 +167,13 @@ void Training::mix(float* qkv, float* mixed, std::int64_t keep) {
     return matrices(data, keep, depth, width, depth, keep * width);
   };
   const float factor = 1.0f / std::sqrt(static_cast<float>(depth));
-  const Matrix q = part(qkv, 0, keep), k = part(qkv, 1, tokens), v = part(qkv, 2, tokens);
+  Matrix q = part(qkv, 0, keep);
+  const Matrix k = part(qkv, 1, tokens), v = part(qkv, 2, tokens);
+  if (keep == 1) {  // oneDNN 3.13 multiplies wrongly by single rows that lie apart
+    q = result(memory(batch_, width));
+    forward_.push_back(
+        kernel(device_.kernels().gather, qkv, tokens * 3 * width, q.data, batch_, width));
+  }
   const Matrix scores = table(memory(batch_ * heads * keep, tokens));
   Pass soft = softmax(device_, scores, scores_gradient_);
   forward_.push_back(scaled_product(device_, q, k.transposed(), scores, factor));
