@@ -73,7 +73,7 @@ def test_gradients_equal_autograds(kind, batch, backend, tmp_path):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_gradients_of_published_shapes_equal_autograds(size, backend, tmp_path):
+def test_gradients_of_each_size_equal_autograds(size, backend, tmp_path):
     model, path = saved(tmp_path / "checkpoint", **SIZES[size])
     native = trained(path, backend, threads=2)
     assert_gradients_equal(native, model, *batch_of(model, 2))
@@ -104,8 +104,8 @@ def test_steps_of_adamw_follow_pytorchs(backend, tmp_path):
         first = loss.item()
         for name, parameter in model.named_parameters():
             weight = native.read("weight", name, tuple(parameter.shape))
-            # a tenth of a step: biases of keys change no output, so their gradients are roundings
-            np.testing.assert_allclose(weight, parameter.detach(), atol=1e-4, err_msg=name)
+            # roundings of a gradient as small as eps show as some of the rate's 1e-3
+            np.testing.assert_allclose(weight, parameter.detach(), atol=5e-5, err_msg=name)
     assert loss < first / 2
 
 
