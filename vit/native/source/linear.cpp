@@ -83,17 +83,19 @@ Linear::Linear(Device& device, DenseValues values, Type type)
 
 memory Linear::packed(const memory::desc& desc) {
   for (auto& [buffer, view] : layouts_) {
-    if (view.get_desc() == desc) return view;
+    if (view.get_desc() != desc) continue;
+    first_is_used_ |= &view == &layouts_.front().second;
+    return view;
   }
   Buffer buffer(device_, desc.get_size());
   memory view = device_.wrap(desc, buffer.data());
   memory& source = layouts_.front().second;
   dnnl::reorder(source, view).execute(device_.stream(), source, view);
   device_.wait();
-  // the layout as it came is needed no more once the weights have another
-  const bool first = layouts_.size() == 1;
   layouts_.emplace_back(std::move(buffer), view);
-  if (first) layouts_.erase(layouts_.begin());
+  // the layout as it came is needed no more once the weights have another, unless a step has it
+  if (!first_is_used_) layouts_.erase(layouts_.begin());
+  first_is_used_ = true;
   return view;
 }
 

@@ -51,6 +51,7 @@ class Linear {
   Span input_;
   Buffer bias_, weight_scales_, input_scale_buffer_;
   std::vector<std::pair<Buffer, dnnl::memory>> layouts_;
+  bool first_is_used_ = false;  // by a step
 };
 
 }  // namespace vit
