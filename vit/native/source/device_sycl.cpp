@@ -26,6 +26,12 @@ std::string known_devices() {
                        : names;
 }
 
+// oneDNN computes on CPUs and on GPUs of Intel's, whose number of a vendor is 0x8086.
+bool usable(sycl::device& device) {
+  return device.ext_oneapi_can_build(extension::source_language::sycl) &&
+         (device.is_cpu() || device.get_info<sycl::info::device::vendor_id>() == 0x8086);
+}
+
 sycl::device chosen(const std::string& choice) {
 #ifdef VIT_OPENCL_CPU
   // the runtime of CPUs; as a pip package it is not registered with the loader of OpenCL
@@ -39,11 +45,11 @@ sycl::device chosen(const std::string& choice) {
   if (choice != "gpu") types.push_back(sycl::info::device_type::cpu);
   for (const auto type : types) {
     for (sycl::device& device : sycl::device::get_devices(type)) {
-      if (device.ext_oneapi_can_build(extension::source_language::sycl)) return device;
+      if (usable(device)) return device;
     }
   }
   throw std::runtime_error("SYCL finds no " + (choice.empty() ? "device" : choice) +
-                           " that can compile kernels; devices: " + known_devices());
+                           " that oneDNN and its compiler know; devices: " + known_devices());
 }
 
 }  // namespace
