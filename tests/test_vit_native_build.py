@@ -151,7 +151,9 @@ def test_a_compiler_that_fails_is_a_failure_with_its_words(tmp_path):
     compiler.chmod(0o755)
     oneapi = tmp_path / "include/oneapi/dnnl"
     oneapi.mkdir(parents=True)
-    (oneapi / "dnnl_version.h").write_text("#define DNNL_VERSION_MAJOR 3\n")
+    (oneapi / "dnnl_version.h").write_text(
+        "#define DNNL_VERSION_MAJOR 3\n#define DNNL_VERSION_MINOR 2\n"
+    )
     (oneapi / "dnnl_config.h").write_text("")
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib/libdnnl.so.3").touch()

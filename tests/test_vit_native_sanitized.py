@@ -56,7 +56,8 @@ def test_the_tests_of_native_back_ends_pass_with_sanitisers(library):
         "UBSAN_OPTIONS": "print_stacktrace=1",
         SANITIZE: "1",
     }
-    chosen = ("-k", f"cpu and not ({LEFT_OUT})", "-n", "0", "-p", "no:cacheprovider")
+    # -s: what the sanitiser says when it ends the process would be lost in pytest's capture
+    chosen = ("-s", "-k", f"cpu and not ({LEFT_OUT})", "-n", "0", "-p", "no:cacheprovider")
     result = subprocess.run(
         [sys.executable, "-m", "pytest", *chosen, *map(str, modules)],
         capture_output=True,
