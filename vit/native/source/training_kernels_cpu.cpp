@@ -110,18 +110,24 @@ inline void store_block(const State8& state, std::int64_t block, const float* va
 #pragma omp simd reduction(max : scale)
   for (std::int64_t i = 0; i < state_block; ++i) scale = std::max(scale, std::fabs(values[i]));
   state.scales[block] = scale;
-  std::uint8_t* const codes = state.codes + block * state_block;
+  std::uint8_t* const stored = state.codes + block * state_block;
   const float* const map = state.map;
+  float shares[state_block];
+  std::int32_t codes[state_block];  // of the largest value of the map that is not above
+#pragma omp simd
+  for (std::int64_t i = 0; i < state_block; ++i) shares[i] = values[i] / scale, codes[i] = 0;
+  for (std::int32_t half = 128; half > 0; half /= 2) {  // outside, so that the rest is vectors
+#pragma omp simd
+    for (std::int64_t i = 0; i < state_block; ++i) {
+      const std::int32_t higher = codes[i] + half;
+      codes[i] = shares[i] >= map[higher] ? higher : codes[i];
+    }
+  }
 #pragma omp simd
   for (std::int64_t i = 0; i < state_block; ++i) {
-    const float value = values[i] / scale;
-    std::int32_t code = 0;  // of the largest value that is not above
-    for (std::int32_t half = 128; half > 0; half /= 2) {
-      code += value >= map[code + half] ? half : 0;
-    }
-    const std::int32_t next = std::min(code + 1, 255);
-    const bool up = value - map[code] >= (map[next] - map[code]) * 0.5f;
-    codes[i] = static_cast<std::uint8_t>(up ? next : code);
+    const std::int32_t code = codes[i], next = std::min(code + 1, 255);
+    const bool up = shares[i] - map[code] >= (map[next] - map[code]) * 0.5f;
+    stored[i] = static_cast<std::uint8_t>(up ? next : code);
   }
 }
 
