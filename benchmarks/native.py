@@ -42,6 +42,9 @@ from vit.weights import save_weights
 
 log = logging.getLogger("native")
 
+# the threads of a library look for work for some time after it ends, and keep others from the cores
+PAUSE_S = 0.2
+
 Network = Callable[[np.ndarray], np.ndarray]
 
 
@@ -142,6 +145,7 @@ def timed(networks: dict[str, Network], batch: np.ndarray, rounds: int) -> dict[
         network(batch)  # sets itself up for the size of the batch
     for _ in range(rounds):
         for name, network in networks.items():
+            time.sleep(PAUSE_S)
             start_s = time.perf_counter()
             network(batch)
             seconds[name].append(time.perf_counter() - start_s)

@@ -20,6 +20,8 @@ from vit.native import build, toolchain
 
 # a model that takes milliseconds: 26 tokens, three heads
 SMALL = {"image_size": 40, "patch_size": 8, "width": 96, "depth": 2, "mlp_width": 160, "heads": 3}
+# back ends whose oneDNN has the name of another one's: a process can load one of the two
+ALONE = ("sycl",)
 # tests/test_vit_native_sanitized.py sets it for a process that runs the other tests
 SANITIZE = "VIT_NATIVE_SANITIZE"
 
@@ -27,6 +29,8 @@ SANITIZE = "VIT_NATIVE_SANITIZE"
 @pytest.fixture(scope="session", params=build.BACKENDS)
 def backend(request):
     """Name of a back end that is built; its tests are skipped where it cannot be."""
+    if request.param in ALONE and request.param not in request.config.option.keyword:
+        pytest.skip(f"in a process of its own: pytest -k {request.param} tests/test_vit_native*.py")
     with pytest.MonkeyPatch.context() as patch:
         if os.environ.get(SANITIZE):
             plan_of = build.plan_of

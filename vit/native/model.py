@@ -56,7 +56,13 @@ SIGNATURES = {
 
 def load(path: Path) -> ctypes.CDLL:
     """Load the library of a back end and declare its functions."""
-    library = ctypes.CDLL(str(path))
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise ValueError(
+            f"{path.name} cannot be loaded ({error}). Those of cpu and sycl cannot be used in one"
+            " process, as their oneDNN has the same name; after a move of oneDNN, build again"
+        ) from error
     library.vit_error.restype = ctypes.c_char_p
     library.vit_close.argtypes, library.vit_close.restype = [ctypes.c_void_p], None
     for name, arguments in SIGNATURES.items():
