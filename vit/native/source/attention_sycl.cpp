@@ -69,12 +69,15 @@ Step attention(Device& device, Span qkv, Span out, std::int64_t batch, std::int6
       scores_bytes / (heads * square * std::int64_t{sizeof(float)}), 1, batch);
   // oneDNN rounds floats to bytes only after products of bytes
   const bool rounded = out.type == Type::u8;
+  const bool halved = qkv.type == Type::bf16;
   const std::int64_t num_scores = part * heads * square;
-  const auto scratch = device.state().scratch(
-      device, static_cast<std::size_t>(2 * num_scores + part * keep * width) * sizeof(float));
+  const std::int64_t num_values =
+      (halved ? 2 : 1) * num_scores + (rounded ? part * keep * width : 0);
+  const auto scratch =
+      device.state().scratch(device, static_cast<std::size_t>(num_values) * sizeof(float));
   float* const scores = scratch->data<float>();
-  float* const shares = qkv.type == Type::f32 ? scores : scores + num_scores;
-  float* const mixed = scores + 2 * num_scores;
+  float* const shares = halved ? scores + num_scores : scores;
+  float* const mixed = shares + num_scores;
   const auto kind = data_type(qkv.type);
 
   std::vector<Step> steps;
