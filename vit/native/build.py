@@ -19,13 +19,10 @@ from support.files import cache_path, cached_folder
 from vit.native import toolchain
 
 SOURCE = Path(__file__).parent / "source"
-# all that does not depend on what computes
-SHARED = (
-    *("interface", "options", "tensor_file", "tensor_writer", "shape", "instructions", "linear"),
-    *("model", "forward", "operations", "parameters", "training", "optimizer", "trainer"),
-    *("image_interface", "image_file", "eval_view", "pillow_resize"),
-)
-SYCL = ("device_sycl", "kernels_sycl", "training_kernels_sycl", "attention_sycl")
+# folders of what does not depend on what computes
+SHARED = ("file", "model", "training", "image")
+# and the files beside them
+INTERFACE = ("interface.cpp", "image_interface.cpp", "options.cpp")
 FLAGS = (
     *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden"),
     *("-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"),
@@ -49,30 +46,38 @@ class Plan:
     @property
     def key(self) -> str:
         """A text that changes with all that goes into the library."""
-        sources = sorted(file for file in SOURCE.iterdir() if file.is_file())
+        sources = sorted(file for file in SOURCE.rglob("*") if file.is_file())
         content = hashlib.sha256(b"\0".join(file.read_bytes() for file in sources)).hexdigest()
         return repr((content, self))
 
 
+def sources(folder: str) -> dict[str, tuple[str, ...]]:
+    """An object for each source in a folder."""
+    files = sorted((SOURCE / folder).glob("*.cpp"))
+    return {file.stem: (f"{folder}/{file.name}",) for file in files}
+
+
 def shared_objects(codecs: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
     """The objects of every back end; `codecs` turns on the readers of images."""
-    objects = {name: (f"{name}.cpp",) for name in SHARED}
+    objects = {Path(name).stem: (name,) for name in INTERFACE}
+    for folder in SHARED:
+        objects |= sources(folder)
     for name in ("jpeg_file", "png_file"):
-        objects[name] = (f"{name}.cpp", *codecs)
+        objects[name] += codecs
     # a product that is fused with a sum is rounded otherwise than OpenCV's
-    objects["opencv_resize"] = ("opencv_resize.cpp", "-ffp-contract=off")
+    objects["opencv_resize"] += ("-ffp-contract=off",)
     return objects
 
 
 def cpu(sanitize: bool) -> Plan:
     """The back end of CPUs."""
     onednn, (codecs, readers) = toolchain.onednn(), toolchain.codecs()
-    objects = shared_objects(codecs) | {"device_cpu": ("device_cpu.cpp",)}
+    objects = shared_objects(codecs) | {"device_cpu": ("cpu/device_cpu.cpp",)}
     sets = INSTRUCTIONS if platform.machine() in ("x86_64", "AMD64") else {"baseline": "native"}
     for name, instructions in sets.items():
         for kernels in ("kernels", "training_kernels"):
             objects[f"{kernels}_{name}"] = (
-                *(f"{kernels}_cpu.cpp", f"-DVIT_ISA={name}", f"-march={instructions}"),
+                *(f"cpu/{kernels}_cpu.cpp", f"-DVIT_ISA={name}", f"-march={instructions}"),
             )
     return Plan(
         options=(*FLAGS, "-fopenmp", *(SANITIZERS if sanitize else ()), f"-I{onednn.include}"),
@@ -94,7 +99,7 @@ def sycl(sanitize: bool) -> Plan:
             *(f"-isystem{folder}" for folder in includes),
             *((f'-DVIT_OPENCL_CPU="{opencl}"',) if opencl.exists() else ()),
         ),
-        objects=shared_objects(codecs) | {name: (f"{name}.cpp",) for name in SYCL},
+        objects=shared_objects(codecs) | sources("sycl"),
         link=(
             *(f"-L{folder}" for folder in libraries),
             *("-lsycl", "-ldnnl"),
@@ -150,7 +155,18 @@ def compile_into(folder: Path, plan: Plan, name: str) -> None:
 
     def compiled(item: tuple[str, tuple[str, ...]]) -> str:
         target, (source, *options) = str(folder / f"{item[0]}.o"), item[1]
-        run((compiler, *plan.options, *options, "-c", str(SOURCE / source), "-o", target))
+        run(
+            (
+                compiler,
+                *plan.options,
+                *options,
+                f"-I{SOURCE}",
+                "-c",
+                str(SOURCE / source),
+                "-o",
+                target,
+            )
+        )
         return target
 
     every = {PROGRAM: (f"{PROGRAM}.cpp",), **plan.objects}

@@ -16,7 +16,7 @@
 #include <string>
 #include <vector>
 
-#include "json.hpp"
+#include "file/json.hpp"
 #include "vit.h"
 
 namespace {

@@ -1,10 +1,10 @@
 // The functions of vit.h that prepare images.
 #include <stdexcept>
 
-#include "eval_view.hpp"
+#include "file/json.hpp"
 #include "guarded.hpp"
-#include "image_file.hpp"
-#include "json.hpp"
+#include "image/eval_view.hpp"
+#include "image/image_file.hpp"
 #include "vit.h"
 
 struct vit_image {

@@ -8,14 +8,14 @@
 #include <stdexcept>
 #include <string>
 
-#include "forward.hpp"
+#include "file/shape.hpp"
+#include "file/tensor_file.hpp"
 #include "guarded.hpp"
-#include "model.hpp"
+#include "model/forward.hpp"
+#include "model/model.hpp"
+#include "model/plans.hpp"
 #include "options.hpp"
-#include "plans.hpp"
-#include "shape.hpp"
-#include "tensor_file.hpp"
-#include "trainer.hpp"
+#include "training/trainer.hpp"
 #include "vit.h"
 
 namespace {

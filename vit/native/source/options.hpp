@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "model.hpp"
+#include "model/model.hpp"
 
 namespace vit {
 

@@ -1,0 +1,143 @@
+#include "file/shape.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <stdexcept>
+
+#include "file/json.hpp"
+
+namespace vit {
+namespace {
+
+// Upper bound of every size, so that no product of them overflows.
+constexpr std::int64_t max_side = 1 << 20;
+
+constexpr std::uintmax_t max_config = 10'000'000;  // bytes; that of a run has a hundredth of it
+
+std::string read_text(const std::string& path) {
+  if (!std::filesystem::is_regular_file(path)) throw std::runtime_error("it is no file");
+  if (std::filesystem::file_size(path) > max_config) throw std::runtime_error("it is too large");
+  std::ifstream file(path, std::ios::binary);
+  if (!file) throw std::runtime_error("it cannot be read");
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+// Reads what tensors do not show from a table whose keys begin with `prefix`.
+void read_facts(const json::Value& table, const std::string& prefix, Shape& shape) {
+  if (const json::Value* heads = table.find(prefix + "heads")) shape.heads = heads->as_int();
+  if (const json::Value* eps = table.find(prefix + "norm_eps")) {
+    shape.norm_eps = static_cast<float>(eps->as_double());
+  }
+  if (const json::Value* gelu = table.find(prefix + "gelu")) {
+    const std::string& kind = gelu->as_string();
+    if (kind != "exact" && kind != "tanh") {
+      throw std::runtime_error(prefix + "gelu is " + kind + "; known: exact, tanh");
+    }
+    shape.tanh_gelu = kind == "tanh";
+  }
+  if (const json::Value* positions = table.find(prefix + "positions")) {
+    shape.fixed_positions = positions->as_string() != "learned";
+  }
+  if (const json::Value* rate = table.find(prefix + "dropout")) shape.dropout = rate->as_double();
+  if (const json::Value* rate = table.find(prefix + "drop_path")) {
+    shape.drop_path = rate->as_double();
+  }
+}
+
+void read_facts(const TensorFile& file, const std::string& config_path, Shape& shape) {
+  const auto metadata = file.metadata().find("vit");
+  if (std::filesystem::exists(config_path)) {
+    try {
+      read_facts(json::parse(read_text(config_path)), "model.", shape);
+    } catch (const std::runtime_error& error) {
+      throw std::runtime_error(config_path + ": " + error.what());
+    }
+  } else if (metadata != file.metadata().end()) {
+    try {
+      read_facts(json::parse(metadata->second), "", shape);
+    } catch (const std::runtime_error& error) {
+      throw std::runtime_error(file.path() + ", metadata vit: " + error.what());
+    }
+  }
+}
+
+std::int64_t depth_of(const TensorFile& file) {
+  std::int64_t depth = 0;
+  while (file.has("blocks." + std::to_string(depth) + ".norm1.weight")) ++depth;
+  return depth;
+}
+
+// Side of the grid of patches, from the rows of pos_embed with or without the prefix.
+std::int64_t grid_of(std::int64_t positions, std::int64_t prefix) {
+  for (std::int64_t patches : {positions - prefix, positions}) {
+    const auto grid =
+        static_cast<std::int64_t>(std::llround(std::sqrt(std::max<double>(0, patches))));
+    if (grid > 0 && grid * grid == patches) return grid;
+  }
+  return 0;
+}
+
+}  // namespace
+
+Shape shape_of(const TensorFile& file, const std::string& config_path) {
+  const auto fail = [&](const std::string& reason) {
+    throw std::runtime_error(file.path() + ": " + reason);
+  };
+  for (const char* name : {"patch_embed.proj.weight", "pos_embed", "blocks.0.norm1.weight",
+                           "blocks.0.mlp.fc1.weight", "blocks.0.attn.qkv.weight"}) {
+    if (!file.has(name)) {
+      fail(std::string("has no ") + name +
+           ", so it is no ViT under timm's names; python -m pipeline export --to timm writes one");
+    }
+  }
+  for (const char* name : {"attn_pool.latent", "blocks.0.attn.q_norm.weight"}) {
+    if (file.has(name)) {
+      fail(std::string("has ") + name + ": attention pooling and norms of queries and keys are " +
+           "computed by the PyTorch model only");
+    }
+  }
+  const auto& kernel = file.entry("patch_embed.proj.weight").shape;
+  const auto& positions = file.entry("pos_embed").shape;
+  const auto& fc1 = file.entry("blocks.0.mlp.fc1.weight").shape;
+  if (kernel.size() != 4 || positions.size() != 3 || fc1.size() != 2) {
+    fail("has patch_embed.proj.weight, pos_embed or blocks.0.mlp.fc1.weight with other axes");
+  }
+  Shape shape;
+  shape.width = kernel[0], shape.patch = kernel[3];
+  shape.depth = depth_of(file);
+  shape.hidden = fc1[0];
+  shape.positions = positions[1];
+  shape.class_token = file.has("cls_token");
+  if (file.has("reg_token")) {
+    const auto& registers = file.entry("reg_token").shape;
+    shape.registers = registers.size() == 3 ? registers[1] : -1;
+  }
+  shape.qkv_bias = file.has("blocks.0.attn.qkv.bias");
+  shape.layer_scale = file.has("blocks.0.ls1.gamma");
+  shape.fc_norm = file.has("fc_norm.weight");
+  shape.pre_logits = file.has("pre_logits.fc.weight");
+  shape.head = file.has("head.weight");
+  const auto& head = shape.head ? file.entry("head.weight").shape : kernel;
+  shape.outputs = head.empty() ? 0 : head[0];
+  shape.heads = std::max<std::int64_t>(1, shape.width / 64);
+  read_facts(file, config_path, shape);
+  for (std::int64_t side : {shape.width, shape.patch, shape.hidden, shape.outputs, shape.heads,
+                            shape.registers + 1, shape.positions}) {
+    if (side < 1 || side > max_side) fail("states a size of " + std::to_string(side));
+  }
+  if (shape.width % shape.heads) {
+    fail("has a width of " + std::to_string(shape.width) + ", which " +
+         std::to_string(shape.heads) + " heads do not divide");
+  }
+  if (!(shape.norm_eps > 0 && shape.norm_eps < 1)) fail("states a norm_eps outside of 0 to 1");
+  const std::int64_t grid = grid_of(shape.positions, shape.prefix());
+  if (grid == 0) fail("has " + std::to_string(shape.positions) + " positions, which is no square");
+  shape.image = grid * shape.patch;
+  if (shape.image > max_side) fail("states images of " + std::to_string(shape.image) + " pixels");
+  return shape;
+}
+
+}  // namespace vit
