@@ -152,13 +152,19 @@ def test_moments_in_8_bits_are_torchaos(backend, tmp_path):
     assert differ <= values / 20_000  # between two codes, the last bit decides
 
 
-def test_moments_in_8_bits_take_a_quarter_and_train_alike(backend, tmp_path):
+def test_moments_in_8_bits_take_26_percent_of_the_bytes_for_s32(backend, tmp_path):
+    _, path = saved(tmp_path / "checkpoint", **SIZES["S/32"], depth=12, num_classes=1000)
+    full, packed = (trained(path, backend, optimizer=name) for name in ("adamw", "adamw8bit"))
+    # norms and biases of the width keep moments in float32
+    assert 0.25 < packed.state_bytes / full.state_bytes <= 0.26
+
+
+def test_moments_in_8_bits_train_alike(backend, tmp_path):
     model, path = saved(tmp_path / "checkpoint", width=192, mlp_width=768)
     names = ("adamw", "adamw8bit")
     full, packed = (trained(path, backend, optimizer=name) for name in names)
     values = sum(p.numel() for p in model.parameters())
     assert full.state_bytes == 8 * values
-    assert packed.state_bytes < 0.27 * full.state_bytes  # biases and norms stay as they are
     batches = [batch_of(model, 4, seed) for seed in range(3)]
     for number in range(20):
         losses = [step(each, *batches[number % 3]) for each in (full, packed)]
