@@ -153,7 +153,7 @@ def test_moments_in_8_bits_are_torchaos(backend, tmp_path):
 
 
 def test_moments_in_8_bits_take_26_percent_of_the_bytes_for_s32(backend, tmp_path):
-    _, path = saved(tmp_path / "checkpoint", **SIZES["S/32"], depth=12, num_classes=1000)
+    _, path = saved(tmp_path / "checkpoint", **SIZES["S/32"], num_classes=1000)
     full, packed = (trained(path, backend, optimizer=name) for name in ("adamw", "adamw8bit"))
     # norms and biases of the width keep moments in float32
     assert 0.25 < packed.state_bytes / full.state_bytes <= 0.26
