@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from native_backends import saved
 
-from vit.native import toolchain
+from vit.native import build, toolchain
 from vit.native.model import NativeViT
 
 ROOT = Path(__file__).parent.parent
@@ -17,15 +17,16 @@ only_sycl = pytest.mark.parametrize("backend", ["sycl"], indirect=True)
 COMPUTE = """
 import sys, numpy as np
 from vit.native.model import NativeViT
-model = NativeViT.open(sys.argv[1], backend="sycl")
-print(model(np.zeros((1, 3, 40, 40), np.float32)).shape)
+for backend in sys.argv[2:]:
+    model = NativeViT.open(sys.argv[1], backend=backend)
+    print(model(np.zeros((1, 3, 40, 40), np.float32)).shape)
 """
 
 
-def computes(path, **environment):
-    """Compute in a process that ends with the model open."""
+def computes(path, backends=("sycl",), **environment):
+    """Compute in a process that ends with the last model open."""
     return subprocess.run(
-        [sys.executable, "-c", COMPUTE, str(path)],
+        [sys.executable, "-c", COMPUTE, str(path), *backends],
         capture_output=True,
         text=True,
         env=os.environ | environment,
@@ -80,6 +81,19 @@ def test_a_process_may_end_with_a_model_open(backend, tmp_path):
     _, path = saved(tmp_path)
     result = computes(path)
     assert (result.returncode, result.stdout, result.stderr) == (0, "(1, 10)\n", "")
+
+
+@only_sycl
+@pytest.mark.parametrize("backends", [("cpu", "sycl"), ("sycl", "cpu")], ids=" then ".join)
+def test_both_back_ends_in_one_process_are_refused(backend, tmp_path, backends):
+    try:
+        build.build("cpu")
+    except toolchain.Missing as missing:
+        pytest.skip(str(missing))
+    _, path = saved(tmp_path)
+    result = computes(path, backends)
+    assert (result.returncode, result.stdout) == (1, "(1, 10)\n")
+    assert "ValueError: " in result.stderr and "process" in result.stderr.splitlines()[-1]
 
 
 def test_the_libraries_of_sycl_and_of_cpus_are_told_apart(tmp_path, monkeypatch):

@@ -15,6 +15,12 @@ struct Device::State {
 };
 
 Device::Device(const std::string& choice, int threads) : state_(new State) {
+  if (dnnl::version()->cpu_runtime == DNNL_RUNTIME_SYCL) {
+    // it has the same name, so the one that a process loads first serves both; it would not wait
+    throw std::runtime_error(
+        "this process has loaded oneDNN for SYCL; use the back ends cpu and sycl in processes of"
+        " their own");
+  }
   if (!choice.empty() && choice != "cpu") {
     throw std::runtime_error("device is " + choice + ", but this back end has only cpu");
   }
