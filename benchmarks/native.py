@@ -5,8 +5,8 @@
 Each model has random weights; time does not depend on them. All ways to compute the logits of a
 batch take turns, and the median of each counts, over that of eager PyTorch in float32. ONNX Runtime
 gets the graph that `python -m pipeline export --to onnx` writes, optimised by its own tools, and
-for int8 its static quantisation (QDQ, per channel) of the same layers. Needs the extras native and
-onnx.
+for int8 its static quantisation (QDQ, per channel) of the same layers. At the end of each model, a
+training step of 8 images: forward, loss, backward and AdamW. Needs the extras native and onnx.
 """
 
 import argparse
@@ -32,18 +32,22 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from PIL import Image
 
-from vit.config import ImageConfig, ViTConfig
+from vit.config import ImageConfig, OptimConfig, ViTConfig
 from vit.graph import graph_of
+from vit.loss import softmax_loss
 from vit.model import ViT
 from vit.native.build import build
 from vit.native.model import NativeViT
 from vit.native.quantise import FEWEST, quantise
+from vit.optim import make_optimizer
 from vit.weights import save_weights
 
 log = logging.getLogger("native")
 
 # the threads of a library look for work for some time after it ends, and keep others from the cores
 PAUSE_S = 0.2
+TRAIN_BATCH = 8
+EAGER = "PyTorch eager"
 
 Network = Callable[[np.ndarray], np.ndarray]
 
@@ -112,7 +116,7 @@ def torch_networks(model: ViT, compiles: bool) -> dict[str, Network]:
 
         return call
 
-    networks = {"PyTorch eager": called(model)}
+    networks = {EAGER: called(model)}
     if compiles:
         networks["PyTorch compiled"] = called(torch.compile(model, dynamic=False))
     return networks
@@ -138,6 +142,31 @@ def native_networks(model: ViT, folder: Path, backend: str, threads: int) -> dic
     }
 
 
+def train_networks(model: ViT, plain: Path, backend: str, threads: int) -> dict[str, Network]:
+    """A training step of a batch, with random targets: eager PyTorch, and native AdamW."""
+    config = OptimConfig(name="adamw")
+    optimizer = make_optimizer(model, config)
+
+    def targets(batch: np.ndarray) -> np.ndarray:
+        return np.eye(model.config.num_classes, dtype=np.float32)[: len(batch)]
+
+    def step(batch: np.ndarray) -> None:
+        optimizer.zero_grad()
+        softmax_loss(
+            model(torch.from_numpy(batch)), torch.from_numpy(targets(batch))
+        ).mean().backward()
+        optimizer.step()
+
+    networks: dict[str, Network] = {EAGER: step}
+    for name in ("adamw", "adamw8bit"):
+        native = NativeViT.open(plain, backend=backend, threads=threads)
+        native.begin_training(optimizer=name)
+        networks[f"native {name}"] = lambda batch, native=native: native.train_step(
+            batch, targets(batch), config.lr
+        )
+    return networks
+
+
 def timed(networks: dict[str, Network], batch: np.ndarray, rounds: int) -> dict[str, float]:
     """Median seconds of each network, which take turns."""
     seconds: dict[str, list[float]] = {name: [] for name in networks}
@@ -152,6 +181,13 @@ def timed(networks: dict[str, Network], batch: np.ndarray, rounds: int) -> dict[
     return {name: statistics.median(each) for name, each in seconds.items()}
 
 
+def lines(name: str, size: int, medians: dict[str, float]) -> Iterator[str]:
+    """The lines of one size of batch: milliseconds an image, and time over eager PyTorch's."""
+    for network, seconds in medians.items():
+        figures = f"{seconds / size * 1e3:9.1f}{seconds / medians[EAGER]:9.2f}"
+        yield f"{name:<12}{size:>6}  {network:<22}{figures}"
+
+
 def rows(options: argparse.Namespace) -> Iterator[str]:
     """Lines of the table, as they are measured."""
     for name in options.models:
@@ -164,11 +200,13 @@ def rows(options: argparse.Namespace) -> Iterator[str]:
             networks |= onnx_networks(model, place, options.threads)
             networks |= native_networks(model, place, options.backend, options.threads)
             for size in options.batches:
-                medians = timed(networks, images(size, model.config.image_size), options.rounds)
-                eager = medians["PyTorch eager"]
-                for network, seconds in medians.items():
-                    figures = f"{seconds / size * 1e3:9.1f}{seconds / eager:9.2f}"
-                    yield f"{name:<6}{size:>6}  {network:<22}{figures}"
+                batch = images(size, model.config.image_size)
+                yield from lines(name, size, timed(networks, batch, options.rounds))
+            networks = train_networks(
+                model.train(), place / "float32", options.backend, options.threads
+            )
+            batch = images(TRAIN_BATCH, model.config.image_size)
+            yield from lines(f"{name} train", TRAIN_BATCH, timed(networks, batch, options.rounds))
         torch.compiler.reset()
 
 
@@ -202,7 +240,7 @@ def main() -> None:
         options.threads,
         torch.__version__,
     )
-    log.info("model  batch  network                 ms/image  of eager")
+    log.info("model        batch  network                 ms/image  of eager")
     for row in rows(options):
         log.info(row)
 

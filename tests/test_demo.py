@@ -14,7 +14,7 @@ import pytest
 
 pytestmark = pytest.mark.ray
 
-TIMEOUT_S = 420
+TIMEOUT_S = 900
 # a run that is short, but long enough to be interrupted: 8 epochs of 1,437 digits in
 # batches of 128
 SHORT, STEPS = ("--epochs", "8"), 90

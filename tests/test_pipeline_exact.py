@@ -28,7 +28,7 @@ pytestmark = pytest.mark.ray
 STEPS, BATCH = 80, 50
 LOG_EVERY = 30  # most checkpoints are in the middle of an interval
 RECORDED = [*range(LOG_EVERY, STEPS, LOG_EVERY), STEPS]
-TIMEOUT_S = 300
+TIMEOUT_S = 900
 
 
 def config(name: str, runs: Path, digits: Path, **changes) -> TrainConfig:

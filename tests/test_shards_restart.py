@@ -171,11 +171,6 @@ def test_a_killed_driver_of_ray_is_finished_by_a_restart(source, undisturbed, tm
     assert made(tmp_path / "out") == undisturbed[0]
 
 
-@pytest.fixture
-def fast_sync(monkeypatch):
-    monkeypatch.setattr(store, "sync", lambda path: None)
-
-
 BUSY = """
 import sys, time
 from support import lease
@@ -219,6 +214,7 @@ def test_a_second_build_into_the_same_folder_is_refused_and_disturbs_nothing(
     first.communicate("\n" * 999, timeout=60)
     assert first.returncode == 0
     assert made(out) == undisturbed[0]
+    assert (out / "catalogue/lease.json").read_bytes() == b"{}"  # given back
 
 
 class Killed(BaseException):
@@ -243,7 +239,6 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-@pytest.mark.usefixtures("fast_sync")
 @pytest.mark.parametrize("lose", [cut, Path.unlink, lambda path: path.write_bytes(b"")])
 @pytest.mark.parametrize("stage", ["catalogue_unit", "write_shards"])
 def test_a_spool_that_a_power_loss_took_is_made_again(source, undisturbed, tmp_path, lose, stage):
@@ -253,7 +248,6 @@ def test_a_spool_that_a_power_loss_took_is_made_again(source, undisturbed, tmp_p
     assert made(tmp_path / "out") == undisturbed[0]
 
 
-@pytest.mark.usefixtures("fast_sync")
 @pytest.mark.parametrize("what", ["train-00001.tar", "train-00001.parquet", "plan/tally.json"])
 def test_a_file_that_a_power_loss_took_is_made_again(source, undisturbed, tmp_path, what):
     killed_build(source, tmp_path / "out", "write_shards", 4)
@@ -262,7 +256,6 @@ def test_a_file_that_a_power_loss_took_is_made_again(source, undisturbed, tmp_pa
     assert made(tmp_path / "out") == undisturbed[0]
 
 
-@pytest.mark.usefixtures("fast_sync")
 @pytest.mark.parametrize("at", range(4))
 def test_killed_while_it_cleans_up_the_next_run_does(
     source, undisturbed, tmp_path, at, monkeypatch
@@ -307,7 +300,6 @@ def test_killed_while_it_cleans_up_the_next_run_does(
     assert made(out) == undisturbed[0]
 
 
-@pytest.mark.usefixtures("fast_sync")
 def test_a_touched_archive_and_another_library_leave_a_finished_build_finished(
     source, undisturbed, tmp_path, monkeypatch
 ):
@@ -322,7 +314,6 @@ def test_a_touched_archive_and_another_library_leave_a_finished_build_finished(
     assert contents(tmp_path / "out") == before
 
 
-@pytest.mark.usefixtures("fast_sync")
 def test_a_build_that_goes_on_with_another_library_records_both(source, tmp_path, monkeypatch):
     killed_build(source, tmp_path / "out", "catalogue_unit", 3)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("part-*.parquet")}
@@ -334,7 +325,6 @@ def test_a_build_that_goes_on_with_another_library_records_both(source, tmp_path
     assert any("2 versions of the libraries" in warning for warning in report.warnings)
 
 
-@pytest.mark.usefixtures("fast_sync")
 @pytest.mark.parametrize("compress", [bytes, gzip.compress])
 def test_a_source_by_another_path_is_the_same_source(
     source, undisturbed, tmp_path, monkeypatch, compress
@@ -407,7 +397,6 @@ def test_an_image_that_kills_its_decoder_is_unusable_and_the_others_are_fine(mon
                 assert decode(data, CONFIG.transcode, False) == made
 
 
-@pytest.mark.usefixtures("fast_sync")
 def test_an_image_that_crashes_is_quarantined_by_name(tmp_path, monkeypatch):
     """As on a cluster, where the careful function follows on workers that were killed."""
     images = [*class_images(WNIDS[0], 3), ("crash.JPEG", CRASHING)]

@@ -1,5 +1,6 @@
 """The native back ends compute what PyTorch computes, for every model that they take."""
 
+import json
 import threading
 
 import numpy as np
@@ -7,6 +8,7 @@ import psutil
 import pytest
 import torch
 from native_backends import saved
+from safetensors.torch import load_file, save_file
 
 from vit.config import ViTConfig
 from vit.native.model import NativeViT
@@ -179,6 +181,34 @@ def test_a_file_of_timm_has_its_heads_of_64_channels(backend, tmp_path):
         assert_same(native, model, images_for(model, 2))
 
 
+def test_a_folder_of_timm_tells_its_facts_in_the_metadata_of_its_file(backend, tmp_path):
+    facts = {"heads": 4, "gelu": "tanh", "norm_eps": 1e-3}
+    model, path = saved(tmp_path, **facts)
+    save_weights(path / "model.safetensors", model)
+    (path / "config.json").write_text(json.dumps({"architecture": "vit", "pretrained_cfg": {}}))
+    with NativeViT.open(path, backend=backend, threads=1) as native:
+        assert_same(native, model, images_for(model, 2))
+
+
+def test_heads_that_nothing_states_are_those_of_the_published_model_or_refused(backend, tmp_path):
+    model, path = saved(tmp_path / "h", width=1280, heads=16, depth=32, mlp_width=64)
+    (path / "config.json").unlink()
+    with NativeViT.open(path, backend=backend, threads=2) as native:
+        assert_same(native, model, images_for(model, 1))
+    _, path = saved(tmp_path / "odd")
+    (path / "config.json").unlink()
+    with pytest.raises(ValueError, match="does not state the number of heads, which a width of 96"):
+        NativeViT.open(path, backend=backend)
+
+
+def test_the_mean_beside_a_class_token_is_refused(backend, tmp_path):
+    _, path = saved(tmp_path, pool="mean", fc_norm=True)
+    tensors = load_file(path / "model.safetensors")
+    save_file(tensors | {"cls_token": torch.zeros(1, 1, 96)}, path / "model.safetensors")
+    with pytest.raises(ValueError, match="has cls_token and fc_norm.weight"):
+        NativeViT.open(path, backend=backend)
+
+
 def test_images_need_be_neither_contiguous_nor_float32(backend, tmp_path):
     model, path = saved(tmp_path)
     images = images_for(model, 4)
@@ -207,7 +237,7 @@ def test_models_that_only_pytorch_computes_are_refused_by_name(backend, tmp_path
     ("option", "message"),
     [
         ({"precision": "float8"}, "precision is float8; known: float32, bfloat16, int8"),
-        ({"threads": -1}, "threads is -1; give a number from 0 to 4096"),
+        ({"threads": -1}, "threads is -1; give a number from 0 to 256"),
         ({"threads": "two"}, "threads is two"),
         ({"colour": "red"}, "unknown option colour; known: precision, threads, device"),
         ({"device": "tpu"}, "device is tpu"),

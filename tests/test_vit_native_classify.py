@@ -64,6 +64,14 @@ def test_the_classes_are_those_that_the_pytorch_model_names(classifier, tmp_path
             assert wnid == f"n{number:08}" and abs(float(shown) - share) < 2e-4
 
 
+def test_a_folder_that_says_nothing_of_images_is_refused(classifier, tmp_path):
+    _, folder = saved(tmp_path / "model")
+    (folder / "config.json").write_text('{"model.heads": 3}')
+    (tmp_path / "a.ppm").write_bytes(encoded(photo(), "PPM"))
+    status, lines = classifier(folder, tmp_path / "a.ppm")
+    assert status == 2 and "states no preprocessing of images" in lines[-1]
+
+
 def test_a_file_of_weights_alone_has_numbers_for_classes(program, tmp_path):
     _, folder = saved(tmp_path / "model", width=128, heads=2)
     alone = tmp_path / "alone.safetensors"

@@ -9,11 +9,11 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
+from calibration_images import WHOLE, drawn, normalised, write_images
+from native_backends import SMALL, saved
 from safetensors.torch import load_file
 from torch import nn
 
-from tests.calibration_images import WHOLE, drawn, normalised, write_images
-from tests.native_backends import SMALL, saved
 from vit.config import ViTConfig
 from vit.model import ViT
 from vit.native import quantise as quantisation

@@ -7,10 +7,10 @@ import subprocess
 import numpy as np
 import pytest
 import torch
+from calibration_images import WHOLE, drawn, normalised, write_images
+from native_backends import SMALL, saved
 from PIL import Image
 
-from tests.calibration_images import WHOLE, drawn, normalised, write_images
-from tests.native_backends import SMALL, saved
 from vit.native import quantise as quantisation
 from vit.native.__main__ import main
 from vit.native.build import PROGRAM, built

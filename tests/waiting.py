@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 
-def wait_for(condition: Callable[[], object], limit_s: float = 60.0) -> None:
+def wait_for(condition: Callable[[], object], limit_s: float = 180.0) -> None:
     """Wait until something is so; AssertionError if it is not in this time."""
     deadline = time.monotonic() + limit_s
     while not condition():

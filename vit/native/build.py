@@ -2,8 +2,8 @@
 
     build("cpu") -> .../libvit_cpu.so, and beside it the program classify
 
-A library is found again by what it was made of: the sources, the options and oneDNN. After a
-change of one of them it has to be built again.
+A library is found again by what it was made of: the sources, the options and the place of oneDNN.
+After a change of one of them it has to be built again.
 """
 
 import hashlib
@@ -29,7 +29,8 @@ FLAGS = (
 )
 PROGRAM = "classify"  # of the library alone
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover", "-g", "-O1")
-# name of the kernels in C++ -> what they may use, on x86 CPUs
+# name of the kernels in C++ -> what they may use, on x86 CPUs; they are linked in this order, as
+# the linker keeps the first version of each inline function, which must run everywhere
 INSTRUCTIONS = {"baseline": "x86-64", "avx2": "x86-64-v3", "avx512": "x86-64-v4"}
 
 

@@ -164,7 +164,7 @@ class NativeViT:
 
     def save(self, path: str | Path) -> None:
         """Write the weights as they are trained: a safetensors file in float32."""
-        self._call("vit_save", self._model, str(path).encode())
+        self._call("vit_save", self._model, os.fsencode(path))
 
     def close(self) -> None:
         """Free the model; it cannot be used afterwards."""

@@ -122,7 +122,7 @@ def quantise(
             found = np.concatenate([model(batch) for batch in batches(views, settings)])
     return Quantised(
         *(path.stat().st_size for path in (checkpoint / MODEL, out / MODEL)),
-        difference=float(np.linalg.norm(found - expected) / np.linalg.norm(expected)),
+        difference=float(np.linalg.norm(found - expected) / (np.linalg.norm(expected) or 1.0)),
         agreement=float(np.mean(found.argmax(1) == expected.argmax(1))),
     )
 

@@ -129,6 +129,15 @@ std::vector<std::string> class_names(const std::string& checkpoint, std::int64_t
   return names;
 }
 
+// Whether a config.json says how images are prepared.
+bool states_images(const std::string& config) {
+  const json::Value parsed = json::parse(config);
+  const json::Values& settings = parsed.items();
+  return std::any_of(settings.begin(), settings.end(), [](const json::Value& setting) {
+    return setting.name().rfind("images.", 0) == 0;
+  });
+}
+
 bool is_sigmoid(const std::optional<std::string>& config) {
   if (!config) return false;
   const json::Value parsed = json::parse(*config);
@@ -145,6 +154,10 @@ class Classifier {
     model_.reset(model);
     check(vit_describe(model, &description_));
     config_ = text_of(checkpoint, "config.json");
+    if (config_ && !states_images(*config_)) {
+      throw std::runtime_error("config.json states no preprocessing of images; give a checkpoint" +
+                               std::string(" of a run, or a safetensors file alone"));
+    }
     names_ = class_names(checkpoint, description_.outputs);
     is_sigmoid_ = is_sigmoid(config_);
   }
@@ -156,7 +169,9 @@ class Classifier {
     std::iota(order.begin(), order.end(), 0);
     const auto shown = std::min<std::ptrdiff_t>(top, order.size());
     std::partial_sort(order.begin(), order.begin() + shown, order.end(),
-                      [&](std::size_t a, std::size_t b) { return shares[a] > shares[b]; });
+                      [&](std::size_t a, std::size_t b) {
+                        return shares[a] != shares[b] ? shares[a] > shares[b] : a < b;
+                      });
     std::printf("%s\n", path.c_str());
     for (auto place = order.begin(); place != order.begin() + shown; ++place) {
       std::printf("  %.4f  %s\n", shares[*place], names_[*place].c_str());

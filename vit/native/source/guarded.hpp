@@ -1,16 +1,20 @@
 // The border of the C interface: no exception crosses it, each leaves its words behind.
 #pragma once
 
+#include <cstdio>
 #include <exception>
 #include <new>
 #include <oneapi/dnnl/dnnl.hpp>
 #include <stdexcept>
-#include <string>
 
 namespace vit {
 
-// The words of this thread's last error.
-inline thread_local std::string last_error;
+// The words of this thread's last error, cut off if they are longer.
+inline thread_local char last_error[1024] = "";
+
+inline void set_error(const char* kind, const char* words) noexcept {
+  std::snprintf(last_error, sizeof last_error, "%s%s", kind, words);
+}
 
 // Runs the function; returns 0, or 1 after an exception.
 template <class Function>
@@ -19,15 +23,15 @@ int guarded(Function&& function) noexcept {
     function();
     return 0;
   } catch (const std::bad_alloc&) {
-    last_error = "not enough memory; use smaller batches or images";
+    set_error("", "not enough memory; use smaller batches or images");
   } catch (const std::length_error&) {
-    last_error = "not enough memory; use smaller batches or images";
+    set_error("", "not enough memory; use smaller batches or images");
   } catch (const dnnl::error& error) {
-    last_error = std::string("oneDNN: ") + error.what();
+    set_error("oneDNN: ", error.what());
   } catch (const std::exception& error) {
-    last_error = error.what();
+    set_error("", error.what());
   } catch (...) {
-    last_error = "an unknown error";
+    set_error("", "an unknown error");
   }
   return 1;
 }

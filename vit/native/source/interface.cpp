@@ -1,8 +1,6 @@
 // The functions of vit.h: exceptions become texts, and one call at a time uses a model.
 #include <algorithm>
 #include <cstdio>
-#include <cstring>
-#include <filesystem>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
@@ -83,11 +81,12 @@ void check_batch(bool pointers, int64_t batch) {
 
 }  // namespace
 
-const char* vit_error(void) { return vit::last_error.c_str(); }
+const char* vit_error(void) { return vit::last_error; }
 
 int vit_open(const char* checkpoint, const char* options, vit_model** model) {
   return vit::guarded([&] {
     if (!checkpoint || !model) throw std::invalid_argument("checkpoint or model is a null pointer");
+    *model = nullptr;
     *model = new vit_model(checkpoint, vit::parse_options(options ? options : ""));
   });
 }
@@ -96,6 +95,7 @@ void vit_close(vit_model* model) { delete model; }
 
 int vit_describe(vit_model* model, vit_description* description) {
   return guarded(model, [&] {
+    if (!description) throw std::invalid_argument("description is a null pointer");
     *description = {};
     description->image_size = model->shape.image;
     description->outputs = model->shape.outputs;
@@ -126,8 +126,9 @@ int vit_train_step(vit_model* model, const float* images, const float* targets, 
                    double lr, double* loss) {
   return guarded(model, [&] {
     check_batch(images && targets && loss, batch);
-    *loss = model->training().step(images, targets, batch, lr);
-    model->stale = true;
+    vit::Trainer& trainer = model->training();
+    model->stale = true;  // also after an error, which may come in the middle of the update
+    *loss = trainer.step(images, targets, batch, lr);
   });
 }
 

@@ -19,8 +19,8 @@ int threads_of(const std::string& value) {
   int threads = -1;
   const char* const last = value.data() + value.size();
   const auto [end, error] = std::from_chars(value.data(), last, threads);
-  if (error != std::errc() || end != last || threads < 0 || threads > 4096) {
-    throw std::runtime_error("threads is " + value + "; give a number from 0 to 4096");
+  if (error != std::errc() || end != last || threads < 0 || threads > 256) {
+    throw std::runtime_error("threads is " + value + "; give a number from 0 to 256");
   }
   return threads;
 }

@@ -2,7 +2,8 @@
  *
  * Each back end (CPU, SYCL, ...) is a shared library with these functions. A function that can fail
  * returns 0, or 1 and leaves the reason to vit_error(); none aborts or throws. A model may be used
- * from several threads; its calls run one after the other.
+ * from several threads; its calls run one after the other, and vit_close is the last of them. The
+ * CPU back end sets the number of OpenMP threads of the thread that calls.
  */
 #ifndef VIT_H
 #define VIT_H
@@ -29,6 +30,7 @@ typedef struct {
 VIT_API const char* vit_error(void);
 
 /* Open a checkpoint: a folder with model.safetensors and config.json, or a safetensors file.
+ * After an error *model is NULL.
  *
  * options: settings as "name=value", separated by commas; NULL or "" takes the defaults.
  *   precision   float32 (default), bfloat16, or int8, which needs a file that was quantised
@@ -51,7 +53,8 @@ typedef void (*vit_observer)(void* context, const char* layer, const float* valu
                              int64_t columns);
 
 /* As vit_forward, and calls `observer` with the inputs of each dense layer of the blocks, which has
- * the name that it has in files: blocks.0.attn.qkv. The model must be open as float32. */
+ * the name that it has in files: blocks.0.attn.qkv. The model must be open as float32, and the
+ * observer must not use it. */
 VIT_API int vit_observe(vit_model* model, const float* images, int64_t batch, float* logits,
                         vit_observer observer, void* context);
 

@@ -25,11 +25,8 @@ extern const TrainingKernels training_kernels;
 inline const Kernels& best_kernels() {
 #ifdef __x86_64__
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
-    return avx512::kernels;
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::kernels;
+  if (__builtin_cpu_supports("x86-64-v4")) return avx512::kernels;
+  if (__builtin_cpu_supports("x86-64-v3")) return avx2::kernels;
 #endif
   return baseline::kernels;
 }

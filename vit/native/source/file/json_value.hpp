@@ -43,7 +43,6 @@ class Value {
 
   // Its key in the object, its place in the list such as "[2]", or "the document".
   const std::string& name() const { return name_; }
-  bool is_null() const { return std::holds_alternative<std::nullptr_t>(data_); }
   bool is_object() const { return std::holds_alternative<Object>(data_); }
 
   // The value as what it must be; std::runtime_error names it if it is something else.

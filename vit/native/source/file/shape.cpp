@@ -15,6 +15,8 @@ namespace {
 // Upper bound of every size, so that no product of them overflows.
 constexpr std::int64_t max_side = 1 << 20;
 
+constexpr std::int64_t max_pixels = 178'956'970;  // of an image, as of those that are read
+
 constexpr std::uintmax_t max_config = 10'000'000;  // bytes; that of a run has a hundredth of it
 
 std::string read_text(const std::string& path) {
@@ -25,8 +27,9 @@ std::string read_text(const std::string& path) {
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
-// Reads what tensors do not show from a table whose keys begin with `prefix`.
-void read_facts(const json::Value& table, const std::string& prefix, Shape& shape) {
+// Reads what tensors do not show from a table whose keys begin with `prefix`; returns whether heads
+// are among it.
+bool read_facts(const json::Value& table, const std::string& prefix, Shape& shape) {
   if (const json::Value* heads = table.find(prefix + "heads")) shape.heads = heads->as_int();
   if (const json::Value* eps = table.find(prefix + "norm_eps")) {
     shape.norm_eps = static_cast<float>(eps->as_double());
@@ -39,29 +42,38 @@ void read_facts(const json::Value& table, const std::string& prefix, Shape& shap
     shape.tanh_gelu = kind == "tanh";
   }
   if (const json::Value* positions = table.find(prefix + "positions")) {
-    shape.fixed_positions = positions->as_string() != "learned";
+    const std::string& kind = positions->as_string();
+    if (kind != "learned" && kind != "sincos2d") {
+      throw std::runtime_error(prefix + "positions is " + kind + "; known: learned, sincos2d");
+    }
+    shape.fixed_positions = kind == "sincos2d";
   }
   if (const json::Value* rate = table.find(prefix + "dropout")) shape.dropout = rate->as_double();
   if (const json::Value* rate = table.find(prefix + "drop_path")) {
     shape.drop_path = rate->as_double();
   }
+  return table.find(prefix + "heads") != nullptr;
 }
 
-void read_facts(const TensorFile& file, const std::string& config_path, Shape& shape) {
+// Config.json first, then what the file says of itself, as in Python.
+bool read_facts(const TensorFile& file, const std::string& config_path, Shape& shape) {
+  bool states_heads = false;
   const auto metadata = file.metadata().find("vit");
   if (std::filesystem::exists(config_path)) {
     try {
-      read_facts(json::parse(read_text(config_path)), "model.", shape);
+      states_heads = read_facts(json::parse(read_text(config_path)), "model.", shape);
     } catch (const std::runtime_error& error) {
       throw std::runtime_error(config_path + ": " + error.what());
     }
-  } else if (metadata != file.metadata().end()) {
+  }
+  if (metadata != file.metadata().end()) {
     try {
-      read_facts(json::parse(metadata->second), "", shape);
+      states_heads |= read_facts(json::parse(metadata->second), "", shape);
     } catch (const std::runtime_error& error) {
       throw std::runtime_error(file.path() + ", metadata vit: " + error.what());
     }
   }
+  return states_heads;
 }
 
 std::int64_t depth_of(const TensorFile& file) {
@@ -70,9 +82,18 @@ std::int64_t depth_of(const TensorFile& file) {
   return depth;
 }
 
-// Side of the grid of patches, from the rows of pos_embed with or without the prefix.
+// Heads where nothing states them: those of the published models whose heads are not of 64
+// channels (H, g and G of Zhai et al. 2022, and So400m), else one for each 64 channels.
+std::int64_t heads_of(const Shape& shape) {
+  for (const auto& [width, depth] : {std::pair{1280, 32}, {1408, 40}, {1664, 48}, {1152, 27}}) {
+    if (shape.width == width && shape.depth == depth) return 16;
+  }
+  return shape.width % 64 ? 0 : shape.width / 64;
+}
+
+// Side of the grid of patches, from the rows of pos_embed without or with the prefix.
 std::int64_t grid_of(std::int64_t positions, std::int64_t prefix) {
-  for (std::int64_t patches : {positions - prefix, positions}) {
+  for (std::int64_t patches : {positions, positions - prefix}) {
     const auto grid =
         static_cast<std::int64_t>(std::llround(std::sqrt(std::max<double>(0, patches))));
     if (grid > 0 && grid * grid == patches) return grid;
@@ -122,8 +143,16 @@ Shape shape_of(const TensorFile& file, const std::string& config_path) {
   shape.head = file.has("head.weight");
   const auto& head = shape.head ? file.entry("head.weight").shape : kernel;
   shape.outputs = head.empty() ? 0 : head[0];
-  shape.heads = std::max<std::int64_t>(1, shape.width / 64);
-  read_facts(file, config_path, shape);
+  if (shape.fc_norm && shape.class_token) {
+    fail("has cls_token and fc_norm.weight, which is the mean over the patches beside a class" +
+         std::string(" token: it is computed by the PyTorch model only"));
+  }
+  shape.heads = heads_of(shape);
+  const bool has_heads = shape.heads > 0;
+  if (!read_facts(file, config_path, shape) && !has_heads) {
+    fail("does not state the number of heads, which a width of " + std::to_string(shape.width) +
+         " does not show; give a checkpoint folder with its config.json");
+  }
   for (std::int64_t side : {shape.width, shape.patch, shape.hidden, shape.outputs, shape.heads,
                             shape.registers + 1, shape.positions}) {
     if (side < 1 || side > max_side) fail("states a size of " + std::to_string(side));
@@ -136,7 +165,9 @@ Shape shape_of(const TensorFile& file, const std::string& config_path) {
   const std::int64_t grid = grid_of(shape.positions, shape.prefix());
   if (grid == 0) fail("has " + std::to_string(shape.positions) + " positions, which is no square");
   shape.image = grid * shape.patch;
-  if (shape.image > max_side) fail("states images of " + std::to_string(shape.image) + " pixels");
+  if (shape.image > max_pixels / shape.image) {
+    fail("states images of " + std::to_string(shape.image) + " pixels a side");
+  }
   return shape;
 }
 

@@ -28,8 +28,8 @@ struct Shape {
 };
 
 // The shape of the model in a file. Facts that tensors do not show (heads, epsilon of the norms,
-// kind of GELU) come from config.json in the same folder, else from the file's metadata, else they
-// are timm's: 64 channels a head, 1e-6, GELU by erf.
+// kind of GELU) come from the file's metadata, else from config.json in the same folder, else they
+// are those of the published models: 64 channels a head but for a few, 1e-6, GELU by erf.
 //
 // std::runtime_error for weights that are no ViT's, or of a kind that this code does not compute.
 Shape shape_of(const TensorFile& file, const std::string& config_path);

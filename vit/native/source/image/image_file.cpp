@@ -66,9 +66,8 @@ Image::Image(std::int64_t image_height, std::int64_t image_width) {
   pixels.resize(std::size_t(height) * width * 3);
 }
 
-Image read_image(const std::string& path) { return decode_image(read_bytes(path)); }
-
-Image decode_image(std::string_view bytes) {
+Image read_image(const std::string& path) {
+  const std::string bytes = read_bytes(path);
   if (begins(bytes, "\xFF\xD8\xFF")) return decode_jpeg(bytes);
   if (begins(bytes, "\x89PNG\r\n\x1A\n")) return decode_png(bytes);
   if (begins(bytes, "P6")) return decode_ppm(bytes);

@@ -33,9 +33,6 @@ struct Image {
 // Reads and decodes a file. Truncated and damaged files are errors, as is an unknown format.
 Image read_image(const std::string& path);
 
-// The same for the bytes of a file.
-Image decode_image(std::string_view bytes);
-
 // The decoders of one format each; the bytes begin with the format's signature.
 Image decode_jpeg(std::string_view bytes);
 Image decode_png(std::string_view bytes);

@@ -9,6 +9,7 @@
 #include <memory>
 #include <oneapi/dnnl/dnnl.hpp>
 #include <string>
+#include <vector>
 
 namespace vit {
 
@@ -19,7 +20,7 @@ using Step = std::function<void()>;
 
 class Device {
  public:
-  // Options is the value of the option "device"; threads 0 takes one for each core.
+  // `choice` is the value of the option "device"; threads 0 takes one for each core.
   Device(const std::string& choice, int threads);
   ~Device();
   Device(const Device&) = delete;
@@ -90,5 +91,12 @@ class Buffer {
   std::size_t bytes_ = 0;
   void* pointer_ = nullptr;
 };
+
+// Memory of the device with these values.
+inline Buffer uploaded(Device& device, const std::vector<float>& values) {
+  Buffer buffer(device, values.size() * sizeof(float));
+  device.upload(buffer.data(), values.data(), buffer.bytes());
+  return buffer;
+}
 
 }  // namespace vit

@@ -40,17 +40,10 @@ void Forward::run(const float* images, float* logits) {
   device_.download(logits, logits_.data(), logits_.bytes());
 }
 
-template <class... Arguments>
-void Forward::add(void (*kernel)(Device&, Arguments...), Arguments... arguments) {
-  steps_.push_back([=, &device = device_] { kernel(device, arguments...); });
-}
-
 void Forward::norm(const float* x, std::int64_t stride, const Norm& norm, Span out,
                    std::int64_t rows) {
-  add<const float*, std::int64_t, const float*, const float*, float, Span, std::int64_t,
-      std::int64_t>(device_.kernels().layer_norm, x, stride, norm.weight.data<const float>(),
-                    norm.bias.data<const float>(), model_.shape.norm_eps, out, rows,
-                    model_.shape.width);
+  add(device_.kernels().layer_norm, x, stride, norm.weight.data<const float>(),
+      norm.bias.data<const float>(), model_.shape.norm_eps, out, rows, model_.shape.width);
 }
 
 void Forward::observe(const Block& block, const char* layer, const Buffer& values,
@@ -68,12 +61,10 @@ void Forward::observe(const Block& block, const char* layer, const Buffer& value
 void Forward::embed() {
   const Shape& shape = model_.shape;
   const Span patches = model_.patch_embed->input(patches_.data());
-  add<const float*, Span, std::int64_t, std::int64_t, std::int64_t>(
-      device_.kernels().patches, images_.data<float>(), patches, batch_, shape.image, shape.patch);
+  add(device_.kernels().patches, images_.data<float>(), patches, batch_, shape.image, shape.patch);
   steps_.push_back(model_.patch_embed->step(patches.data, Span{hidden_.data()},
                                             batch_ * shape.patches(), Activation::none, false));
-  add<const float*, const float*, float*, std::int64_t, std::int64_t, std::int64_t, std::int64_t>(
-      device_.kernels().embed, hidden_.data<float>(), model_.start.data<float>(),
+  add(device_.kernels().embed, hidden_.data<float>(), model_.start.data<float>(),
       tokens_.data<float>(), batch_, shape.patches(), shape.tokens(), shape.width);
 }
 
@@ -95,8 +86,7 @@ void Forward::block(Block& block, bool last) {
                                                shape.heads, width));
   observe(block, "attn.proj", hidden_, rows, width);
   if (only_first) {
-    add<const float*, std::int64_t, float*, std::int64_t, std::int64_t>(
-        device_.kernels().gather, tokens_.data<float>(), shape.tokens() * width, tokens, batch_,
+    add(device_.kernels().gather, tokens_.data<float>(), shape.tokens() * width, tokens, batch_,
         width);
   }
   steps_.push_back(block.proj->step(mixed.data, Span{tokens}, rows, Activation::none, true));
@@ -116,8 +106,7 @@ void Forward::finish() {
   float* features =
       model_.head || model_.pre_logits ? features_.data<float>() : logits_.data<float>();
   const auto mean = [&](const float* x, float* out) {
-    add<const float*, float*, std::int64_t, std::int64_t, std::int64_t, std::int64_t>(
-        device_.kernels().mean, x, out, batch_, shape.tokens(), shape.registers, width);
+    add(device_.kernels().mean, x, out, batch_, shape.tokens(), shape.registers, width);
   };
   if (shape.class_token) {
     norm(first_.data<float>(), width, model_.norm, Span{features}, batch_);

@@ -25,8 +25,10 @@ class Forward {
   void run(const float* images, float* logits);
 
  private:
-  template <class... Arguments>
-  void add(void (*kernel)(Device&, Arguments...), Arguments... arguments);
+  template <class... Types>
+  void add(void (*kernel)(Device&, Types...), std::common_type_t<Types>... arguments) {
+    steps_.push_back(step_of(device_, kernel, arguments...));
+  }
   void norm(const float* x, std::int64_t stride, const Norm& norm, Span out, std::int64_t rows);
   void observe(const Block& block, const char* layer, const Buffer& values, std::int64_t rows,
                std::int64_t columns);

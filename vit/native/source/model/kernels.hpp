@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "model/device.hpp"
 
@@ -62,5 +63,12 @@ struct Kernels {
   // Those of training.
   const TrainingKernels* training = nullptr;
 };
+
+// The step that calls a kernel with these arguments.
+template <class... Types>
+Step step_of(Device& device, void (*kernel)(Device&, Types...),
+             std::common_type_t<Types>... arguments) {
+  return [=, &device] { kernel(device, arguments...); };
+}
 
 }  // namespace vit

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <unordered_map>
 
+#include "model/primitive.hpp"
+
 namespace vit {
 namespace {
 
@@ -52,12 +54,6 @@ std::vector<float> bias_of(const DenseValues& values) {
   return bias;
 }
 
-Buffer uploaded(Device& device, const std::vector<float>& values) {
-  Buffer buffer(device, values.size() * sizeof(float));
-  device.upload(buffer.data(), values.data(), buffer.bytes());
-  return buffer;
-}
-
 }  // namespace
 
 Linear::Linear(Device& device, DenseValues values, Type type)
@@ -84,7 +80,7 @@ Linear::Linear(Device& device, DenseValues values, Type type)
 memory Linear::packed(const memory::desc& desc) {
   for (auto& [buffer, view] : layouts_) {
     if (view.get_desc() != desc) continue;
-    first_is_used_ |= &view == &layouts_.front().second;
+    if (&view == &layouts_.front().second) plain_is_unused_ = false;
     return view;
   }
   Buffer buffer(device_, desc.get_size());
@@ -94,8 +90,8 @@ memory Linear::packed(const memory::desc& desc) {
   device_.wait();
   layouts_.emplace_back(std::move(buffer), view);
   // the layout as it came is needed no more once the weights have another, unless a step has it
-  if (!first_is_used_) layouts_.erase(layouts_.begin());
-  first_is_used_ = true;
+  if (plain_is_unused_) layouts_.erase(layouts_.begin());
+  plain_is_unused_ = false;
   return view;
 }
 
@@ -129,8 +125,7 @@ Step Linear::step(const void* x, Span y, std::int64_t rows, Activation activatio
     arguments.emplace(DNNL_ARG_ATTR_SCALES | DNNL_ARG_WEIGHTS,
                       device_.wrap(row, weight_scales_.data()));
   }
-  return [primitive = dnnl::matmul(description), arguments = std::move(arguments),
-          &stream = device_.stream()] { primitive.execute(stream, arguments); };
+  return step_of<dnnl::matmul>(device_, description, std::move(arguments));
 }
 
 }  // namespace vit

@@ -29,8 +29,6 @@ class Linear {
   // `type` is that of the inputs: f32, bf16, or u8 for values with codes.
   Linear(Device& device, DenseValues values, Type type);
 
-  std::int64_t in() const { return in_; }
-  std::int64_t out() const { return out_; }
   // How inputs are to be stored: their type, scale, zero and largest byte.
   Span input(void* data) const {
     Span span = input_;
@@ -51,7 +49,7 @@ class Linear {
   Span input_;
   Buffer bias_, weight_scales_, input_scale_buffer_;
   std::vector<std::pair<Buffer, dnnl::memory>> layouts_;
-  bool first_is_used_ = false;  // by a step
+  bool plain_is_unused_ = true;  // no step has the first layout, in which the weights came
 };
 
 }  // namespace vit

@@ -16,15 +16,9 @@ class Loader {
   Loader(Device& device, Weights& weights, const Shape& shape, Precision precision)
       : device_(device), weights_(weights), shape_(shape), precision_(precision) {}
 
-  Buffer uploaded(const std::vector<float>& values) {
-    Buffer buffer(device_, values.size() * sizeof(float));
-    device_.upload(buffer.data(), values.data(), buffer.bytes());
-    return buffer;
-  }
-
   Norm norm(const std::string& name) {
-    return {uploaded(weights_.floats(name + ".weight", {shape_.width})),
-            uploaded(weights_.floats(name + ".bias", {shape_.width}))};
+    return {uploaded(device_, weights_.floats(name + ".weight", {shape_.width})),
+            uploaded(device_, weights_.floats(name + ".bias", {shape_.width}))};
   }
 
   // A layer outside of blocks: never in integers.
@@ -60,7 +54,7 @@ class Loader {
     if (shape_.registers) {
       add(weights_.floats("reg_token", {1, shape_.registers, width}), prefix - shape_.registers);
     }
-    return uploaded(start);
+    return uploaded(device_, start);
   }
 
  private:

@@ -6,9 +6,9 @@
 #include <utility>
 #include <vector>
 
+#include "model/primitive.hpp"
 #include "sycl/device_sycl.hpp"
 #include "sycl/kernels_sycl.hpp"
-#include "training/operations.hpp"
 
 namespace vit {
 namespace {
@@ -33,8 +33,7 @@ Step product(Device& device, const Matrices& a, const Matrices& b, const Matrice
   std::unordered_map<int, memory> arguments{{DNNL_ARG_SRC, device.wrap(a.desc, a.data)},
                                             {DNNL_ARG_WEIGHTS, device.wrap(b.desc, b.data)},
                                             {DNNL_ARG_DST, device.wrap(c.desc, c.data)}};
-  return [primitive = dnnl::matmul(description), arguments = std::move(arguments),
-          &stream = device.stream()] { primitive.execute(stream, arguments); };
+  return step_of<dnnl::matmul>(device, description, std::move(arguments));
 }
 
 Step softmax(Device& device, const Matrices& scores, const Matrices& shares) {
@@ -43,8 +42,7 @@ Step softmax(Device& device, const Matrices& scores, const Matrices& shares) {
       scores.desc, shares.desc, 3);
   std::unordered_map<int, memory> arguments{{DNNL_ARG_SRC, device.wrap(scores.desc, scores.data)},
                                             {DNNL_ARG_DST, device.wrap(shares.desc, shares.data)}};
-  return [primitive = dnnl::softmax_forward(description), arguments = std::move(arguments),
-          &stream = device.stream()] { primitive.execute(stream, arguments); };
+  return step_of<dnnl::softmax_forward>(device, description, std::move(arguments));
 }
 
 dnnl::primitive_attr times(float factor) {

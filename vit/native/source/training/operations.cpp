@@ -4,6 +4,8 @@
 #include <unordered_map>
 #include <utility>
 
+#include "model/primitive.hpp"
+
 namespace vit {
 namespace {
 
@@ -13,13 +15,6 @@ constexpr auto f32 = memory::data_type::f32;
 
 memory::desc plain(std::int64_t rows, std::int64_t columns) {
   return {{rows, columns}, f32, memory::format_tag::ab};
-}
-
-template <class Primitive>
-Step step_of(Device& device, const typename Primitive::primitive_desc& description,
-             std::unordered_map<int, memory> arguments) {
-  return [primitive = Primitive(description), arguments = std::move(arguments),
-          &stream = device.stream()] { primitive.execute(stream, arguments); };
 }
 
 dnnl::algorithm algorithm_of(Activation kind) {
@@ -53,13 +48,6 @@ Step product(Device& device, const Matrix& a, const Matrix& b, const Matrix& c, 
 }
 
 }  // namespace
-
-memory::desc strided(const memory::dims& sizes, memory::data_type type, memory::dims strides) {
-  const std::size_t rows = sizes.size() - 2, columns = sizes.size() - 1;
-  if (sizes[columns] == 1) strides[columns] = 1;
-  if (sizes[rows] == 1) strides[rows] = sizes[columns] * strides[columns];
-  return {sizes, type, strides};
-}
 
 Matrix Matrix::transposed() const {
   Matrix other = *this;

@@ -8,11 +8,6 @@
 
 namespace vit {
 
-// The layout of matrices with these strides. The stride of a single row or column says nothing, but
-// oneDNN may compute nonsense unless it is that of a dense matrix.
-dnnl::memory::desc strided(const dnnl::memory::dims& sizes, dnnl::memory::data_type type,
-                           dnnl::memory::dims strides);
-
 // A matrix of float32 in memory of the device, or one for each image and head.
 struct Matrix {
   Matrix(float* data_, std::int64_t rows_, std::int64_t columns_)

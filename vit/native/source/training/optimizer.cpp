@@ -83,9 +83,7 @@ Optimizer::Optimizer(Device& device, const Parameters& parameters,
     : device_(device), parameters_(parameters), settings_(settings) {
   if (settings.eight_bits) {
     for (Buffer* map : {&signed_map_, &unsigned_map_}) {
-      const std::vector<float> values = dynamic_map(map == &signed_map_);
-      *map = Buffer(device, values.size() * sizeof(float));
-      device.upload(map->data(), values.data(), map->bytes());
+      *map = uploaded(device, dynamic_map(map == &signed_map_));
     }
   }
   for (const auto& [name, parameter] : parameters.all()) {

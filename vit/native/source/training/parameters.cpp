@@ -38,8 +38,7 @@ void Parameters::add_block(const std::string& name, const Shape& shape) {
 void Parameters::add(const std::string& name, std::vector<std::int64_t> shape) {
   const std::vector<float> values = file_.floats(name, shape);
   Parameter parameter;
-  parameter.values = Buffer(device_, values.size() * sizeof(float));
-  device_.upload(parameter.values.data(), values.data(), parameter.values.bytes());
+  parameter.values = uploaded(device_, values);
   parameter.shape = std::move(shape);
   parameters_.emplace(name, std::move(parameter));
 }

@@ -69,11 +69,6 @@ float* Training::memory(std::int64_t rows, std::int64_t columns) {
   return buffers_.back().data<float>();
 }
 
-template <class... Types>
-Step Training::kernel(void (*function)(Device&, Types...), std::common_type_t<Types>... arguments) {
-  return [=, &device = device_] { function(device, arguments...); };
-}
-
 void Training::add(Pass pass) {
   forward_.push_back(std::move(pass.forward));
   backward_.push_back({std::move(pass.backward)});
@@ -85,13 +80,13 @@ void Training::start() {
   const std::int64_t width = shape_.width, tokens = shape_.tokens();
   const std::int64_t bare = tokens - shape_.positions;  // first tokens that have no position
   const auto copy = [&](const std::string& name, std::int64_t row, std::int64_t rows) {
-    forward_.push_back(kernel(kernels.gather, parameters_.at(name).data(), width,
-                              start_ + row * width, rows, width));
+    forward_.push_back(step_of(device_, kernels.gather, parameters_.at(name).data(), width,
+                               start_ + row * width, rows, width));
   };
   const auto add = [&](const std::string& name, std::int64_t row, std::int64_t rows) {
     if (bare > 0) return copy(name, row, rows);
-    forward_.push_back(kernel(kernels.training->add_rows, parameters_.at(name).data(),
-                              start_ + row * width, width, rows, width));
+    forward_.push_back(step_of(device_, kernels.training->add_rows, parameters_.at(name).data(),
+                               start_ + row * width, width, rows, width));
   };
   copy("pos_embed", bare, shape_.positions);
   if (shape_.class_token) add("cls_token", 0, 1);
@@ -105,15 +100,15 @@ void Training::embed() {
   float* const embedded = memory(batch_ * patches, width);
   stream_ = memory(stream_rows_, width);
   forward_.push_back(
-      kernel(kernels.patches, images_, Span{cut}, batch_, shape_.image, shape_.patch));
+      step_of(device_, kernels.patches, images_, Span{cut}, batch_, shape_.image, shape_.patch));
   linear("patch_embed.proj", cut, embedded, batch_ * patches, hidden_gradient_, nullptr);
   forward_.push_back(
-      kernel(kernels.embed, embedded, start_, stream_, batch_, patches, tokens, width));
+      step_of(device_, kernels.embed, embedded, start_, stream_, batch_, patches, tokens, width));
   backward_.push_back(
       {product(device_, Matrix(ones_, 1, batch_), Matrix(stream_gradient_, batch_, tokens * width),
                Matrix(parameters_.start_gradient(), 1, tokens * width)),
-       kernel(kernels.gather, stream_gradient_ + shape_.prefix() * width, tokens * width,
-              hidden_gradient_, batch_, patches * width)});
+       step_of(device_, kernels.gather, stream_gradient_ + shape_.prefix() * width, tokens * width,
+               hidden_gradient_, batch_, patches * width)});
 }
 
 // The head reads only the class token, so the last block computes no other after its attention.
@@ -126,13 +121,14 @@ void Training::attention(const std::string& block, bool only_first) {
   if (only_first) {
     stream_rows_ = batch_;
     first = memory(batch_, width), stream_gradient_ = memory(batch_, width);
-    forward_.push_back(kernel(device_.kernels().gather, x, tokens * width, first, batch_, width));
+    forward_.push_back(
+        step_of(device_, device_.kernels().gather, x, tokens * width, first, batch_, width));
   }
   // the gradient by x: through the norm, then what passes the attention by
   float* const through = only_first ? x_gradient : branch_gradient_;
-  backward_.push_back({kernel(device_.kernels().training->add_rows,
-                              only_first ? stream_gradient_ : branch_gradient_, x_gradient,
-                              only_first ? tokens * width : width, stream_rows_, width)});
+  backward_.push_back({step_of(device_, device_.kernels().training->add_rows,
+                               only_first ? stream_gradient_ : branch_gradient_, x_gradient,
+                               only_first ? tokens * width : width, stream_rows_, width)});
   float* const normal = memory(rows, width);
   norm(block + "norm1", x, normal, rows, hidden_gradient_, through);
   float* const qkv = memory(rows, 3 * width);
@@ -172,7 +168,7 @@ void Training::mix(float* qkv, float* mixed, std::int64_t keep) {
   if (keep == 1) {  // oneDNN 3.13 multiplies wrongly by single rows that lie apart
     q = result(memory(batch_, width));
     forward_.push_back(
-        kernel(device_.kernels().gather, qkv, tokens * 3 * width, q.data, batch_, width));
+        step_of(device_, device_.kernels().gather, qkv, tokens * 3 * width, q.data, batch_, width));
   }
   const Matrix scores = table(memory(batch_ * heads * keep, tokens));
   Pass soft = softmax(device_, scores, scores_gradient_);
@@ -197,8 +193,8 @@ void Training::mix(float* qkv, float* mixed, std::int64_t keep) {
 
 void Training::mlp(const std::string& block) {
   const std::int64_t width = shape_.width, hidden = shape_.hidden, rows = stream_rows_;
-  backward_.push_back({kernel(device_.kernels().training->add_rows, branch_gradient_,
-                              stream_gradient_, width, rows, width)});
+  backward_.push_back({step_of(device_, device_.kernels().training->add_rows, branch_gradient_,
+                               stream_gradient_, width, rows, width)});
   float* const normal = memory(rows, width);
   norm(block + "norm2", stream_, normal, rows, hidden_gradient_, branch_gradient_);
   float *const before = memory(rows, hidden), *const after = memory(rows, hidden);
@@ -211,9 +207,10 @@ void Training::mlp(const std::string& block) {
 void Training::pool() {
   const std::int64_t width = shape_.width, tokens = shape_.tokens(), skip = shape_.registers;
   const auto mean = [&](float* x, float* out, float* out_gradient, float* x_gradient) {
-    forward_.push_back(kernel(device_.kernels().mean, x, out, batch_, tokens, skip, width));
-    backward_.push_back({kernel(device_.kernels().training->mean_gradient, out_gradient, x_gradient,
-                                batch_, tokens, skip, width)});
+    forward_.push_back(
+        step_of(device_, device_.kernels().mean, x, out, batch_, tokens, skip, width));
+    backward_.push_back({step_of(device_, device_.kernels().training->mean_gradient, out_gradient,
+                                 x_gradient, batch_, tokens, skip, width)});
   };
   features_ = memory(batch_, width);
   if (shape_.class_token) {
@@ -240,8 +237,8 @@ void Training::finish() {
     features_ = after, features_gradient_ = gradient;
   }
   linear("head", features_, logits_, batch_, logits_gradient_, features_gradient_);
-  forward_.push_back(kernel(device_.kernels().training->cross_entropy, logits_, targets_, losses_,
-                            logits_gradient_, batch_, shape_.outputs));
+  forward_.push_back(step_of(device_, device_.kernels().training->cross_entropy, logits_, targets_,
+                             losses_, logits_gradient_, batch_, shape_.outputs));
 }
 
 void Training::linear(const std::string& name, float* x, float* out, std::int64_t rows,
@@ -277,9 +274,10 @@ void Training::branch(const std::string& layer, const std::string& scale, float*
     const TrainingKernels& kernels = *device_.kernels().training;
     float* const bare = memory(rows, width);
     linear(layer, x, bare, rows, branch_gradient_, x_gradient);
-    forward_.push_back(kernel(kernels.layer_scale, stream_, bare, gamma.data(), out, rows, width));
-    backward_.push_back({kernel(kernels.layer_scale_gradient, stream_gradient_, bare, gamma.data(),
-                                branch_gradient_, gamma.gradient, rows, width)});
+    forward_.push_back(
+        step_of(device_, kernels.layer_scale, stream_, bare, gamma.data(), out, rows, width));
+    backward_.push_back({step_of(device_, kernels.layer_scale_gradient, stream_gradient_, bare,
+                                 gamma.data(), branch_gradient_, gamma.gradient, rows, width)});
   }
   stream_ = out;
 }

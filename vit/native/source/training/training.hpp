@@ -4,7 +4,6 @@
 
 #include <cstdint>
 #include <string>
-#include <type_traits>
 #include <vector>
 
 #include "file/shape.hpp"
@@ -30,8 +29,6 @@ class Training {
   using Steps = std::vector<Step>;
 
   float* memory(std::int64_t rows, std::int64_t columns);
-  template <class... Types>
-  Step kernel(void (*function)(Device&, Types...), std::common_type_t<Types>... arguments);
   void add(Pass pass);
 
   // Parts of the model. Pointers `..._gradient` are memory for gradients by activations, which
