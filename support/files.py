@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from uuid import uuid4
 
@@ -110,6 +110,17 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def described(paths: Iterable[Path]) -> dict[str, tuple[int, str]]:
+    """Size in bytes and SHA-256 of each file, by its name."""
+    return {path.name: (path.stat().st_size, sha256(path)) for path in paths}
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def append_line(path: Path, value: Mapping[str, object], *, durable: bool = True) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from pipeline.checkpoint import remote
 from pipeline.checkpoint.checkpoints import Checkpoints
-from pipeline.checkpoint.local import CONFIG, FORMAT, META, Checkpoint, described
-from support.files import flush, remove_folder, write_json
+from pipeline.checkpoint.local import CONFIG, FORMAT, META, Checkpoint
+from support.files import described, flush, remove_folder, write_json
 from support.settings import Settings
 
 Files = dict[str, tuple[int, str]]

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from pipeline.settings.config import TrainConfig
 from support import code
-from support.files import remove_folder, written
+from support.files import remove_folder, sha256, written
 from support.redact import redacted
 
 log = logging.getLogger(__name__)
@@ -105,17 +105,6 @@ class Checkpoint:
                 raise ValueError(
                     f"{self.path / name} is damaged: its SHA-256 is not the one in {META}"
                 )
-
-
-def described(paths: Iterable[Path]) -> dict[str, tuple[int, str]]:
-    """Size in bytes and SHA-256 of each file, by its name."""
-    return {path.name: (path.stat().st_size, sha256(path)) for path in paths}
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checkpoints(folder: Path, *, only: str = "") -> list[Checkpoint]:

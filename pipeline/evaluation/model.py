@@ -26,6 +26,7 @@ from pipeline.data import digits
 from pipeline.evaluation.config import EvaluateConfig, LinearProbeConfig
 from pipeline.settings.config import DataConfig, TrainConfig
 from shards.dataset.classes import BUILT_IN, class_list, mapping
+from support.files import sha256
 from support.settings import type_hints
 from vit.config import ImageConfig, LossConfig, ViTConfig
 from vit.config_json import parsed
@@ -193,7 +194,7 @@ class EvalModel:
 
     def sha256(self) -> str:
         """Hash of the file with the weights."""
-        return local.sha256(weights_file(self.path))
+        return sha256(weights_file(self.path))
 
 
 def preparation(images: ImageConfig) -> dict[str, object]:

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.checkpoint import remote
-from pipeline.checkpoint.local import STATE, described
+from pipeline.checkpoint.local import STATE
 from pipeline.checkpoint.run_folder import INIT, RunFolder
 from shards.dataset import store
-from support.files import write_json, written
+from support.files import described, write_json, written
 from support.redact import redact
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,6 @@ channels differ. Scales of weights by least squared error changed nothing that c
 chance.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,7 +33,7 @@ import numpy as np
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save_file
 
-from support.files import write_json, written
+from support.files import described, write_json, written
 from vit.config import ImageConfig
 from vit.images import SUFFIXES, decode, eval_view
 from vit.native.model import NativeViT
@@ -251,9 +250,4 @@ def rounded(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def copy_meta(path: Path, folder: Path) -> None:
     """Copy meta.json into a folder, with the sizes and hashes of the files that are there."""
     meta = json.loads(path.read_text())
-    files = [file for file in sorted(folder.iterdir()) if file.is_file()]
-    described = {
-        file.name: (file.stat().st_size, hashlib.sha256(file.read_bytes()).hexdigest())
-        for file in files
-    }
-    write_json(folder / META, meta | {"files": described})
+    write_json(folder / META, meta | {"files": described(sorted(folder.iterdir()))})
