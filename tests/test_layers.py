@@ -85,7 +85,6 @@ TORCH_FREE = (
     *("vit/native/__main__.py", "vit/native/build.py", "vit/native/model.py"),
     *("vit/native/predict.py", "vit/native/preparation.py", "vit/native/quantise.py"),
     "vit/native/toolchain.py",
-    "vit/native/quantise.py",
     *("tune/config.py", "tune/space.py", "support/console.py", "support/command.py"),
 )
 

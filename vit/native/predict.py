@@ -11,7 +11,7 @@ import numpy as np
 
 from vit.images import decode, eval_view
 from vit.native.model import NativeViT
-from vit.native.preparation import CONFIG, META, class_list, image_settings, normalised, read_table
+from vit.native.preparation import CONFIG, META, class_list, normalised, read_table, settings_of
 
 BATCH = 8
 
@@ -34,9 +34,10 @@ def classified(
     Raises ValueError, before any file is read, if the checkpoint is not a folder that says how
     images are prepared.
     """
-    settings = image_settings(checkpoint / CONFIG)
+    config = read_table(checkpoint / CONFIG)
+    settings = settings_of(config, checkpoint / CONFIG)
     names = class_list(checkpoint / META, model.description.outputs)
-    sigmoid = read_table(checkpoint / CONFIG).get("loss.name") == "sigmoid"
+    sigmoid = config.get("loss.name") == "sigmoid"
     size = model.description.image_size
     for start in range(0, len(files), BATCH):
         part = files[start : start + BATCH]

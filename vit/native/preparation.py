@@ -28,7 +28,12 @@ def read_table(path: Path) -> dict:
 
 def image_settings(path: Path) -> ImageConfig:
     """The preprocessing that a checkpoint's config.json states; ValueError if it states none."""
-    stated = {n[7:]: v for n, v in read_table(path).items() if n.startswith("images.")}
+    return settings_of(read_table(path), path)
+
+
+def settings_of(config: dict, path: Path) -> ImageConfig:
+    """The same, of a config.json that has been read from this path."""
+    stated = {n[7:]: v for n, v in config.items() if n.startswith("images.")}
     if not stated:
         raise ValueError(f"{path} states no preprocessing of images; give a checkpoint of a run")
     listed = {n: tuple(v) if isinstance(v, list) else v for n, v in stated.items()}

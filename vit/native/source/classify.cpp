@@ -130,18 +130,15 @@ std::vector<std::string> class_names(const std::string& checkpoint, std::int64_t
 }
 
 // Whether a config.json says how images are prepared.
-bool states_images(const std::string& config) {
-  const json::Value parsed = json::parse(config);
-  const json::Values& settings = parsed.items();
+bool states_images(const json::Value& config) {
+  const json::Values& settings = config.items();
   return std::any_of(settings.begin(), settings.end(), [](const json::Value& setting) {
     return setting.name().rfind("images.", 0) == 0;
   });
 }
 
-bool is_sigmoid(const std::optional<std::string>& config) {
-  if (!config) return false;
-  const json::Value parsed = json::parse(*config);
-  const json::Value* loss = parsed.find("loss.name");
+bool is_sigmoid(const json::Value& config) {
+  const json::Value* loss = config.find("loss.name");
   return loss && loss->as_string() == "sigmoid";
 }
 
@@ -154,12 +151,8 @@ class Classifier {
     model_.reset(model);
     check(vit_describe(model, &description_));
     config_ = text_of(checkpoint, "config.json");
-    if (config_ && !states_images(*config_)) {
-      throw std::runtime_error("config.json states no preprocessing of images; give a checkpoint" +
-                               std::string(" of a run, or a safetensors file alone"));
-    }
+    if (config_) read(json::parse(*config_));
     names_ = class_names(checkpoint, description_.outputs);
-    is_sigmoid_ = is_sigmoid(config_);
   }
 
   // Prints the most likely classes of a file; Unreadable if it is no image.
@@ -179,6 +172,14 @@ class Classifier {
   }
 
  private:
+  void read(const json::Value& config) {
+    if (!states_images(config)) {
+      throw std::runtime_error("config.json states no preprocessing of images; give a checkpoint" +
+                               std::string(" of a run, or a safetensors file alone"));
+    }
+    is_sigmoid_ = is_sigmoid(config);
+  }
+
   std::vector<float> logits(const std::string& path) const {
     vit_image* opened = nullptr;
     check<Unreadable>(vit_read_image(path.c_str(), &opened));

@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "file/limits.hpp"
 #include "file/shape.hpp"
 #include "file/tensor_file.hpp"
 #include "guarded.hpp"
@@ -20,8 +21,6 @@ namespace {
 
 // Sizes of batches that stay set up; a server sees few, and each holds its activations.
 constexpr std::size_t max_plans = 4;
-// As that of all sizes in shape.cpp, so that no product of them overflows.
-constexpr std::int64_t max_batch = 1 << 20;
 
 }  // namespace
 
@@ -73,9 +72,9 @@ int guarded(vit_model* model, Function&& function) noexcept {
 
 void check_batch(bool pointers, int64_t batch) {
   if (!pointers) throw std::invalid_argument("an argument is a null pointer");
-  if (batch < 1 || batch > max_batch) {
+  if (batch < 1 || batch > vit::max_side) {
     throw std::invalid_argument("batch is " + std::to_string(batch) + ", not from 1 to " +
-                                std::to_string(max_batch));
+                                std::to_string(vit::max_side));
   }
 }
 

@@ -8,14 +8,10 @@
 #include <stdexcept>
 
 #include "file/json.hpp"
+#include "file/limits.hpp"
 
 namespace vit {
 namespace {
-
-// Upper bound of every size, so that no product of them overflows.
-constexpr std::int64_t max_side = 1 << 20;
-
-constexpr std::int64_t max_pixels = 178'956'970;  // of an image, as of those that are read
 
 constexpr std::uintmax_t max_config = 10'000'000;  // bytes; that of a run has a hundredth of it
 

@@ -12,10 +12,9 @@
 #include <string_view>
 #include <vector>
 
-namespace vit {
+#include "file/limits.hpp"
 
-// Pixels of an image at most: Pillow's limit against decompression bombs.
-constexpr std::int64_t max_pixels = 178'956'970;
+namespace vit {
 
 // An image in memory.
 struct Image {
