@@ -73,7 +73,7 @@ def shared_objects(codecs: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
 def cpu(sanitize: bool) -> Plan:
     """The back end of CPUs."""
     onednn, (codecs, readers) = toolchain.onednn(), toolchain.codecs()
-    objects = shared_objects(codecs) | {"device_cpu": ("cpu/device_cpu.cpp",)}
+    objects = shared_objects(codecs) | {"device_cpu": ("cpu/device_cpu.cpp",)} | sources("onednn")
     sets = INSTRUCTIONS if platform.machine() in ("x86_64", "AMD64") else {"baseline": "native"}
     for name, instructions in sets.items():
         for kernels in ("kernels", "training_kernels"):
@@ -100,7 +100,7 @@ def sycl(sanitize: bool) -> Plan:
             *(f"-isystem{folder}" for folder in includes),
             *((f'-DVIT_OPENCL_CPU="{opencl}"',) if opencl.exists() else ()),
         ),
-        objects=shared_objects(codecs) | sources("sycl"),
+        objects=shared_objects(codecs) | sources("onednn") | sources("sycl"),
         link=(
             *(f"-L{folder}" for folder in libraries),
             *("-lsycl", "-ldnnl"),

@@ -4,7 +4,6 @@
 #include <cstdio>
 #include <exception>
 #include <new>
-#include <oneapi/dnnl/dnnl.hpp>
 #include <stdexcept>
 
 namespace vit {
@@ -12,8 +11,8 @@ namespace vit {
 // The words of this thread's last error, cut off if they are longer.
 inline thread_local char last_error[1024] = "";
 
-inline void set_error(const char* kind, const char* words) noexcept {
-  std::snprintf(last_error, sizeof last_error, "%s%s", kind, words);
+inline void set_error(const char* words) noexcept {
+  std::snprintf(last_error, sizeof last_error, "%s", words);
 }
 
 // Runs the function; returns 0, or 1 after an exception.
@@ -23,15 +22,13 @@ int guarded(Function&& function) noexcept {
     function();
     return 0;
   } catch (const std::bad_alloc&) {
-    set_error("", "not enough memory; use smaller batches or images");
+    set_error("not enough memory; use smaller batches or images");
   } catch (const std::length_error&) {
-    set_error("", "not enough memory; use smaller batches or images");
-  } catch (const dnnl::error& error) {
-    set_error("oneDNN: ", error.what());
+    set_error("not enough memory; use smaller batches or images");
   } catch (const std::exception& error) {
-    set_error("", error.what());
+    set_error(error.what());
   } catch (...) {
-    set_error("", "an unknown error");
+    set_error("an unknown error");
   }
   return 1;
 }

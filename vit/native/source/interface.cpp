@@ -26,7 +26,7 @@ constexpr std::size_t max_plans = 4;
 
 struct vit_model {
   explicit vit_model(const std::string& checkpoint, const vit::Options& options)
-      : device(options.device, options.threads),
+      : device(options),
         file(vit::weights_path(checkpoint)),
         shape(vit::shape_of(file, vit::config_path(checkpoint))),
         model(device, file, shape, options.precision) {

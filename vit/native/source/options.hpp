@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "model/model.hpp"
+#include "model/device.hpp"
 
 namespace vit {
 

@@ -4,30 +4,33 @@
 #include <cstring>
 #include <new>
 #include <stdexcept>
+#include <utility>
 
 #include "cpu/kernels_cpu.hpp"
 #include "model/device.hpp"
+#include "onednn/engine.hpp"
 
 namespace vit {
 
 struct Device::State {
   int threads;
+  Engine engine;
 };
 
-Device::Device(const std::string& choice, int threads) : state_(new State) {
+Device::Device(const Options& options) : state_(new State) {
   if (dnnl::version()->cpu_runtime == DNNL_RUNTIME_SYCL) {
     // it has the same name, so the one that a process loads first serves both; it would not wait
     throw std::runtime_error(
         "this process has loaded oneDNN for SYCL; use the back ends cpu and sycl in processes of"
         " their own");
   }
-  if (!choice.empty() && choice != "cpu") {
-    throw std::runtime_error("device is " + choice + ", but this back end has only cpu");
+  if (!options.device.empty() && options.device != "cpu") {
+    throw std::runtime_error("device is " + options.device + ", but this back end has only cpu");
   }
-  state_->threads = threads > 0 ? threads : omp_get_num_procs();
+  state_->threads = options.threads > 0 ? options.threads : omp_get_num_procs();
   enter();
-  engine_ = dnnl::engine(dnnl::engine::kind::cpu, 0);
-  stream_ = dnnl::stream(engine_);
+  state_->engine.engine = dnnl::engine(dnnl::engine::kind::cpu, 0);
+  state_->engine.stream = dnnl::stream(state_->engine.engine);
   kernels_ = &best_kernels();
 }
 
@@ -39,7 +42,7 @@ std::string Device::name() const {
 
 void Device::enter() const { omp_set_num_threads(state_->threads); }
 
-void Device::wait() { stream_.wait(); }
+void Device::wait() { state_->engine.stream.wait(); }
 
 void* Device::allocate(std::size_t bytes) {
   void* pointer = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
@@ -59,8 +62,12 @@ void Device::download(void* host, const void* device, std::size_t bytes) {
 
 void Device::clear(void* device, std::size_t bytes) { std::memset(device, 0, bytes); }
 
-dnnl::memory Device::wrap(const dnnl::memory::desc& desc, void* pointer) const {
-  return dnnl::memory(desc, engine_, pointer);
+Step Device::sequence(std::vector<Step> steps) { return in_order(std::move(steps)); }
+
+Engine& engine_of(Device& device) { return device.state().engine; }
+
+dnnl::memory wrap(Device& device, const dnnl::memory::desc& desc, void* pointer) {
+  return dnnl::memory(desc, engine_of(device).engine, pointer);
 }
 
 }  // namespace vit

@@ -2,6 +2,8 @@
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
+#include <utility>
+#include <vector>
 
 #include "cpu/kernels_cpu.hpp"
 
@@ -96,8 +98,8 @@ inline void update(const AdamWFactors& factors, float gradient, float& weight, f
   weight = weight * factors.keep - factors.step_size * (first / deviation);
 }
 
-void adamw(Device&, AdamWFactors factors, const float* gradient, float* weights, float* first,
-           float* second, std::int64_t count) {
+void adamw32(AdamWFactors factors, const float* gradient, float* weights, float* first,
+             float* second, std::int64_t count) {
 #pragma omp parallel for simd
   for (std::int64_t i = 0; i < count; ++i) {
     update(factors, gradient[i], weights[i], first[i], second[i]);
@@ -138,8 +140,8 @@ inline void load_block(const State8& state, std::int64_t block, float* values) {
   for (std::int64_t i = 0; i < state_block; ++i) values[i] = state.map[codes[i]] * scale;
 }
 
-void adamw8bit(Device&, AdamWFactors factors, const float* gradient, float* weights, State8 first,
-               State8 second, std::int64_t count) {
+void adamw8(AdamWFactors factors, const float* gradient, float* weights, State8 first,
+            State8 second, std::int64_t count) {
 #pragma omp parallel for
   for (std::int64_t block = 0; block < count / state_block; ++block) {
     const std::int64_t at = block * state_block;
@@ -155,9 +157,22 @@ void adamw8bit(Device&, AdamWFactors factors, const float* gradient, float* weig
   }
 }
 
+Update adamw(Device&, std::vector<AdamWTensor> tensors) {
+  return [tensors = std::move(tensors)](const AdamWFactors& factors) {
+    for (const AdamWTensor& each : tensors) {
+      const AdamWFactors own = each.decays ? factors : without_decay(factors);
+      if (each.first) {
+        adamw32(own, each.gradient, each.weights, each.first, each.second, each.count);
+      } else {
+        adamw8(own, each.gradient, each.weights, each.first8, each.second8, each.count);
+      }
+    }
+  };
+}
+
 }  // namespace
 
-const TrainingKernels training_kernels{
-    add_rows, layer_scale, layer_scale_gradient, mean_gradient, cross_entropy, adamw, adamw8bit};
+const TrainingKernels training_kernels{add_rows,      layer_scale,   layer_scale_gradient,
+                                       mean_gradient, cross_entropy, adamw};
 
 }  // namespace vit::VIT_ISA

@@ -1,34 +1,47 @@
-// What computes: a oneDNN engine with its stream, and memory that it can read and write.
+// What computes, and memory that it can read and write.
 //
-// device_cpu.cpp and device_sycl.cpp implement the class; a library is linked with one of them.
+// Each kind of device implements the class; a library is linked with one of them.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <oneapi/dnnl/dnnl.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace vit {
 
 struct Kernels;
 
+enum class Precision { float32, bfloat16, int8 };
+
+// Options of vit_open.
+struct Options {
+  Precision precision = Precision::float32;
+  std::string device;  // "" takes the device that there is
+  int threads = 0;     // 0 takes one for each core
+};
+
 // One piece of a computation that is set up already.
 using Step = std::function<void()>;
 
+// The step that runs others one after the other.
+inline Step in_order(std::vector<Step> steps) {
+  return [steps = std::move(steps)] {
+    for (const Step& step : steps) step();
+  };
+}
+
 class Device {
  public:
-  // `choice` is the value of the option "device"; threads 0 takes one for each core.
-  Device(const std::string& choice, int threads);
+  explicit Device(const Options& options);
   ~Device();
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;
 
-  const dnnl::engine& engine() const { return engine_; }
-  dnnl::stream& stream() { return stream_; }
-  // The kernels that oneDNN does not have, in the best version for this device.
+  // The kernels of the table, in the best version for this device.
   const Kernels& kernels() const { return *kernels_; }
   // Such as "avx512", or the name of a GPU.
   std::string name() const;
@@ -46,8 +59,8 @@ class Device {
   void download(void* host, const void* device, std::size_t bytes);
   void clear(void* device, std::size_t bytes);
 
-  // oneDNN's view of memory of this device.
-  dnnl::memory wrap(const dnnl::memory::desc& desc, void* pointer) const;
+  // The step that runs these in order; a device may record what they submit, and repeat it.
+  Step sequence(std::vector<Step> steps);
 
   // What only the files of one kind of device know.
   struct State;
@@ -55,8 +68,6 @@ class Device {
 
  private:
   std::unique_ptr<State> state_;
-  dnnl::engine engine_;
-  dnnl::stream stream_;
   const Kernels* kernels_;
 };
 

@@ -31,11 +31,13 @@ Forward::Forward(Device& device, Model& model, std::int64_t batch, Observer obse
   embed();
   for (Block& block : model.blocks) this->block(block, &block == &model.blocks.back());
   finish();
+  // an observer reads in the middle, which cannot be recorded
+  run_ = observer_ ? in_order(std::move(steps_)) : device.sequence(std::move(steps_));
 }
 
 void Forward::run(const float* images, float* logits) {
   device_.upload(images_.data(), images, images_.bytes());
-  for (const Step& step : steps_) step();
+  run_();
   device_.wait();
   device_.download(logits, logits_.data(), logits_.bytes());
 }

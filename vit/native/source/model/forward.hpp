@@ -46,7 +46,8 @@ class Forward {
   Buffer hidden_;          // inputs of layers of the width: rows_ x D
   Buffer wide_;            // outputs of qkv, then of fc1
   Buffer pooled_, features_, logits_;
-  std::vector<Step> steps_;
+  std::vector<Step> steps_;  // while they are set up
+  Step run_;
 };
 
 }  // namespace vit

@@ -1,4 +1,4 @@
-// The kernels that oneDNN does not have, or not fused: a table that each device fills.
+// What a model computes beside its dense layers: a table that each device fills.
 //
 // Shapes: B images, T tokens (class token, registers, N patches), D width, A heads of d = D / A.
 // Pointers are memory of the device. A kernel returns when it is submitted (Device::wait).
@@ -15,12 +15,6 @@ namespace vit {
 enum class Type { f32, bf16, u8 };
 
 inline std::size_t size_of(Type type) { return type == Type::f32 ? 4 : type == Type::bf16 ? 2 : 1; }
-
-inline dnnl::memory::data_type data_type(Type type) {
-  return type == Type::f32    ? dnnl::memory::data_type::f32
-         : type == Type::bf16 ? dnnl::memory::data_type::bf16
-                              : dnnl::memory::data_type::u8;
-}
 
 // Memory of a type; of u8, the value is scale * (byte - zero), and no byte is above `top`.
 struct Span {

@@ -5,8 +5,6 @@
 #include <stdexcept>
 #include <utility>
 
-#include "model/instructions.hpp"
-
 namespace vit {
 namespace {
 
@@ -92,7 +90,7 @@ class Loader {
                                ", where a range of values around 0 is needed");
     }
     Span span{nullptr, Type::u8};
-    span.top = largest_code(device_.engine());
+    span.top = largest_code(device_);
     span.scale = width / static_cast<float>(span.top);
     span.zero = static_cast<std::int32_t>(std::nearbyint(-low / span.scale));
     return span;
@@ -114,8 +112,8 @@ class Loader {
   Precision precision_;
 };
 
-// std::runtime_error unless the file holds what the precision needs and the device can compute it.
-void check_precision(const Device& device, const Weights& weights, Precision precision) {
+// std::runtime_error unless the file holds what the precision needs.
+void check_file(const Weights& weights, Precision precision) {
   const bool quantised = weights.has("blocks.0.attn.qkv.weight_scale");
   if (quantised && precision != Precision::int8) {
     throw std::runtime_error(weights.path() + " is quantised; open it with precision=int8");
@@ -125,14 +123,14 @@ void check_precision(const Device& device, const Weights& weights, Precision pre
                              " is not quantised, which int8 needs; python -m vit.native quantise"
                              " CHECKPOINT IMAGES... --out FOLDER writes a file that is");
   }
-  if (precision == Precision::bfloat16) check_bfloat16(device.engine());
 }
 
 }  // namespace
 
 Model::Model(Device& device, Weights& weights, const Shape& shape_, Precision precision_)
     : shape(shape_), precision(precision_) {
-  check_precision(device, weights, precision);
+  check_file(weights, precision);
+  check_precision(device, precision);
   Loader load(device, weights, shape, precision);
   patch_embed = load.patch_embed();
   start = load.start();

@@ -11,16 +11,9 @@
 #include "file/weights.hpp"
 #include "model/device.hpp"
 #include "model/linear.hpp"
+#include "model/precision.hpp"
 
 namespace vit {
-
-enum class Precision { float32, bfloat16, int8 };
-
-struct Options {
-  Precision precision = Precision::float32;
-  std::string device;
-  int threads = 0;
-};
 
 struct Norm {
   Buffer weight, bias;
@@ -42,12 +35,5 @@ struct Model {
   std::vector<Block> blocks;
   Norm norm;
 };
-
-// Type of the inputs of the layers within blocks.
-inline Type type_of(Precision precision) {
-  return precision == Precision::float32    ? Type::f32
-         : precision == Precision::bfloat16 ? Type::bf16
-                                            : Type::u8;
-}
 
 }  // namespace vit

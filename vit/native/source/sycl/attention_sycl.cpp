@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "model/primitive.hpp"
+#include "onednn/primitive.hpp"
 #include "sycl/device_sycl.hpp"
 #include "sycl/kernels_sycl.hpp"
 
@@ -28,20 +28,20 @@ struct Matrices {
 
 Step product(Device& device, const Matrices& a, const Matrices& b, const Matrices& c,
              const dnnl::primitive_attr& attributes) {
-  const dnnl::matmul::primitive_desc description(device.engine(), a.desc, b.desc, c.desc,
+  const dnnl::matmul::primitive_desc description(engine_of(device).engine, a.desc, b.desc, c.desc,
                                                  attributes);
-  std::unordered_map<int, memory> arguments{{DNNL_ARG_SRC, device.wrap(a.desc, a.data)},
-                                            {DNNL_ARG_WEIGHTS, device.wrap(b.desc, b.data)},
-                                            {DNNL_ARG_DST, device.wrap(c.desc, c.data)}};
+  std::unordered_map<int, memory> arguments{{DNNL_ARG_SRC, wrap(device, a.desc, a.data)},
+                                            {DNNL_ARG_WEIGHTS, wrap(device, b.desc, b.data)},
+                                            {DNNL_ARG_DST, wrap(device, c.desc, c.data)}};
   return step_of<dnnl::matmul>(device, description, std::move(arguments));
 }
 
 Step softmax(Device& device, const Matrices& scores, const Matrices& shares) {
   const dnnl::softmax_forward::primitive_desc description(
-      device.engine(), dnnl::prop_kind::forward_inference, dnnl::algorithm::softmax_accurate,
-      scores.desc, shares.desc, 3);
-  std::unordered_map<int, memory> arguments{{DNNL_ARG_SRC, device.wrap(scores.desc, scores.data)},
-                                            {DNNL_ARG_DST, device.wrap(shares.desc, shares.data)}};
+      engine_of(device).engine, dnnl::prop_kind::forward_inference,
+      dnnl::algorithm::softmax_accurate, scores.desc, shares.desc, 3);
+  std::unordered_map<int, memory> arguments{{DNNL_ARG_SRC, wrap(device, scores.desc, scores.data)},
+                                            {DNNL_ARG_DST, wrap(device, shares.desc, shares.data)}};
   return step_of<dnnl::softmax_forward>(device, description, std::move(arguments));
 }
 
@@ -101,9 +101,7 @@ Step attention(Device& device, Span qkv, Span out, std::int64_t batch, std::int6
       steps.push_back([=, &device] { copy(device, Span{mixed}, width, bytes, b * keep, width); });
     }
   }
-  return [scratch, steps = std::move(steps)] {
-    for (const Step& step : steps) step();
-  };
+  return [scratch, run = in_order(std::move(steps))] { run(); };
 }
 
 }  // namespace vit

@@ -96,10 +96,10 @@ std::shared_ptr<Buffer> Device::State::scratch(Device& device, std::size_t bytes
 }
 
 // Neither SYCL nor oneDNN's build for it can be told a number of threads.
-Device::Device(const std::string& choice, int /* threads */) {
-  state_ = std::make_unique<State>(choice);
-  engine_ = interop::make_engine(state_->queue.get_device(), state_->queue.get_context());
-  stream_ = interop::make_stream(engine_, state_->queue);
+Device::Device(const Options& options) : state_(std::make_unique<State>(options.device)) {
+  auto& [engine, stream] = state_->engine;
+  engine = interop::make_engine(state_->queue.get_device(), state_->queue.get_context());
+  stream = interop::make_stream(engine, state_->queue);
   kernels_ = &sycl_kernels;
 }
 
@@ -142,8 +142,12 @@ void Device::download(void* host, const void* device, std::size_t bytes) {
 
 void Device::clear(void* device, std::size_t bytes) { state_->queue.memset(device, 0, bytes); }
 
-dnnl::memory Device::wrap(const dnnl::memory::desc& desc, void* pointer) const {
-  return interop::make_memory(desc, engine_, interop::memory_kind::usm, pointer);
+Step Device::sequence(std::vector<Step> steps) { return in_order(std::move(steps)); }
+
+Engine& engine_of(Device& device) { return device.state().engine; }
+
+dnnl::memory wrap(Device& device, const dnnl::memory::desc& desc, void* pointer) {
+  return interop::make_memory(desc, engine_of(device).engine, interop::memory_kind::usm, pointer);
 }
 
 }  // namespace vit

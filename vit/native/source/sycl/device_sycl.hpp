@@ -7,6 +7,7 @@
 #include <sycl/sycl.hpp>
 
 #include "model/device.hpp"
+#include "onednn/engine.hpp"
 
 namespace vit {
 
@@ -26,6 +27,7 @@ struct Device::State {
   // The first error that was reported after something was submitted.
   std::shared_ptr<std::exception_ptr> failure;
   sycl::queue queue;  // in order: a kernel sees what those before it wrote
+  Engine engine;
   std::weak_ptr<Buffer> last_scratch;
 
   // A kernel of a program, which a process compiles once for each device; std::runtime_error has

@@ -1,3 +1,6 @@
+#include <utility>
+#include <vector>
+
 #include "sycl/device_sycl.hpp"
 #include "sycl/kernels_sycl.hpp"
 #include "training/training_kernels.hpp"
@@ -42,20 +45,24 @@ void cross_entropy(Device& device, const float* logits, const float* targets, fl
          classes);
 }
 
-void adamw(Device& device, AdamWFactors factors, const float* gradient, float* weights,
-           float* first, float* second, std::int64_t count) {
-  launch_each(device, program, "adamw", count, factors, gradient, weights, first, second);
-}
-
-void adamw8bit(Device& device, AdamWFactors factors, const float* gradient, float* weights,
-               State8 first, State8 second, std::int64_t count) {
-  launch(device, program, "adamw8bit", count / state_block, factors, gradient, weights, first,
-         second);
+Update adamw(Device& device, std::vector<AdamWTensor> tensors) {
+  return [&device, tensors = std::move(tensors)](const AdamWFactors& factors) {
+    for (const AdamWTensor& each : tensors) {
+      const AdamWFactors own = each.decays ? factors : without_decay(factors);
+      if (each.first) {
+        launch_each(device, program, "adamw", each.count, own, each.gradient, each.weights,
+                    each.first, each.second);
+      } else {
+        launch(device, program, "adamw8bit", each.count / state_block, own, each.gradient,
+               each.weights, each.first8, each.second8);
+      }
+    }
+  };
 }
 
 }  // namespace
 
-const TrainingKernels sycl_training_kernels{
-    add_rows, layer_scale, layer_scale_gradient, mean_gradient, cross_entropy, adamw, adamw8bit};
+const TrainingKernels sycl_training_kernels{add_rows,      layer_scale,   layer_scale_gradient,
+                                            mean_gradient, cross_entropy, adamw};
 
 }  // namespace vit

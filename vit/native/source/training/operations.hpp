@@ -1,7 +1,8 @@
-// The operations of training as oneDNN primitives, with their gradients.
+// The operations of training, with their gradients; each kind of device implements them.
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "model/device.hpp"
 #include "model/linear.hpp"
@@ -13,8 +14,12 @@ struct Matrix {
   Matrix(float* data_, std::int64_t rows_, std::int64_t columns_)
       : data(data_), rows(rows_), columns(columns_), row_stride(columns_) {}
 
-  Matrix transposed() const;
-  dnnl::memory::desc desc() const;
+  Matrix transposed() const {
+    Matrix other = *this;
+    std::swap(other.rows, other.columns);
+    std::swap(other.row_stride, other.column_stride);
+    return other;
+  }
 
   float* data;
   std::int64_t rows, columns;

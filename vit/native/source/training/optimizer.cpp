@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "model/kernels.hpp"
 #include "options.hpp"
 
 namespace vit {
@@ -86,11 +87,16 @@ Optimizer::Optimizer(Device& device, const Parameters& parameters,
       *map = uploaded(device, dynamic_map(map == &signed_map_));
     }
   }
+  std::vector<AdamWTensor> tensors;
   for (const auto& [name, parameter] : parameters.all()) {
     if (!parameter.gradient) continue;
     const std::int64_t count = parameter.count();
-    moments_[name] = {zeros(count, signed_map_), zeros(count, unsigned_map_)};
+    const auto& [first, second] =
+        moments_[name] = {zeros(count, signed_map_), zeros(count, unsigned_map_)};
+    tensors.push_back({parameter.gradient, parameter.data(), count, decays(name, parameter),
+                       first.floats(), second.floats(), first.state(), second.state()});
   }
+  update_ = device.kernels().training->adamw(device, std::move(tensors));
 }
 
 Optimizer::Moment Optimizer::zeros(std::int64_t count, const Buffer& map) const {
@@ -118,20 +124,8 @@ void Optimizer::step(double lr) {
   factors.eps = static_cast<float>(settings_.eps);
   factors.step_size = static_cast<float>(lr / (1 - std::pow(settings_.beta1, step)));
   factors.deviation = static_cast<float>(std::sqrt(1 - std::pow(settings_.beta2, step)));
-  const TrainingKernels& kernels = *device_.kernels().training;
-  for (auto& [name, moments] : moments_) {
-    const Parameter& parameter = parameters_.at(name);
-    const double decay = decays(name, parameter) ? settings_.weight_decay : 0.0;
-    factors.keep = static_cast<float>(1 - lr * decay);
-    if (moments.first.map) {
-      kernels.adamw8bit(device_, factors, parameter.gradient, parameter.data(),
-                        moments.first.state(), moments.second.state(), parameter.count());
-    } else {
-      kernels.adamw(device_, factors, parameter.gradient, parameter.data(),
-                    moments.first.values.data<float>(), moments.second.values.data<float>(),
-                    parameter.count());
-    }
-  }
+  factors.keep = static_cast<float>(1 - lr * settings_.weight_decay);
+  update_(factors);
   device_.wait();
 }
 

@@ -38,6 +38,7 @@ class Optimizer {
   struct Moment {
     Buffer values, scales;
     const float* map = nullptr;  // null for float32
+    float* floats() const { return map ? nullptr : values.data<float>(); }
     State8 state() const { return {values.data<std::uint8_t>(), scales.data<float>(), map}; }
   };
   struct Moments {
@@ -51,6 +52,7 @@ class Optimizer {
   std::int64_t steps_ = 0;
   Buffer signed_map_, unsigned_map_;
   std::map<std::string, Moments> moments_;
+  Update update_;
 };
 
 }  // namespace vit

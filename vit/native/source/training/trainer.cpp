@@ -5,7 +5,6 @@
 #include <stdexcept>
 
 #include "file/tensor_writer.hpp"
-#include "model/kernels.hpp"
 
 namespace vit {
 namespace {
@@ -13,10 +12,7 @@ namespace {
 // Sizes of batches that stay set up: that of the epoch, and that of its rest.
 constexpr std::size_t max_plans = 2;
 
-const Shape& checked(const Shape& shape, const Device& device) {
-  if (!device.kernels().training) {
-    throw std::runtime_error("this back end does not train; use cpu");
-  }
+const Shape& checked(const Shape& shape) {
   if (!shape.head) {
     throw std::runtime_error("the model has no head, which training needs for its loss");
   }
@@ -46,7 +42,7 @@ Trainer::Trainer(Device& device, TensorFile& file, const Shape& shape,
                  const OptimizerSettings& settings)
     : device_(device),
       file_(file),
-      shape_(checked(shape, device)),
+      shape_(checked(shape)),
       parameters_(device, file, shape),
       optimizer_(device, parameters_, settings),
       plans_(max_plans) {}

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <utility>
 
 #include "model/kernels.hpp"
@@ -40,15 +41,19 @@ Training::Training(Device& device, const Parameters& parameters, const Shape& sh
     mlp(block);
   }
   finish();
+  Steps back;
+  for (auto steps = backward_.rbegin(); steps != backward_.rend(); ++steps) {
+    std::move(steps->begin(), steps->end(), std::back_inserter(back));
+  }
+  run_forward_ = device.sequence(std::move(forward_));
+  run_backward_ = device.sequence(std::move(back));
 }
 
 double Training::loss(const float* images, const float* targets) {
-  const auto bytes = [&](std::int64_t values) {
-    return static_cast<std::size_t>(batch_ * values) * sizeof(float);
-  };
+  const auto bytes = [&](std::int64_t values) { return batch_ * values * sizeof(float); };
   device_.upload(images_, images, bytes(3 * shape_.image * shape_.image));
   device_.upload(targets_, targets, bytes(shape_.outputs));
-  for (const Step& step : forward_) step();
+  run_forward_();
   device_.wait();
   std::vector<float> losses(static_cast<std::size_t>(batch_));
   device_.download(losses.data(), losses_, bytes(1));
@@ -58,9 +63,7 @@ double Training::loss(const float* images, const float* targets) {
 }
 
 void Training::gradients() {
-  for (auto steps = backward_.rbegin(); steps != backward_.rend(); ++steps) {
-    for (const Step& step : *steps) step();
-  }
+  run_backward_();
   device_.wait();
 }
 
@@ -114,8 +117,7 @@ void Training::embed() {
 // The head reads only the class token, so the last block computes no other after its attention.
 void Training::attention(const std::string& block, bool only_first) {
   const std::int64_t width = shape_.width, tokens = shape_.tokens(), rows = stream_rows_;
-  float* const x = stream_;
-  float* const x_gradient = stream_gradient_;
+  float *const x = stream_, *const x_gradient = stream_gradient_;
   const std::int64_t keep = only_first ? 1 : tokens;
   float* first = x;
   if (only_first) {

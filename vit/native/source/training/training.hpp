@@ -55,8 +55,10 @@ class Training {
   const Shape& shape_;
   std::int64_t batch_;
   std::vector<Buffer> buffers_;
+  // While they are set up: the steps, and those back of each operation, for the opposite order.
   std::vector<Step> forward_;
-  std::vector<Steps> backward_;  // of each operation, to be run in the opposite order
+  std::vector<Steps> backward_;
+  Step run_forward_, run_backward_;
 
   float *images_, *targets_, *logits_, *losses_, *ones_, *start_;
   // The residual stream at the place that is being set up: rows (of D) and their gradient.

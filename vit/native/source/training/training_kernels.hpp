@@ -4,6 +4,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <vector>
 
 #include "model/device.hpp"
 
@@ -21,12 +23,28 @@ struct AdamWFactors {
   float deviation;  // sqrt(1 - beta2^t)
 };
 
+inline AdamWFactors without_decay(AdamWFactors factors) {
+  factors.keep = 1.0f;
+  return factors;
+}
+
 // A state of `count` values, a multiple of state_block: value = map[code] * scale of its block.
 struct State8 {
   std::uint8_t* codes;
   float* scales;
   const float* map;  // 256 values, ascending
 };
+
+// What AdamW changes of one tensor of `count` values.
+struct AdamWTensor {
+  const float* gradient;
+  float* weights;
+  std::int64_t count;
+  bool decays;            // otherwise `keep` is 1 for it
+  float *first, *second;  // its moments; null if they are in 8 bits
+  State8 first8, second8;
+};
+using Update = std::function<void(const AdamWFactors&)>;
 
 struct TrainingKernels {
   // Rows of `out`, which are `stride` floats apart, += x (rows, width).
@@ -50,13 +68,9 @@ struct TrainingKernels {
   void (*cross_entropy)(Device&, const float* logits, const float* targets, float* losses,
                         float* gradient, int64_t batch, int64_t classes);
 
-  // One step of AdamW (arXiv 1711.05101): weights and both moments in one pass.
-  void (*adamw)(Device&, AdamWFactors, const float* gradient, float* weights, float* first,
-                float* second, int64_t count);
-  // The same with moments in 8 bits (arXiv 2110.02861). Weights change by the moments before they
-  // are rounded.
-  void (*adamw8bit)(Device&, AdamWFactors, const float* gradient, float* weights, State8 first,
-                    State8 second, int64_t count);
+  // One step of AdamW (arXiv 1711.05101) for all tensors: weights and both moments in one pass.
+  // Moments in 8 bits (arXiv 2110.02861) are rounded after the weights have changed by them.
+  Update (*adamw)(Device&, std::vector<AdamWTensor> tensors);
 };
 
 }  // namespace vit

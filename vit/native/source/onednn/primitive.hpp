@@ -4,7 +4,7 @@
 #include <unordered_map>
 #include <utility>
 
-#include "model/device.hpp"
+#include "onednn/engine.hpp"
 
 namespace vit {
 
@@ -13,7 +13,7 @@ template <class Primitive>
 Step step_of(Device& device, const typename Primitive::primitive_desc& description,
              std::unordered_map<int, dnnl::memory> arguments) {
   return [primitive = Primitive(description), arguments = std::move(arguments),
-          &stream = device.stream()] { primitive.execute(stream, arguments); };
+          &stream = engine_of(device).stream] { primitive.execute(stream, arguments); };
 }
 
 // The layout of matrices with these strides. The stride of a single row or column says nothing, but

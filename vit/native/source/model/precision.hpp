@@ -1,0 +1,22 @@
+// The precisions that a model can be open in, and what a device can compute of them.
+#pragma once
+
+#include "model/device.hpp"
+#include "model/kernels.hpp"
+
+namespace vit {
+
+// Type of the inputs of the layers within blocks.
+inline Type type_of(Precision precision) {
+  return precision == Precision::float32    ? Type::f32
+         : precision == Precision::bfloat16 ? Type::bf16
+                                            : Type::u8;
+}
+
+// std::runtime_error if the device cannot compute in this precision.
+void check_precision(Device& device, Precision precision);
+
+// Largest code of an activation in int8: 255, or 127 where products of larger codes are not exact.
+int largest_code(Device& device);
+
+}  // namespace vit
