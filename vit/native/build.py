@@ -12,7 +12,7 @@ import platform
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from support.files import cache_path, cached_folder
@@ -26,6 +26,11 @@ INTERFACE = ("interface.cpp", "image_interface.cpp", "options.cpp")
 FLAGS = (
     *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden"),
     *("-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"),
+)
+# of kernels for GPUs: binaries for Ampere and Ada, and Hopper; newer ones translate the last
+CUDA_FLAGS = (
+    *("-std=c++17", "-O3", "-Werror=all-warnings"),
+    *("-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90,code=[sm_90,compute_90]"),
 )
 PROGRAM = "classify"  # of the library alone
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover", "-g", "-O1")
@@ -43,6 +48,9 @@ class Plan:
     objects: dict[str, tuple[str, ...]]
     """Name of an object of the library -> its source and its own options."""
     link: tuple[str, ...]
+    tools: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Suffix of sources that the C++ compiler does not take as they are -> what compiles one: a
+    command that its own options, the source and `-o` with the object follow."""
 
     @property
     def key(self) -> str:
@@ -52,9 +60,9 @@ class Plan:
         return repr((content, self))
 
 
-def sources(folder: str) -> dict[str, tuple[str, ...]]:
+def sources(folder: str, suffix: str = ".cpp") -> dict[str, tuple[str, ...]]:
     """An object for each source in a folder."""
-    files = sorted((SOURCE / folder).glob("*.cpp"))
+    files = sorted((SOURCE / folder).glob(f"*{suffix}"))
     return {file.stem: (f"{folder}/{file.name}",) for file in files}
 
 
@@ -112,7 +120,52 @@ def sycl(sanitize: bool) -> Plan:
     )
 
 
-BACKENDS: dict[str, Callable[[bool], Plan]] = {"cpu": cpu, "sycl": sycl}
+def cuda(sanitize: bool) -> Plan:
+    """The back end of NVIDIA's GPUs."""
+    found, (codecs, readers) = toolchain.cuda(), toolchain.codecs()
+    options = (*FLAGS, *(SANITIZERS if sanitize else ()))
+    includes = tuple(f"-isystem{folder}" for folder in found.includes)
+    return Plan(
+        options=(*options, *includes),
+        objects=shared_objects(codecs) | sources("cuda", ".cu") | sources("cuda/gpu"),
+        link=(
+            *map(str, found.libraries),
+            *dict.fromkeys(f"-Wl,-rpath,{library.parent}" for library in found.libraries),
+            *readers,
+        ),
+        tools={
+            ".cu": (
+                *(found.nvcc, *CUDA_FLAGS, f"-ccbin={toolchain.compiler()}"),
+                *(f"-Xcompiler={','.join(options[1:])}", *includes, f"-I{SOURCE}", "-c"),
+            )
+        },
+    )
+
+
+def cuda_host(sanitize: bool) -> Plan:
+    """The kernels of `cuda` as C++, on a CPU: for their tests."""
+    codecs, readers = toolchain.codecs()
+    options = (*FLAGS, "-fopenmp", *(SANITIZERS if sanitize else ()))
+    machine = "x86-64-v3" if platform.machine() in ("x86_64", "AMD64") else "native"
+    return Plan(
+        options=options,
+        objects=shared_objects(codecs) | sources("cuda", ".cu") | sources("cuda/host"),
+        link=readers,
+        tools={
+            ".cu": (
+                *(toolchain.compiler(), *options, f"-march={machine}", "-fassociative-math"),
+                *("-fno-signed-zeros", f"-I{SOURCE}", "-x", "c++", "-c"),
+            )
+        },
+    )
+
+
+BACKENDS: dict[str, Callable[[bool], Plan]] = {
+    "cpu": cpu,
+    "sycl": sycl,
+    "cuda": cuda,
+    "cuda-host": cuda_host,
+}
 
 
 def plan_of(backend: str, sanitize: bool) -> Plan:
@@ -153,21 +206,12 @@ def built(backend: str, *, sanitize: bool = False) -> Path:
 def compile_into(folder: Path, plan: Plan, name: str) -> None:
     """Compile the objects of a plan side by side, and link them; and the program with them."""
     compiler = toolchain.compiler()
+    usual = (compiler, *plan.options, f"-I{SOURCE}", "-c")
 
     def compiled(item: tuple[str, tuple[str, ...]]) -> str:
         target, (source, *options) = str(folder / f"{item[0]}.o"), item[1]
-        run(
-            (
-                compiler,
-                *plan.options,
-                *options,
-                f"-I{SOURCE}",
-                "-c",
-                str(SOURCE / source),
-                "-o",
-                target,
-            )
-        )
+        tool = plan.tools.get(Path(source).suffix, usual)
+        run((*tool, *options, str(SOURCE / source), "-o", target))
         return target
 
     every = {PROGRAM: (f"{PROGRAM}.cpp",), **plan.objects}

@@ -1,12 +1,14 @@
-"""What a machine has to compile with: a compiler, oneDNN, SYCL, and readers of image files.
+"""What a machine has to compile with: compilers, oneDNN, SYCL, CUDA, and readers of images.
 
 What is missing and needed raises `Missing`, which says how to get it.
 """
 
 import os
+import platform
 import re
 import shutil
 import sys
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,14 @@ SYCL_ADVICE = (
     " extra 'native': pip install 'vit-pretraining[sycl]', then, as its dependencies are newer,"
     " pip install --no-deps onednn==2026.1.0 onednn-devel==2026.1.0; and set ONEAPI_ROOT to it, or"
     " to an installed oneAPI"
+)
+
+
+# libraries of CUDA that a back end is linked with -> the header of each
+CUDA_PARTS = {"cudart": "cuda_runtime_api.h", "cublas": "cublas_v2.h", "cublasLt": "cublasLt.h"}
+CUDA_ADVICE = (
+    "install it with pip install 'vit-pretraining[cuda]', or set CUDA_HOME to the folder of an"
+    " installed CUDA toolkit"
 )
 
 
@@ -47,6 +57,16 @@ class Sycl:
 
     include: Path
     library: Path
+
+
+@dataclass(frozen=True)
+class Cuda:
+    """What compiles for NVIDIA's GPUs, and what multiplies on them."""
+
+    nvcc: str
+    includes: tuple[Path, ...]
+    libraries: tuple[Path, ...]
+    """Files: the runtime and cuBLAS."""
 
 
 def compiler() -> str:
@@ -110,6 +130,48 @@ def oneapi() -> list[Path]:
     """
     root = os.environ.get("ONEAPI_ROOT")
     return [Path(root)] if root else [Path(sys.prefix), Path("/opt/intel/oneapi")]
+
+
+def cuda() -> Cuda:
+    """Find nvcc, CUDA's runtime and cuBLAS.
+
+    nvcc is that of the environment variable NVCC, else the first below CUDA_HOME, this Python
+    environment and /usr/local/cuda, else that of PATH. The others are where it is, or below these.
+    """
+    home = os.environ.get("CUDA_HOME")
+    packages = sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/cu*"), reverse=True)
+    roots = [Path(home)] if home else [*packages, Path("/usr/local/cuda")]
+    places = [*(str(root / "bin") for root in roots), os.environ.get("PATH", "")]
+    wanted = os.environ.get("NVCC")
+    nvcc = shutil.which(wanted or "nvcc", path=os.pathsep.join(places))
+    if not nvcc:
+        said = (
+            f"NVCC is {wanted!r}, which is not a program on this machine"
+            if wanted
+            else (f"nvcc, the compiler of CUDA, is not in {named(roots)}, nor in PATH")
+        )
+        raise Missing(f"{said}; {CUDA_ADVICE}")
+    roots = [*roots, Path(nvcc).resolve().parent.parent, *packages]
+    parts = {name: cuda_part(roots, name, header) for name, header in CUDA_PARTS.items()}
+    if missing := [name for name, part in parts.items() if not part]:
+        raise Missing(
+            f"of CUDA, {' and '.join(missing)} are not in {named(list(dict.fromkeys(roots)))};"
+            f" {CUDA_ADVICE}"
+        )
+    found = [part for part in parts.values() if part]
+    return Cuda(
+        nvcc, tuple(dict.fromkeys(part[0] for part in found)), tuple(part[1] for part in found)
+    )
+
+
+def cuda_part(roots: list[Path], name: str, header: str) -> tuple[Path, Path] | None:
+    """Folder of the headers and file of a library of CUDA, if one of the folders has both."""
+    folders = ("lib64", "lib", f"lib/{platform.machine()}-linux-gnu")
+    for root in roots:
+        for library in (file for at in folders for file in root.glob(f"{at}/lib{name}.so*")):
+            if (root / "include" / header).is_file():
+                return root / "include", library
+    return None
 
 
 def named(folders: list[Path]) -> str:

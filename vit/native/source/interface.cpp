@@ -112,8 +112,8 @@ int vit_train_begin(vit_model* model, const char* options) {
     if (model->trainer) {
       throw std::runtime_error("the model is in training already; open it again to begin anew");
     }
-    if (model->model.precision != vit::Precision::float32) {
-      throw std::runtime_error("training needs precision float32; open the model with it");
+    if (vit::type_of(model->model.precision) != vit::Type::f32) {
+      throw std::runtime_error("training needs precision float32 or tf32; open the model with it");
     }
     const auto settings = vit::OptimizerSettings::parse(options ? options : "");
     model->trainer =

@@ -10,9 +10,10 @@ namespace {
 
 Precision precision_of(const std::string& value) {
   if (value == "float32") return Precision::float32;
+  if (value == "tf32") return Precision::tf32;
   if (value == "bfloat16") return Precision::bfloat16;
   if (value == "int8") return Precision::int8;
-  throw std::runtime_error("precision is " + value + "; known: float32, bfloat16, int8");
+  throw std::runtime_error("precision is " + value + "; known: float32, tf32, bfloat16, int8");
 }
 
 int threads_of(const std::string& value) {

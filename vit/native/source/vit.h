@@ -33,7 +33,8 @@ VIT_API const char* vit_error(void);
  * After an error *model is NULL.
  *
  * options: settings as "name=value", separated by commas; NULL or "" takes the defaults.
- *   precision   float32 (default), bfloat16, or int8, which needs a file that was quantised
+ *   precision   float32 (default), bfloat16, or int8, which needs a file that was quantised; and of
+ *               the CUDA back end tf32: float32 whose products are those of TF32
  *   threads     threads of the CPU back end; 0, the default, takes one for each core. SYCL devices,
  *               its CPU too, take all their cores, whatever is given
  *   device      of the SYCL back end: cpu, gpu, or by default a GPU if there is one
@@ -76,7 +77,7 @@ VIT_API const uint8_t* vit_image_pixels(const vit_image* image, int64_t* height,
  */
 VIT_API int vit_eval_view(const vit_image* image, const char* config, int64_t size, float* view);
 
-/* Training, of a model that was opened with precision float32.
+/* Training, of a model that was opened with precision float32, or tf32.
  *
  * The loss is the mean over the batch of the softmax cross-entropy with targets (batch, outputs),
  * whose rows are scaled to sum 1. There is neither dropout nor stochastic depth. vit_forward

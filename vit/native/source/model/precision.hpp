@@ -8,9 +8,9 @@ namespace vit {
 
 // Type of the inputs of the layers within blocks.
 inline Type type_of(Precision precision) {
-  return precision == Precision::float32    ? Type::f32
-         : precision == Precision::bfloat16 ? Type::bf16
-                                            : Type::u8;
+  return precision == Precision::bfloat16 ? Type::bf16
+         : precision == Precision::int8   ? Type::u8
+                                          : Type::f32;
 }
 
 // std::runtime_error if the device cannot compute in this precision.

@@ -1,0 +1,194 @@
+// Small tables of sums of products, for attention: of a tile of 64 queries with a tile of keys.
+//
+// On a GPU a warp has 16 of the queries, and each lane two rows of their sums, in which it has two
+// of eight neighbouring columns: the layout of the tensor cores' m16n8k16 (PTX ISA, "Matrix
+// fragments for mma.m16n8k16"). On a CPU one thread has it all. What is computed of the sums in
+// between is the same source: it goes over the rows and columns that a thread has.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cuda/values.hpp"
+
+namespace vit {
+
+constexpr int tile_queries = 64;
+using Tile = Block<2 * tile_queries>;  // four warps
+
+// What separates the rows of a tile in memory that is shared, so that rows lie in other banks.
+template <class Value>
+constexpr int row_padding = 16 / sizeof(Value);
+
+#ifdef __CUDACC__
+
+// Two bfloat16 that lie together, as the tensor cores take them.
+VIT_BOTH unsigned pair_at(const Bfloat16* at) { return *reinterpret_cast<const unsigned*>(at); }
+VIT_BOTH unsigned pair_of(float low, float high) {
+  unsigned pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+
+// sums (16, 8) += a (16, 16) b (16, 8).
+VIT_BOTH void multiply(float* sums0, float* sums1, const unsigned (&a)[4], unsigned b0,
+                       unsigned b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(sums0[0]), "+f"(sums0[1]), "+f"(sums1[0]), "+f"(sums1[1])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Two pairs of blocks (8, 8), each transposed on the way; a lane gives the address of a row.
+VIT_BOTH void load_transposed(const Bfloat16* row, unsigned (&blocks)[4]) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(blocks[0]), "=r"(blocks[1]), "=r"(blocks[2]), "=r"(blocks[3])
+               : "r"(static_cast<unsigned>(__cvta_generic_to_shared(row)))
+               : "memory");
+}
+
+template <int columns_>
+struct Sums {
+  static constexpr int rows = 2, columns = columns_ / 4;
+  float values[rows][columns];
+
+  VIT_BOTH static int lane() { return static_cast<int>(threadIdx.x) % 32; }
+  VIT_BOTH static int first_row() { return static_cast<int>(threadIdx.x) / 32 * 16 + lane() / 4; }
+  VIT_BOTH static int row(int i) { return first_row() + 8 * i; }
+  VIT_BOTH static int column(int j) { return j / 2 * 8 + lane() % 4 * 2 + j % 2; }
+  // Over the lanes that share a row.
+  VIT_BOTH static float row_max(float value) { return max_of_lanes<4>(value); }
+  VIT_BOTH static float row_sum(float value) { return sum_of_lanes<4>(value); }
+};
+
+#else
+
+template <int columns_>
+struct Sums {
+  static constexpr int rows = tile_queries, columns = columns_;
+  float values[rows][columns];
+
+  static constexpr int row(int i) { return i; }
+  static constexpr int column(int j) { return j; }
+  static float row_max(float value) { return value; }
+  static float row_sum(float value) { return value; }
+};
+
+#endif
+
+// What goes into products from the left: a tile of queries, or the weights of their keys.
+// The general form multiplies one by one what is in shared memory.
+template <class Value, int depth>
+struct Left {
+  // Bytes of shared memory that `take` of sums needs.
+  static constexpr int stride = depth + row_padding<Value>;
+  static constexpr std::size_t bytes = sizeof(Value) * tile_queries * stride;
+
+  const Value* table;
+
+  // A table (64, depth) whose rows are `stride` apart.
+  VIT_BOTH void take(const Value* table_) { table = table_; }
+  // The sums of another product; `memory` is that of the warp's rows alone.
+  VIT_BOTH void take(const Sums<depth>& sums, Value* memory) {
+    using At = Sums<depth>;
+    Warp().sync();
+    for (int i = 0; i < At::rows; ++i) {
+      for (int j = 0; j < At::columns; ++j) {
+        assign(memory[At::row(i) * stride + At::column(j)], sums.values[i][j]);
+      }
+    }
+    Warp().sync();
+    table = memory;
+  }
+
+  // sums += this (64, depth) right^T, of which `right` has the rows (columns, depth).
+  template <int columns>
+  VIT_BOTH void add_by_rows(const Value* right, Sums<columns>& sums) const {
+    using At = Sums<columns>;
+    constexpr int step = At::rows == tile_queries ? depth : 4;  // what a thread keeps of a row
+    for (int k = 0; k < depth; k += step) {
+      for (int i = 0; i < At::rows; ++i) {
+        const Value* const left = table + At::row(i) * stride + k;
+        for (int j = 0; j < At::columns; ++j) {
+          const Value* const other = right + At::column(j) * stride + k;
+          float sum = 0.0f;
+          for (int q = 0; q < step; ++q) sum += to_float(left[q]) * to_float(other[q]);
+          sums.values[i][j] += sum;
+        }
+      }
+    }
+  }
+  // sums += this (64, depth) right (depth, columns), whose rows are `right_stride` apart.
+  template <int columns>
+  VIT_BOTH void add(const Value* right, int right_stride, Sums<columns>& sums) const {
+    using At = Sums<columns>;
+    for (int k = 0; k < depth; ++k) {
+      for (int i = 0; i < At::rows; ++i) {
+        const float left = to_float(table[At::row(i) * stride + k]);
+        for (int j = 0; j < At::columns; ++j) {
+          sums.values[i][j] += left * to_float(right[k * right_stride + At::column(j)]);
+        }
+      }
+    }
+  }
+};
+
+#ifdef __CUDACC__
+
+// bfloat16 on tensor cores: the sums of a product are, rounded, what the next one takes.
+template <int depth>
+struct Left<Bfloat16, depth> {
+  static constexpr int stride = depth + row_padding<Bfloat16>;
+  static constexpr std::size_t bytes = 0;
+
+  unsigned parts[depth / 16][4];
+
+  VIT_BOTH void take(const Bfloat16* table) {
+    using At = Sums<depth>;
+    const Bfloat16* const from = table + At::first_row() * stride + At::column(0);
+    for (int k = 0; k < depth / 16; ++k) {
+      parts[k][0] = pair_at(from + k * 16);
+      parts[k][1] = pair_at(from + k * 16 + 8 * stride);
+      parts[k][2] = pair_at(from + k * 16 + 8);
+      parts[k][3] = pair_at(from + k * 16 + 8 * stride + 8);
+    }
+  }
+  VIT_BOTH void take(const Sums<depth>& sums, Bfloat16*) {
+    for (int k = 0; k < depth / 16; ++k) {
+      for (int half = 0; half < 2; ++half) {
+        const int j = k * 4 + half * 2;
+        parts[k][half * 2] = pair_of(sums.values[0][j], sums.values[0][j + 1]);
+        parts[k][half * 2 + 1] = pair_of(sums.values[1][j], sums.values[1][j + 1]);
+      }
+    }
+  }
+
+  template <int columns>
+  VIT_BOTH void add_by_rows(const Bfloat16* right, Sums<columns>& sums) const {
+    using At = Sums<columns>;
+    for (int n = 0; n < columns / 8; ++n) {
+      const Bfloat16* const row = right + (n * 8 + At::lane() / 4) * stride + At::column(0);
+      for (int k = 0; k < depth / 16; ++k) {
+        multiply(&sums.values[0][n * 2], &sums.values[1][n * 2], parts[k], pair_at(row + k * 16),
+                 pair_at(row + k * 16 + 8));
+      }
+    }
+  }
+  template <int columns>
+  VIT_BOTH void add(const Bfloat16* right, int right_stride, Sums<columns>& sums) const {
+    const int lane = Sums<columns>::lane();
+    for (int k = 0; k < depth / 16; ++k) {
+      for (int n = 0; n < columns / 8; n += 2) {
+        unsigned blocks[4];
+        load_transposed(right + (k * 16 + lane % 16) * right_stride + n * 8 + lane / 16 * 8, blocks);
+        multiply(&sums.values[0][n * 2], &sums.values[1][n * 2], parts[k], blocks[0], blocks[1]);
+        multiply(&sums.values[0][n * 2 + 2], &sums.values[1][n * 2 + 2], parts[k], blocks[2],
+                 blocks[3]);
+      }
+    }
+  }
+};
+
+#endif
+
+}  // namespace vit

@@ -1,0 +1,46 @@
+// What the files for GPUs know of a device: its stream, and the libraries that multiply.
+#pragma once
+
+#include <cublasLt.h>
+#include <cublas_v2.h>
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <memory>
+
+#include "model/device.hpp"
+
+namespace vit {
+
+// Bytes that a product may use beside its matrices: what NVIDIA advises for its largest GPUs.
+constexpr std::size_t workspace_bytes = std::size_t{32} << 20;
+
+// Ends what a library of CUDA made.
+template <auto function>
+struct Destroy {
+  template <class T>
+  void operator()(T* thing) const {
+    function(thing);
+  }
+};
+
+struct Device::State {
+  explicit State(const Options& options);
+
+  int index;
+  bool tensor_floats;  // products of float32 in TF32
+  std::unique_ptr<CUstream_st, Destroy<cudaStreamDestroy>> stream;
+  std::unique_ptr<void, Destroy<cudaFree>> workspace;
+  std::unique_ptr<cublasLtContext, Destroy<cublasLtDestroy>> lt;
+  std::unique_ptr<cublasContext, Destroy<cublasDestroy>> blas;
+  std::weak_ptr<Buffer> scratch;
+};
+
+// std::bad_alloc for want of memory, std::runtime_error with the words of CUDA for other errors.
+void check(cudaError_t error);
+// The same for cuBLAS; `what` was tried.
+void check(cublasStatus_t status, const char* what);
+
+inline cudaStream_t stream_of(Device& device) { return device.state().stream.get(); }
+
+}  // namespace vit

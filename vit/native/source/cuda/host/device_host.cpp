@@ -1,0 +1,62 @@
+// A CPU in place of a GPU, for tests of the kernels.
+#include <omp.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+#include <utility>
+
+#include "cuda/kernels_cuda.hpp"
+#include "model/precision.hpp"
+
+namespace vit {
+
+struct Device::State {
+  int threads;
+  std::weak_ptr<Buffer> scratch;
+};
+
+Device::Device(const Options& options)
+    : state_(new State{options.threads > 0 ? options.threads : omp_get_num_procs(), {}}),
+      kernels_(&cuda_kernels) {
+  if (!options.device.empty() && options.device != "cpu") {
+    throw std::runtime_error("device is " + options.device + ", but this back end has only cpu");
+  }
+}
+
+Device::~Device() = default;
+
+std::string Device::name() const { return "the kernels of cuda on a CPU, for tests"; }
+
+void Device::enter() const { omp_set_num_threads(state_->threads); }
+
+void Device::wait() {}
+
+void* Device::allocate(std::size_t bytes) {
+  void* pointer = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
+  if (!pointer) throw std::bad_alloc();
+  return pointer;
+}
+
+void Device::release(void* pointer) noexcept { std::free(pointer); }
+
+void Device::upload(void* device, const void* host, std::size_t bytes) {
+  if (bytes) std::memcpy(device, host, bytes);
+}
+
+void Device::download(void* host, const void* device, std::size_t bytes) {
+  if (bytes) std::memcpy(host, device, bytes);
+}
+
+void Device::clear(void* device, std::size_t bytes) { std::memset(device, 0, bytes); }
+
+std::weak_ptr<Buffer>& shared_scratch(Device& device) { return device.state().scratch; }
+
+Step Device::sequence(std::vector<Step> steps) { return in_order(std::move(steps)); }
+
+int largest_code(Device&) { return 255; }
+
+void check_precision(Device&, Precision) {}
+
+}  // namespace vit

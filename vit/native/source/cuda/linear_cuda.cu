@@ -1,0 +1,172 @@
+// Dense layers: products whose epilogues do what they can of the rest, and a kernel for what is left.
+#include "model/linear.hpp"
+
+#include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "cuda/kernels_cuda.hpp"
+#include "cuda/launch.hpp"
+#include "cuda/product.hpp"
+#include "cuda/values.hpp"
+
+namespace vit {
+namespace {
+
+struct Activate {
+  Activation kind;
+  float* y;
+
+  VIT_BOTH void operator()(std::int64_t i) const { y[i] = activated(kind, y[i]); }
+};
+
+// What follows a product of integers: the scales, and what an epilogue does otherwise.
+template <int together>
+struct Rescale {
+  const std::int32_t* sums;
+  const float *scales, *bias;  // of each column; no bias if it is null
+  Activation kind;
+  const float* base;  // as y, which is f32; null for none
+  Target y;
+  std::int64_t columns;
+
+  VIT_BOTH void operator()(std::int64_t item) const {
+    const std::int64_t at = item * together, column = at % columns;
+    const auto codes = load<together>(sums + at);
+    const auto factors = load<together>(scales + column);
+    float values[together];
+    for (int i = 0; i < together; ++i) {
+      values[i] = static_cast<float>(codes.values[i]) * factors.values[i];
+      if (bias) values[i] += bias[column + i];
+      values[i] = activated(kind, values[i]);
+      if (base) values[i] += base[at + i];
+    }
+    store(y, at, values);
+  }
+};
+
+template <class T, class Function>
+Buffer converted(Device& device, const std::vector<float>& values, Function&& function) {
+  std::vector<T> result;
+  result.reserve(values.size());
+  for (float value : values) result.push_back(function(value));
+  Buffer buffer(device, result.size() * sizeof(T));
+  device.upload(buffer.data(), result.data(), buffer.bytes());
+  return buffer;
+}
+
+// Memory of at least so many bytes, which the steps of a device use one after the other.
+std::shared_ptr<Buffer> scratch(Device& device, std::size_t bytes) {
+  std::weak_ptr<Buffer>& known = shared_scratch(device);
+  std::shared_ptr<Buffer> buffer = known.lock();
+  if (!buffer || buffer->bytes() < bytes) {
+    buffer = std::make_shared<Buffer>(device, bytes);
+    known = buffer;  // steps that have the smaller one keep it
+  }
+  return buffer;
+}
+
+Buffer in_bfloat16(Device& device, const std::vector<float>& values) {
+  return converted<std::uint16_t>(device, values, to_bfloat16);
+}
+
+}  // namespace
+
+struct Linear::State {
+  State(Device& device_, std::int64_t in_, std::int64_t out_, Type type_)
+      : device(device_), in(in_), out(out_), type(type_) {}
+
+  Device& device;
+  std::int64_t in, out;
+  Type type;
+  Buffer weight;         // (out, in), of the inputs' type; of bytes, signed
+  Buffer bias, rounded;  // the latter as bfloat16, for outputs of it
+  Buffer scales;         // of sums of integers
+
+  Product product(const void* x, const Span& y, std::int64_t rows) const {
+    const Number number = type == Type::f32    ? Number::f32
+                          : type == Type::bf16 ? Number::bf16
+                                               : Number::s8;
+    const Number result = y.type == Type::bf16 ? Number::bf16 : Number::f32;
+    Product product{rows,
+                    out,
+                    in,
+                    {const_cast<void*>(x), number, in},
+                    {weight.data(), number, 1, in},
+                    {y.data, result, out}};
+    if (bias.bytes() > 0) product.bias = result == Number::bf16 ? rounded.data() : bias.data();
+    return product;
+  }
+  Step floats(const void* x, const Span& y, std::int64_t rows, Activation activation, bool add);
+  Step integers(const void* x, const Span& y, std::int64_t rows, Activation activation, bool add);
+};
+
+Linear::Linear(Device& device, DenseValues values, Type type)
+    : input_(values.input), state_(std::make_unique<State>(device, values.in, values.out, type)) {
+  input_.type = type;
+  State& layer = *state_;
+  if (!values.quantised()) {
+    layer.weight = type == Type::bf16 ? in_bfloat16(device, values.weight)
+                                      : uploaded(device, values.weight);
+    if (!values.bias.empty()) {
+      layer.bias = uploaded(device, values.bias);
+      if (type == Type::bf16) layer.rounded = in_bfloat16(device, values.bias);
+    }
+    return;
+  }
+  layer.weight = Buffer(device, values.codes.size());
+  device.upload(layer.weight.data(), values.codes.data(), values.codes.size());
+  layer.scales = converted<float>(device, values.scales,
+                                  [&](float scale) { return scale * values.input.scale; });
+  values.input.zero -= byte_shift;  // as the bytes are
+  const std::vector<float> bias = values.bias_without_zero();
+  if (!bias.empty()) layer.bias = uploaded(device, bias);
+}
+
+Linear::~Linear() = default;
+
+Step Linear::step(const void* x, Span y, std::int64_t rows, Activation activation, bool add) {
+  return state_->type == Type::u8 ? state_->integers(x, y, rows, activation, add)
+                                  : state_->floats(x, y, rows, activation, add);
+}
+
+Step Linear::State::floats(const void* x, const Span& y, std::int64_t rows, Activation activation,
+                           bool add) {
+  Product product = this->product(x, y, rows);
+  if (add) product.base = y.data;
+  // The tanh form is within 5e-4 of the one by erf, less than what bfloat16 rounds off.
+  product.gelu_tanh = y.type == Type::bf16 &&
+                      (activation == Activation::gelu || activation == Activation::gelu_tanh);
+  Step step = product_step(device, product);
+  if (product.gelu_tanh || activation == Activation::none) return step;
+  const Activate kernel{activation, static_cast<float*>(y.data)};
+  return in_order({std::move(step), [=, &device = device, count = rows * out] {
+                     launch_each(device, count, kernel);
+                   }});
+}
+
+Step Linear::State::integers(const void* x, const Span& y, std::int64_t rows, Activation activation,
+                             bool add) {
+  Product product = this->product(x, y, rows);
+  const auto sums = scratch(device, static_cast<std::size_t>(rows * out) * sizeof(std::int32_t));
+  product.bias = nullptr;
+  product.c = {sums->data(), Number::s32, out};
+  const float* const base = add ? static_cast<const float*>(y.data) : nullptr;
+  const auto rescale = [&](auto kernel, std::int64_t items) {
+    return [=, &device = device] { launch_each(device, items, kernel); };
+  };
+  const auto* const codes = sums->data<const std::int32_t>();
+  const auto *const factors = scales.data<const float>(), *const added = bias.data<const float>();
+  const std::int64_t count = rows * out;
+  Step step = product_step(device, product);
+  Step rest = out % 4 == 0 ? Step(rescale(
+      Rescale<4>{codes, factors, added, activation, base, Target(y), out}, count / 4))
+      : Step(rescale(Rescale<1>{codes, factors, added, activation, base, Target(y), out}, count));
+  return [sums, step = std::move(step), rest = std::move(rest)] {
+    step();
+    rest();
+  };
+}
+
+}  // namespace vit
