@@ -124,7 +124,7 @@ def cuda(sanitize: bool) -> Plan:
     """The back end of NVIDIA's GPUs."""
     found, (codecs, readers) = toolchain.cuda(), toolchain.codecs()
     options = (*FLAGS, *(SANITIZERS if sanitize else ()))
-    includes = tuple(f"-isystem{folder}" for folder in found.includes)
+    includes = tuple(f"-I{folder}" for folder in found.includes)
     return Plan(
         options=(*options, *includes),
         objects=shared_objects(codecs) | sources("cuda", ".cu") | sources("cuda/gpu"),

@@ -29,6 +29,7 @@ struct AdamW {
     const AdamWTensor& tensor = tensors[piece.tensor];
     const std::int64_t first = piece.block * state_block;
     if (tensor.first) {
+      VIT_UNROLL
       for (int k = 0; k < mine; ++k) {
         const std::int64_t i = first + k * team.size() + team.rank();
         if (i < tensor.count) update(tensor, i, tensor.first[i], tensor.second[i]);
@@ -36,6 +37,7 @@ struct AdamW {
       return;
     }
     float firsts[mine], seconds[mine];
+    VIT_UNROLL
     for (int k = 0; k < mine; ++k) {
       const std::int64_t i = first + k * team.size() + team.rank();
       firsts[k] = loaded(tensor.first8, i, piece.block);
@@ -70,6 +72,7 @@ struct AdamW {
     // the barriers in it are after all have read the scale that one now writes
     const float scale = fmaxf(team.max(most), 1e-12f);
     if (team.rank() == 0) state.scales[block] = scale;
+    VIT_UNROLL
     for (int k = 0; k < mine; ++k) {
       const float share = values[k] / scale;
       int code = 0;  // of the largest value that is not above
@@ -101,9 +104,11 @@ Update adamw(Device& device, std::vector<AdamWTensor> tensors) {
   }
   const auto count = static_cast<std::int64_t>(pieces.size());
   return [&device, count, table = std::make_shared<Buffer>(table_of(device, tensors)),
-          places = std::make_shared<Buffer>(table_of(device, pieces))](const AdamWFactors& factors) {
-    launch(device, count, AdamW{factors, without_decay(factors), table->data<AdamWTensor>(),
-                                places->data<Piece>()});
+          places =
+              std::make_shared<Buffer>(table_of(device, pieces))](const AdamWFactors& factors) {
+    launch(
+        device, count,
+        AdamW{factors, without_decay(factors), table->data<AdamWTensor>(), places->data<Piece>()});
   };
 }
 

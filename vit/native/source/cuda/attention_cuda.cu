@@ -41,7 +41,8 @@ struct Attend {
 
   // to (rows, depth) = `count` rows of a head.
   template <class T>
-  VIT_BOTH void load_rows(T team, const Value* from, std::int64_t count, int rows, Value* to) const {
+  VIT_BOTH void load_rows(T team, const Value* from, std::int64_t count, int rows,
+                          Value* to) const {
     constexpr int together = 16 / sizeof(Value);
     const std::int64_t from_stride = 3 * width;
     if (whole) {
@@ -68,7 +69,8 @@ struct Attend {
     const std::int64_t image = item / tiles / heads;
     const Value* const first = qkv + image * tokens * 3 * width + head * channels;
     Value* const queries = reinterpret_cast<Value*>(memory);
-    Value *const key_tile = queries + tile_queries * stride, *const values = key_tile + keys * stride;
+    Value *const key_tile = queries + tile_queries * stride, *const values =
+                                                                 key_tile + keys * stride;
     load_rows(team, first + query * 3 * width, keep - query, tile_queries, queries);
     team.sync();
     Left<Value, depth> left;
@@ -76,6 +78,7 @@ struct Attend {
 
     Sums<depth> result = {};
     float most[Sums<keys>::rows], total[Sums<keys>::rows];
+    VIT_UNROLL
     for (int i = 0; i < Sums<keys>::rows; ++i) most[i] = -INFINITY, total[i] = 0.0f;
     for (std::int64_t key = 0; key < tokens; key += keys) {
       team.sync();
@@ -96,8 +99,10 @@ struct Attend {
   VIT_BOTH void soften(Sums<keys>& scores, std::int64_t count, float* most, float* total,
                        Sums<depth>& result) const {
     using At = Sums<keys>;
+    VIT_UNROLL
     for (int i = 0; i < At::rows; ++i) {
       float high = most[i];
+      VIT_UNROLL
       for (int j = 0; j < At::columns; ++j) {
         float& score = scores.values[i][j];
         score = At::column(j) < count ? score * factor : -INFINITY;
@@ -107,11 +112,13 @@ struct Attend {
       const float share = exponential(most[i] - high, Value{});
       most[i] = high;
       float sum = 0.0f;
+      VIT_UNROLL
       for (int j = 0; j < At::columns; ++j) {
         scores.values[i][j] = exponential(scores.values[i][j] - high, Value{});
         sum += scores.values[i][j];
       }
       total[i] = total[i] * share + sum;
+      VIT_UNROLL
       for (int j = 0; j < Sums<depth>::columns; ++j) result.values[i][j] *= share;
     }
   }
@@ -119,17 +126,20 @@ struct Attend {
   VIT_BOTH void write(const Sums<depth>& result, const float* total, std::int64_t query,
                       std::int64_t image, std::int64_t head) const {
     using At = Sums<depth>;
+    VIT_UNROLL
     for (int i = 0; i < At::rows; ++i) {
       const float share = 1.0f / At::row_sum(total[i]);
       const std::int64_t row = query + At::row(i);
       if (row >= keep) continue;
       const std::int64_t at = (image * keep + row) * width + head * channels;
+      VIT_UNROLL
       for (int j = 0; j < At::columns; j += 2) {  // neighbours
         const int column = At::column(j);
         const float pair[2] = {result.values[i][j] * share, result.values[i][j + 1] * share};
         if (whole && column < channels) {
           store(out, at + column, pair);
         } else {
+          VIT_UNROLL
           for (int k = 0; k < 2 && column + k < channels; ++k) {
             const float one[1] = {pair[k]};
             store(out, at + column + k, one);

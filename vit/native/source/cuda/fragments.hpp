@@ -92,7 +92,9 @@ struct Left {
   VIT_BOTH void take(const Sums<depth>& sums, Value* memory) {
     using At = Sums<depth>;
     Warp().sync();
+    VIT_UNROLL
     for (int i = 0; i < At::rows; ++i) {
+      VIT_UNROLL
       for (int j = 0; j < At::columns; ++j) {
         assign(memory[At::row(i) * stride + At::column(j)], sums.values[i][j]);
       }
@@ -106,12 +108,16 @@ struct Left {
   VIT_BOTH void add_by_rows(const Value* right, Sums<columns>& sums) const {
     using At = Sums<columns>;
     constexpr int step = At::rows == tile_queries ? depth : 4;  // what a thread keeps of a row
+    VIT_UNROLL
     for (int k = 0; k < depth; k += step) {
+      VIT_UNROLL
       for (int i = 0; i < At::rows; ++i) {
         const Value* const left = table + At::row(i) * stride + k;
+        VIT_UNROLL
         for (int j = 0; j < At::columns; ++j) {
           const Value* const other = right + At::column(j) * stride + k;
           float sum = 0.0f;
+          VIT_UNROLL
           for (int q = 0; q < step; ++q) sum += to_float(left[q]) * to_float(other[q]);
           sums.values[i][j] += sum;
         }
@@ -122,9 +128,12 @@ struct Left {
   template <int columns>
   VIT_BOTH void add(const Value* right, int right_stride, Sums<columns>& sums) const {
     using At = Sums<columns>;
+    VIT_UNROLL
     for (int k = 0; k < depth; ++k) {
+      VIT_UNROLL
       for (int i = 0; i < At::rows; ++i) {
         const float left = to_float(table[At::row(i) * stride + k]);
+        VIT_UNROLL
         for (int j = 0; j < At::columns; ++j) {
           sums.values[i][j] += left * to_float(right[k * right_stride + At::column(j)]);
         }
@@ -146,6 +155,7 @@ struct Left<Bfloat16, depth> {
   VIT_BOTH void take(const Bfloat16* table) {
     using At = Sums<depth>;
     const Bfloat16* const from = table + At::first_row() * stride + At::column(0);
+    VIT_UNROLL
     for (int k = 0; k < depth / 16; ++k) {
       parts[k][0] = pair_at(from + k * 16);
       parts[k][1] = pair_at(from + k * 16 + 8 * stride);
@@ -154,7 +164,9 @@ struct Left<Bfloat16, depth> {
     }
   }
   VIT_BOTH void take(const Sums<depth>& sums, Bfloat16*) {
+    VIT_UNROLL
     for (int k = 0; k < depth / 16; ++k) {
+      VIT_UNROLL
       for (int half = 0; half < 2; ++half) {
         const int j = k * 4 + half * 2;
         parts[k][half * 2] = pair_of(sums.values[0][j], sums.values[0][j + 1]);
@@ -166,8 +178,10 @@ struct Left<Bfloat16, depth> {
   template <int columns>
   VIT_BOTH void add_by_rows(const Bfloat16* right, Sums<columns>& sums) const {
     using At = Sums<columns>;
+    VIT_UNROLL
     for (int n = 0; n < columns / 8; ++n) {
       const Bfloat16* const row = right + (n * 8 + At::lane() / 4) * stride + At::column(0);
+      VIT_UNROLL
       for (int k = 0; k < depth / 16; ++k) {
         multiply(&sums.values[0][n * 2], &sums.values[1][n * 2], parts[k], pair_at(row + k * 16),
                  pair_at(row + k * 16 + 8));
@@ -177,10 +191,13 @@ struct Left<Bfloat16, depth> {
   template <int columns>
   VIT_BOTH void add(const Bfloat16* right, int right_stride, Sums<columns>& sums) const {
     const int lane = Sums<columns>::lane();
+    VIT_UNROLL
     for (int k = 0; k < depth / 16; ++k) {
+      VIT_UNROLL
       for (int n = 0; n < columns / 8; n += 2) {
         unsigned blocks[4];
-        load_transposed(right + (k * 16 + lane % 16) * right_stride + n * 8 + lane / 16 * 8, blocks);
+        load_transposed(right + (k * 16 + lane % 16) * right_stride + n * 8 + lane / 16 * 8,
+                        blocks);
         multiply(&sums.values[0][n * 2], &sums.values[1][n * 2], parts[k], blocks[0], blocks[1]);
         multiply(&sums.values[0][n * 2 + 2], &sums.values[1][n * 2 + 2], parts[k], blocks[2],
                  blocks[3]);

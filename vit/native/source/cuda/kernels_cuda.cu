@@ -1,59 +1,78 @@
 // What a model computes beside its dense layers: see model/kernels.hpp for what each kernel does.
-#include "cuda/kernels_cuda.hpp"
-
 #include <cmath>
 #include <cstdint>
 
+#include "cuda/kernels_cuda.hpp"
 #include "cuda/launch.hpp"
 #include "cuda/values.hpp"
 
 namespace vit {
 namespace {
 
+// A team has a patch.
 struct Patches {
+  using Team = Warp;
   const float* images;
   Target rows;
-  std::int64_t side, patch;
+  int side, patch;
 
-  VIT_BOTH void operator()(std::int64_t i) const {
-    const std::int64_t grid = side / patch, values = 3 * patch * patch;
-    const std::int64_t value = i % values, row = i / values;
-    const std::int64_t channel = value / (patch * patch), line = value / patch % patch;
-    const std::int64_t image = row / (grid * grid), y = row / grid % grid * patch + line;
-    const std::int64_t x = row % grid * patch + value % patch;
-    const float pixel[1] = {images[((image * 3 + channel) * side + y) * side + x]};
-    store(rows, i, pixel);
+  template <class T>
+  VIT_BOTH void operator()(T team, std::int64_t row, unsigned char*) const {
+    const int grid = side / patch, area = patch * patch, values = 3 * area;
+    const std::int64_t image = row / (grid * grid);
+    const int place = static_cast<int>(row % (grid * grid));
+    const float* const corner =
+        images + image * 3 * side * side + place / grid * patch * side + place % grid * patch;
+    for (int i = team.rank(); i < values; i += team.size()) {
+      const int channel = i / area, line = i / patch % patch;
+      const float pixel[1] = {corner[(channel * side + line) * side + i % patch]};
+      store(rows, row * values + i, pixel);
+    }
   }
 };
 
 void patches(Device& device, const float* images, Span rows, std::int64_t batch, std::int64_t side,
              std::int64_t patch) {
   const std::int64_t grid = side / patch;
-  launch_each(device, batch * grid * grid * 3 * patch * patch,
-              Patches{images, Target(rows), side, patch});
+  launch(device, batch * grid * grid,
+         Patches{images, Target(rows), static_cast<int>(side), static_cast<int>(patch)});
 }
 
+// A team has a token, as in the following; its threads take `together` neighbours at once.
+template <int together>
 struct Embed {
+  using Team = Warp;
   const float *patches, *start;
   float* tokens;
   std::int64_t num_patches, num_tokens, width;
 
-  VIT_BOTH void operator()(std::int64_t i) const {
-    const std::int64_t at = i % (num_tokens * width), prefix = (num_tokens - num_patches) * width;
-    const std::int64_t image = i / (num_tokens * width);
-    const bool patch = at >= prefix;
-    tokens[i] = start[at] + (patch ? patches[image * num_patches * width + at - prefix] : 0.0f);
+  template <class T>
+  VIT_BOTH void operator()(T team, std::int64_t row, unsigned char*) const {
+    const std::int64_t image = row / num_tokens, token = row % num_tokens;
+    const std::int64_t patch = token - (num_tokens - num_patches);
+    const float* const from = patches + (image * num_patches + patch) * width;
+    for (std::int64_t i = team.rank() * together; i < width; i += team.size() * together) {
+      auto values = load<together>(start + token * width + i);
+      if (patch >= 0) {
+        const auto added = load<together>(from + i);
+        for (int k = 0; k < together; ++k) values.values[k] += added.values[k];
+      }
+      *reinterpret_cast<Pack<float, together>*>(tokens + row * width + i) = values;
+    }
   }
 };
 
 void embed(Device& device, const float* patches, const float* start, float* tokens,
            std::int64_t batch, std::int64_t num_patches, std::int64_t num_tokens,
            std::int64_t width) {
-  launch_each(device, batch * num_tokens * width,
-              Embed{patches, start, tokens, num_patches, num_tokens, width});
+  const std::int64_t rows = batch * num_tokens;
+  if (width % 4 == 0) {
+    launch(device, rows, Embed<4>{patches, start, tokens, num_patches, num_tokens, width});
+  } else {
+    launch(device, rows, Embed<1>{patches, start, tokens, num_patches, num_tokens, width});
+  }
 }
 
-// A row is that of a team, whose threads take `together` neighbours at once.
 template <int together>
 struct Normalise {
   using Team = Warp;
@@ -101,17 +120,23 @@ void layer_norm(Device& device, const float* x, std::int64_t stride, const float
 }
 
 struct Gather {
+  using Team = Warp;
   const float* x;
   std::int64_t stride;
   float* out;
   std::int64_t width;
 
-  VIT_BOTH void operator()(std::int64_t i) const { out[i] = x[i / width * stride + i % width]; }
+  template <class T>
+  VIT_BOTH void operator()(T team, std::int64_t row, unsigned char*) const {
+    for (std::int64_t i = team.rank(); i < width; i += team.size()) {
+      out[row * width + i] = x[row * stride + i];
+    }
+  }
 };
 
 void gather(Device& device, const float* x, std::int64_t stride, float* out, std::int64_t rows,
             std::int64_t width) {
-  launch_each(device, rows * width, Gather{x, stride, out, width});
+  launch(device, rows, Gather{x, stride, out, width});
 }
 
 struct Mean {

@@ -16,7 +16,7 @@
 #include <limits>
 #include <stdexcept>
 
-#include "cuda/gpu/device_gpu.hpp"
+#include "cuda/gpu/stream.hpp"
 #else
 #include <omp.h>
 

@@ -1,6 +1,5 @@
-// Dense layers: products whose epilogues do what they can of the rest, and a kernel for what is left.
-#include "model/linear.hpp"
-
+// Dense layers: products whose epilogues do what they can of the rest, and a kernel for what is
+// left.
 #include <cstdint>
 #include <memory>
 #include <utility>
@@ -10,6 +9,7 @@
 #include "cuda/launch.hpp"
 #include "cuda/product.hpp"
 #include "cuda/values.hpp"
+#include "model/linear.hpp"
 
 namespace vit {
 namespace {
@@ -21,9 +21,11 @@ struct Activate {
   VIT_BOTH void operator()(std::int64_t i) const { y[i] = activated(kind, y[i]); }
 };
 
-// What follows a product of integers: the scales, and what an epilogue does otherwise.
+// What follows a product of integers: the scales, and what an epilogue does otherwise. A team has
+// a row, of which its threads take `together` neighbours at once.
 template <int together>
 struct Rescale {
+  using Team = Warp;
   const std::int32_t* sums;
   const float *scales, *bias;  // of each column; no bias if it is null
   Activation kind;
@@ -31,18 +33,21 @@ struct Rescale {
   Target y;
   std::int64_t columns;
 
-  VIT_BOTH void operator()(std::int64_t item) const {
-    const std::int64_t at = item * together, column = at % columns;
-    const auto codes = load<together>(sums + at);
-    const auto factors = load<together>(scales + column);
-    float values[together];
-    for (int i = 0; i < together; ++i) {
-      values[i] = static_cast<float>(codes.values[i]) * factors.values[i];
-      if (bias) values[i] += bias[column + i];
-      values[i] = activated(kind, values[i]);
-      if (base) values[i] += base[at + i];
+  template <class T>
+  VIT_BOTH void operator()(T team, std::int64_t row, unsigned char*) const {
+    for (std::int64_t i = team.rank() * together; i < columns; i += team.size() * together) {
+      const std::int64_t at = row * columns + i;
+      const auto codes = load<together>(sums + at);
+      const auto factors = load<together>(scales + i);
+      float values[together];
+      for (int k = 0; k < together; ++k) {
+        values[k] = static_cast<float>(codes.values[k]) * factors.values[k];
+        if (bias) values[k] += bias[i + k];
+        values[k] = activated(kind, values[k]);
+        if (base) values[k] += base[at + k];
+      }
+      store(y, at, values);
     }
-    store(y, at, values);
   }
 };
 
@@ -107,8 +112,8 @@ Linear::Linear(Device& device, DenseValues values, Type type)
   input_.type = type;
   State& layer = *state_;
   if (!values.quantised()) {
-    layer.weight = type == Type::bf16 ? in_bfloat16(device, values.weight)
-                                      : uploaded(device, values.weight);
+    layer.weight =
+        type == Type::bf16 ? in_bfloat16(device, values.weight) : uploaded(device, values.weight);
     if (!values.bias.empty()) {
       layer.bias = uploaded(device, values.bias);
       if (type == Type::bf16) layer.rounded = in_bfloat16(device, values.bias);
@@ -153,16 +158,16 @@ Step Linear::State::integers(const void* x, const Span& y, std::int64_t rows, Ac
   product.bias = nullptr;
   product.c = {sums->data(), Number::s32, out};
   const float* const base = add ? static_cast<const float*>(y.data) : nullptr;
-  const auto rescale = [&](auto kernel, std::int64_t items) {
-    return [=, &device = device] { launch_each(device, items, kernel); };
+  const auto rescale = [&](auto kernel) {
+    return Step([=, &device = device] { launch(device, rows, kernel); });
   };
   const auto* const codes = sums->data<const std::int32_t>();
   const auto *const factors = scales.data<const float>(), *const added = bias.data<const float>();
-  const std::int64_t count = rows * out;
+  const Target target(y);
   Step step = product_step(device, product);
-  Step rest = out % 4 == 0 ? Step(rescale(
-      Rescale<4>{codes, factors, added, activation, base, Target(y), out}, count / 4))
-      : Step(rescale(Rescale<1>{codes, factors, added, activation, base, Target(y), out}, count));
+  Step rest = out % 4 == 0
+                  ? rescale(Rescale<4>{codes, factors, added, activation, base, target, out})
+                  : rescale(Rescale<1>{codes, factors, added, activation, base, target, out});
   return [sums, step = std::move(step), rest = std::move(rest)] {
     step();
     rest();

@@ -1,6 +1,4 @@
 // The operations of training: see training/operations.hpp.
-#include "training/operations.hpp"
-
 #include <cmath>
 #include <cstdint>
 
@@ -8,6 +6,7 @@
 #include "cuda/launch.hpp"
 #include "cuda/product.hpp"
 #include "cuda/values.hpp"
+#include "training/operations.hpp"
 
 namespace vit {
 namespace {

@@ -13,6 +13,7 @@ struct Lanes {
   static constexpr int count = 4;
   T values[count];
   VIT_BOTH void add(T factor, const Lanes& other) {
+    VIT_UNROLL
     for (int i = 0; i < count; ++i) values[i] += factor * other.values[i];
   }
 #else
@@ -74,11 +75,12 @@ struct PlainProduct {
     Lanes<Sum> sums[parts_of_thread][height] = {};
     for (std::int64_t first = 0; first < of.depth; first += piece) {
       team.sync();
-      fill(team, a + first * of.a.column_stride, of.a.row_stride, of.rows - row,
-           of.a.column_stride, of.depth - first, a_piece);
+      fill(team, a + first * of.a.column_stride, of.a.row_stride, of.rows - row, of.a.column_stride,
+           of.depth - first, a_piece);
       fill(team, b + first * of.b.row_stride, of.b.column_stride, of.columns - column,
            of.b.row_stride, of.depth - first, b_piece);
       team.sync();
+      VIT_UNROLL
       for (int part = 0; part < parts_of_thread; ++part) {
         const int at = part * Team::threads + team.rank();
         const int r = at / (side / lanes) * height, c = at % (side / lanes) * lanes;
@@ -86,6 +88,7 @@ struct PlainProduct {
         add_piece(a_piece + r, b_piece + c, sums[part]);
       }
     }
+    VIT_UNROLL
     for (int part = 0; part < parts_of_thread; ++part) {
       const int at = part * Team::threads + team.rank();
       const std::int64_t r = row + at / (side / lanes) * height;
@@ -99,14 +102,18 @@ struct PlainProduct {
     Lanes<Sum> local[height] = {};
     for (int k = 0; k < piece; ++k) {
       const Lanes<Sum>& row = *reinterpret_cast<const Lanes<Sum>*>(b + k * side);
+      VIT_UNROLL
       for (int i = 0; i < height; ++i) local[i].add(a[k * side + i], row);
     }
+    VIT_UNROLL
     for (int i = 0; i < height; ++i) sums[i].add(Sum{1}, local[i]);
   }
 
   VIT_BOTH void finish(const Lanes<Sum> (&sums)[height], std::int64_t row, std::int64_t column,
                        std::int64_t place) const {
+    VIT_UNROLL
     for (int i = 0; i < height && row + i < of.rows; ++i) {
+      VIT_UNROLL
       for (int j = 0; j < lanes && column + j < of.columns; ++j) {
         const std::int64_t at = place + (row + i) * of.c.row_stride + column + j;
         put(sums[i].values[j], column + j, at);
@@ -135,7 +142,8 @@ Step step_of_types(Device& device, const Product& product) {
 }  // namespace
 
 Step plain_product(Device& device, const Product& product) {
-  if (product.a.type == Number::s8) return step_of_types<std::int8_t, int, std::int32_t>(device, product);
+  if (product.a.type == Number::s8)
+    return step_of_types<std::int8_t, int, std::int32_t>(device, product);
   if (product.a.type == Number::f32) return step_of_types<float, float, float>(device, product);
   if (product.c.type == Number::f32) return step_of_types<Bfloat16, float, float>(device, product);
   return step_of_types<Bfloat16, float, Bfloat16>(device, product);

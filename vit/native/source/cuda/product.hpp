@@ -28,9 +28,9 @@ struct Product {
   std::int64_t rows, columns, depth;
   Table a, b, c;
   std::int64_t images = 1, heads = 1;
-  float factor = 1.0f;          // 1 for integers
-  const void* bias = nullptr;   // (columns), of c's type; null for none
-  const void* base = nullptr;   // as c, or c itself; null for none
+  float factor = 1.0f;         // 1 for integers
+  const void* bias = nullptr;  // (columns), of c's type; null for none
+  const void* base = nullptr;  // as c, or c itself; null for none
   bool gelu_tanh = false;
 
   std::int64_t count() const { return images * heads; }

@@ -7,10 +7,14 @@
 
 #include <cstdint>
 
+// VIT_UNROLL is before loops over what a thread has of a table: of that, only what has fixed places
+// is in registers.
 #ifdef __CUDACC__
 #define VIT_BOTH __device__ inline
+#define VIT_UNROLL _Pragma("unroll")
 #else
 #define VIT_BOTH inline
+#define VIT_UNROLL
 #endif
 
 namespace vit {

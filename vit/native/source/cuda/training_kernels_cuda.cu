@@ -11,16 +11,22 @@ namespace vit {
 namespace {
 
 struct AddRows {
+  using Team = Warp;
   const float* x;
   float* out;
   std::int64_t stride, width;
 
-  VIT_BOTH void operator()(std::int64_t i) const { out[i / width * stride + i % width] += x[i]; }
+  template <class T>
+  VIT_BOTH void operator()(T team, std::int64_t row, unsigned char*) const {
+    for (std::int64_t i = team.rank(); i < width; i += team.size()) {
+      out[row * stride + i] += x[row * width + i];
+    }
+  }
 };
 
 void add_rows(Device& device, const float* x, float* out, std::int64_t stride, std::int64_t rows,
               std::int64_t width) {
-  launch_each(device, rows * width, AddRows{x, out, stride, width});
+  launch(device, rows, AddRows{x, out, stride, width});
 }
 
 struct LayerScale {
@@ -74,9 +80,8 @@ struct MeanGradient {
   }
 };
 
-void mean_gradient(Device& device, const float* out_gradient, float* x_gradient,
-                   std::int64_t batch, std::int64_t tokens, std::int64_t skip,
-                   std::int64_t width) {
+void mean_gradient(Device& device, const float* out_gradient, float* x_gradient, std::int64_t batch,
+                   std::int64_t tokens, std::int64_t skip, std::int64_t width) {
   launch_each(device, batch * tokens * width,
               MeanGradient{out_gradient, x_gradient, tokens, skip, width});
 }
@@ -119,7 +124,7 @@ void cross_entropy(Device& device, const float* logits, const float* targets, fl
 
 }  // namespace
 
-const TrainingKernels cuda_training_kernels{
-    add_rows, layer_scale, layer_scale_gradient, mean_gradient, cross_entropy, adamw};
+const TrainingKernels cuda_training_kernels{add_rows,      layer_scale,   layer_scale_gradient,
+                                            mean_gradient, cross_entropy, adamw};
 
 }  // namespace vit

@@ -28,8 +28,8 @@ int chosen(const std::string& choice) {
     if (failure != std::errc() || end != last) index = -1;
   }
   if (index < 0 || index >= count) {
-    throw std::runtime_error("device is " + choice + ", but this back end has cuda:0 to cuda:" +
-                             std::to_string(count - 1));
+    throw std::runtime_error("device is " + choice +
+                             ", but this back end has cuda:0 to cuda:" + std::to_string(count - 1));
   }
   return index;
 }
@@ -97,8 +97,7 @@ Device::State::State(const Options& options)
   check(cublasSetWorkspace(new_blas, memory, workspace_bytes), "cannot use memory");
 }
 
-Device::Device(const Options& options)
-    : state_(new State(options)), kernels_(&cuda_kernels) {}
+Device::Device(const Options& options) : state_(new State(options)), kernels_(&cuda_kernels) {}
 
 Device::~Device() = default;
 
@@ -133,6 +132,8 @@ void Device::download(void* host, const void* device, std::size_t bytes) {
 void Device::clear(void* device, std::size_t bytes) {
   check(cudaMemsetAsync(device, 0, bytes, state_->stream.get()));
 }
+
+cudaStream_t stream_of(Device& device) { return device.state().stream.get(); }
 
 std::weak_ptr<Buffer>& shared_scratch(Device& device) { return device.state().scratch; }
 

@@ -3,12 +3,11 @@
 
 #include <cublasLt.h>
 #include <cublas_v2.h>
-#include <cuda_runtime_api.h>
 
 #include <cstddef>
 #include <memory>
 
-#include "model/device.hpp"
+#include "cuda/gpu/stream.hpp"
 
 namespace vit {
 
@@ -36,11 +35,7 @@ struct Device::State {
   std::weak_ptr<Buffer> scratch;
 };
 
-// std::bad_alloc for want of memory, std::runtime_error with the words of CUDA for other errors.
-void check(cudaError_t error);
-// The same for cuBLAS; `what` was tried.
+// As for errors of CUDA; `what` was tried.
 void check(cublasStatus_t status, const char* what);
-
-inline cudaStream_t stream_of(Device& device) { return device.state().stream.get(); }
 
 }  // namespace vit

@@ -102,7 +102,8 @@ class LtProduct {
   bool choose() {
     cublasLtMatmulPreference_t preference = nullptr;
     check(cublasLtMatmulPreferenceCreate(&preference), "cannot choose a product");
-    const std::unique_ptr<cublasLtMatmulPreferenceOpaque_t, Destroy<cublasLtMatmulPreferenceDestroy>>
+    const std::unique_ptr<cublasLtMatmulPreferenceOpaque_t,
+                          Destroy<cublasLtMatmulPreferenceDestroy>>
         owner(preference);
     const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t name, const auto& value) {
       check(cublasLtMatmulPreferenceSetAttribute(preference, name, &value, sizeof value),
@@ -167,7 +168,8 @@ Buffer addresses(Device& device, const Table& table, const Product& product) {
 
 // Many products of float32, without bias, base or GELU.
 Step batched(Device& device, const Product& product) {
-  const View a(product.b, product.depth, product.columns), b(product.a, product.rows, product.depth);
+  const View a(product.b, product.depth, product.columns),
+      b(product.a, product.rows, product.depth);
   const View c(product.c, product.rows, product.columns);
   const auto pointers = std::make_shared<const std::vector<Buffer>>([&] {
     std::vector<Buffer> buffers;
@@ -178,15 +180,15 @@ Step batched(Device& device, const Product& product) {
   }());
   return [=, &state = device.state()] {
     const float zero = 0.0f;
-    check(cublasGemmBatchedEx(
-              state.blas.get(), a.operation(), b.operation(), static_cast<int>(product.columns),
-              static_cast<int>(product.rows), static_cast<int>(product.depth), &product.factor,
-              (*pointers)[0].data<const void*>(), CUDA_R_32F, static_cast<int>(a.leading),
-              (*pointers)[1].data<const void*>(), CUDA_R_32F, static_cast<int>(b.leading), &zero,
-              (*pointers)[2].data<void*>(), CUDA_R_32F, static_cast<int>(c.leading),
-              static_cast<int>(product.count()), compute_of(state, Number::f32),
-              CUBLAS_GEMM_DEFAULT),
-          "products failed");
+    check(
+        cublasGemmBatchedEx(
+            state.blas.get(), a.operation(), b.operation(), static_cast<int>(product.columns),
+            static_cast<int>(product.rows), static_cast<int>(product.depth), &product.factor,
+            (*pointers)[0].data<const void*>(), CUDA_R_32F, static_cast<int>(a.leading),
+            (*pointers)[1].data<const void*>(), CUDA_R_32F, static_cast<int>(b.leading), &zero,
+            (*pointers)[2].data<void*>(), CUDA_R_32F, static_cast<int>(c.leading),
+            static_cast<int>(product.count()), compute_of(state, Number::f32), CUBLAS_GEMM_DEFAULT),
+        "products failed");
   };
 }
 
