@@ -6,22 +6,23 @@
 namespace vit {
 namespace {
 
-// Neighbours in a row of c that a thread computes at once.
+// Neighbours in a row of c that a thread computes at once: on a CPU, in two of its registers.
 template <class T>
 struct Lanes {
 #ifdef __CUDACC__
-  static constexpr int count = 4;
-  T values[count];
+  static constexpr int count = 4, registers = count;
+  using Register = T;
+#else
+  static constexpr int count = 16, registers = 2;
+  typedef T Register __attribute__((vector_size(count / registers * sizeof(T))));
+#endif
+  Register values[registers];
+
   VIT_BOTH void add(T factor, const Lanes& other) {
     VIT_UNROLL
-    for (int i = 0; i < count; ++i) values[i] += factor * other.values[i];
+    for (int i = 0; i < registers; ++i) values[i] += factor * other.values[i];
   }
-#else
-  static constexpr int count = 16;
-  typedef T Vector __attribute__((vector_size(count * sizeof(T))));
-  Vector values;
-  void add(T factor, const Lanes& other) { values += factor * other.values; }
-#endif
+  VIT_BOTH T at(int i) const { return reinterpret_cast<const T*>(values)[i]; }
 };
 
 VIT_BOTH int to_sum(std::int8_t value, int) { return value; }
@@ -116,7 +117,7 @@ struct PlainProduct {
       VIT_UNROLL
       for (int j = 0; j < lanes && column + j < of.columns; ++j) {
         const std::int64_t at = place + (row + i) * of.c.row_stride + column + j;
-        put(sums[i].values[j], column + j, at);
+        put(sums[i].at(j), column + j, at);
       }
     }
   }
