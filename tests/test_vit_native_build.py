@@ -16,9 +16,11 @@ NOWHERE = "/nonexistent"
 MISSING = {
     "no compiler": ("cpu", {"CXX": NOWHERE}, "CXX is '/nonexistent', which is not a program"),
     "no oneDNN": ("cpu", {"DNNLROOT": NOWHERE}, "oneDNN 3.0 or newer for CPUs is not in DNNLROOT"),
+    "no nvcc": ("cuda", {"NVCC": NOWHERE}, "NVCC is '/nonexistent', which is not a program"),
+    "no CUDA": ("cuda", {"CUDA_HOME": NOWHERE, "PATH": ""}, "is not in /nonexistent, nor in PATH"),
     "no SYCL": ("sycl", {"ONEAPI_ROOT": NOWHERE}, "is not in /nonexistent"),
 }
-UNKNOWN = {name: (name, {}, f"unknown back end '{name}'; known: cpu") for name in ("cuda", "mojo")}
+UNKNOWN = {name: (name, {}, f"unknown back end '{name}'; known: cpu") for name in ("metal",)}
 
 
 def python(tmp_path, *arguments, **environment):

@@ -99,7 +99,10 @@ def test_images_that_cannot_be_read_are_named_and_fatal_only_if_all_are(classifi
         (("--top", "0", "a", "b"), "--top is 0; give a number of at least 1"),
         (("a", "b", "--top"), "--top lacks its value"),
         (("--size", "7", "a", "b"), "unknown option --size"),
-        (("--precision", "fp4", "a", "b"), "precision is fp4; known: float32, tf32, bfloat16, int8"),
+        (
+            ("--precision", "fp4", "a", "b"),
+            "precision is fp4; known: float32, tf32, bfloat16, int8",
+        ),
         (("nowhere", "b"), "nowhere is not there, or is no file"),
     ],
 )

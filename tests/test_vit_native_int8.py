@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from calibration_images import WHOLE, drawn, normalised, write_images
-from native_backends import SMALL, saved
+from native_backends import SMALL, largest_code, saved
 from safetensors.torch import load_file
 from torch import nn
 
@@ -19,7 +19,6 @@ from vit.model import ViT
 from vit.native import quantise as quantisation
 from vit.native.model import NativeViT
 from vit.native.quantise import FEWEST, quantise
-from vit.quant import has_vnni
 from vit.weights import save_safetensors
 
 LAYERS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
@@ -115,7 +114,7 @@ def test_int8_computes_what_its_integers_say(backend, tmp_path, folder, settings
     model, path = saved(tmp_path / "model", images=WHOLE, **settings)
     quantise(path, [folder], tmp_path / "int8", backend=backend, threads=1)
     images = normalised(PIXELS[1::2])
-    exact = simulated(model, tmp_path / "int8", images, 255 if has_vnni() else 127)
+    exact = simulated(model, tmp_path / "int8", images, largest_code(backend))
     with NativeViT.open(tmp_path / "int8", backend=backend, precision="int8", threads=1) as native:
         found = native(images)
     cost = off(exact, outputs(model, images))

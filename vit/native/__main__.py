@@ -19,7 +19,8 @@ class Build:
     """Compile a back end with what this machine has; what is missing is named."""
 
     backend: tyro.conf.Positional[str]
-    """cpu: C++ over oneDNN. sycl: the same on what SYCL reaches, such as Intel's GPUs."""
+    """cpu: C++ over oneDNN. sycl: the same on what SYCL reaches, such as Intel's GPUs. cuda: GPUs
+    by NVIDIA. cuda-host: its kernels on a CPU, for tests."""
     sanitize: bool = False
     """Stop at errors of memory and undefined behaviour, and say where; several times slower."""
 

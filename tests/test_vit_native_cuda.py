@@ -1,0 +1,163 @@
+"""GPUs by NVIDIA: what is compiled, found and refused, and the kernels that other tests leave out.
+
+Where there is no GPU, the kernels of `cuda` run as `cuda-host`: the same sources, compiled for the
+CPU. Of the back end itself its build is then tested, and what it says.
+"""
+
+import numpy as np
+import pytest
+import torch
+from native_backends import no_gpu, saved
+
+from vit.native import build, toolchain
+from vit.native.model import NativeViT
+
+kernels = pytest.mark.parametrize("backend", ["cuda", "cuda-host"], indirect=True)
+# width, heads, side of the images, pool
+ATTENTIONS = {
+    "heads of 20": (100, 5, 40, "token"),
+    "heads of 5": (35, 7, 40, "token"),
+    "heads of 64": (128, 2, 40, "mean"),
+    "heads of 80": (160, 2, 40, "mean"),
+    "heads of 128": (256, 2, 40, "token"),
+    "one token": (96, 3, 8, "mean"),
+    "63 tokens and a class": (96, 3, 56, "token"),
+    "290 tokens": (64, 2, 136, "token"),
+}
+
+
+@pytest.fixture(scope="module")
+def library():
+    """The library of cuda, which warnings keep from being built; skipped without its tools."""
+    try:
+        return build.build("cuda")
+    except toolchain.Missing as missing:
+        pytest.skip(str(missing))
+
+
+def computed(model, images):
+    """Outputs of a PyTorch model."""
+    with torch.inference_mode():
+        return model(torch.from_numpy(images)).numpy()
+
+
+def images_for(model, batch):
+    """Random images of the model's size."""
+    size = model.config.image_size
+    return np.random.default_rng(0).standard_normal((batch, 3, size, size), np.float32)
+
+
+def off(found, expected):
+    """The largest difference as a share of the largest output."""
+    return np.abs(found - expected).max() / np.abs(expected).max()
+
+
+def install(root, *names):
+    """Files of CUDA as far as one looks at them."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o755)
+
+
+def test_a_machine_without_a_gpu_says_so(library, tmp_path):
+    if not no_gpu("cuda"):
+        pytest.skip("there is a GPU")
+    _, path = saved(tmp_path)
+    with pytest.raises(ValueError, match=r"^no NVIDIA GPU: \w+"):
+        NativeViT.open(path, backend="cuda")
+
+
+@pytest.mark.parametrize("backend", ["cuda"], indirect=True)
+def test_a_gpu_is_chosen_by_its_number(backend, tmp_path):
+    _, path = saved(tmp_path)
+    with NativeViT.open(path, backend=backend, device="cuda:0") as native:
+        assert native.description.device.decode()
+    for device in ("cuda:99", "cuda:", "cuda:1x", "cpu"):
+        with pytest.raises(ValueError, match=f"device is {device}, but this back end has cuda:0"):
+            NativeViT.open(path, backend=backend, device=device)
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+@pytest.mark.parametrize("backend", ["cuda"], indirect=True)
+def test_a_recorded_pass_computes_what_the_first_did(backend, tmp_path, precision):
+    model, path = saved(tmp_path)
+    images = images_for(model, 6)
+    with NativeViT.open(path, backend=backend, precision=precision) as native:
+        first = [native(part) for part in (images[:3], images[3:])]
+        for part, expected in zip((images[:3], images[3:]), first, strict=True):
+            assert np.array_equal(native(part), expected)
+
+
+@kernels
+@pytest.mark.parametrize("kind", ATTENTIONS)
+def test_attention_in_bfloat16_takes_heads_and_tokens_of_any_number(backend, tmp_path, kind):
+    width, heads, side, pool = ATTENTIONS[kind]
+    model, path = saved(tmp_path, width=width, heads=heads, image_size=side, pool=pool)
+    images = images_for(model, 2)
+    with NativeViT.open(path, backend=backend, precision="bfloat16") as native:
+        error = off(native(images), computed(model, images))
+    # as tests/test_vit_native.py derives it
+    bound = 4 * 2**-9 / 3**0.5 * (10 * model.config.depth + 2) ** 0.5
+    assert bound / 100 < error < bound
+
+
+@kernels
+def test_gelu_by_tanh_is_within_the_roundings_of_bfloat16(backend, tmp_path):
+    """In bfloat16 both forms of GELU are computed as the one by tanh."""
+    errors = {}
+    for gelu in ("exact", "tanh"):
+        model, path = saved(tmp_path / gelu, gelu=gelu, depth=8)
+        images = images_for(model, 8)
+        with NativeViT.open(path, backend=backend, precision="bfloat16") as native:
+            difference = native(images) - computed(model, images)
+        errors[gelu] = np.sqrt(np.mean(difference**2))
+    assert errors["exact"] < 1.25 * errors["tanh"]
+
+
+@kernels
+def test_tf32_is_float32_with_products_of_ten_bits(backend, tmp_path):
+    model, path = saved(tmp_path)
+    images = images_for(model, 2)
+    with NativeViT.open(path, backend=backend, precision="tf32") as native:
+        assert off(native(images), computed(model, images)) < 5e-3
+        native.begin_training()
+        targets = np.eye(10, dtype=np.float32)[:2]
+        losses = [native.train_step(images, targets, 1e-3) for _ in range(5)]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+def test_other_back_ends_refuse_tf32_by_name(backend, tmp_path):
+    _, path = saved(tmp_path)
+    with pytest.raises(ValueError, match="tf32 needs the back end cuda; use precision=float32"):
+        NativeViT.open(path, backend=backend, precision="tf32")
+
+
+@kernels
+def test_heads_that_are_too_wide_are_refused_with_what_takes_them(backend, tmp_path):
+    model, path = saved(tmp_path, width=160, heads=1)
+    with NativeViT.open(path, backend=backend) as native:
+        with pytest.raises(ValueError, match="heads have 160 channels, .* up to 128; use cpu"):
+            native(images_for(model, 1))
+
+
+def test_cuda_is_found_in_a_toolkit_and_among_pythons_packages(tmp_path, monkeypatch):
+    toolkit, packages = tmp_path / "toolkit", tmp_path / "site-packages"
+    headers = ("include/cuda_runtime_api.h", "include/cublas_v2.h", "include/cublasLt.h")
+    install(toolkit, "bin/nvcc", headers[0], "lib64/libcudart.so")
+    monkeypatch.delenv("NVCC", raising=False)
+    monkeypatch.setenv("CUDA_HOME", str(toolkit))
+    monkeypatch.setattr(toolchain.sysconfig, "get_path", lambda name: str(packages))
+    with pytest.raises(
+        toolchain.Missing, match=r"cublas and cublasLt are not in .*toolkit.*\[cuda\]"
+    ):
+        toolchain.cuda()
+    wheels = packages / "nvidia/cu13"
+    install(wheels, *headers[1:], "lib/libcublas.so.13", "lib/libcublasLt.so.13")
+    found = toolchain.cuda()
+    assert found.nvcc == str(toolkit / "bin/nvcc")
+    assert found.includes == (toolkit / "include", wheels / "include")
+    assert [file.name for file in found.libraries] == [
+        *("libcudart.so", "libcublas.so.13", "libcublasLt.so.13")
+    ]
