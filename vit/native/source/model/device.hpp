@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
@@ -46,8 +47,9 @@ class Device {
   // Such as "avx512", or the name of a GPU.
   std::string name() const;
 
-  // Use the threads of this device in the calling thread; call at the start of each computation.
-  void enter() const;
+  // Begins a call: others wait until the lock is given back. A CPU's threads are those of the caller
+  // from now on.
+  [[nodiscard]] std::unique_lock<std::mutex> enter();
   // Wait until all that was submitted is done; throws what went wrong on the way.
   void wait();
 
