@@ -47,8 +47,8 @@ class Device {
   // Such as "avx512", or the name of a GPU.
   std::string name() const;
 
-  // Begins a call: others wait until the lock is given back. A CPU's threads are those of the caller
-  // from now on.
+  // Begins a call; others wait until the lock is given back. In the thread that calls, the number
+  // of threads of a CPU becomes that of this device.
   [[nodiscard]] std::unique_lock<std::mutex> enter();
   // Wait until all that was submitted is done; throws what went wrong on the way.
   void wait();
