@@ -107,7 +107,11 @@ std::string Device::name() const {
   return properties.name;
 }
 
-void Device::enter() const { check(cudaSetDevice(state_->index)); }
+std::unique_lock<std::mutex> Device::enter() {
+  std::unique_lock<std::mutex> call(state_->mutex);
+  check(cudaSetDevice(state_->index));
+  return call;
+}
 
 void Device::wait() { check(cudaStreamSynchronize(state_->stream.get())); }
 

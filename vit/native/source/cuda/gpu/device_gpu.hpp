@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <mutex>
 
 #include "cuda/gpu/stream.hpp"
 
@@ -26,6 +27,7 @@ struct Destroy {
 struct Device::State {
   explicit State(const Options& options);
 
+  std::mutex mutex;
   int index;
   bool tensor_floats;  // products of float32 in TF32
   std::unique_ptr<CUstream_st, Destroy<cudaStreamDestroy>> stream;

@@ -3,6 +3,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <new>
 #include <stdexcept>
 #include <utility>
@@ -13,12 +14,15 @@
 namespace vit {
 
 struct Device::State {
+  explicit State(int threads_) : threads(threads_) {}
+
   int threads;
+  std::mutex mutex;
   std::weak_ptr<Buffer> scratch;
 };
 
 Device::Device(const Options& options)
-    : state_(new State{options.threads > 0 ? options.threads : omp_get_num_procs(), {}}),
+    : state_(new State(options.threads > 0 ? options.threads : omp_get_num_procs())),
       kernels_(&cuda_kernels) {
   if (!options.device.empty() && options.device != "cpu") {
     throw std::runtime_error("device is " + options.device + ", but this back end has only cpu");
@@ -29,7 +33,10 @@ Device::~Device() = default;
 
 std::string Device::name() const { return "the kernels of cuda on a CPU, for tests"; }
 
-void Device::enter() const { omp_set_num_threads(state_->threads); }
+std::unique_lock<std::mutex> Device::enter() {
+  omp_set_num_threads(state_->threads);
+  return std::unique_lock<std::mutex>(state_->mutex);
+}
 
 void Device::wait() {}
 
