@@ -107,19 +107,18 @@ struct Left {
   template <int columns>
   VIT_BOTH void add_by_rows(const Value* right, Sums<columns>& sums) const {
     using At = Sums<columns>;
-    constexpr int step = At::rows == tile_queries ? depth : 4;  // what a thread keeps of a row
-    VIT_UNROLL
-    for (int k = 0; k < depth; k += step) {
+    constexpr int together = 4;
+    for (int k = 0; k < depth; k += together) {
       VIT_UNROLL
       for (int i = 0; i < At::rows; ++i) {
-        const Value* const left = table + At::row(i) * stride + k;
+        const auto left = load<together>(table + At::row(i) * stride + k);
         VIT_UNROLL
         for (int j = 0; j < At::columns; ++j) {
-          const Value* const other = right + At::column(j) * stride + k;
-          float sum = 0.0f;
+          const auto other = load<together>(right + At::column(j) * stride + k);
           VIT_UNROLL
-          for (int q = 0; q < step; ++q) sum += to_float(left[q]) * to_float(other[q]);
-          sums.values[i][j] += sum;
+          for (int q = 0; q < together; ++q) {
+            sums.values[i][j] += to_float(left.values[q]) * to_float(other.values[q]);
+          }
         }
       }
     }
@@ -128,7 +127,6 @@ struct Left {
   template <int columns>
   VIT_BOTH void add(const Value* right, int right_stride, Sums<columns>& sums) const {
     using At = Sums<columns>;
-    VIT_UNROLL
     for (int k = 0; k < depth; ++k) {
       VIT_UNROLL
       for (int i = 0; i < At::rows; ++i) {
