@@ -3,7 +3,9 @@
     python -m benchmarks.native [--models S/32 B/16] [--batches 1 8 32] [--backend cpu]
 
 Each model has random weights; time does not depend on them. All ways to compute the logits of a
-batch take turns, and the median of each counts, over that of eager PyTorch in float32. ONNX Runtime
+batch take turns, and the median of each counts, over that of eager PyTorch in float32; images come
+from the memory of the host, and logits go there. With `--backend cuda` PyTorch computes on the GPU
+too, also in bfloat16, and the median is over that of PyTorch compiled in it. ONNX Runtime, on CPUs,
 gets the graph that `python -m pipeline export --to onnx` writes, optimised by its own tools, and
 for int8 its static quantisation (QDQ, per channel) of the same layers. At the end of each model, a
 training step of 8 images: forward, loss, backward and AdamW. Needs the extras native and onnx.
@@ -18,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +51,7 @@ log = logging.getLogger("native")
 PAUSE_S = 0.2
 TRAIN_BATCH = 8
 EAGER = "PyTorch eager"
+HALF = " bfloat16"  # of names of networks
 
 Network = Callable[[np.ndarray], np.ndarray]
 
@@ -106,24 +110,31 @@ def onnx_networks(model: ViT, folder: Path, threads: int) -> dict[str, Network]:
     }
 
 
-def torch_networks(model: ViT, compiles: bool) -> dict[str, Network]:
-    """PyTorch in float32, eager and compiled for the size of each batch."""
+def torch_networks(model: ViT, compiles: bool, device: str) -> dict[str, Network]:
+    """PyTorch in float32, on a GPU also in bfloat16; eager and compiled for each size of batch."""
 
-    def called(network: Callable[[torch.Tensor], torch.Tensor]) -> Network:
+    def called(network: Callable[[torch.Tensor], torch.Tensor], dtype: torch.dtype) -> Network:
         def call(batch: np.ndarray) -> np.ndarray:
             with torch.inference_mode():
-                return network(torch.from_numpy(batch)).numpy()
+                images = torch.from_numpy(batch).to(device, dtype)
+                return network(images).float().cpu().numpy()  # waits for the device
 
         return call
 
-    networks = {EAGER: called(model)}
-    if compiles:
-        networks["PyTorch compiled"] = called(torch.compile(model, dynamic=False))
+    networks = {}
+    for dtype, name in ((torch.float32, ""), (torch.bfloat16, HALF)):
+        if name and device == "cpu":
+            continue
+        network = deepcopy(model).to(device, dtype)
+        networks[EAGER + name] = called(network, dtype)
+        if compiles:
+            compiled = torch.compile(network, dynamic=False)
+            networks["PyTorch compiled" + name] = called(compiled, dtype)
     return networks
 
 
 def native_networks(model: ViT, folder: Path, backend: str, threads: int) -> dict[str, Network]:
-    """A native back end in float32 and in int8."""
+    """A native back end in float32 and in int8, and in the other precisions of GPUs."""
     plain, codes = folder / "float32", folder / "int8"
     plain.mkdir()
     save_weights(plain / "model.safetensors", model)
@@ -134,17 +145,21 @@ def native_networks(model: ViT, folder: Path, backend: str, threads: int) -> dic
     for number, pixels in enumerate(noise):
         Image.fromarray(pixels).save(folder / f"{number}.png")
     quantise(plain, [folder], codes, backend=backend, threads=threads)
+    files = {"float32": plain, "int8": codes}
+    if backend == "cuda":
+        files |= {"tf32": plain, "bfloat16": plain}
     return {
-        f"native {path.name}": NativeViT.open(
-            path, backend=backend, precision=path.name, threads=threads
+        f"native {precision}": NativeViT.open(
+            path, backend=backend, precision=precision, threads=threads
         )
-        for path in (plain, codes)
+        for precision, path in files.items()
     }
 
 
 def train_networks(model: ViT, plain: Path, backend: str, threads: int) -> dict[str, Network]:
     """A training step of a batch, with random targets: eager PyTorch, and native AdamW."""
-    config = OptimConfig(name="adamw")
+    config, device = OptimConfig(name="adamw"), device_of(backend)
+    model = model.to(device)
     optimizer = make_optimizer(model, config)
 
     def targets(batch: np.ndarray) -> np.ndarray:
@@ -152,10 +167,11 @@ def train_networks(model: ViT, plain: Path, backend: str, threads: int) -> dict[
 
     def step(batch: np.ndarray) -> None:
         optimizer.zero_grad()
-        softmax_loss(
-            model(torch.from_numpy(batch)), torch.from_numpy(targets(batch))
-        ).mean().backward()
+        given, wanted = (torch.from_numpy(each).to(device) for each in (batch, targets(batch)))
+        loss = softmax_loss(model(given), wanted).mean()
+        loss.backward()
         optimizer.step()
+        loss.item()  # waits for the device
 
     networks: dict[str, Network] = {EAGER: step}
     for name in ("adamw", "adamw8bit"):
@@ -165,6 +181,11 @@ def train_networks(model: ViT, plain: Path, backend: str, threads: int) -> dict[
             batch, targets(batch), config.lr
         )
     return networks
+
+
+def device_of(backend: str) -> str:
+    """Where PyTorch computes beside a back end."""
+    return "cuda" if backend == "cuda" else "cpu"
 
 
 def timed(networks: dict[str, Network], batch: np.ndarray, rounds: int) -> dict[str, float]:
@@ -182,10 +203,11 @@ def timed(networks: dict[str, Network], batch: np.ndarray, rounds: int) -> dict[
 
 
 def lines(name: str, size: int, medians: dict[str, float]) -> Iterator[str]:
-    """The lines of one size of batch: milliseconds an image, and time over eager PyTorch's."""
+    """The lines of one size of batch: milliseconds an image, and time over PyTorch's."""
+    base = next(n for n in ("PyTorch compiled" + HALF, EAGER + HALF, EAGER) if n in medians)
     for network, seconds in medians.items():
-        figures = f"{seconds / size * 1e3:9.1f}{seconds / medians[EAGER]:9.2f}"
-        yield f"{name:<12}{size:>6}  {network:<22}{figures}"
+        figures = f"{seconds / size * 1e3:9.3f}{seconds / medians[base]:9.2f}"
+        yield f"{name:<12}{size:>6}  {network:<24}{figures}"
 
 
 def rows(options: argparse.Namespace) -> Iterator[str]:
@@ -196,8 +218,10 @@ def rows(options: argparse.Namespace) -> Iterator[str]:
         torch.nn.init.normal_(model.head.weight, std=0.02)
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder)
-            networks = torch_networks(model, options.compile)
-            networks |= onnx_networks(model, place, options.threads)
+            device = device_of(options.backend)
+            networks = torch_networks(model, options.compile, device)
+            if device == "cpu":
+                networks |= onnx_networks(model, place, options.threads)
             networks |= native_networks(model, place, options.backend, options.threads)
             for size in options.batches:
                 batch = images(size, model.config.image_size)
@@ -234,13 +258,14 @@ def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
     build(options.backend)
+    on_gpu = device_of(options.backend) == "cuda"
     log.info(
         "%s, %d threads, torch %s",
-        platform.processor() or platform.machine(),
+        torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine(),
         options.threads,
         torch.__version__,
     )
-    log.info("model        batch  network                 ms/image  of eager")
+    log.info("model        batch  network                   ms/image  of PyTorch")
     for row in rows(options):
         log.info(row)
 
