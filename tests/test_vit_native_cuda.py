@@ -4,14 +4,19 @@ Where there is no GPU, the kernels of `cuda` run as `cuda-host`: the same source
 CPU. Of the back end itself its build is then tested, and what it says.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from calibration_images import WHOLE, drawn, write_images
 from native_backends import no_gpu, saved
 
 from vit.native import build, toolchain
 from vit.native.model import NativeViT
+from vit.native.quantise import FEWEST, quantise
 
+SIMULATED = "cuda-simulated"
 kernels = pytest.mark.parametrize("backend", ["cuda", "cuda-host"], indirect=True)
 # width, heads, side of the images, pool
 ATTENTIONS = {
@@ -33,6 +38,18 @@ def library():
         return build.build("cuda")
     except toolchain.Missing as missing:
         pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="module")
+def simulated():
+    """The kernels as the threads of a GPU run them, on a CPU: warps, barriers and tensor cores."""
+    plan = build.plan_of("cuda-host", sanitize=False)
+    tools = {suffix: (*tool, "-DVIT_SIMULATED") for suffix, tool in plan.tools.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(build.BACKENDS, SIMULATED, lambda sanitize: replace(plan, tools=tools))
+        for backend in (SIMULATED, "cuda-host"):
+            build.build(backend)
+        yield SIMULATED
 
 
 def computed(model, images):
@@ -140,6 +157,57 @@ def test_heads_that_are_too_wide_are_refused_with_what_takes_them(backend, tmp_p
     with NativeViT.open(path, backend=backend) as native:
         with pytest.raises(ValueError, match="heads have 160 channels, .* up to 128; use cpu"):
             native(images_for(model, 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ATTENTIONS)
+def test_threads_of_a_gpu_compute_what_one_does(simulated, tmp_path, kind, precision):
+    width, heads, side, pool = ATTENTIONS[kind]
+    settings = {"width": width, "heads": heads, "image_size": side, "pool": pool, "depth": 1}
+    model, path = saved(tmp_path, **settings)
+    images = images_for(model, 2)
+    found, expected = (
+        NativeViT.open(path, backend=backend, precision=precision)(images)
+        for backend in (simulated, "cuda-host")
+    )
+    # now and then a sum in another order is rounded to the next bfloat16
+    assert off(found, expected) < (5e-6 if precision == "float32" else 2e-3)
+
+
+@pytest.mark.slow
+def test_threads_of_a_gpu_compute_int8(simulated, tmp_path):
+    model, path = saved(tmp_path / "model", images=WHOLE)
+    folder = write_images(tmp_path / "images", drawn(FEWEST, model.config.image_size))
+    quantise(path, [folder], tmp_path / "int8", backend="cuda-host", threads=1)
+    images = images_for(model, 2)
+    found, expected = (
+        NativeViT.open(tmp_path / "int8", backend=backend, precision="int8")(images)
+        for backend in (simulated, "cuda-host")
+    )
+    assert off(found, expected) < 2e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
+def test_threads_of_a_gpu_train_as_one_does(simulated, tmp_path, optimizer):
+    model, path = saved(tmp_path, layer_scale=0.1, registers=2)
+    images, targets = images_for(model, 3), np.eye(10, dtype=np.float32)[:3]
+    trained = []
+    for backend in (simulated, "cuda-host"):
+        native = NativeViT.open(path, backend=backend)
+        native.begin_training(optimizer=optimizer, eps=1e-3)
+        losses = [native.train_step(images, targets, 1e-3) for _ in range(3)]
+        names = [(what, *item) for what in ("weight", "moment1") for item in shapes(model)]
+        trained.append([losses, *(native.read(*name) for name in names)])
+    for found, expected in zip(*trained, strict=True):
+        # where the last bit decides between two codes of a moment, it shows
+        assert np.linalg.norm(np.subtract(found, expected)) <= 1e-3 * np.linalg.norm(expected)
+
+
+def shapes(model):
+    """Names and shapes of what is trained."""
+    return [(name, tuple(p.shape)) for name, p in model.named_parameters()]
 
 
 def test_cuda_is_found_in_a_toolkit_and_among_pythons_packages(tmp_path, monkeypatch):

@@ -13,13 +13,7 @@ namespace vit {
 namespace {
 
 VIT_BOTH float exponential(float x, float) { return expf(x); }
-VIT_BOTH float exponential(float x, Bfloat16) {  // rounded to bfloat16 in the end
-#ifdef __CUDACC__
-  return __expf(x);
-#else
-  return expf(x);
-#endif
-}
+VIT_BOTH float exponential(float x, Bfloat16) { return quick_exp(x); }  // rounded in the end
 
 // A team has a tile of queries of a head, and goes over tiles of its keys. `depth` is that of the
 // heads, or more: what is beyond counts as 0.

@@ -2,7 +2,7 @@
 //
 // On a GPU a warp has 16 of the queries, and each lane two rows of their sums, in which it has two
 // of eight neighbouring columns: the layout of the tensor cores' m16n8k16 (PTX ISA, "Matrix
-// fragments for mma.m16n8k16"). On a CPU one thread has it all. What is computed of the sums in
+// Fragments for mma.m16n8k16"). On a CPU one thread has it all. What is computed of the sums in
 // between is the same source: it goes over the rows and columns that a thread has.
 #pragma once
 
@@ -20,32 +20,10 @@ using Tile = Block<2 * tile_queries>;  // four warps
 template <class Value>
 constexpr int row_padding = 16 / sizeof(Value);
 
-#ifdef __CUDACC__
+#ifdef VIT_GPU
 
 // Two bfloat16 that lie together, as the tensor cores take them.
 VIT_BOTH unsigned pair_at(const Bfloat16* at) { return *reinterpret_cast<const unsigned*>(at); }
-VIT_BOTH unsigned pair_of(float low, float high) {
-  unsigned pair;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-  return pair;
-}
-
-// sums (16, 8) += a (16, 16) b (16, 8).
-VIT_BOTH void multiply(float* sums0, float* sums1, const unsigned (&a)[4], unsigned b0,
-                       unsigned b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(sums0[0]), "+f"(sums0[1]), "+f"(sums1[0]), "+f"(sums1[1])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-// Two pairs of blocks (8, 8), each transposed on the way; a lane gives the address of a row.
-VIT_BOTH void load_transposed(const Bfloat16* row, unsigned (&blocks)[4]) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(blocks[0]), "=r"(blocks[1]), "=r"(blocks[2]), "=r"(blocks[3])
-               : "r"(static_cast<unsigned>(__cvta_generic_to_shared(row)))
-               : "memory");
-}
 
 template <int columns_>
 struct Sums {
@@ -140,7 +118,7 @@ struct Left {
   }
 };
 
-#ifdef __CUDACC__
+#ifdef VIT_GPU
 
 // bfloat16 on tensor cores: the sums of a product are, rounded, what the next one takes.
 template <int depth>

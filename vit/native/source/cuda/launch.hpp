@@ -12,25 +12,24 @@
 #include "cuda/team.hpp"
 #include "model/device.hpp"
 
-#ifdef __CUDACC__
+#ifdef VIT_GPU
 #include <limits>
 #include <stdexcept>
-
-#include "cuda/gpu/stream.hpp"
 #else
 #include <omp.h>
 
 #include <vector>
 #endif
+#ifdef __CUDACC__
+#include "cuda/gpu/stream.hpp"
+#endif
 
 namespace vit {
 
-#ifdef __CUDACC__
+#ifdef VIT_GPU
 
 // Threads of a block whose threads or warps have an item each.
 constexpr int block_threads = 256;
-// What a block can share without being asked for.
-constexpr std::size_t usual_shared_bytes = 48 << 10;
 
 template <class Kernel>
 __global__ void __launch_bounds__(block_threads) run_each(Kernel kernel, std::int64_t items) {
@@ -47,10 +46,35 @@ __global__ void __launch_bounds__(block_threads) run_warps(Kernel kernel, std::i
 }
 
 template <class Kernel>
-__global__ void __launch_bounds__(Kernel::Team::threads) run_blocks(Kernel kernel) {
-  extern __shared__ __align__(64) unsigned char memory[];
-  kernel(typename Kernel::Team{}, static_cast<std::int64_t>(blockIdx.x), memory);
+__global__ void __launch_bounds__(Kernel::Team::threads) run_blocks(Kernel kernel, std::int64_t) {
+  kernel(typename Kernel::Team{}, static_cast<std::int64_t>(blockIdx.x), shared_memory());
 }
+
+#ifdef __CUDACC__
+
+// What a block can share without being asked for.
+constexpr std::size_t usual_shared_bytes = 48 << 10;
+
+template <class Kernel>
+void submit(Device& device, void (*function)(Kernel, std::int64_t), unsigned blocks, int threads,
+            std::size_t bytes, const Kernel& kernel, std::int64_t items) {
+  if (bytes > usual_shared_bytes) {
+    check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(bytes)));
+  }
+  function<<<blocks, static_cast<unsigned>(threads), bytes, stream_of(device)>>>(kernel, items);
+  check(cudaGetLastError());
+}
+
+#else
+
+template <class Kernel>
+void submit(Device&, void (*function)(Kernel, std::int64_t), unsigned blocks, int threads,
+            std::size_t bytes, const Kernel& kernel, std::int64_t items) {
+  simulate(blocks, static_cast<unsigned>(threads), bytes, [&] { function(kernel, items); });
+}
+
+#endif
 
 // Blocks of a launch; std::runtime_error for more than a GPU takes.
 inline unsigned grid_of(std::int64_t items, int items_of_block) {
@@ -64,25 +88,19 @@ inline unsigned grid_of(std::int64_t items, int items_of_block) {
 template <class Kernel>
 void launch_each(Device& device, std::int64_t items, const Kernel& kernel) {
   if (items == 0) return;
-  run_each<<<grid_of(items, block_threads), block_threads, 0, stream_of(device)>>>(kernel, items);
-  check(cudaGetLastError());
+  submit(device, run_each<Kernel>, grid_of(items, block_threads), block_threads, 0, kernel, items);
 }
 
 template <class Kernel>
 void launch(Device& device, std::int64_t items, const Kernel& kernel, std::size_t bytes = 0) {
   if (items == 0) return;
-  using Team = typename Kernel::Team;
-  if constexpr (Team::threads == Warp::threads) {
-    constexpr int warps = block_threads / Warp::threads;
-    run_warps<<<grid_of(items, warps), block_threads, 0, stream_of(device)>>>(kernel, items);
+  constexpr int threads = Kernel::Team::threads;
+  if constexpr (threads == Warp::threads) {
+    submit(device, run_warps<Kernel>, grid_of(items, block_threads / threads), block_threads, 0,
+           kernel, items);
   } else {
-    if (bytes > usual_shared_bytes) {
-      check(cudaFuncSetAttribute(run_blocks<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(bytes)));
-    }
-    run_blocks<<<grid_of(items, 1), Team::threads, bytes, stream_of(device)>>>(kernel);
+    submit(device, run_blocks<Kernel>, grid_of(items, 1), threads, bytes, kernel, items);
   }
-  check(cudaGetLastError());
 }
 
 #else

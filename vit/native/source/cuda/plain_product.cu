@@ -9,7 +9,7 @@ namespace {
 // Neighbours in a row of c that a thread computes at once: on a CPU, in two of its registers.
 template <class T>
 struct Lanes {
-#ifdef __CUDACC__
+#ifdef VIT_GPU
   static constexpr int count = 4, registers = count;
   using Register = T;
 #else

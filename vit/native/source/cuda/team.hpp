@@ -9,17 +9,26 @@
 
 // VIT_UNROLL is before loops over what a thread has of a table: of that, only what has fixed places
 // is in registers.
+//
+// VIT_GPU is set where this is compiled for the threads of a GPU: real ones, or with VIT_SIMULATED
+// such as tests run on a CPU.
 #ifdef __CUDACC__
+#include "cuda/gpu/instructions.hpp"
+#define VIT_GPU
 #define VIT_BOTH __device__ inline
 #define VIT_UNROLL _Pragma("unroll")
 #else
+#ifdef VIT_SIMULATED
+#include "cuda/host/simulated.hpp"
+#define VIT_GPU
+#endif
 #define VIT_BOTH inline
 #define VIT_UNROLL
 #endif
 
 namespace vit {
 
-#ifdef __CUDACC__
+#ifdef VIT_GPU
 
 constexpr unsigned all_lanes = 0xFFFFFFFFU;
 

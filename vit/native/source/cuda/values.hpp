@@ -17,24 +17,15 @@ struct Bfloat16 {
 };
 
 VIT_BOTH float to_float(float value) { return value; }
-VIT_BOTH float to_float(Bfloat16 value) {
-#ifdef __CUDACC__
-  return __uint_as_float(static_cast<unsigned>(value.bits) << 16);
-#else
-  return from_bfloat16(value.bits);
+#ifndef VIT_GPU
+inline float float_of(std::uint16_t bits) { return from_bfloat16(bits); }
+inline std::uint16_t bfloat16_of(float value) { return to_bfloat16(value); }
+inline float quick_exp(float x) { return expf(x); }
 #endif
-}
 
+VIT_BOTH float to_float(Bfloat16 value) { return float_of(value.bits); }
 // To the nearest, ties to even.
-VIT_BOTH Bfloat16 rounded(float value) {
-#ifdef __CUDACC__
-  Bfloat16 result;
-  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
-  return result;
-#else
-  return {to_bfloat16(value)};
-#endif
-}
+VIT_BOTH Bfloat16 rounded(float value) { return {bfloat16_of(value)}; }
 
 VIT_BOTH void assign(float& to, float value) { to = value; }
 VIT_BOTH void assign(Bfloat16& to, float value) { to = rounded(value); }
