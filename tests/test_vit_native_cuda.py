@@ -160,7 +160,7 @@ def test_heads_that_are_too_wide_are_refused_with_what_takes_them(backend, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
 @pytest.mark.parametrize("kind", ATTENTIONS)
 def test_threads_of_a_gpu_compute_what_one_does(simulated, tmp_path, kind, precision):
     width, heads, side, pool = ATTENTIONS[kind]
@@ -171,8 +171,8 @@ def test_threads_of_a_gpu_compute_what_one_does(simulated, tmp_path, kind, preci
         NativeViT.open(path, backend=backend, precision=precision)(images)
         for backend in (simulated, "cuda-host")
     )
-    # now and then a sum in another order is rounded to the next bfloat16
-    assert off(found, expected) < (5e-6 if precision == "float32" else 2e-3)
+    # now and then a sum in another order is rounded to the next number
+    assert off(found, expected) < {"float32": 5e-6, "tf32": 2e-4, "bfloat16": 2e-3}[precision]
 
 
 @pytest.mark.slow

@@ -13,7 +13,18 @@ namespace vit {
 namespace {
 
 VIT_BOTH float exponential(float x, float) { return expf(x); }
-VIT_BOTH float exponential(float x, Bfloat16) { return quick_exp(x); }  // rounded in the end
+// What is rounded in the end.
+template <class Value>
+VIT_BOTH float exponential(float x, Value) {
+  return quick_exp(x);
+}
+
+// A value as products take it.
+template <class Value>
+VIT_BOTH Value ready(Value value) {
+  return value;
+}
+VIT_BOTH TensorFloat ready(TensorFloat value) { return {tensor_float_of(value.value)}; }
 
 // A team has a tile of queries of a head, and goes over tiles of its keys. `depth` is that of the
 // heads, or more: what is beyond counts as 0.
@@ -44,6 +55,7 @@ struct Attend {
         const int row = i / (depth / together), at = i % (depth / together) * together;
         Pack<Value, together> pack = {};
         if (row < count && at < channels) pack = load<together>(from + row * from_stride + at);
+        for (Value& value : pack.values) value = ready(value);
         *reinterpret_cast<Pack<Value, together>*>(to + row * stride + at) = pack;
       }
       return;
@@ -52,7 +64,7 @@ struct Attend {
       const int row = i / depth, at = i % depth;
       Value value = {};
       if (row < count && at < channels) value = from[row * from_stride + at];
-      to[row * stride + at] = value;
+      to[row * stride + at] = ready(value);
     }
   }
 
@@ -63,8 +75,8 @@ struct Attend {
     const std::int64_t image = item / tiles / heads;
     const Value* const first = qkv + image * tokens * 3 * width + head * channels;
     Value* const queries = reinterpret_cast<Value*>(memory);
-    Value *const key_tile = queries + tile_queries * stride, *const values =
-                                                                 key_tile + keys * stride;
+    Value* const key_tile = queries + tile_queries * stride;
+    Value* const values = key_tile + keys * stride;
     load_rows(team, first + query * 3 * width, keep - query, tile_queries, queries);
     team.sync();
     Left<Value, depth> left;
@@ -184,7 +196,8 @@ Step attention(Device& device, Span qkv, Span out, std::int64_t batch, std::int6
     return step_of_type<decltype(value)>(channels, device, qkv, out, batch, tokens, keep, heads,
                                          width);
   };
-  return qkv.type == Type::bf16 ? step(Bfloat16{}) : step(float{});
+  if (qkv.type == Type::bf16) return step(Bfloat16{});
+  return has_tensor_floats(device) ? step(TensorFloat{}) : step(float{});
 }
 
 }  // namespace vit

@@ -182,6 +182,67 @@ struct Left<Bfloat16, depth> {
   }
 };
 
+// TF32 on tensor cores. Of eight that are summed over a lane has two neighbours, where the hardware
+// counts them as the ones at a distance of four: the order of a sum is ours.
+template <int depth>
+struct Left<TensorFloat, depth> {
+  static constexpr int stride = depth + row_padding<TensorFloat>;
+  static constexpr std::size_t bytes = 0;
+
+  float parts[depth / 8][4];
+
+  VIT_BOTH void take(const TensorFloat* table) {
+    using At = Sums<depth>;
+    const TensorFloat* const from = table + At::first_row() * stride + At::column(0);
+    VIT_UNROLL
+    for (int k = 0; k < depth / 8; ++k) {
+      VIT_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        const auto pair = load<2>(from + k * 8 + i * 8 * stride);
+        parts[k][i] = pair.values[0].value, parts[k][i + 2] = pair.values[1].value;
+      }
+    }
+  }
+  VIT_BOTH void take(const Sums<depth>& sums, TensorFloat*) {
+    VIT_UNROLL
+    for (int k = 0; k < depth / 8; ++k) {
+      VIT_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        parts[k][i] = tensor_float_of(sums.values[i % 2][k * 2 + i / 2]);
+      }
+    }
+  }
+
+  template <int columns>
+  VIT_BOTH void add_by_rows(const TensorFloat* right, Sums<columns>& sums) const {
+    using At = Sums<columns>;
+    VIT_UNROLL
+    for (int n = 0; n < columns / 8; ++n) {
+      const TensorFloat* const row = right + (n * 8 + At::lane() / 4) * stride + At::column(0);
+      VIT_UNROLL
+      for (int k = 0; k < depth / 8; ++k) {
+        const auto pair = load<2>(row + k * 8);
+        multiply(&sums.values[0][n * 2], &sums.values[1][n * 2], parts[k], pair.values[0].value,
+                 pair.values[1].value);
+      }
+    }
+  }
+  template <int columns>
+  VIT_BOTH void add(const TensorFloat* right, int right_stride, Sums<columns>& sums) const {
+    using At = Sums<columns>;
+    VIT_UNROLL
+    for (int k = 0; k < depth / 8; ++k) {
+      const TensorFloat* const row =
+          right + (k * 8 + At::column(0)) * right_stride + At::lane() / 4;
+      VIT_UNROLL
+      for (int n = 0; n < columns / 8; ++n) {
+        multiply(&sums.values[0][n * 2], &sums.values[1][n * 2], parts[k], row[n * 8].value,
+                 row[n * 8 + right_stride].value);
+      }
+    }
+  }
+};
+
 #endif
 
 }  // namespace vit

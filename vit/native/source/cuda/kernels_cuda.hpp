@@ -17,6 +17,10 @@ Step attention(Device& device, Span qkv, Span out, std::int64_t batch, std::int6
                std::int64_t keep, std::int64_t heads, std::int64_t width);
 Update adamw(Device& device, std::vector<AdamWTensor> tensors);
 
+// Whether products of float32 are those of TF32. Not in int8: what attention rounds off there would
+// move many values to the next code.
+bool has_tensor_floats(Device& device);
+
 // Where a device keeps track of the memory that steps share for what each needs for a moment only.
 std::weak_ptr<Buffer>& shared_scratch(Device& device);
 

@@ -16,10 +16,16 @@ struct Bfloat16 {
   std::uint16_t bits;
 };
 
+// A float that is rounded to TF32 where products need it.
+struct TensorFloat {
+  float value;
+};
+
 VIT_BOTH float to_float(float value) { return value; }
 #ifndef VIT_GPU
 inline float float_of(std::uint16_t bits) { return from_bfloat16(bits); }
 inline std::uint16_t bfloat16_of(float value) { return to_bfloat16(value); }
+inline float tensor_float_of(float value) { return to_tensor_float(value); }
 inline float quick_exp(float x) { return expf(x); }
 #endif
 
@@ -27,8 +33,11 @@ VIT_BOTH float to_float(Bfloat16 value) { return float_of(value.bits); }
 // To the nearest, ties to even.
 VIT_BOTH Bfloat16 rounded(float value) { return {bfloat16_of(value)}; }
 
+VIT_BOTH float to_float(TensorFloat value) { return value.value; }
+
 VIT_BOTH void assign(float& to, float value) { to = value; }
 VIT_BOTH void assign(Bfloat16& to, float value) { to = rounded(value); }
+VIT_BOTH void assign(TensorFloat& to, float value) { to.value = tensor_float_of(value); }
 
 // Values that are read or written at once; their first is at a multiple of their bytes.
 template <class T, int count>

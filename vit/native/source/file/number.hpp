@@ -27,6 +27,11 @@ inline std::uint16_t to_bfloat16(float value) {
   return static_cast<std::uint16_t>((bits + 0x7FFFU + (bits >> 16U & 1U)) >> 16U);
 }
 
+// The nearest in TF32, whose fraction has 10 bits; ties go away from 0.
+inline float to_tensor_float(float value) {
+  return from_bits((to_bits(value) + 0x1000U) & ~0x1FFFU);
+}
+
 inline float from_half(std::uint16_t bits) {
   const int exponent = bits >> 10 & 0x1F, fraction = bits & 0x3FF;
   const float sign = bits >> 15 ? -1.0f : 1.0f;

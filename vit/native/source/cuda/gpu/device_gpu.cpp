@@ -73,7 +73,7 @@ void check(cublasStatus_t status, const char* what) {
 }
 
 Device::State::State(const Options& options)
-    : index(chosen(options.device)), tensor_floats(options.precision == Precision::tf32) {
+    : index(chosen(options.device)), precision(options.precision) {
   check(cudaSetDevice(index));
   int major = 0;
   check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index));
@@ -138,6 +138,8 @@ void Device::clear(void* device, std::size_t bytes) {
 }
 
 cudaStream_t stream_of(Device& device) { return device.state().stream.get(); }
+
+bool has_tensor_floats(Device& device) { return device.state().precision == Precision::tf32; }
 
 std::weak_ptr<Buffer>& shared_scratch(Device& device) { return device.state().scratch; }
 

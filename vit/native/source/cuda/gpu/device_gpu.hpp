@@ -29,7 +29,7 @@ struct Device::State {
 
   std::mutex mutex;
   int index;
-  bool tensor_floats;  // products of float32 in TF32
+  Precision precision;
   std::unique_ptr<CUstream_st, Destroy<cudaStreamDestroy>> stream;
   std::unique_ptr<void, Destroy<cudaFree>> workspace;
   std::unique_ptr<cublasLtContext, Destroy<cublasLtDestroy>> lt;

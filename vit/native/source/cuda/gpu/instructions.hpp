@@ -18,6 +18,13 @@ __device__ inline std::uint16_t bfloat16_of(float value) {
   return bits;
 }
 
+// A float in TF32, whose fraction has 10 bits: to the nearest, ties away from 0.
+__device__ inline float tensor_float_of(float value) {
+  unsigned bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+  return __uint_as_float(bits);
+}
+
 // Two bfloat16 side by side.
 __device__ inline unsigned pair_of(float low, float high) {
   unsigned pair;
@@ -44,6 +51,17 @@ __device__ inline void multiply(float* sums0, float* sums1, const unsigned (&a)[
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(sums0[0]), "+f"(sums0[1]), "+f"(sums1[0]), "+f"(sums1[1])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// sums (16, 8) += a (16, 8) b (8, 8) in TF32: PTX's mma.m16n8k8, as above.
+__device__ inline void multiply(float* sums0, float* sums1, const float (&a)[4], float b0,
+                                float b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(sums0[0]), "+f"(sums0[1]), "+f"(sums1[0]), "+f"(sums1[1])
+      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
+        "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
 }
 
 // Four blocks (8, 8) of bfloat16 in shared memory, transposed on the way: PTX's ldmatrix. Each lane

@@ -49,8 +49,8 @@ cudaDataType_t type_of(Number number) {
 
 cublasComputeType_t compute_of(const Device::State& state, Number number) {
   if (number == Number::s8) return CUBLAS_COMPUTE_32I;
-  return number == Number::f32 && state.tensor_floats ? CUBLAS_COMPUTE_32F_FAST_TF32
-                                                      : CUBLAS_COMPUTE_32F;
+  return number == Number::f32 && state.precision == Precision::tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32
+                                                                     : CUBLAS_COMPUTE_32F;
 }
 
 // The power of two, up to 256, that an address is a multiple of.

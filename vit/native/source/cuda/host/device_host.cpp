@@ -14,16 +14,17 @@
 namespace vit {
 
 struct Device::State {
-  explicit State(int threads_) : threads(threads_) {}
+  explicit State(const Options& options)
+      : threads(options.threads > 0 ? options.threads : omp_get_num_procs()),
+        precision(options.precision) {}
 
   int threads;
+  Precision precision;
   std::mutex mutex;
   std::weak_ptr<Buffer> scratch;
 };
 
-Device::Device(const Options& options)
-    : state_(new State(options.threads > 0 ? options.threads : omp_get_num_procs())),
-      kernels_(&cuda_kernels) {
+Device::Device(const Options& options) : state_(new State(options)), kernels_(&cuda_kernels) {
   if (!options.device.empty() && options.device != "cpu") {
     throw std::runtime_error("device is " + options.device + ", but this back end has only cpu");
   }
@@ -57,6 +58,8 @@ void Device::download(void* host, const void* device, std::size_t bytes) {
 }
 
 void Device::clear(void* device, std::size_t bytes) { std::memset(device, 0, bytes); }
+
+bool has_tensor_floats(Device& device) { return device.state().precision == Precision::tf32; }
 
 std::weak_ptr<Buffer>& shared_scratch(Device& device) { return device.state().scratch; }
 

@@ -27,6 +27,7 @@ struct Thread {
   // What it tells the others of its warp.
   float value;
   unsigned a[4], b[2];
+  float a_floats[4], b_floats[2];
   const std::uint16_t* row;
 };
 
@@ -98,6 +99,22 @@ void run_block(unsigned count) {
   }
 }
 
+// What a thread adds to its sums: those of left(row, k) right(k, column) over k, when all threads
+// of the warp have told what they have. Both kinds of tensor cores have these sums in the same
+// places.
+template <class Left, class Right>
+void add_products(unsigned depth, float* sums0, float* sums1, Left&& left, Right&& right) {
+  __syncwarp();
+  const unsigned row = threadIdx.x % lanes / 4, column = threadIdx.x % 4 * 2;
+  for (unsigned i = 0; i < 2; ++i) {
+    for (unsigned k = 0; k < depth; ++k) {
+      sums0[i] += left(row, k) * right(k, column + i);
+      sums1[i] += left(row + 8, k) * right(k, column + i);
+    }
+  }
+  __syncwarp();
+}
+
 }  // namespace
 
 void __syncthreads() { wait(at_block); }
@@ -115,35 +132,38 @@ namespace vit {
 
 float float_of(std::uint16_t bits) { return from_bfloat16(bits); }
 std::uint16_t bfloat16_of(float value) { return to_bfloat16(value); }
+float tensor_float_of(float value) { return to_tensor_float(value); }
 unsigned pair_of(float low, float high) {
   return to_bfloat16(low) | static_cast<unsigned>(to_bfloat16(high)) << 16U;
 }
 unsigned char* shared_memory() { return reinterpret_cast<unsigned char*>(shared.data()); }
 
-// PTX ISA, "Matrix fragments for mma.m16n8k16 with floating point type": of a and b a register has
+// PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type": of a and b a register has
 // two neighbours along the 16 that are summed over.
 void multiply(float* sums0, float* sums1, const unsigned (&a)[4], unsigned b0, unsigned b1) {
   std::memcpy(self().a, a, sizeof a);
   self().b[0] = b0, self().b[1] = b1;
-  __syncwarp();
   const auto half = [](unsigned pair, unsigned k) {
     return from_bfloat16(static_cast<std::uint16_t>(k % 2 ? pair >> 16U : pair));
   };
-  // element (row, k) of a, and (k, column) of b
-  const auto left = [&](unsigned row, unsigned k) {
-    return half(lane(row % 8 * 4 + k % 8 / 2).a[k / 8 * 2 + row / 8], k);
-  };
-  const auto right = [&](unsigned k, unsigned column) {
-    return half(lane(column * 4 + k % 8 / 2).b[k / 8], k);
-  };
-  const unsigned row = threadIdx.x % lanes / 4, column = threadIdx.x % 4 * 2;
-  for (unsigned i = 0; i < 2; ++i) {
-    for (unsigned k = 0; k < 16; ++k) {
-      sums0[i] += left(row, k) * right(k, column + i);
-      sums1[i] += left(row + 8, k) * right(k, column + i);
-    }
-  }
-  __syncwarp();
+  add_products(
+      16, sums0, sums1,
+      [&](unsigned row, unsigned k) {
+        return half(lane(row % 8 * 4 + k % 8 / 2).a[k / 8 * 2 + row / 8], k);
+      },
+      [&](unsigned k, unsigned column) { return half(lane(column * 4 + k % 8 / 2).b[k / 8], k); });
+}
+
+// PTX ISA, "Matrix Fragments for mma.m16n8k8", of .tf32.
+void multiply(float* sums0, float* sums1, const float (&a)[4], float b0, float b1) {
+  std::memcpy(self().a_floats, a, sizeof a);
+  self().b_floats[0] = b0, self().b_floats[1] = b1;
+  add_products(
+      8, sums0, sums1,
+      [](unsigned row, unsigned k) {
+        return lane(row % 8 * 4 + k % 4).a_floats[k / 4 * 2 + row / 8];
+      },
+      [](unsigned k, unsigned column) { return lane(column * 4 + k % 4).b_floats[k / 4]; });
 }
 
 // PTX ISA, ldmatrix with .trans: a lane gets two neighbours of a column.
