@@ -99,7 +99,9 @@ Device::State::State(const Options& options)
 
 Device::Device(const Options& options) : state_(new State(options)), kernels_(&cuda_kernels) {}
 
-Device::~Device() = default;
+Device::~Device() {
+  cudaSetDevice(state_->index);  // what its members were made on
+}
 
 std::string Device::name() const {
   cudaDeviceProp properties{};
