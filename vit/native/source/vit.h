@@ -37,8 +37,8 @@ VIT_API const char* vit_error(void);
  *               the CUDA back end tf32: float32 whose products are those of TF32
  *   threads     threads of the CPU back end; 0, the default, takes one for each core. SYCL devices,
  *               its CPU too, take all their cores, whatever is given
- *   device      of the SYCL back end: cpu, gpu, or by default a GPU if there is one; of the CUDA back
- *               end: cuda, the default, which is the first GPU, or cuda:1 and so on
+ *   device      of the SYCL back end: cpu, gpu, or by default a GPU if there is one; of the CUDA
+ *               back end: cuda, the default, which is the first GPU, or cuda:1 and so on
  */
 VIT_API int vit_open(const char* checkpoint, const char* options, vit_model** model);
 
