@@ -12,7 +12,7 @@ import platform
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from support.files import cache_path, cached_folder
@@ -32,6 +32,10 @@ SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover", "-g", "-O
 # name of the kernels in C++ -> what they may use, on x86 CPUs; they are linked in this order, as
 # the linker keeps the first version of each inline function, which must run everywhere
 INSTRUCTIONS = {"baseline": "x86-64", "avx2": "x86-64-v3", "avx512": "x86-64-v4"}
+# those of Mojo with functions for C++; they import the others
+MOJO_FILES = (
+    *("adamw", "attention", "gradients", "integers", "kernels", "product", "training_kernels"),
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class Plan:
     objects: dict[str, tuple[str, ...]]
     """Name of an object of the library -> its source and its own options."""
     link: tuple[str, ...]
+    compilers: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Suffix of sources that are not C++ -> what compiles one into an object."""
 
     @property
     def key(self) -> str:
@@ -112,7 +118,24 @@ def sycl(sanitize: bool) -> Plan:
     )
 
 
-BACKENDS: dict[str, Callable[[bool], Plan]] = {"cpu": cpu, "sycl": sycl}
+def mojo(sanitize: bool) -> Plan:
+    """The back end in Mojo, for the processor of this machine; C++ hands out its work."""
+    compiler, (codecs, readers) = toolchain.mojo(), toolchain.codecs()
+    return Plan(
+        options=(*FLAGS, "-fopenmp", *(SANITIZERS if sanitize else ())),
+        objects=shared_objects(codecs)
+        | sources("mojo")
+        | {name: (f"mojo/{name}.mojo",) for name in MOJO_FILES},
+        link=readers,
+        compilers={
+            # a product and a sum are one operation only where the source says so
+            ".mojo": (compiler.program, *"build --emit object --fp-mode contract=off".split())
+            + compiler.target
+        },
+    )
+
+
+BACKENDS: dict[str, Callable[[bool], Plan]] = {"cpu": cpu, "sycl": sycl, "mojo": mojo}
 
 
 def plan_of(backend: str, sanitize: bool) -> Plan:
@@ -153,21 +176,12 @@ def built(backend: str, *, sanitize: bool = False) -> Path:
 def compile_into(folder: Path, plan: Plan, name: str) -> None:
     """Compile the objects of a plan side by side, and link them; and the program with them."""
     compiler = toolchain.compiler()
+    cplusplus = (compiler, *plan.options, f"-I{SOURCE}", "-c")
 
     def compiled(item: tuple[str, tuple[str, ...]]) -> str:
         target, (source, *options) = str(folder / f"{item[0]}.o"), item[1]
-        run(
-            (
-                compiler,
-                *plan.options,
-                *options,
-                f"-I{SOURCE}",
-                "-c",
-                str(SOURCE / source),
-                "-o",
-                target,
-            )
-        )
+        command = plan.compilers.get(Path(source).suffix, cplusplus)
+        run((*command, *options, str(SOURCE / source), "-o", target))
         return target
 
     every = {PROGRAM: (f"{PROGRAM}.cpp",), **plan.objects}
