@@ -57,8 +57,8 @@ int largest_code(Device&) { return static_cast<int>(vit_mojo_largest_code()); }
 void check_precision(Device&, Precision precision) {
   if (precision == Precision::bfloat16) {
     throw std::runtime_error(
-        "the back end mojo computes in float32 and int8; use precision=float32, or the back end"
-        " cpu for bfloat16");
+        "the back end mojo computes in float32 and int8, and bfloat16 needs another one: use"
+        " backend=cpu, or precision=float32");
   }
 }
 
