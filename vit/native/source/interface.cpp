@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <cstdio>
 #include <memory>
-#include <mutex>
 #include <stdexcept>
 #include <string>
 
@@ -29,8 +28,13 @@ struct vit_model {
       : device(options),
         file(vit::weights_path(checkpoint)),
         shape(vit::shape_of(file, vit::config_path(checkpoint))),
-        model(device, file, shape, options.precision) {
+        model(loaded(options.precision)) {
     file.check_used();
+  }
+
+  vit::Model loaded(vit::Precision precision) {
+    const auto call = device.enter();
+    return vit::Model(device, file, shape, precision);
   }
 
   // The model with the weights of now: trained ones are packed when they are first used.
@@ -48,7 +52,6 @@ struct vit_model {
     return *trainer;
   }
 
-  std::mutex mutex;
   vit::Device device;
   vit::TensorFile file;
   vit::Shape shape;
@@ -64,8 +67,7 @@ template <class Function>
 int guarded(vit_model* model, Function&& function) noexcept {
   return vit::guarded([&] {
     if (!model) throw std::invalid_argument("the model is a null pointer");
-    const std::lock_guard<std::mutex> lock(model->mutex);
-    model->device.enter();
+    const auto call = model->device.enter();
     function();
   });
 }

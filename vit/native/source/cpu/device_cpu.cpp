@@ -15,6 +15,7 @@ namespace vit {
 struct Device::State {
   int threads;
   Engine engine;
+  std::mutex mutex;
 };
 
 Device::Device(const Options& options) : state_(new State) {
@@ -28,7 +29,7 @@ Device::Device(const Options& options) : state_(new State) {
     throw std::runtime_error("device is " + options.device + ", but this back end has only cpu");
   }
   state_->threads = options.threads > 0 ? options.threads : omp_get_num_procs();
-  enter();
+  omp_set_num_threads(state_->threads);
   state_->engine.engine = dnnl::engine(dnnl::engine::kind::cpu, 0);
   state_->engine.stream = dnnl::stream(state_->engine.engine);
   kernels_ = &best_kernels();
@@ -40,7 +41,10 @@ std::string Device::name() const {
   return std::string(kernels_->name) + ", " + std::to_string(state_->threads) + " threads";
 }
 
-void Device::enter() const { omp_set_num_threads(state_->threads); }
+std::unique_lock<std::mutex> Device::enter() {
+  omp_set_num_threads(state_->threads);
+  return std::unique_lock<std::mutex>(state_->mutex);
+}
 
 void Device::wait() { state_->engine.stream.wait(); }
 

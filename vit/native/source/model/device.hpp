@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
@@ -46,8 +47,9 @@ class Device {
   // Such as "avx512", or the name of a GPU.
   std::string name() const;
 
-  // Use the threads of this device in the calling thread; call at the start of each computation.
-  void enter() const;
+  // Begins a call; others wait until the lock is given back. In the thread that calls, the number
+  // of threads of a CPU becomes that of this device.
+  [[nodiscard]] std::unique_lock<std::mutex> enter();
   // Wait until all that was submitted is done; throws what went wrong on the way.
   void wait();
 

@@ -110,7 +110,7 @@ Step Linear::step(const void* x, Span y, std::int64_t rows, Activation activatio
   const auto weight_type = in_bytes ? memory::data_type::s8 : data_type(layer.type);
   const memory::desc any({layer.in, layer.out}, weight_type, memory::format_tag::any);
 
-  dnnl::primitive_attr attributes;
+  dnnl::primitive_attr attributes = own_scratchpad();
   attributes.set_post_ops(post_ops(activation, add, y));
   if (in_bytes) {
     attributes.set_scales_mask(DNNL_ARG_SRC, 0);

@@ -43,7 +43,7 @@ Step product(Device& device, const Matrix& a, const Matrix& b, const Matrix& c, 
              dnnl::post_ops post_ops, std::unordered_map<int, memory> arguments) {
   const memory::desc source = layout(a), weights = layout(b), target = layout(c);
   const memory::desc row = plain(1, c.columns);
-  dnnl::primitive_attr attributes;
+  dnnl::primitive_attr attributes = own_scratchpad();
   attributes.set_post_ops(post_ops);
   arguments.emplace(DNNL_ARG_SRC, wrap(device, source, a.data));
   arguments.emplace(DNNL_ARG_WEIGHTS, wrap(device, weights, b.data));
@@ -86,9 +86,11 @@ Pass layer_norm(Device& device, const NormMemory& at, std::int64_t rows, std::in
   const memory::desc row({width}, f32, memory::format_tag::a);
   const auto flags = normalization_flags::use_scale | normalization_flags::use_shift;
   const dnnl::layer_normalization_forward::primitive_desc forward(
-      engine_of(device).engine, prop_kind::forward_training, table, table, eps, flags);
+      engine_of(device).engine, prop_kind::forward_training, table, table, eps, flags,
+      own_scratchpad());
   const dnnl::layer_normalization_backward::primitive_desc backward(
-      engine_of(device).engine, prop_kind::backward, table, table, table, eps, flags, forward);
+      engine_of(device).engine, prop_kind::backward, table, table, table, eps, flags, forward,
+      own_scratchpad());
   const std::unordered_map<int, memory> shared{
       {DNNL_ARG_SRC, wrap(device, table, at.x)},
       {DNNL_ARG_MEAN, wrap(device, column, at.mean)},
@@ -109,10 +111,12 @@ Pass activation(Device& device, Activation kind, float* x, float* out, float* gr
                 std::int64_t rows, std::int64_t columns) {
   const dnnl::algorithm algorithm = algorithm_of(kind);
   const memory::desc table = plain(rows, columns);
-  const dnnl::eltwise_forward::primitive_desc forward(
-      engine_of(device).engine, prop_kind::forward_training, algorithm, table, table, 0.0f, 0.0f);
+  const dnnl::eltwise_forward::primitive_desc forward(engine_of(device).engine,
+                                                      prop_kind::forward_training, algorithm, table,
+                                                      table, 0.0f, 0.0f, own_scratchpad());
   const dnnl::eltwise_backward::primitive_desc backward(engine_of(device).engine, algorithm, table,
-                                                        table, table, 0.0f, 0.0f, forward);
+                                                        table, table, 0.0f, 0.0f, forward,
+                                                        own_scratchpad());
   const bool by_result = kind == Activation::tanh;
   return {step_of<dnnl::eltwise_forward>(
               device, forward,
@@ -128,10 +132,11 @@ Pass softmax(Device& device, const Matrix& scores, float* gradient) {
   const memory::desc table = layout(scores);
   const int axis = static_cast<int>(table.get_ndims()) - 1;
   const auto algorithm = dnnl::algorithm::softmax_accurate;
-  const dnnl::softmax_forward::primitive_desc forward(
-      engine_of(device).engine, prop_kind::forward_training, algorithm, table, table, axis);
-  const dnnl::softmax_backward::primitive_desc backward(engine_of(device).engine, algorithm, table,
-                                                        table, table, axis, forward);
+  const dnnl::softmax_forward::primitive_desc forward(engine_of(device).engine,
+                                                      prop_kind::forward_training, algorithm, table,
+                                                      table, axis, own_scratchpad());
+  const dnnl::softmax_backward::primitive_desc backward(
+      engine_of(device).engine, algorithm, table, table, table, axis, forward, own_scratchpad());
   const memory values = wrap(device, table, scores.data), change = wrap(device, table, gradient);
   return {step_of<dnnl::softmax_forward>(device, forward,
                                          {{DNNL_ARG_SRC, values}, {DNNL_ARG_DST, values}}),

@@ -8,11 +8,22 @@
 
 namespace vit {
 
-// The step that executes a primitive with these arguments.
+// Attributes of all primitives. Memory that oneDNN itself gives them belongs to the thread that
+// made them: others, which use another model, or this one later, would share it or not have it.
+inline dnnl::primitive_attr own_scratchpad() {
+  dnnl::primitive_attr attributes;
+  attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+  return attributes;
+}
+
+// The step that executes a primitive, described with `own_scratchpad`, with these arguments.
 template <class Primitive>
 Step step_of(Device& device, const typename Primitive::primitive_desc& description,
              std::unordered_map<int, dnnl::memory> arguments) {
-  return [primitive = Primitive(description), arguments = std::move(arguments),
+  const dnnl::memory::desc desc = description.scratchpad_desc();
+  const auto scratch = engine_of(device).scratch.of(device, desc.get_size());
+  arguments.emplace(DNNL_ARG_SCRATCHPAD, wrap(device, desc, scratch->data()));
+  return [scratch, primitive = Primitive(description), arguments = std::move(arguments),
           &stream = engine_of(device).stream] { primitive.execute(stream, arguments); };
 }
 

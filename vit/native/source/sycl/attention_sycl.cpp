@@ -48,7 +48,7 @@ Step softmax(Device& device, const Matrices& scores, const Matrices& shares) {
 dnnl::primitive_attr times(float factor) {
   dnnl::post_ops ops;
   ops.append_eltwise(dnnl::algorithm::eltwise_linear, factor, 0.0f);
-  dnnl::primitive_attr attributes;
+  dnnl::primitive_attr attributes = own_scratchpad();
   attributes.set_post_ops(ops);
   return attributes;
 }
@@ -72,7 +72,7 @@ Step attention(Device& device, Span qkv, Span out, std::int64_t batch, std::int6
   const std::int64_t num_values =
       (halved ? 2 : 1) * num_scores + (rounded ? part * keep * width : 0);
   const auto scratch =
-      device.state().scratch(device, static_cast<std::size_t>(num_values) * sizeof(float));
+      device.state().scores.of(device, static_cast<std::size_t>(num_values) * sizeof(float));
   float* const scores = scratch->data<float>();
   float* const shares = halved ? scores + num_scores : scores;
   float* const mixed = shares + num_scores;
@@ -94,7 +94,7 @@ Step attention(Device& device, Span qkv, Span out, std::int64_t batch, std::int6
                      {keep * width, d, width, 1});
     steps.push_back(product(device, q, k, s, times(1.0f / std::sqrt(static_cast<float>(d)))));
     steps.push_back(softmax(device, s, p));
-    steps.push_back(product(device, p, v, y, {}));
+    steps.push_back(product(device, p, v, y, own_scratchpad()));
     if (rounded) {
       Span bytes = out;
       bytes.data = at(out, to);

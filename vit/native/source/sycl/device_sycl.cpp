@@ -86,20 +86,11 @@ sycl::kernel Device::State::kernel(const Program& program, const char* name) {
   return found->second.ext_oneapi_get_kernel(name);
 }
 
-std::shared_ptr<Buffer> Device::State::scratch(Device& device, std::size_t bytes) {
-  std::shared_ptr<Buffer> buffer = last_scratch.lock();
-  if (!buffer || buffer->bytes() < bytes) {
-    buffer = std::make_shared<Buffer>(device, bytes);
-    last_scratch = buffer;
-  }
-  return buffer;
-}
-
 // Neither SYCL nor oneDNN's build for it can be told a number of threads.
 Device::Device(const Options& options) : state_(std::make_unique<State>(options.device)) {
-  auto& [engine, stream] = state_->engine;
-  engine = interop::make_engine(state_->queue.get_device(), state_->queue.get_context());
-  stream = interop::make_stream(engine, state_->queue);
+  Engine& engine = state_->engine;
+  engine.engine = interop::make_engine(state_->queue.get_device(), state_->queue.get_context());
+  engine.stream = interop::make_stream(engine.engine, state_->queue);
   kernels_ = &sycl_kernels;
 }
 
@@ -109,7 +100,12 @@ std::string Device::name() const {
   return state_->queue.get_device().get_info<sycl::info::device::name>();
 }
 
-void Device::enter() const {}
+// Calls of all models exclude each other: the runtime of CPUs computes wrongly now and then, or
+// crashes, while two queues of a process are in use.
+std::unique_lock<std::mutex> Device::enter() {
+  static std::mutex mutex;
+  return std::unique_lock<std::mutex>(mutex);
+}
 
 void Device::wait() {
   state_->queue.wait_and_throw();

@@ -28,13 +28,11 @@ struct Device::State {
   std::shared_ptr<std::exception_ptr> failure;
   sycl::queue queue;  // in order: a kernel sees what those before it wrote
   Engine engine;
-  std::weak_ptr<Buffer> last_scratch;
+  Scratch scores;  // of attention
 
   // A kernel of a program, which a process compiles once for each device; std::runtime_error has
   // the compiler's words.
   sycl::kernel kernel(const Program& program, const char* name);
-  // Memory for what is needed within a step only; steps, which run one by one, share it.
-  std::shared_ptr<Buffer> scratch(Device& device, std::size_t bytes);
 };
 
 // An argument of a kernel: this many floats of memory that the items of a group share.
