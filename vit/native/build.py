@@ -127,8 +127,10 @@ def mojo(sanitize: bool) -> Plan:
         link=readers,
         compilers={
             # a product and a sum are one operation only where the source says so
-            ".mojo": (compiler.program, *"build --emit object --fp-mode contract=off".split())
-            + compiler.target
+            ".mojo": (
+                *(compiler.program, *"build --emit object --fp-mode contract=off".split()),
+                *(*compiler.target, *(("--sanitize", "address") if sanitize else ())),
+            )
         },
     )
 

@@ -65,7 +65,7 @@ def attention(
     var queries = qkv.unsafe_offset(b * tokens * stride + column)
     take_keys(keys, queries.unsafe_offset(width), stride, tokens, depth)
     take_values(values, queries.unsafe_offset(2 * width), stride, tokens, depth)
-    ref to = target[]
+    var to = target[].copy()
     for t in range(0, keep, tile_rows):
         var rows = min(tile_rows, keep - t)
         for p in range(panels(tokens)):

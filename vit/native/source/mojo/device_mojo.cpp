@@ -27,7 +27,10 @@ std::string Device::name() const {
   return std::string(kernels_->name) + ", " + std::to_string(state_->threads) + " threads";
 }
 
-void Device::enter() const { omp_set_num_threads(state_->threads); }
+std::unique_lock<std::mutex> Device::enter() {
+  omp_set_num_threads(state_->threads);
+  return std::unique_lock<std::mutex>(state_->mutex);
+}
 
 void Device::wait() {}
 

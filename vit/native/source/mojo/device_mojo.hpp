@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <mutex>
 
 #include "model/device.hpp"
 #include "training/training_kernels.hpp"
@@ -14,6 +15,7 @@ extern const TrainingKernels mojo_training_kernels;
 
 struct Device::State {
   int threads;
+  std::mutex mutex;
   Buffer memory;
 
   // Makes `memory` hold at least so many floats; what a step finds in it, it does not keep.

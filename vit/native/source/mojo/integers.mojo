@@ -147,4 +147,4 @@ def byte_product(
             var at = r * panel + v * lanes
             var sum = sums.unsafe_load[width=lanes](at) - offset
             values.unsafe_store(at, sum.cast[DType.float32]() * scale)
-    finish(p.target, values, first, rows, number * panel)
+    finish(p.target.copy(), values, first, rows, number * panel)

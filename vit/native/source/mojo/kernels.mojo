@@ -11,7 +11,7 @@ def patches(
     """Rows of patches from `first` to `last`, numbered over all images."""
     var grid = side // patch
     var values = 3 * patch * patch
-    ref to = rows[]
+    var to = rows[].copy()
     for line in range(first, last):
         var b = line // grid
         for x in range(grid):
@@ -66,7 +66,7 @@ def layer_norm(
     mean: Optional[Floats], variance: Optional[Floats], first: Int, last: Int,
 ) abi("C"):
     """Rows from `first` to `last`; their means and variances are kept where there is memory."""
-    ref to = target[]
+    var to = target[].copy()
     for r in range(first, last):
         var row = x.unsafe_offset(r * stride)
         var facts = centred(row, width)

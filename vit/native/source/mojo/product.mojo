@@ -102,4 +102,4 @@ def product(
             var stride = Int(p.a_stride)
             var left = p.a.unsafe_offset(first * stride + k)
             tiles[False](left, stride, right, b_stride, count, to, panel, rows, k > 0)
-    finish(p.target, to, first, rows, number * panel)
+    finish(p.target.copy(), to, first, rows, number * panel)
