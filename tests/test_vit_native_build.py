@@ -17,8 +17,9 @@ MISSING = {
     "no compiler": ("cpu", {"CXX": NOWHERE}, "CXX is '/nonexistent', which is not a program"),
     "no oneDNN": ("cpu", {"DNNLROOT": NOWHERE}, "oneDNN 3.0 or newer for CPUs is not in DNNLROOT"),
     "no SYCL": ("sycl", {"ONEAPI_ROOT": NOWHERE}, "is not in /nonexistent"),
+    "no Mojo": ("mojo", {"MOJO": NOWHERE}, "MOJO is '/nonexistent', which is not a program"),
 }
-UNKNOWN = {name: (name, {}, f"unknown back end '{name}'; known: cpu") for name in ("cuda", "mojo")}
+UNKNOWN = {name: (name, {}, f"unknown back end '{name}'; known: cpu") for name in ("cuda", "metal")}
 
 
 def python(tmp_path, *arguments, **environment):

@@ -33,7 +33,9 @@ SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover", "-g", "-O
 # the linker keeps the first version of each inline function, which must run everywhere
 INSTRUCTIONS = {"baseline": "x86-64", "avx2": "x86-64-v3", "avx512": "x86-64-v4"}
 # those of Mojo with functions for C++; they import the others
-MOJO_FILES = tuple("adamw attention gradients integers kernels product training_kernels".split())
+MOJO_FILES = tuple(
+    "adamw attention gradients integers kernels pack product training_kernels".split()
+)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 COMPILERS = ("g++", "c++", "clang++")
@@ -86,6 +87,12 @@ def mojo() -> Mojo:
     if not program:
         where = f"MOJO is {wanted!r}, which is not a program" if wanted else "there is no Mojo"
         raise Missing(f"{where} on this machine; {MOJO_ADVICE}")
+    return described_mojo(program)
+
+
+@cache
+def described_mojo(program: str) -> Mojo:
+    """What a compiler of Mojo is, if it is one of the version that the sources are written in."""
     said = output_of(program, "--version")
     numbers = re.match(r"Mojo (\d+)\.(\d+)", said)
     if not numbers or tuple(map(int, numbers.groups())) != MOJO:

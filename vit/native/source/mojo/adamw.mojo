@@ -5,6 +5,7 @@ from std.math import sqrt
 from std.memory import stack_allocation
 
 comptime state_block = 256
+comptime together = 4  # vectors whose look-ups overlap
 comptime smallest_scale = Float32(1e-12)
 
 
@@ -66,6 +67,21 @@ def loaded(state: State8, at: Int) -> Lanes:
 
 
 @always_inline
+def eighth_of(map: Floats, shares: Lanes) -> Ints:
+    """First code of the eighth of the map that a value is in: three steps of a binary search."""
+    var upper = shares.ge(Lanes(map[unsafe_offset=128]))
+    var quarter = upper.select(Lanes(map[unsafe_offset=192]), Lanes(map[unsafe_offset=64]))
+    var third = shares.ge(quarter)
+    var high = third.select(Lanes(map[unsafe_offset=224]), Lanes(map[unsafe_offset=160]))
+    var low = third.select(Lanes(map[unsafe_offset=96]), Lanes(map[unsafe_offset=32]))
+    var fourth = shares.ge(upper.select(high, low))
+    var none = Ints(0)
+    return (
+        upper.select(Ints(128), none) + third.select(Ints(64), none) + fourth.select(Ints(32), none)
+    )
+
+
+@always_inline
 def store_block(state: State8, block: Int, values: Floats):
     """Rounds a block: the nearest of the map's values to value / scale, where the largest is 1."""
     var most = Lanes(smallest_scale)
@@ -73,17 +89,24 @@ def store_block(state: State8, block: Int, values: Floats):
         most = max(most, abs(values.unsafe_load[width=lanes](i)))
     var scale = most.reduce_max()
     state.scales[unsafe_offset=block] = scale
-    for i in range(0, state_block, lanes):
-        var shares = values.unsafe_load[width=lanes](i) / scale
-        var codes = Ints(0)  # of the largest value of the map that is not above
-        comptime for bit in range(8):
-            var higher = codes + Int32(128 >> bit)
-            codes = shares.ge(state.map.unsafe_gather(higher)).select(higher, codes)
-        var next = min(codes + 1, Ints(255))
-        var below = state.map.unsafe_gather(codes)
-        var half = (state.map.unsafe_gather(next) - below) * 0.5
-        codes = (shares - below).ge(half).select(next, codes)
-        state.codes.unsafe_store(block * state_block + i, codes.cast[DType.uint8]())
+    for start in range(0, state_block, together * lanes):
+        var shares = Array[Lanes, together](fill=Lanes(0))
+        var codes = Array[Ints, together](fill=Ints(0))
+        comptime for j in range(together):
+            shares[j] = values.unsafe_load[width=lanes](start + j * lanes) / scale
+            codes[j] = eighth_of(state.map, shares[j])
+        comptime for bit in range(3, 8):  # largest values of the map that are not above
+            comptime for j in range(together):
+                var higher = codes[j] + Int32(128 >> bit)
+                var reached = shares[j].ge(state.map.unsafe_gather(higher))
+                codes[j] = reached.select(higher, codes[j])
+        comptime for j in range(together):
+            var next = min(codes[j] + 1, Ints(255))
+            var below = state.map.unsafe_gather(codes[j])
+            var half = (state.map.unsafe_gather(next) - below) * 0.5
+            var nearest = (shares[j] - below).ge(half).select(next, codes[j])
+            var place = block * state_block + start + j * lanes
+            state.codes.unsafe_store(place, nearest.cast[DType.uint8]())
 
 
 @export("vit_mojo_adamw8bit")

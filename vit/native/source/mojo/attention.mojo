@@ -1,6 +1,7 @@
 """Attention of a head, a tile of queries at a time."""
 
-from lanes import Floats, Lanes, SpanAt, lanes, load, store_span
+from lanes import Floats, SpanAt, lanes, store_span
+from pack import pack_columns, pack_rows
 from softmax import soften
 from std.math import sqrt
 from tile import panel, tile_rows, tiles
@@ -17,32 +18,6 @@ def attention_memory(tokens: Int, depth: Int) abi("C") -> Int:
     var columns = panels(tokens) * panel
     var width = panels(depth) * panel
     return depth * columns + tokens * width + tile_rows * (columns + width)
-
-
-@always_inline
-def take_keys(keys: Floats, from_: Floats, stride: Int, tokens: Int, depth: Int):
-    """Packs keys (tokens, depth) as panels of columns; zeros behind the last."""
-    for number in range(panels(tokens)):
-        var to = keys.unsafe_offset(number * panel * depth)
-        for j in range(panel):
-            var token = number * panel + j
-            for k in range(depth):
-                var value = Float32(0)
-                if token < tokens:
-                    value = from_[unsafe_offset=token * stride + k]
-                to[unsafe_offset=k * panel + j] = value
-
-
-@always_inline
-def take_values(values: Floats, from_: Floats, stride: Int, tokens: Int, depth: Int):
-    """Packs values (tokens, depth) as panels; zeros behind the last column."""
-    for number in range(panels(depth)):
-        var to = values.unsafe_offset(number * panel * tokens)
-        for token in range(tokens):
-            for at in range(0, panel, lanes):
-                var column = number * panel + at
-                var row = from_.unsafe_offset(token * stride + column)
-                to.unsafe_store(token * panel + at, load(row, depth - column))
 
 
 @export("vit_mojo_attention")
@@ -63,9 +38,15 @@ def attention(
     var scores = values.unsafe_offset(tokens * padded)
     var results = scores.unsafe_offset(tile_rows * columns)
     var queries = qkv.unsafe_offset(b * tokens * stride + column)
-    take_keys(keys, queries.unsafe_offset(width), stride, tokens, depth)
-    take_values(values, queries.unsafe_offset(2 * width), stride, tokens, depth)
-    var to = target[].copy()
+    for p in range(panels(tokens)):
+        var key = queries.unsafe_offset(width + p * panel * stride)
+        var to = keys.unsafe_offset(p * panel * depth)
+        pack_columns(key, stride, depth, tokens - p * panel, to)
+    for p in range(panels(depth)):
+        var value = queries.unsafe_offset(2 * width + p * panel)
+        var to = values.unsafe_offset(p * panel * tokens)
+        pack_rows(value, stride, tokens, depth - p * panel, to)
+    var result = target[].copy()
     for t in range(0, keep, tile_rows):
         var rows = min(tile_rows, keep - t)
         for p in range(panels(tokens)):
@@ -88,4 +69,4 @@ def attention(
             var place = (b * keep + t + r) * width + column
             for at in range(0, depth, lanes):
                 var sums = results.unsafe_load[width=lanes](r * padded + at)
-                store_span(to, place + at, depth - at, sums)
+                store_span(result, place + at, depth - at, sums)

@@ -45,7 +45,7 @@ def finish_as[
 
 @always_inline
 def finish(target: Target, sums: Floats, first: Int, rows: Int, column: Int):
-    """Stores sums (rows, panel) as rows of the target from `first` on, and columns from `column`."""
+    """Stores sums (rows, panel) as the target's from row `first` and `column` on."""
     comptime for kind in range(num_activations):
         if target.activation == Int32(kind):
             if target.out.is_bytes():

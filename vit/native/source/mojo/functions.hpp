@@ -48,13 +48,15 @@ extern "C" {
 std::int64_t vit_mojo_panel();
 std::int64_t vit_mojo_tile_rows();
 std::int64_t vit_mojo_task_rows();
+void vit_mojo_product(const Product* product, std::int64_t first, std::int64_t rows,
+                      std::int64_t panel);
+
+// pack.mojo
 void vit_mojo_pack_panel(const float* b, std::int64_t row_stride, std::int64_t column_stride,
                          std::int64_t depth, std::int64_t columns, std::int64_t number,
                          float* packed);
-void vit_mojo_pack_tile(const float* a, std::int64_t row_stride, std::int64_t column_stride,
-                        std::int64_t rows, std::int64_t depth, std::int64_t number, float* packed);
-void vit_mojo_product(const Product* product, std::int64_t first, std::int64_t rows,
-                      std::int64_t panel);
+void vit_mojo_pack_tile(const float* a, std::int64_t stride, std::int64_t rows, std::int64_t depth,
+                        std::int64_t number, float* packed);
 
 // integers.mojo
 std::int64_t vit_mojo_largest_code();

@@ -1,4 +1,4 @@
-"""LayerNorm, activations and softmax of training, with their gradients (training/operations.hpp)."""
+"""Activations of training, and the gradients of its operations (training/operations.hpp)."""
 
 from lanes import (
     Floats, Lanes, activated, gelu, gelu_tanh, lanes, load, no_activation, num_activations,

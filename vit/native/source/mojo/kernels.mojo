@@ -78,7 +78,8 @@ def layer_norm(
             var left = width - at
             var normal = (load(row.unsafe_offset(at), left) - facts[0]) * scale
             var factor = load(weight.unsafe_offset(at), left)
-            store_span(to, r * width + at, left, normal.fma(factor, load(bias.unsafe_offset(at), left)))
+            var result = normal.fma(factor, load(bias.unsafe_offset(at), left))
+            store_span(to, r * width + at, left, result)
 
 
 @export("vit_mojo_gather")

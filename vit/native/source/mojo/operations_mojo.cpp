@@ -27,7 +27,7 @@ struct Task {
   }
 
   void pack_tile(std::int64_t number, const float* from, float* memory) const {
-    vit_mojo_pack_tile(from, a.row_stride, a.column_stride, a.rows, a.columns, number, memory);
+    vit_mojo_pack_tile(from, a.column_stride, a.rows, a.columns, number, memory);
   }
   void pack_panel(std::int64_t number, const float* from, float* memory) const {
     vit_mojo_pack_panel(from, b.row_stride, b.column_stride, b.rows, b.columns, number,

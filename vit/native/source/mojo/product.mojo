@@ -1,7 +1,7 @@
 """Products in float32: c = activation(factor a b + bias) + base."""
 
 from finish import Target, finish
-from lanes import Floats, Lanes, lanes, load, store
+from lanes import Floats
 from std.memory import stack_allocation
 from tile import panel, tile_rows, tiles
 
@@ -40,45 +40,6 @@ def rows_of_a_tile() abi("C") -> Int:
 def rows_of_a_task() abi("C") -> Int:
     """Rows that one call of vit_mojo_product takes."""
     return most_rows
-
-
-@export("vit_mojo_pack_panel")
-def pack_panel(
-    b: Floats, row_stride: Int, column_stride: Int, depth: Int, columns: Int, number: Int,
-    packed: Floats,
-) abi("C"):
-    """Copies panel `number` of b (depth, columns) to its place in packed (panels, depth, panel).
-
-    Columns behind the last are zeros.
-    """
-    var first = number * panel
-    var count = min(panel, columns - first)
-    var to = packed.unsafe_offset(first * depth)
-    if column_stride == 1:
-        for k in range(depth):
-            var row = b.unsafe_offset(k * row_stride + first)
-            for at in range(0, panel, lanes):
-                to.unsafe_store(k * panel + at, load(row.unsafe_offset(at), count - at))
-        return
-    for k in range(depth):
-        for j in range(panel):
-            var from_ = (first + j) * column_stride + k * row_stride
-            to[unsafe_offset=k * panel + j] = b[unsafe_offset=from_] if j < count else 0
-
-
-@export("vit_mojo_pack_tile")
-def pack_tile(
-    a: Floats, row_stride: Int, column_stride: Int, rows: Int, depth: Int, number: Int,
-    packed: Floats,
-) abi("C"):
-    """Copies tile `number` of a (rows, depth) to its place in packed (tiles, depth, tile_rows)."""
-    var first = number * tile_rows
-    var count = min(tile_rows, rows - first)
-    var to = packed.unsafe_offset(first * depth)
-    for k in range(depth):
-        var row = a.unsafe_offset(first * row_stride + k * column_stride)
-        for r in range(count):
-            to[unsafe_offset=k * tile_rows + r] = row[unsafe_offset=r * row_stride]
 
 
 @export("vit_mojo_product")

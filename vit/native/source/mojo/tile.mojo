@@ -1,6 +1,6 @@
 """The innermost part of products in float32: a tile of results that stays in registers.
 
-Results are `panel` columns wide; rows of the right matrix have as many values, one behind the other.
+Results are `panel` columns wide, as is the part of the right matrix.
 """
 
 from lanes import Floats, Lanes, lanes
