@@ -46,8 +46,10 @@ def test_mojo_of_another_version_is_refused_by_name(tmp_path, monkeypatch):
         monkeypatch.setenv("MOJO", path)
         with pytest.raises(toolchain.Missing, match=rf"{path} is 'Mojo {version} .*1\.2 is needed"):
             build.plan_of("mojo", sanitize=False)
-    monkeypatch.setenv("MOJO", "false")
-    with pytest.raises(toolchain.Missing, match=r"is '', but Mojo 1\.2 is needed; install it with"):
+    monkeypatch.setenv("MOJO", sys.executable)
+    with pytest.raises(
+        toolchain.Missing, match=r"is 'Python .*', but Mojo 1\.2 is needed; install"
+    ):
         build.plan_of("mojo", sanitize=False)
 
 

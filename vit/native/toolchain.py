@@ -93,7 +93,7 @@ def mojo() -> Mojo:
 @cache
 def described_mojo(program: str) -> Mojo:
     """What a compiler of Mojo is, if it is one of the version that the sources are written in."""
-    said = output_of(program, "--version")
+    said = output_of(program, "--version").partition("\n")[0]
     numbers = re.match(r"Mojo (\d+)\.(\d+)", said)
     if not numbers or tuple(map(int, numbers.groups())) != MOJO:
         raise Missing(f"{program} is {said!r}, but Mojo {dotted(MOJO)} is needed; {MOJO_ADVICE}")
