@@ -36,8 +36,8 @@ void Device::wait() {}
 
 void* Device::allocate(std::size_t bytes) {
   // vit_mojo_byte_product reads whole groups of four bytes, up to three behind the last
-  void* pointer = std::aligned_alloc(64, bytes / 64 * 64 + 128);
-  if (!pointer) throw std::bad_alloc();
+  void* pointer = nullptr;
+  if (posix_memalign(&pointer, 64, bytes + 3) != 0) throw std::bad_alloc();
   return pointer;
 }
 
