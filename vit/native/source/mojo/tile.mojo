@@ -8,7 +8,7 @@ from lanes import Floats, Lanes, lanes
 # with a row of the right matrix and a value of the left one, what the registers of a machine hold
 comptime vectors = 2
 comptime panel = vectors * lanes
-comptime tile_rows = 12 if lanes == 16 else 6
+comptime tile_rows = 14 if lanes == 16 else 6
 
 
 @always_inline
