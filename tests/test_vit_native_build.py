@@ -19,6 +19,7 @@ MISSING = {
     "no nvcc": ("cuda", {"NVCC": NOWHERE}, "NVCC is '/nonexistent', which is not a program"),
     "no CUDA": ("cuda", {"CUDA_HOME": NOWHERE, "PATH": ""}, "is not in /nonexistent, nor in PATH"),
     "no SYCL": ("sycl", {"ONEAPI_ROOT": NOWHERE}, "is not in /nonexistent"),
+    "no Mojo": ("mojo", {"MOJO": NOWHERE}, "MOJO is '/nonexistent', which is not a program"),
 }
 UNKNOWN = {name: (name, {}, f"unknown back end '{name}'; known: cpu") for name in ("metal",)}
 

@@ -37,6 +37,10 @@ SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover", "-g", "-O
 # name of the kernels in C++ -> what they may use, on x86 CPUs; they are linked in this order, as
 # the linker keeps the first version of each inline function, which must run everywhere
 INSTRUCTIONS = {"baseline": "x86-64", "avx2": "x86-64-v3", "avx512": "x86-64-v4"}
+# those of Mojo with functions for C++; they import the others
+MOJO_FILES = tuple(
+    "adamw attention gradients integers kernels pack product training_kernels".split()
+)
 
 
 @dataclass(frozen=True)
@@ -160,11 +164,31 @@ def cuda_host(sanitize: bool) -> Plan:
     )
 
 
+def mojo(sanitize: bool) -> Plan:
+    """The back end in Mojo, for the processor of this machine; C++ hands out its work."""
+    compiler, (codecs, readers) = toolchain.mojo(), toolchain.codecs()
+    return Plan(
+        options=(*FLAGS, "-fopenmp", *(SANITIZERS if sanitize else ())),
+        objects=shared_objects(codecs)
+        | sources("mojo")
+        | {name: (f"mojo/{name}.mojo",) for name in MOJO_FILES},
+        link=readers,
+        tools={
+            # a product and a sum are one operation only where the source says so
+            ".mojo": (
+                *(compiler.program, *"build --emit object --fp-mode contract=off".split()),
+                *(*compiler.target, *(("--sanitize", "address") if sanitize else ())),
+            )
+        },
+    )
+
+
 BACKENDS: dict[str, Callable[[bool], Plan]] = {
     "cpu": cpu,
     "sycl": sycl,
     "cuda": cuda,
     "cuda-host": cuda_host,
+    "mojo": mojo,
 }
 
 

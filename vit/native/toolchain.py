@@ -7,15 +7,19 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
 import sysconfig
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 COMPILERS = ("g++", "c++", "clang++")
 # versions of oneDNN: the first with scales as arguments
 OLDEST = (3, 0)
 OLDEST_SYCL = (3, 13)  # products of 3.11 over a single value are wrong, and some write too far
+# of the language of Mojo, which changes with each
+MOJO = (1, 2)
 # header of each library that reads images -> macro that turns it on, and the library
 CODECS = {"jpeglib.h": ("VIT_JPEG", "jpeg"), "png.h": ("VIT_PNG", "png")}
 
@@ -25,6 +29,11 @@ SYCL_ADVICE = (
     " pip install --no-deps onednn==2026.1.0 onednn-devel==2026.1.0; and set ONEAPI_ROOT to it, or"
     " to an installed oneAPI"
 )
+MOJO_ADVICE = (
+    "install it with pip install 'vit-pretraining[mojo]', or set MOJO to the program mojo of an"
+    f" installed Mojo {MOJO[0]}.{MOJO[1]}"
+)
+PRINT_TARGET = ("build", "--print-effective-target")
 
 
 # libraries of CUDA that a back end is linked with -> the header of each
@@ -49,6 +58,15 @@ class OneDNN:
     version: tuple[int, int]
     sycl: bool
     """Built for SYCL, and not for plain CPUs; both kinds have the same names of files."""
+
+
+@dataclass(frozen=True)
+class Mojo:
+    """An installed compiler of Mojo."""
+
+    program: str
+    target: tuple[str, ...]
+    """Options that name this machine's processor and its sets of instructions."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +97,34 @@ def compiler() -> str:
         if found := shutil.which(name):
             return found
     raise Missing(f"there is no C++ compiler ({', '.join(COMPILERS)}); install g++, or set CXX")
+
+
+def mojo() -> Mojo:
+    """Find Mojo's compiler: the environment variable MOJO, else this environment's, else PATH's."""
+    wanted = os.environ.get("MOJO")
+    folders = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+    program = shutil.which(wanted) if wanted else shutil.which("mojo", path=folders)
+    if not program:
+        where = f"MOJO is {wanted!r}, which is not a program" if wanted else "there is no Mojo"
+        raise Missing(f"{where} on this machine; {MOJO_ADVICE}")
+    return described_mojo(program)
+
+
+@cache
+def described_mojo(program: str) -> Mojo:
+    """What a compiler of Mojo is, if it is one of the version that the sources are written in."""
+    said = output_of(program, "--version").partition("\n")[0]
+    numbers = re.match(r"Mojo (\d+)\.(\d+)", said)
+    if not numbers or tuple(map(int, numbers.groups())) != MOJO:
+        raise Missing(f"{program} is {said!r}, but Mojo {dotted(MOJO)} is needed; {MOJO_ADVICE}")
+    target = re.findall(r"--target-(?:cpu|features) +\S+", output_of(program, *PRINT_TARGET))
+    return Mojo(program, tuple(word for option in target for word in option.split()))
+
+
+def output_of(program: str, *arguments: str) -> str:
+    """What a program prints; empty if it fails, as one that is of another kind may."""
+    result = subprocess.run((program, *arguments), capture_output=True, text=True, check=False)
+    return result.stdout.strip()
 
 
 def places() -> list[Path]:

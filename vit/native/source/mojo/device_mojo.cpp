@@ -1,0 +1,68 @@
+#include "mojo/device_mojo.hpp"
+
+#include <omp.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+#include <utility>
+
+#include "model/precision.hpp"
+#include "mojo/functions.hpp"
+
+namespace vit {
+
+Device::Device(const Options& options) : state_(new State) {
+  if (!options.device.empty() && options.device != "cpu") {
+    throw std::runtime_error("device is " + options.device + ", but this back end has only cpu");
+  }
+  state_->threads = options.threads > 0 ? options.threads : omp_get_num_procs();
+  kernels_ = &mojo_kernels;
+}
+
+Device::~Device() = default;
+
+std::string Device::name() const {
+  return std::string(kernels_->name) + ", " + std::to_string(state_->threads) + " threads";
+}
+
+std::unique_lock<std::mutex> Device::enter() {
+  omp_set_num_threads(state_->threads);
+  return std::unique_lock<std::mutex>(state_->mutex);
+}
+
+void Device::wait() {}
+
+void* Device::allocate(std::size_t bytes) {
+  // vit_mojo_byte_product reads whole groups of four bytes, up to three behind the last
+  void* pointer = nullptr;
+  if (posix_memalign(&pointer, 64, bytes + 3) != 0) throw std::bad_alloc();
+  return pointer;
+}
+
+void Device::release(void* pointer) noexcept { std::free(pointer); }
+
+void Device::upload(void* device, const void* host, std::size_t bytes) {
+  if (bytes) std::memcpy(device, host, bytes);
+}
+
+void Device::download(void* host, const void* device, std::size_t bytes) {
+  if (bytes) std::memcpy(host, device, bytes);
+}
+
+void Device::clear(void* device, std::size_t bytes) { std::memset(device, 0, bytes); }
+
+Step Device::sequence(std::vector<Step> steps) { return in_order(std::move(steps)); }
+
+int largest_code(Device&) { return static_cast<int>(vit_mojo_largest_code()); }
+
+void check_precision(Device&, Precision precision) {
+  if (precision == Precision::bfloat16) {
+    throw std::runtime_error(
+        "the back end mojo computes in float32 and int8, and bfloat16 needs another one: use"
+        " backend=cpu, or precision=float32");
+  }
+}
+
+}  // namespace vit
