@@ -4,7 +4,7 @@
         model, path = saved(tmp_path, width=96, heads=3)
         NativeViT.open(path, backend=backend, threads=2)(images)
 
-`backend` is each row of `vit.native.build.BACKENDS` in turn. conftest.py imports this file, so
+`backend` is each row of `vit.native.plan.BACKENDS` in turn. conftest.py imports this file, so
 PyTorch is imported only where a checkpoint is made.
 """
 
@@ -16,27 +16,26 @@ from pathlib import Path
 import pytest
 
 from vit.config import ImageConfig, ViTConfig
-from vit.native import build, toolchain
+from vit.native import build, plan, toolchain
 
 # a model that takes milliseconds: 26 tokens, three heads
 SMALL = {"image_size": 40, "patch_size": 8, "width": 96, "depth": 2, "mlp_width": 160, "heads": 3}
 # back ends whose oneDNN has the name of another one's: a process can load one of the two
 ALONE = ("sycl",)
-# back ends that round inputs of int8 to 7 bits where the CPU lacks VNNI
-ON_ONEDNN = ("cpu", "sycl")
+# back ends whose inputs of int8 have 8 bits everywhere; the others need a CPU with VNNI for them
+EIGHT_BITS = ("cuda", "cuda-host")
 # tests/test_vit_native_sanitized.py sets it for a process that runs the other tests
 SANITIZE = "VIT_NATIVE_SANITIZE"
 
 
-@pytest.fixture(scope="session", params=build.BACKENDS)
+@pytest.fixture(scope="session", params=plan.BACKENDS)
 def backend(request):
     """Name of a back end that is built; its tests are skipped where it cannot be."""
     if request.param in ALONE and request.param not in request.config.option.keyword:
         pytest.skip(f"in a process of its own: pytest -k {request.param} tests/test_vit_native*.py")
     with pytest.MonkeyPatch.context() as patch:
         if os.environ.get(SANITIZE):
-            plan_of = build.plan_of
-            patch.setattr(build, "plan_of", lambda backend, sanitize: plan_of(backend, True))
+            patch.setattr(build, "plan_of", lambda backend, sanitize: plan.plan_of(backend, True))
         try:
             build.build(request.param)
         except toolchain.Missing as missing:
@@ -59,7 +58,7 @@ def largest_code(backend):
     """Of an input in int8."""
     from vit.quant import has_vnni
 
-    return 127 if backend in ON_ONEDNN and not has_vnni() else 255
+    return 255 if backend in EIGHT_BITS or has_vnni() else 127
 
 
 def saved(path, *, head=True, dtype=None, images=None, seed=0, **settings):

@@ -84,7 +84,7 @@ TORCH_FREE = (
     *("pipeline/report/run_files.py", "pipeline/report/run_state.py"),
     *("vit/native/__main__.py", "vit/native/build.py", "vit/native/model.py"),
     *("vit/native/predict.py", "vit/native/preparation.py", "vit/native/quantise.py"),
-    "vit/native/toolchain.py",
+    *("vit/native/toolchain.py", "vit/native/plan.py"),
     *("tune/config.py", "tune/space.py", "support/console.py", "support/command.py"),
 )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vit.native import build, toolchain
-from vit.native.build import Plan
+from vit.native.plan import BACKENDS, Plan, plan_of
 
 ROOT = Path(__file__).parent.parent
 NOWHERE = "/nonexistent"
@@ -46,8 +46,9 @@ def toy(tmp_path, monkeypatch):
     (folder / "classify.cpp").write_text('extern "C" int answer(); int main() { answer(); }\n')
     plan = Plan(options=("-fPIC",), objects={"answer": ("answer.cpp",)}, link=())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(build, "SOURCE", folder)
-    monkeypatch.setitem(build.BACKENDS, "toy", lambda sanitize: plan)
+    for module in ("build", "plan"):
+        monkeypatch.setattr(f"vit.native.{module}.SOURCE", folder)
+    monkeypatch.setitem(BACKENDS, "toy", lambda sanitize: plan)
     try:
         toolchain.compiler()
     except toolchain.Missing as missing:
@@ -71,7 +72,7 @@ def test_a_build_without_its_tools_names_what_is_missing(tmp_path, backend, envi
 def test_what_is_missing_says_how_to_get_it(monkeypatch):
     monkeypatch.setenv("DNNLROOT", NOWHERE)
     with pytest.raises(toolchain.Missing, match=r"pip install 'vit-pretraining\[native\]', or set"):
-        build.plan_of("cpu", sanitize=False)
+        plan_of("cpu", sanitize=False)
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", NOWHERE)
     with pytest.raises(toolchain.Missing, match=r"no C\+\+ compiler \(.*\); install g\+\+, or set"):

@@ -14,6 +14,7 @@ from native_backends import no_gpu, saved
 
 from vit.native import build, toolchain
 from vit.native.model import NativeViT
+from vit.native.plan import BACKENDS, plan_of
 from vit.native.quantise import FEWEST, quantise
 
 SIMULATED = "cuda-simulated"
@@ -43,10 +44,10 @@ def library():
 @pytest.fixture(scope="module")
 def simulated():
     """The kernels as the threads of a GPU run them, on a CPU: warps, barriers and tensor cores."""
-    plan = build.plan_of("cuda-host", sanitize=False)
-    tools = {suffix: (*tool, "-DVIT_SIMULATED") for suffix, tool in plan.tools.items()}
+    host = plan_of("cuda-host", sanitize=False)
+    tools = {suffix: (*tool, "-DVIT_SIMULATED") for suffix, tool in host.tools.items()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(build.BACKENDS, SIMULATED, lambda sanitize: replace(plan, tools=tools))
+        patch.setitem(BACKENDS, SIMULATED, lambda sanitize: replace(host, tools=tools))
         for backend in (SIMULATED, "cuda-host"):
             build.build(backend)
         yield SIMULATED
