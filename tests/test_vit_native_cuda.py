@@ -145,7 +145,7 @@ def test_tf32_is_float32_with_products_of_ten_bits(backend, tmp_path):
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+@pytest.mark.parametrize("backend", ["cpu", "mojo"], indirect=True)
 def test_other_back_ends_refuse_tf32_by_name(backend, tmp_path):
     _, path = saved(tmp_path)
     with pytest.raises(ValueError, match="tf32 needs the back end cuda; use precision=float32"):

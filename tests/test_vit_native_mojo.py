@@ -70,7 +70,7 @@ def test_it_computes_on_the_cpu_in_two_precisions(backend, tmp_path):
         assert native.description.device.decode() == "mojo, 3 threads"
     for options, reason in (
         ({"device": "gpu"}, "device is gpu, but this back end has only cpu"),
-        ({"precision": "bfloat16"}, "mojo computes in float32 and int8, and bfloat16 needs"),
+        ({"precision": "bfloat16"}, "mojo computes in float32 and int8; bfloat16 needs another"),
     ):
         with pytest.raises(ValueError, match=reason):
             NativeViT.open(path, backend=backend, **options)

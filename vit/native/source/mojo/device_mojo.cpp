@@ -6,6 +6,7 @@
 #include <cstring>
 #include <new>
 #include <stdexcept>
+#include <string>
 #include <utility>
 
 #include "model/precision.hpp"
@@ -58,11 +59,11 @@ Step Device::sequence(std::vector<Step> steps) { return in_order(std::move(steps
 int largest_code(Device&) { return static_cast<int>(vit_mojo_largest_code()); }
 
 void check_precision(Device&, Precision precision) {
-  if (precision == Precision::bfloat16) {
-    throw std::runtime_error(
-        "the back end mojo computes in float32 and int8, and bfloat16 needs another one: use"
-        " backend=cpu, or precision=float32");
-  }
+  if (precision == Precision::float32 || precision == Precision::int8) return;
+  const bool tf32 = precision == Precision::tf32;
+  throw std::runtime_error(std::string("the back end mojo computes in float32 and int8; ") +
+                           (tf32 ? "tf32 needs the back end cuda" : "bfloat16 needs another one") +
+                           "; use precision=float32");
 }
 
 }  // namespace vit
