@@ -58,7 +58,7 @@ def test_a_library_is_that_of_one_processor(tmp_path, monkeypatch):
     for cpu in ("haswell", "zen4"):
         monkeypatch.setenv("MOJO", compiler_of(tmp_path / cpu, "1.2.0", cpu))
         plan = build.plan_of("mojo", sanitize=False)
-        assert f"--target-cpu {cpu} --target-features +a,-b" in " ".join(plan.compilers[".mojo"])
+        assert f"--target-cpu {cpu} --target-features +a,-b" in " ".join(plan.tools[".mojo"])
         keys.add(plan.key.replace(str(tmp_path / cpu), ""))
     assert len(keys) == 2
 
