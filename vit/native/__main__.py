@@ -20,7 +20,7 @@ class Build:
 
     backend: tyro.conf.Positional[str]
     """cpu: C++ over oneDNN. sycl: the same on what SYCL reaches, such as Intel's GPUs. cuda: GPUs
-    by NVIDIA. cuda-host: its kernels on a CPU, for tests."""
+    by NVIDIA. cuda-host: its kernels on a CPU, for tests. mojo: Mojo on CPUs."""
     sanitize: bool = False
     """Stop at errors of memory and undefined behaviour, and say where; several times slower."""
 
