@@ -46,11 +46,10 @@ def test_mojo_of_another_version_is_refused_by_name(tmp_path, monkeypatch):
         monkeypatch.setenv("MOJO", path)
         with pytest.raises(toolchain.Missing, match=rf"{path} is 'Mojo {version} .*1\.2 is needed"):
             build.plan_of("mojo", sanitize=False)
-    monkeypatch.setenv("MOJO", sys.executable)
-    with pytest.raises(
-        toolchain.Missing, match=r"is 'Python .*', but Mojo 1\.2 is needed; install"
-    ):
-        build.plan_of("mojo", sanitize=False)
+    for path, said in ((sys.executable, "Python .*"), (program(tmp_path / "text", "?"), "")):
+        monkeypatch.setenv("MOJO", path)
+        with pytest.raises(toolchain.Missing, match=rf"is '{said}', but Mojo 1\.2 is needed; inst"):
+            build.plan_of("mojo", sanitize=False)
 
 
 def test_a_library_is_that_of_one_processor(tmp_path, monkeypatch):

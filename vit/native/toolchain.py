@@ -122,8 +122,11 @@ def described_mojo(program: str) -> Mojo:
 
 
 def output_of(program: str, *arguments: str) -> str:
-    """What a program prints; empty if it fails, as one that is of another kind may."""
-    result = subprocess.run((program, *arguments), capture_output=True, text=True, check=False)
+    """What a program prints; empty if it cannot, as one that is of another kind may."""
+    try:
+        result = subprocess.run((program, *arguments), capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
     return result.stdout.strip()
 
 

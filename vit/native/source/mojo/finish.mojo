@@ -7,7 +7,7 @@ from tile import panel
 
 
 struct Target(Copyable):
-    """Target of mojo/product.hpp: c = activation(factor * sum + bias) + base."""
+    """Target of mojo/functions.hpp: c = activation(factor * sum + bias) + base."""
 
     var out: Span
     var stride: Int64

@@ -14,7 +14,7 @@ comptime most_rows = 8 * tile_rows
 
 
 struct ByteProduct(Copyable):
-    """ByteProduct of mojo/product.hpp."""
+    """ByteProduct of mojo/functions.hpp."""
 
     var a: Bytes
     var a_stride: Int64

@@ -12,7 +12,7 @@ comptime most_rows = 8 * tile_rows
 
 
 struct Product(Copyable):
-    """Product of mojo/product.hpp."""
+    """Product of mojo/functions.hpp."""
 
     var a: Floats
     var a_stride: Int64
