@@ -1,9 +1,10 @@
 /* A Vision Transformer without PyTorch: the interface of every back end.
  *
- * Each back end (CPU, SYCL, ...) is a shared library with these functions. A function that can fail
+ * Each back end (CPU, SYCL, CUDA, Mojo) is a shared library with these functions. A function that can fail
  * returns 0, or 1 and leaves the reason to vit_error(); none aborts or throws. A model may be used
- * from several threads; its calls run one after the other, and vit_close is the last of them. The
- * CPU back end sets the number of OpenMP threads of the thread that calls.
+ * from several threads; its calls run one after the other, and vit_close is the last of them. In the
+ * thread that calls, a back end of CPUs sets the number of OpenMP threads, and that of CUDA the
+ * current GPU.
  */
 #ifndef VIT_H
 #define VIT_H
@@ -35,8 +36,8 @@ VIT_API const char* vit_error(void);
  * options: settings as "name=value", separated by commas; NULL or "" takes the defaults.
  *   precision   float32 (default), bfloat16, or int8, which needs a file that was quantised; and of
  *               the CUDA back end tf32: float32 whose products are those of TF32
- *   threads     threads of the CPU back end; 0, the default, takes one for each core. SYCL devices,
- *               its CPU too, take all their cores, whatever is given
+ *   threads     threads of a back end of CPUs; 0, the default, takes one for each core. SYCL
+ *               devices, its CPU too, take all their cores, whatever is given
  *   device      of the SYCL back end: cpu, gpu, or by default a GPU if there is one; of the CUDA
  *               back end: cuda, the default, which is the first GPU, or cuda:1 and so on
  */

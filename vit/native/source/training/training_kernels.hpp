@@ -1,4 +1,4 @@
-// The kernels of training that oneDNN does not have: a table beside that of kernels.hpp.
+// What training computes beside the operations of operations.hpp: a table beside kernels.hpp.
 //
 // Shapes: B images, T tokens, D width, K classes. All is float32, and memory of the device.
 #pragma once
