@@ -26,6 +26,7 @@ ATTENTIONS = {
     "heads of 64": (128, 2, 40, "mean"),
     "heads of 80": (160, 2, 40, "mean"),
     "heads of 128": (256, 2, 40, "token"),
+    "rows of 270": (270, 9, 40, "mean"),  # more than LayerNorm holds one by one
     "one token": (96, 3, 8, "mean"),
     "63 tokens and a class": (96, 3, 56, "token"),
     "290 tokens": (64, 2, 136, "token"),

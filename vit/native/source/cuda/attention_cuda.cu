@@ -12,7 +12,7 @@
 namespace vit {
 namespace {
 
-VIT_BOTH float exponential(float x, float) { return expf(x); }
+VIT_BOTH float exponential(float x, SplitFloat) { return expf(x); }
 // What is rounded in the end.
 template <class Value>
 VIT_BOTH float exponential(float x, Value) {
@@ -197,7 +197,7 @@ Step attention(Device& device, Span qkv, Span out, std::int64_t batch, std::int6
                                          width);
   };
   if (qkv.type == Type::bf16) return step(Bfloat16{});
-  return has_tensor_floats(device) ? step(TensorFloat{}) : step(float{});
+  return has_tensor_floats(device) ? step(TensorFloat{}) : step(SplitFloat{});
 }
 
 }  // namespace vit

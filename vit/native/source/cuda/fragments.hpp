@@ -54,6 +54,16 @@ struct Sums {
 
 #endif
 
+template <class Value>
+VIT_BOTH float times(Value a, Value b) {
+  return to_float(a) * to_float(b);
+}
+// The product of the lower parts is below what is rounded off.
+VIT_BOTH float times(SplitFloat a, SplitFloat b) {
+  const Halves left(a.value), right(b.value);
+  return left.lower * right.upper + left.upper * right.lower + left.upper * right.upper;
+}
+
 // What goes into products from the left: a tile of queries, or the weights of their keys.
 // The general form multiplies one by one what is in shared memory.
 template <class Value, int depth>
@@ -95,7 +105,7 @@ struct Left {
           const auto other = load<together>(right + At::column(j) * stride + k);
           VIT_UNROLL
           for (int q = 0; q < together; ++q) {
-            sums.values[i][j] += to_float(left.values[q]) * to_float(other.values[q]);
+            sums.values[i][j] += times(left.values[q], other.values[q]);
           }
         }
       }
@@ -108,10 +118,10 @@ struct Left {
     for (int k = 0; k < depth; ++k) {
       VIT_UNROLL
       for (int i = 0; i < At::rows; ++i) {
-        const float left = to_float(table[At::row(i) * stride + k]);
+        const Value left = table[At::row(i) * stride + k];
         VIT_UNROLL
         for (int j = 0; j < At::columns; ++j) {
-          sums.values[i][j] += left * to_float(right[k * right_stride + At::column(j)]);
+          sums.values[i][j] += times(left, right[k * right_stride + At::column(j)]);
         }
       }
     }
@@ -182,18 +192,47 @@ struct Left<Bfloat16, depth> {
   }
 };
 
+// What the tensor cores take of four values from the left.
+template <class Value>
+struct Factors {
+  const float (&values)[4];
+
+  VIT_BOTH void add(float* sums0, float* sums1, float right0, float right1) const {
+    multiply(sums0, sums1, values, right0, right1);
+  }
+};
+// As `times` multiplies, in the order of size.
+template <>
+struct Factors<SplitFloat> {
+  float uppers[4], lowers[4];
+
+  VIT_BOTH explicit Factors(const float (&values)[4]) {
+    VIT_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const Halves halves(values[i]);
+      uppers[i] = halves.upper, lowers[i] = halves.lower;
+    }
+  }
+  VIT_BOTH void add(float* sums0, float* sums1, float right0, float right1) const {
+    const Halves first(right0), second(right1);
+    multiply(sums0, sums1, lowers, first.upper, second.upper);
+    multiply(sums0, sums1, uppers, first.lower, second.lower);
+    multiply(sums0, sums1, uppers, first.upper, second.upper);
+  }
+};
+
 // TF32 on tensor cores. Of eight that are summed over a lane has two neighbours, where the hardware
 // counts them as the ones at a distance of four: the order of a sum is ours.
-template <int depth>
-struct Left<TensorFloat, depth> {
-  static constexpr int stride = depth + row_padding<TensorFloat>;
+template <class Value, int depth>
+struct LeftOfFloats {
+  static constexpr int stride = depth + row_padding<Value>;
   static constexpr std::size_t bytes = 0;
 
   float parts[depth / 8][4];
 
-  VIT_BOTH void take(const TensorFloat* table) {
+  VIT_BOTH void take(const Value* table) {
     using At = Sums<depth>;
-    const TensorFloat* const from = table + At::first_row() * stride + At::column(0);
+    const Value* const from = table + At::first_row() * stride + At::column(0);
     VIT_UNROLL
     for (int k = 0; k < depth / 8; ++k) {
       VIT_UNROLL
@@ -203,45 +242,53 @@ struct Left<TensorFloat, depth> {
       }
     }
   }
-  VIT_BOTH void take(const Sums<depth>& sums, TensorFloat*) {
+  VIT_BOTH void take(const Sums<depth>& sums, Value*) {
     VIT_UNROLL
     for (int k = 0; k < depth / 8; ++k) {
       VIT_UNROLL
       for (int i = 0; i < 4; ++i) {
-        parts[k][i] = tensor_float_of(sums.values[i % 2][k * 2 + i / 2]);
+        Value value;
+        assign(value, sums.values[i % 2][k * 2 + i / 2]);
+        parts[k][i] = value.value;
       }
     }
   }
 
   template <int columns>
-  VIT_BOTH void add_by_rows(const TensorFloat* right, Sums<columns>& sums) const {
+  VIT_BOTH void add_by_rows(const Value* right, Sums<columns>& sums) const {
     using At = Sums<columns>;
     VIT_UNROLL
-    for (int n = 0; n < columns / 8; ++n) {
-      const TensorFloat* const row = right + (n * 8 + At::lane() / 4) * stride + At::column(0);
+    for (int k = 0; k < depth / 8; ++k) {
+      const Factors<Value> left{parts[k]};
+      const Value* const from = right + At::lane() / 4 * stride + k * 8 + At::column(0);
       VIT_UNROLL
-      for (int k = 0; k < depth / 8; ++k) {
-        const auto pair = load<2>(row + k * 8);
-        multiply(&sums.values[0][n * 2], &sums.values[1][n * 2], parts[k], pair.values[0].value,
+      for (int n = 0; n < columns / 8; ++n) {
+        const auto pair = load<2>(from + n * 8 * stride);
+        left.add(&sums.values[0][n * 2], &sums.values[1][n * 2], pair.values[0].value,
                  pair.values[1].value);
       }
     }
   }
   template <int columns>
-  VIT_BOTH void add(const TensorFloat* right, int right_stride, Sums<columns>& sums) const {
+  VIT_BOTH void add(const Value* right, int right_stride, Sums<columns>& sums) const {
     using At = Sums<columns>;
     VIT_UNROLL
     for (int k = 0; k < depth / 8; ++k) {
-      const TensorFloat* const row =
-          right + (k * 8 + At::column(0)) * right_stride + At::lane() / 4;
+      const Factors<Value> left{parts[k]};
+      const Value* const row = right + (k * 8 + At::column(0)) * right_stride + At::lane() / 4;
       VIT_UNROLL
       for (int n = 0; n < columns / 8; ++n) {
-        multiply(&sums.values[0][n * 2], &sums.values[1][n * 2], parts[k], row[n * 8].value,
+        left.add(&sums.values[0][n * 2], &sums.values[1][n * 2], row[n * 8].value,
                  row[n * 8 + right_stride].value);
       }
     }
   }
 };
+
+template <int depth>
+struct Left<TensorFloat, depth> : LeftOfFloats<TensorFloat, depth> {};
+template <int depth>
+struct Left<SplitFloat, depth> : LeftOfFloats<SplitFloat, depth> {};
 
 #endif
 

@@ -76,6 +76,7 @@ void embed(Device& device, const float* patches, const float* start, float* toke
 template <int together>
 struct Normalise {
   using Team = Warp;
+  static constexpr int held_packs = 8;  // in registers: 1024 values of a row by fours
   const float* x;
   std::int64_t stride;
   const float *weight, *bias;
@@ -87,26 +88,38 @@ struct Normalise {
   VIT_BOTH void operator()(T team, std::int64_t r, unsigned char*) const {
     const float* const row = x + r * stride;
     const std::int64_t first = team.rank() * together, step = team.size() * together;
+    Pack<float, together> held[held_packs] = {};
+    VIT_UNROLL
+    for (int k = 0; k < held_packs; ++k) {
+      if (first + k * step < width) held[k] = load<together>(row + first + k * step);
+    }
+    // of all that the thread has: what it does not hold is read again
+    const auto each = [&](auto&& function) {
+      VIT_UNROLL
+      for (int k = 0; k < held_packs; ++k) {
+        if (first + k * step < width) function(first + k * step, held[k]);
+      }
+      for (std::int64_t i = first + held_packs * step; i < width; i += step) {
+        function(i, load<together>(row + i));
+      }
+    };
     float sum = 0.0f, squares = 0.0f;
-    for (std::int64_t i = first; i < width; i += step) {
-      const auto pack = load<together>(row + i);
+    each([&](std::int64_t, const auto& pack) {
       for (float value : pack.values) sum += value;
-    }
+    });
     const float mean = team.sum(sum) / static_cast<float>(width);
-    for (std::int64_t i = first; i < width; i += step) {
-      const auto pack = load<together>(row + i);
+    each([&](std::int64_t, const auto& pack) {
       for (float value : pack.values) squares += (value - mean) * (value - mean);
-    }
+    });
     const float scale = 1.0f / sqrtf(team.sum(squares) / static_cast<float>(width) + eps);
-    for (std::int64_t i = first; i < width; i += step) {
-      const auto values = load<together>(row + i), factors = load<together>(weight + i);
-      const auto shifts = load<together>(bias + i);
+    each([&](std::int64_t i, const auto& pack) {
+      const auto factors = load<together>(weight + i), shifts = load<together>(bias + i);
       float normal[together];
       for (int k = 0; k < together; ++k) {
-        normal[k] = (values.values[k] - mean) * scale * factors.values[k] + shifts.values[k];
+        normal[k] = (pack.values[k] - mean) * scale * factors.values[k] + shifts.values[k];
       }
       store(out, r * width + i, normal);
-    }
+    });
   }
 };
 
@@ -119,24 +132,29 @@ void layer_norm(Device& device, const float* x, std::int64_t stride, const float
   }
 }
 
+// A thread has `together` neighbours: there may be few rows, and long ones.
+template <int together>
 struct Gather {
-  using Team = Warp;
   const float* x;
   std::int64_t stride;
   float* out;
   std::int64_t width;
 
-  template <class T>
-  VIT_BOTH void operator()(T team, std::int64_t row, unsigned char*) const {
-    for (std::int64_t i = team.rank(); i < width; i += team.size()) {
-      out[row * width + i] = x[row * stride + i];
-    }
+  VIT_BOTH void operator()(std::int64_t item) const {
+    const std::int64_t at = item * together;
+    const auto values = load<together>(x + at / width * stride + at % width);
+    *reinterpret_cast<Pack<float, together>*>(out + at) = values;
   }
 };
 
 void gather(Device& device, const float* x, std::int64_t stride, float* out, std::int64_t rows,
             std::int64_t width) {
-  launch(device, rows, Gather{x, stride, out, width});
+  const auto places = reinterpret_cast<std::uintptr_t>(x) | reinterpret_cast<std::uintptr_t>(out);
+  if (width % 4 == 0 && stride % 4 == 0 && places % 16 == 0) {
+    launch_each(device, rows * width / 4, Gather<4>{x, stride, out, width});
+  } else {
+    launch_each(device, rows * width, Gather<1>{x, stride, out, width});
+  }
 }
 
 struct Mean {

@@ -30,6 +30,9 @@ namespace vit {
 
 // Threads of a block whose threads or warps have an item each.
 constexpr int block_threads = 256;
+// Up to so many warps get a block each, as a block that has several keeps them on one of the many
+// processors of a GPU.
+constexpr std::int64_t few_warps = 512;
 
 template <class Kernel>
 __global__ void __launch_bounds__(block_threads) run_each(Kernel kernel, std::int64_t items) {
@@ -39,9 +42,8 @@ __global__ void __launch_bounds__(block_threads) run_each(Kernel kernel, std::in
 
 template <class Kernel>
 __global__ void __launch_bounds__(block_threads) run_warps(Kernel kernel, std::int64_t items) {
-  constexpr int warps = block_threads / Warp::threads;
-  const std::int64_t item =
-      static_cast<std::int64_t>(blockIdx.x) * warps + threadIdx.x / Warp::threads;
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * (blockDim.x / Warp::threads);
+  const std::int64_t item = first + threadIdx.x / Warp::threads;
   if (item < items) kernel(Warp{}, item, static_cast<unsigned char*>(nullptr));
 }
 
@@ -96,8 +98,8 @@ void launch(Device& device, std::int64_t items, const Kernel& kernel, std::size_
   if (items == 0) return;
   constexpr int threads = Kernel::Team::threads;
   if constexpr (threads == Warp::threads) {
-    submit(device, run_warps<Kernel>, grid_of(items, block_threads / threads), block_threads, 0,
-           kernel, items);
+    const int warps = items <= few_warps ? 1 : block_threads / threads;
+    submit(device, run_warps<Kernel>, grid_of(items, warps), warps * threads, 0, kernel, items);
   } else {
     submit(device, run_blocks<Kernel>, grid_of(items, 1), threads, bytes, kernel, items);
   }

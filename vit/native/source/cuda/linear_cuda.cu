@@ -21,11 +21,10 @@ struct Activate {
   VIT_BOTH void operator()(std::int64_t i) const { y[i] = activated(kind, y[i]); }
 };
 
-// What follows a product of integers: the scales, and what an epilogue does otherwise. A team has
-// a row, of which its threads take `together` neighbours at once.
+// What follows a product of integers: the scales, and what an epilogue does otherwise. A thread has
+// `together` neighbours of a row.
 template <int together>
 struct Rescale {
-  using Team = Warp;
   const std::int32_t* sums;
   const float *scales, *bias;  // of each column; no bias if it is null
   Activation kind;
@@ -33,21 +32,18 @@ struct Rescale {
   Target y;
   std::int64_t columns;
 
-  template <class T>
-  VIT_BOTH void operator()(T team, std::int64_t row, unsigned char*) const {
-    for (std::int64_t i = team.rank() * together; i < columns; i += team.size() * together) {
-      const std::int64_t at = row * columns + i;
-      const auto codes = load<together>(sums + at);
-      const auto factors = load<together>(scales + i);
-      float values[together];
-      for (int k = 0; k < together; ++k) {
-        values[k] = static_cast<float>(codes.values[k]) * factors.values[k];
-        if (bias) values[k] += bias[i + k];
-        values[k] = activated(kind, values[k]);
-        if (base) values[k] += base[at + k];
-      }
-      store(y, at, values);
+  VIT_BOTH void operator()(std::int64_t item) const {
+    const std::int64_t at = item * together, column = at % columns;
+    const auto codes = load<together>(sums + at);
+    const auto factors = load<together>(scales + column);
+    float values[together];
+    for (int k = 0; k < together; ++k) {
+      values[k] = static_cast<float>(codes.values[k]) * factors.values[k];
+      if (bias) values[k] += bias[column + k];
+      values[k] = activated(kind, values[k]);
+      if (base) values[k] += base[at + k];
     }
+    store(y, at, values);
   }
 };
 
@@ -155,20 +151,22 @@ Step Linear::State::floats(const void* x, const Span& y, std::int64_t rows, Acti
 Step Linear::State::integers(const void* x, const Span& y, std::int64_t rows, Activation activation,
                              bool add) {
   Product product = this->product(x, y, rows);
-  const auto sums = scratch(device, static_cast<std::size_t>(rows * out) * sizeof(std::int32_t));
+  const std::int64_t values = rows * out;
+  const auto sums = scratch(device, static_cast<std::size_t>(values) * sizeof(std::int32_t));
   product.bias = nullptr;
   product.c = {sums->data(), Number::s32, out};
   const float* const base = add ? static_cast<const float*>(y.data) : nullptr;
-  const auto rescale = [&](auto kernel) {
-    return Step([=, &device = device] { launch(device, rows, kernel); });
+  const auto rescale = [&](std::int64_t items, auto kernel) {
+    return Step([=, &device = device] { launch_each(device, items, kernel); });
   };
   const auto* const codes = sums->data<const std::int32_t>();
   const auto *const factors = scales.data<const float>(), *const added = bias.data<const float>();
   const Target target(y);
   Step step = product_step(device, product);
-  Step rest = out % 4 == 0
-                  ? rescale(Rescale<4>{codes, factors, added, activation, base, target, out})
-                  : rescale(Rescale<1>{codes, factors, added, activation, base, target, out});
+  Step rest =
+      out % 4 == 0
+          ? rescale(values / 4, Rescale<4>{codes, factors, added, activation, base, target, out})
+          : rescale(values, Rescale<1>{codes, factors, added, activation, base, target, out});
   return [sums, step = std::move(step), rest = std::move(rest)] {
     step();
     rest();

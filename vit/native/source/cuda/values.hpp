@@ -21,6 +21,11 @@ struct TensorFloat {
   float value;
 };
 
+// A float that is the sum of two TF32 where products need it: within 2^-22 of itself.
+struct SplitFloat {
+  float value;
+};
+
 VIT_BOTH float to_float(float value) { return value; }
 #ifndef VIT_GPU
 inline float float_of(std::uint16_t bits) { return from_bfloat16(bits); }
@@ -34,10 +39,20 @@ VIT_BOTH float to_float(Bfloat16 value) { return float_of(value.bits); }
 VIT_BOTH Bfloat16 rounded(float value) { return {bfloat16_of(value)}; }
 
 VIT_BOTH float to_float(TensorFloat value) { return value.value; }
+VIT_BOTH float to_float(SplitFloat value) { return value.value; }
+
+// The two TF32 of a float.
+struct Halves {
+  VIT_BOTH explicit Halves(float value)
+      : upper(tensor_float_of(value)), lower(tensor_float_of(value - upper)) {}
+
+  float upper, lower;
+};
 
 VIT_BOTH void assign(float& to, float value) { to = value; }
 VIT_BOTH void assign(Bfloat16& to, float value) { to = rounded(value); }
 VIT_BOTH void assign(TensorFloat& to, float value) { to.value = tensor_float_of(value); }
+VIT_BOTH void assign(SplitFloat& to, float value) { to.value = value; }
 
 // Values that are read or written at once; their first is at a multiple of their bytes.
 template <class T, int count>

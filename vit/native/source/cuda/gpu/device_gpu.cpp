@@ -1,7 +1,6 @@
 #include "cuda/gpu/device_gpu.hpp"
 
 #include <charconv>
-#include <exception>
 #include <new>
 #include <stdexcept>
 #include <utility>
@@ -37,22 +36,23 @@ int chosen(const std::string& choice) {
 // What was recorded of a stream, to be submitted as one.
 using Recording = std::unique_ptr<CUgraphExec_st, Destroy<cudaGraphExecDestroy>>;
 
+// Null if it cannot be recorded: a step that fails in this fails again, by itself, when it is run.
 Recording recorded(cudaStream_t stream, const std::vector<Step>& steps) {
   // other threads may go on with other models meanwhile
-  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-  std::exception_ptr error;
-  try {
-    for (const Step& step : steps) step();
-  } catch (...) {
-    error = std::current_exception();
-  }
+  bool well = cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess;
   cudaGraph_t graph = nullptr;
-  const cudaError_t ended = cudaStreamEndCapture(stream, &graph);  // also after an error
+  if (well) {
+    try {
+      for (const Step& step : steps) step();
+    } catch (...) {
+      well = false;
+    }
+    well &= cudaStreamEndCapture(stream, &graph) == cudaSuccess;  // also after an error
+  }
   const std::unique_ptr<CUgraph_st, Destroy<cudaGraphDestroy>> owner(graph);
-  if (error) std::rethrow_exception(error);
-  check(ended);
   cudaGraphExec_t ready = nullptr;
-  check(cudaGraphInstantiate(&ready, graph, 0));
+  if (well) well = cudaGraphInstantiate(&ready, graph, 0) == cudaSuccess;
+  if (!well) cudaGetLastError();  // so that the next call does not report it
   return Recording(ready);
 }
 
@@ -123,7 +123,11 @@ void* Device::allocate(std::size_t bytes) {
   return pointer;
 }
 
-void Device::release(void* pointer) noexcept { cudaFree(pointer); }
+// Memory may be released outside of calls, where another device is the current one of the thread.
+void Device::release(void* pointer) noexcept {
+  cudaSetDevice(state_->index);
+  cudaFree(pointer);
+}
 
 void Device::upload(void* device, const void* host, std::size_t bytes) {
   check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, state_->stream.get()));
@@ -146,17 +150,17 @@ bool has_tensor_floats(Device& device) { return device.state().precision == Prec
 std::weak_ptr<Buffer>& shared_scratch(Device& device) { return device.state().scratch; }
 
 // Recorded at the second run: at the first, libraries and kernels are loaded, which cannot be, and
-// a size of batch that is used once is not worth it.
+// a size of batch that is used once is not worth it. What cannot be recorded is run each time.
 Step Device::sequence(std::vector<Step> steps) {
   return [steps = std::move(steps), recording = std::make_shared<Recording>(), ran = false,
-          stream = state_->stream.get()]() mutable {
-    if (!ran) {
-      for (const Step& step : steps) step();
-      ran = true;
-      return;
+          tried = false, stream = state_->stream.get()]() mutable {
+    if (ran && !tried) {
+      tried = true;
+      *recording = recorded(stream, steps);
     }
-    if (!*recording) *recording = recorded(stream, steps);
-    check(cudaGraphLaunch(recording->get(), stream));
+    if (*recording) return check(cudaGraphLaunch(recording->get(), stream));
+    for (const Step& step : steps) step();
+    ran = true;
   };
 }
 

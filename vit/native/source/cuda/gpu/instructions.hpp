@@ -18,10 +18,11 @@ __device__ inline std::uint16_t bfloat16_of(float value) {
   return bits;
 }
 
-// A float in TF32, whose fraction has 10 bits: to the nearest, ties away from 0.
+// A float in TF32, whose fraction has 10 bits: to the nearest, ties away from 0. Volatile, as else
+// the compiler takes it out of loops, and has not enough registers for the results.
 __device__ inline float tensor_float_of(float value) {
   unsigned bits;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+  asm volatile("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
   return __uint_as_float(bits);
 }
 

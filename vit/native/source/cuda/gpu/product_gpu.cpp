@@ -47,10 +47,12 @@ cudaDataType_t type_of(Number number) {
   }
 }
 
-cublasComputeType_t compute_of(const Device::State& state, Number number) {
-  if (number == Number::s8) return CUBLAS_COMPUTE_32I;
-  return number == Number::f32 && state.precision == Precision::tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32
-                                                                     : CUBLAS_COMPUTE_32F;
+// A single row is what sums up gradients: these are not rounded to TF32's 10 bits.
+cublasComputeType_t compute_of(const Device::State& state, const Product& product) {
+  if (product.a.type == Number::s8) return CUBLAS_COMPUTE_32I;
+  const bool tensor_floats =
+      state.precision == Precision::tf32 && product.a.type == Number::f32 && product.rows > 1;
+  return tensor_floats ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
 }
 
 // The power of two, up to 256, that an address is a multiple of.
@@ -84,7 +86,7 @@ class LtProduct {
     share_ = product.base ? 1.0f : 0.0f;
     layouts_[0] = layout_of(a_), layouts_[1] = layout_of(b_), layouts_[2] = layout_of(c_);
     cublasLtMatmulDesc_t description = nullptr;
-    check(cublasLtMatmulDescCreate(&description, compute_of(state_, product.a.type),
+    check(cublasLtMatmulDescCreate(&description, compute_of(state_, product),
                                    integers_ ? CUDA_R_32I : CUDA_R_32F),
           "cannot describe a product");
     description_.reset(description);
@@ -98,7 +100,7 @@ class LtProduct {
     if (product.bias) set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, product.bias);
   }
 
-  // Chooses how to compute it; false if cuBLASLt does not.
+  // Chooses how to compute it; false if cuBLASLt does not take it.
   bool choose() {
     cublasLtMatmulPreference_t preference = nullptr;
     check(cublasLtMatmulPreferenceCreate(&preference), "cannot choose a product");
@@ -119,8 +121,13 @@ class LtProduct {
     const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
         state_.lt.get(), description_.get(), layouts_[0].get(), layouts_[1].get(),
         layouts_[2].get(), layouts_[2].get(), preference, 1, &found, &count);
+    for (const cublasStatus_t each :
+         {status, count > 0 ? found.state : CUBLAS_STATUS_NOT_SUPPORTED}) {
+      if (each == CUBLAS_STATUS_NOT_SUPPORTED || each == CUBLAS_STATUS_INVALID_VALUE) return false;
+      check(each, "cannot choose a product");
+    }
     algorithm_ = found.algo;
-    return status == CUBLAS_STATUS_SUCCESS && count > 0 && found.state == CUBLAS_STATUS_SUCCESS;
+    return true;
   }
 
   void run() const {
@@ -166,7 +173,15 @@ Buffer addresses(Device& device, const Table& table, const Product& product) {
   return buffer;
 }
 
-// Many products of float32, without bias, base or GELU.
+// Whether each matrix of a table of float32 begins at a multiple of 16 bytes.
+bool each_aligned(const Table& table) {
+  constexpr std::int64_t floats = 16 / sizeof(float);
+  return alignment_of(table.data) >= 16 && table.image_stride % floats == 0 &&
+         table.head_stride % floats == 0;
+}
+
+// Many products of float32, without bias, base or GELU. Of TF32, cublasGemmBatchedEx takes only
+// matrices that are aligned.
 Step batched(Device& device, const Product& product) {
   const View a(product.b, product.depth, product.columns),
       b(product.a, product.rows, product.depth);
@@ -178,17 +193,20 @@ Step batched(Device& device, const Product& product) {
     }
     return buffers;
   }());
+  const bool aligned =
+      each_aligned(product.a) && each_aligned(product.b) && each_aligned(product.c);
+  const cublasComputeType_t compute =
+      aligned ? compute_of(device.state(), product) : CUBLAS_COMPUTE_32F;
   return [=, &state = device.state()] {
     const float zero = 0.0f;
-    check(
-        cublasGemmBatchedEx(
-            state.blas.get(), a.operation(), b.operation(), static_cast<int>(product.columns),
-            static_cast<int>(product.rows), static_cast<int>(product.depth), &product.factor,
-            (*pointers)[0].data<const void*>(), CUDA_R_32F, static_cast<int>(a.leading),
-            (*pointers)[1].data<const void*>(), CUDA_R_32F, static_cast<int>(b.leading), &zero,
-            (*pointers)[2].data<void*>(), CUDA_R_32F, static_cast<int>(c.leading),
-            static_cast<int>(product.count()), compute_of(state, Number::f32), CUBLAS_GEMM_DEFAULT),
-        "products failed");
+    check(cublasGemmBatchedEx(
+              state.blas.get(), a.operation(), b.operation(), static_cast<int>(product.columns),
+              static_cast<int>(product.rows), static_cast<int>(product.depth), &product.factor,
+              (*pointers)[0].data<const void*>(), CUDA_R_32F, static_cast<int>(a.leading),
+              (*pointers)[1].data<const void*>(), CUDA_R_32F, static_cast<int>(b.leading), &zero,
+              (*pointers)[2].data<void*>(), CUDA_R_32F, static_cast<int>(c.leading),
+              static_cast<int>(product.count()), compute, CUBLAS_GEMM_DEFAULT),
+          "products failed");
   };
 }
 

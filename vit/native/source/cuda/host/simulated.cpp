@@ -9,7 +9,7 @@
 
 #include "file/number.hpp"
 
-SimulatedIndex threadIdx, blockIdx;
+SimulatedIndex threadIdx, blockIdx, blockDim;
 
 namespace {
 
@@ -184,6 +184,7 @@ void simulate(unsigned blocks, unsigned count, std::size_t shared_bytes,
   if (shared_bytes > most_shared_bytes) throw std::logic_error("too much shared memory");
   threads.resize(most_threads);
   work = &thread;
+  blockDim.x = count;
   for (unsigned block = 0; block < blocks; ++block) {
     blockIdx.x = block;
     shared.assign(shared_bytes / sizeof(std::uint64_t) + 8, ~std::uint64_t{0});  // NaN

@@ -17,7 +17,7 @@
 struct SimulatedIndex {
   unsigned x;
 };
-extern SimulatedIndex threadIdx, blockIdx;
+extern SimulatedIndex threadIdx, blockIdx, blockDim;
 
 // Wait for the other threads of the block, or of the warp.
 void __syncthreads();
