@@ -1,10 +1,10 @@
 /* A Vision Transformer without PyTorch: the interface of every back end.
  *
- * Each back end (CPU, SYCL, CUDA, Mojo) is a shared library with these functions. A function that can fail
- * returns 0, or 1 and leaves the reason to vit_error(); none aborts or throws. A model may be used
- * from several threads; its calls run one after the other, and vit_close is the last of them. In the
- * thread that calls, a back end of CPUs sets the number of OpenMP threads, and that of CUDA the
- * current GPU.
+ * Each back end (CPU, SYCL, CUDA, Mojo) is a shared library with these functions. A function that
+ * can fail returns 0, or 1 and leaves the reason to vit_error(); none aborts or throws. A model may
+ * be used from several threads; its calls run one after the other, and vit_close is the last of
+ * them. In the thread that calls, a back end of CPUs sets the number of OpenMP threads, and that of
+ * CUDA the current GPU.
  */
 #ifndef VIT_H
 #define VIT_H
