@@ -8,7 +8,8 @@ from the memory of the host, and logits go there. With `--backend cuda` PyTorch 
 too, also in bfloat16, and the median is over that of PyTorch compiled in it. ONNX Runtime, on CPUs,
 gets the graph that `python -m pipeline export --to onnx` writes, optimised by its own tools, and
 for int8 its static quantisation (QDQ, per channel) of the same layers. At the end of each model, a
-training step of 8 images: forward, loss, backward and AdamW. Needs the extras native and onnx.
+training step of 8 images: forward, loss, backward and AdamW. Needs the extras native, onnx and
+quant.
 """
 
 import argparse
@@ -50,6 +51,7 @@ log = logging.getLogger("native")
 # the threads of a library look for work for some time after it ends, and keep others from the cores
 PAUSE_S = 0.2
 TRAIN_BATCH = 8
+NUM_CLASSES = 1000
 EAGER = "PyTorch eager"
 HALF = " bfloat16"  # of names of networks
 
@@ -157,13 +159,27 @@ def native_networks(model: ViT, folder: Path, backend: str, threads: int) -> dic
 
 
 def train_networks(model: ViT, plain: Path, backend: str, threads: int) -> dict[str, Network]:
-    """A training step of a batch, with random targets: eager PyTorch, and native AdamW."""
-    config, device = OptimConfig(name="adamw"), device_of(backend)
-    model = model.to(device)
-    optimizer = make_optimizer(model, config)
+    """A training step of a batch, with random targets, in eager PyTorch and in native code.
 
-    def targets(batch: np.ndarray) -> np.ndarray:
-        return np.eye(model.config.num_classes, dtype=np.float32)[: len(batch)]
+    The first is PyTorch's with moments in float32, which the others are compared with.
+    """
+    networks: dict[str, Network] = {}
+    for name in ("adamw", "adamw8bit"):
+        title = EAGER if name == "adamw" else f"PyTorch {name}"
+        networks[title] = torch_step(deepcopy(model), name, device_of(backend))
+    for name in ("adamw", "adamw8bit"):
+        native = NativeViT.open(plain, backend=backend, threads=threads)
+        native.begin_training(optimizer=name)
+        networks[f"native {name}"] = lambda batch, native=native: native.train_step(
+            batch, targets(batch), OptimConfig().lr
+        )
+    return networks
+
+
+def torch_step(model: ViT, optimizer_name: str, device: str) -> Network:
+    """A training step in eager PyTorch."""
+    model = model.to(device)
+    optimizer = make_optimizer(model, OptimConfig(name=optimizer_name))
 
     def step(batch: np.ndarray) -> None:
         optimizer.zero_grad()
@@ -173,14 +189,12 @@ def train_networks(model: ViT, plain: Path, backend: str, threads: int) -> dict[
         optimizer.step()
         loss.item()  # waits for the device
 
-    networks: dict[str, Network] = {EAGER: step}
-    for name in ("adamw", "adamw8bit"):
-        native = NativeViT.open(plain, backend=backend, threads=threads)
-        native.begin_training(optimizer=name)
-        networks[f"native {name}"] = lambda batch, native=native: native.train_step(
-            batch, targets(batch), config.lr
-        )
-    return networks
+    return step
+
+
+def targets(batch: np.ndarray) -> np.ndarray:
+    """A class for each image of a batch: (B, K)."""
+    return np.eye(NUM_CLASSES, dtype=np.float32)[: len(batch)]
 
 
 def device_of(backend: str) -> str:
@@ -214,7 +228,7 @@ def rows(options: argparse.Namespace) -> Iterator[str]:
     """Lines of the table, as they are measured."""
     for name in options.models:
         torch.manual_seed(0)
-        model = ViT(ViTConfig.named(name, num_classes=1000)).eval()
+        model = ViT(ViTConfig.named(name, num_classes=NUM_CLASSES)).eval()
         torch.nn.init.normal_(model.head.weight, std=0.02)
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder)
