@@ -5,7 +5,8 @@
 Each model has random weights; time does not depend on them. All ways to compute the logits of a
 batch take turns, and the median of each counts, over that of eager PyTorch in float32; images come
 from the memory of the host, and logits go there. With `--backend cuda` PyTorch computes on the GPU
-too, also in bfloat16, and the median is over that of PyTorch compiled in it. ONNX Runtime, on CPUs,
+too, also in bfloat16, and logits are timed over PyTorch compiled in bfloat16 (eager with
+`--no-compile`), training steps over eager PyTorch in float32. ONNX Runtime, on CPUs,
 gets the graph that `python -m pipeline export --to onnx` writes, optimised by its own tools, and
 for int8 its static quantisation (QDQ, per channel) of the same layers. At the end of each model, a
 training step of 8 images: forward, loss, backward and AdamW. Needs the extras native, onnx and
