@@ -45,6 +45,10 @@ def library():
 @pytest.fixture(scope="module")
 def simulated():
     """The kernels as the threads of a GPU run them, on a CPU: warps, barriers and tensor cores."""
+    try:
+        toolchain.compiler()
+    except toolchain.Missing as missing:
+        pytest.skip(str(missing))
     host = plan_of("cuda-host", sanitize=False)
     tools = {suffix: (*tool, "-DVIT_SIMULATED") for suffix, tool in host.tools.items()}
     with pytest.MonkeyPatch.context() as patch:
@@ -77,6 +81,11 @@ def install(root, *names):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o755)
+
+
+def test_nvcc_gets_the_sanitisers_as_one_option(library):
+    tool = plan_of("cuda", sanitize=True).tools[".cu"]
+    assert any(r",-fsanitize=address\,undefined," in option for option in tool)
 
 
 def test_a_machine_without_a_gpu_says_so(library, tmp_path):

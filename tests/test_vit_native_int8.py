@@ -148,7 +148,7 @@ def test_without_vnni_inputs_have_7_bits_and_bfloat16_is_refused(backend, tmp_pa
         text=True,
         check=False,
     )
-    refused = "this CPU has no AVX-512, which bfloat16 needs; use precision=float32"
+    refused = "this CPU has neither AVX-512 nor AVX2-VNNI-2, one of which bfloat16 needs"
     assert refused in done.stderr.splitlines()[-1], done.stderr
     images = np.load(tmp_path / "images.npy")
     exact = simulated(model, tmp_path / "int8", images, 127)

@@ -2,8 +2,9 @@
 
     build("cpu") -> .../libvit_cpu.so, and beside it the program classify
 
-A library is found again by what it was made of: the sources, the options and the place of oneDNN.
-After a change of one of them it has to be built again.
+A library is found again by what it was made of: the sources, the options, and the places of what
+plan.py names: libraries, and the compilers of CUDA and Mojo. After a change of one of them it has
+to be built again; a tool or library that is replaced in its place is not noticed.
 """
 
 import os

@@ -37,10 +37,11 @@ class Plan:
     """How a back end is compiled."""
 
     options: tuple[str, ...]
-    """Of each object."""
+    """Of the C++ compiler: for each source that it takes as it is, and when it links."""
     objects: dict[str, tuple[str, ...]]
     """Name of an object of the library -> its source and its own options."""
     link: tuple[str, ...]
+    """Libraries of the back end and where they are: for the library, and for the program."""
     tools: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Suffix of sources that the C++ compiler does not take as they are -> what compiles one: a
     command that its own options, the source and `-o` with the object follow."""
@@ -74,7 +75,8 @@ def shared_objects(codecs: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
 def cpu(sanitize: bool) -> Plan:
     """The back end of CPUs."""
     onednn, (codecs, readers) = toolchain.onednn(), toolchain.codecs()
-    objects = shared_objects(codecs) | {"device_cpu": ("cpu/device_cpu.cpp",)} | sources("onednn")
+    objects = shared_objects(codecs) | sources("onednn") | sources("host")
+    objects["device_cpu"] = ("cpu/device_cpu.cpp",)
     sets = INSTRUCTIONS if platform.machine() in ("x86_64", "AMD64") else {"baseline": "native"}
     for name, instructions in sets.items():
         for kernels in ("kernels", "training_kernels"):
@@ -118,6 +120,8 @@ def cuda(sanitize: bool) -> Plan:
     found, (codecs, readers) = toolchain.cuda(), toolchain.codecs()
     options = (*FLAGS, *(SANITIZERS if sanitize else ()))
     includes = tuple(f"-I{folder}" for folder in found.includes)
+    # nvcc has its own -std, and ends an option at a comma that is not escaped
+    host = [option.replace(",", r"\,") for option in options if not option.startswith("-std=")]
     return Plan(
         options=(*options, *includes),
         objects=shared_objects(codecs) | sources("cuda", ".cu") | sources("cuda/gpu"),
@@ -129,7 +133,7 @@ def cuda(sanitize: bool) -> Plan:
         tools={
             ".cu": (
                 *(found.nvcc, *CUDA_FLAGS, f"-ccbin={toolchain.compiler()}"),
-                *(f"-Xcompiler={','.join(options[1:])}", *includes, f"-I{SOURCE}", "-c"),
+                *(f"-Xcompiler={','.join(host)}", *includes, f"-I{SOURCE}", "-c"),
             )
         },
     )
@@ -139,10 +143,17 @@ def cuda_host(sanitize: bool) -> Plan:
     """The kernels of `cuda` as C++, on a CPU: for their tests."""
     codecs, readers = toolchain.codecs()
     options = (*FLAGS, "-fopenmp", *(SANITIZERS if sanitize else ()))
+    # sums in any order, as threads of a GPU add them up, so that they are computed in vectors: of
+    # AVX2, which all CPUs have that tests run on
     machine = "x86-64-v3" if platform.machine() in ("x86_64", "AMD64") else "native"
     return Plan(
         options=options,
-        objects=shared_objects(codecs) | sources("cuda", ".cu") | sources("cuda/host"),
+        objects={
+            **shared_objects(codecs),
+            **sources("host"),
+            **sources("cuda/host"),
+            **sources("cuda", ".cu"),
+        },
         link=readers,
         tools={
             ".cu": (
@@ -158,9 +169,12 @@ def mojo(sanitize: bool) -> Plan:
     compiler, (codecs, readers) = toolchain.mojo(), toolchain.codecs()
     return Plan(
         options=(*FLAGS, "-fopenmp", *(SANITIZERS if sanitize else ())),
-        objects=shared_objects(codecs)
-        | sources("mojo")
-        | {name: (f"mojo/{name}.mojo",) for name in MOJO_FILES},
+        objects={
+            **shared_objects(codecs),
+            **sources("host"),
+            **sources("mojo"),
+            **{name: (f"mojo/{name}.mojo",) for name in MOJO_FILES},
+        },
         link=readers,
         tools={
             # a product and a sum are one operation only where the source says so

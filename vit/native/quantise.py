@@ -9,7 +9,7 @@ Each of these layers gets
     X.input_range   F32 (2,)       lowest and highest input, 0 among them; others are cut to it
 
 and all other tensors are float32. An input becomes one of 256 steps of its range, or of 128 on x86
-CPUs without VNNI, where oneDNN's sums of larger products saturate (source/onednn/precision.cpp).
+CPUs without VNNI, where sums of larger products saturate (`largest_code` in source/model).
 
 Before, what separates the channels of a LayerNorm moves from its outputs to the weights of the next
 layer (SmoothQuant, Xiao et al. 2023, arXiv 2211.10438, equation 4 with alpha 0.5), which changes no

@@ -1,4 +1,4 @@
-"""What a machine has to compile with: compilers, oneDNN, SYCL, CUDA, and readers of images.
+"""What a machine has to compile with: compilers, oneDNN, SYCL, cuBLAS, and readers of images.
 
 What is missing and needed raises `Missing`, which says how to get it.
 """
@@ -184,8 +184,9 @@ def oneapi() -> list[Path]:
 def cuda() -> Cuda:
     """Find nvcc, CUDA's runtime and cuBLAS.
 
-    nvcc is that of the environment variable NVCC, else the first below CUDA_HOME, this Python
-    environment and /usr/local/cuda, else that of PATH. The others are where it is, or below these.
+    nvcc is that of the environment variable NVCC, else that of CUDA_HOME or, if this is not set, of
+    this Python environment or /usr/local/cuda, else that of PATH. The others are first looked for
+    beside nvcc, then in these places, and last in this Python environment.
     """
     home = os.environ.get("CUDA_HOME")
     packages = sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/cu*"), reverse=True)
@@ -200,12 +201,12 @@ def cuda() -> Cuda:
             else (f"nvcc, the compiler of CUDA, is not in {named(roots)}, nor in PATH")
         )
         raise Missing(f"{said}; {CUDA_ADVICE}")
-    roots = [*roots, Path(nvcc).resolve().parent.parent, *packages]
+    roots = list(dict.fromkeys([Path(nvcc).resolve().parent.parent, *roots, *packages]))
     parts = {name: cuda_part(roots, name, header) for name, header in CUDA_PARTS.items()}
     if missing := [name for name, part in parts.items() if not part]:
         raise Missing(
-            f"of CUDA, {' and '.join(missing)} are not in {named(list(dict.fromkeys(roots)))};"
-            f" {CUDA_ADVICE}"
+            f"of CUDA, {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not in"
+            f" {named(roots)}; {CUDA_ADVICE}"
         )
     found = [part for part in parts.values() if part]
     return Cuda(

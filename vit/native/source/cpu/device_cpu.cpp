@@ -1,10 +1,8 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <cstring>
 #include <new>
 #include <stdexcept>
-#include <utility>
 
 #include "cpu/kernels_cpu.hpp"
 #include "model/device.hpp"
@@ -53,20 +51,6 @@ void* Device::allocate(std::size_t bytes) {
   if (!pointer) throw std::bad_alloc();
   return pointer;
 }
-
-void Device::release(void* pointer) noexcept { std::free(pointer); }
-
-void Device::upload(void* device, const void* host, std::size_t bytes) {
-  if (bytes) std::memcpy(device, host, bytes);
-}
-
-void Device::download(void* host, const void* device, std::size_t bytes) {
-  if (bytes) std::memcpy(host, device, bytes);
-}
-
-void Device::clear(void* device, std::size_t bytes) { std::memset(device, 0, bytes); }
-
-Step Device::sequence(std::vector<Step> steps) { return in_order(std::move(steps)); }
 
 Engine& engine_of(Device& device) { return device.state().engine; }
 

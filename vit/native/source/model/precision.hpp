@@ -1,4 +1,4 @@
-// The precisions that a model can be open in, and what a device can compute of them.
+// What a device can compute of the precisions of device.hpp.
 #pragma once
 
 #include "model/device.hpp"

@@ -3,11 +3,9 @@
 #include <omp.h>
 
 #include <cstdlib>
-#include <cstring>
 #include <new>
 #include <stdexcept>
 #include <string>
-#include <utility>
 
 #include "model/precision.hpp"
 #include "mojo/functions.hpp"
@@ -41,20 +39,6 @@ void* Device::allocate(std::size_t bytes) {
   if (posix_memalign(&pointer, 64, bytes + 3) != 0) throw std::bad_alloc();
   return pointer;
 }
-
-void Device::release(void* pointer) noexcept { std::free(pointer); }
-
-void Device::upload(void* device, const void* host, std::size_t bytes) {
-  if (bytes) std::memcpy(device, host, bytes);
-}
-
-void Device::download(void* host, const void* device, std::size_t bytes) {
-  if (bytes) std::memcpy(host, device, bytes);
-}
-
-void Device::clear(void* device, std::size_t bytes) { std::memset(device, 0, bytes); }
-
-Step Device::sequence(std::vector<Step> steps) { return in_order(std::move(steps)); }
 
 int largest_code(Device&) { return static_cast<int>(vit_mojo_largest_code()); }
 

@@ -42,4 +42,10 @@ void parallel_rows(std::int64_t rows, std::int64_t width, Run run) {
   parallel(rows, std::max<std::int64_t>(1, values / width), run);
 }
 
+// The same for columns, each of which is summed up over all rows.
+template <class Run>
+void parallel_columns(std::int64_t width, Run run) {
+  parallel(width, 64, run);
+}
+
 }  // namespace vit

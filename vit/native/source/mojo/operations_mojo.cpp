@@ -1,5 +1,6 @@
 #include <omp.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "mojo/product.hpp"
@@ -117,7 +118,6 @@ Step scaled_product(Device& device, const Matrix& a, const Matrix& b, const Matr
 }
 
 Pass layer_norm(Device&, const NormMemory& at, std::int64_t rows, std::int64_t width, float eps) {
-  constexpr std::int64_t columns = 64;  // of a task that sums over rows
   return {[=] {
             const Span out{at.out};
             parallel_rows(rows, width, [&](std::int64_t first, std::int64_t last) {
@@ -126,7 +126,7 @@ Pass layer_norm(Device&, const NormMemory& at, std::int64_t rows, std::int64_t w
             });
           },
           [=] {
-            parallel(width, columns, [&](std::int64_t first, std::int64_t last) {
+            parallel_columns(width, [&](std::int64_t first, std::int64_t last) {
               vit_mojo_layer_norm_parameters_gradient(at.x, at.mean, at.variance, eps,
                                                       at.out_gradient, at.weight_gradient,
                                                       at.bias_gradient, rows, width, first, last);

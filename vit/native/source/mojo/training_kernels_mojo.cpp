@@ -1,3 +1,4 @@
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -6,8 +7,6 @@
 
 namespace vit {
 namespace {
-
-constexpr std::int64_t column_piece = 64;  // columns of a task that sums over rows
 
 void add_rows(Device&, const float* x, float* out, std::int64_t stride, std::int64_t rows,
               std::int64_t width) {
@@ -26,7 +25,7 @@ void layer_scale(Device&, const float* x, const float* branch, const float* gamm
 void layer_scale_gradient(Device&, const float* out_gradient, const float* branch,
                           const float* gamma, float* branch_gradient, float* gamma_gradient,
                           std::int64_t rows, std::int64_t width) {
-  parallel(width, column_piece, [&](std::int64_t first, std::int64_t last) {
+  parallel_columns(width, [&](std::int64_t first, std::int64_t last) {
     vit_mojo_layer_scale_gradient(out_gradient, branch, gamma, branch_gradient, gamma_gradient,
                                   rows, width, first, last);
   });

@@ -37,7 +37,8 @@ void check_precision(Device& device, Precision precision) {
   if (precision != Precision::bfloat16) return;
   if (lacks(device, dnnl::cpu_isa::avx512_core, dnnl::cpu_isa::avx2_vnni_2)) {
     throw std::runtime_error(
-        "this CPU has no AVX-512, which bfloat16 needs; use precision=float32");
+        "this CPU has neither AVX-512 nor AVX2-VNNI-2, one of which bfloat16 needs; use"
+        " precision=float32");
   }
 }
 

@@ -17,7 +17,8 @@ int chosen(const std::string& choice) {
   const cudaError_t error = cudaGetDeviceCount(&count);
   if (error != cudaSuccess || count == 0) {
     throw std::runtime_error(std::string("no NVIDIA GPU: ") +
-                             (error == cudaSuccess ? "there is none" : cudaGetErrorString(error)));
+                             (error == cudaSuccess ? "there is none" : cudaGetErrorString(error)) +
+                             "; install its driver, or use the back end cpu");
   }
   if (choice.empty() || choice == "cuda") return 0;
   int index = -1;

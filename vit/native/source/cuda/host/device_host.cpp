@@ -2,11 +2,9 @@
 #include <omp.h>
 
 #include <cstdlib>
-#include <cstring>
 #include <mutex>
 #include <new>
 #include <stdexcept>
-#include <utility>
 
 #include "cuda/kernels_cuda.hpp"
 #include "model/precision.hpp"
@@ -47,23 +45,9 @@ void* Device::allocate(std::size_t bytes) {
   return pointer;
 }
 
-void Device::release(void* pointer) noexcept { std::free(pointer); }
-
-void Device::upload(void* device, const void* host, std::size_t bytes) {
-  if (bytes) std::memcpy(device, host, bytes);
-}
-
-void Device::download(void* host, const void* device, std::size_t bytes) {
-  if (bytes) std::memcpy(host, device, bytes);
-}
-
-void Device::clear(void* device, std::size_t bytes) { std::memset(device, 0, bytes); }
-
 bool has_tensor_floats(Device& device) { return device.state().precision == Precision::tf32; }
 
 std::weak_ptr<Buffer>& shared_scratch(Device& device) { return device.state().scratch; }
-
-Step Device::sequence(std::vector<Step> steps) { return in_order(std::move(steps)); }
 
 int largest_code(Device&) { return 255; }
 
