@@ -9,8 +9,8 @@ too, also in bfloat16, and logits are timed over PyTorch compiled in bfloat16 (e
 `--no-compile`), training steps over eager PyTorch in float32. ONNX Runtime, on CPUs,
 gets the graph that `python -m pipeline export --to onnx` writes, optimised by its own tools, and
 for int8 its static quantisation (QDQ, per channel) of the same layers. At the end of each model, a
-training step of 8 images: forward, loss, backward and AdamW. Needs the extras native, onnx and
-quant.
+training step of 8 images: forward, loss, backward and AdamW, in PyTorch with moments in 8 bits if
+the extra quant is there. On CPUs it needs the extras native and onnx.
 """
 
 import argparse
@@ -23,22 +23,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    QuantFormat,
-    QuantType,
-    quantize_static,
-)
-from onnxruntime.quantization.shape_inference import quant_pre_process
 from PIL import Image
 
 from vit.config import ImageConfig, OptimConfig, ViTConfig
-from vit.graph import graph_of
 from vit.loss import softmax_loss
 from vit.model import ViT
 from vit.native.build import build
@@ -59,58 +51,9 @@ HALF = " bfloat16"  # of names of networks
 Network = Callable[[np.ndarray], np.ndarray]
 
 
-class Batches(CalibrationDataReader):
-    """Batches of random images for ONNX Runtime's calibration."""
-
-    def __init__(self, size: int) -> None:
-        self.left = iter([images(8, size) for _ in range(2)])
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        """The next batch; None after the last."""
-        batch = next(self.left, None)
-        return None if batch is None else {"images": batch}
-
-
 def images(batch: int, size: int) -> np.ndarray:
     """Random normalised images (B, 3, S, S)."""
     return np.random.default_rng(0).standard_normal((batch, 3, size, size), np.float32)
-
-
-def session(path: Path, threads: int) -> Network:
-    """A graph in ONNX Runtime, on the CPU."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    opened = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda batch: opened.run(None, {"images": batch})[0]
-
-
-def onnx_networks(model: ViT, folder: Path, threads: int) -> dict[str, Network]:
-    """ONNX Runtime in float32 and in int8."""
-    size = model.config.image_size
-    plain, ready, codes = (folder / f"{name}.onnx" for name in ("plain", "ready", "codes"))
-    program = torch.onnx.export(
-        graph_of(model, (3, size, size)),
-        dynamo=True,
-        verbose=False,
-        input_names=["images"],
-        dynamic_shapes=({0: "batch"},),
-    )
-    program.save(str(plain))
-    quant_pre_process(plain, ready, skip_symbolic_shape=True)
-    quantize_static(
-        ready,
-        codes,
-        Batches(size),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        op_types_to_quantize=["MatMul", "Gemm"],
-    )
-    return {
-        "ONNX Runtime float32": session(ready, threads),
-        "ONNX Runtime int8": session(codes, threads),
-    }
 
 
 def torch_networks(model: ViT, compiles: bool, device: str) -> dict[str, Network]:
@@ -164,10 +107,10 @@ def train_networks(model: ViT, plain: Path, backend: str, threads: int) -> dict[
 
     The first is PyTorch's with moments in float32, which the others are compared with.
     """
-    networks: dict[str, Network] = {}
-    for name in ("adamw", "adamw8bit"):
-        title = EAGER if name == "adamw" else f"PyTorch {name}"
-        networks[title] = torch_step(deepcopy(model), name, device_of(backend))
+    device = device_of(backend)
+    networks = {EAGER: torch_step(deepcopy(model), "adamw", device)}
+    if find_spec("torchao"):
+        networks["PyTorch adamw8bit"] = torch_step(deepcopy(model), "adamw8bit", device)
     for name in ("adamw", "adamw8bit"):
         native = NativeViT.open(plain, backend=backend, threads=threads)
         native.begin_training(optimizer=name)
@@ -236,7 +179,10 @@ def rows(options: argparse.Namespace) -> Iterator[str]:
             device = device_of(options.backend)
             networks = torch_networks(model, options.compile, device)
             if device == "cpu":
-                networks |= onnx_networks(model, place, options.threads)
+                from benchmarks import onnx_runtime  # machines with GPUs need not have it
+
+                calibration = [images(8, model.config.image_size)] * 2
+                networks |= onnx_runtime.networks(model, place, options.threads, calibration)
             networks |= native_networks(model, place, options.backend, options.threads)
             for size in options.batches:
                 batch = images(size, model.config.image_size)
