@@ -166,8 +166,10 @@ def test_float8_computes_what_its_numbers_say(backend, tmp_path, folder, setting
         found = native(images)
         with pytest.raises(ValueError, match="training needs precision float32"):
             native.begin_training()
+    with pytest.raises(ValueError, match="is not quantised, which float8 needs"):
+        NativeViT.open(path, backend=backend, precision="float8")
     cost = off(exact, outputs(model, images))
-    assert 1e-3 < cost < 0.1
+    assert 1e-2 < cost < 0.1
     assert off(found, exact) < cost / 10
 
 

@@ -1,5 +1,5 @@
-// Numbers of 8 bits: E4M3 of the OCP's FP8 formats, a sign, four bits of exponent and three of
-// fraction, without infinities (arXiv 2209.05433).
+// Numbers of 8 bits: E4M3 (arXiv 2209.05433), rounded by arithmetic that is the same on a GPU and on
+// a CPU, as GPUs before compute capability 8.9 have no instruction for it.
 #pragma once
 
 #include <cmath>
@@ -7,20 +7,21 @@
 #include <cstring>
 
 #include "cuda/team.hpp"
+#include "model/kernels.hpp"
 
 namespace vit {
 
+// The bits: a sign, four of an exponent whose bias is 7, three of the fraction.
 struct Float8 {
   std::uint8_t bits;
 };
 
-constexpr float largest_float8 = 448.0f;
 constexpr std::uint8_t nan_float8 = 0x7F;  // its sign does not matter
 
 // The nearest, ties to even; what is beyond the largest becomes the largest.
 VIT_BOTH Float8 to_float8(float value) {
   if (std::isnan(value)) return {nan_float8};
-  const float size = fminf(fabsf(value), largest_float8);
+  const float size = fminf(fabsf(value), largest_f8);
   // below 2^-6 the numbers are 2^-9 apart, as are floats from 2^14 on, where the sum is rounded
   const bool small = size < 0x1p-6f;
   const float shifted = small ? size + 0x1p14f : size;

@@ -91,7 +91,7 @@ class Loader {
     }
     Span span{nullptr, type_of(precision_)};
     if (span.type == Type::f8) {
-      span.scale = std::max(-low, high) / 448.0f;  // the largest number
+      span.scale = std::max(-low, high) / largest_f8;
       return span;
     }
     span.top = largest_code(device_);
