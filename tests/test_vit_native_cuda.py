@@ -233,7 +233,8 @@ def test_threads_of_a_gpu_compute_with_codes(simulated, tmp_path, precision):
         NativeViT.open(tmp_path / "int8", backend=backend, precision=precision)(images)
         for backend in (simulated, "cuda-host")
     )
-    assert off(found, expected) < {"int8": 2e-3, "float8": 2e-2}[precision]
+    # what moves to the next code moves four times as far in float8
+    assert off(found, expected) < {"int8": 2e-3, "float8": 8e-3}[precision]
 
 
 @pytest.mark.slow

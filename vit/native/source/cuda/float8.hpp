@@ -1,5 +1,6 @@
-// Numbers of 8 bits: E4M3 (arXiv 2209.05433), rounded by arithmetic that is the same on a GPU and on
-// a CPU, as GPUs before compute capability 8.9 have no instruction for it.
+// Numbers of 8 bits: E4M3 (arXiv 2209.05433), by arithmetic that is the same on a GPU and on a CPU.
+// GPUs before compute capability 8.9, for which kernels are compiled too, have no instruction for
+// it.
 #pragma once
 
 #include <cmath>
