@@ -94,6 +94,8 @@ def native_networks(model: ViT, folder: Path, backend: str, threads: int) -> dic
     files = {"float32": plain, "int8": codes}
     if backend == "cuda":
         files |= {"tf32": plain, "bfloat16": plain}
+        if torch.cuda.get_device_capability() >= (8, 9):
+            files |= {"float8": codes}
     return {
         f"native {precision}": NativeViT.open(
             path, backend=backend, precision=precision, threads=threads

@@ -236,7 +236,7 @@ def test_models_that_only_pytorch_computes_are_refused_by_name(backend, tmp_path
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"precision": "float8"}, "precision is float8; known: float32, tf32, bfloat16, int8"),
+        ({"precision": "fp4"}, "precision is fp4; known: float32, tf32, bfloat16, int8, float8"),
         ({"threads": -1}, "threads is -1; give a number from 0 to 256"),
         ({"threads": "two"}, "threads is two"),
         ({"colour": "red"}, "unknown option colour; known: precision, threads, device"),

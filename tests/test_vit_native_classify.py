@@ -101,7 +101,7 @@ def test_images_that_cannot_be_read_are_named_and_fatal_only_if_all_are(classifi
         (("--size", "7", "a", "b"), "unknown option --size"),
         (
             ("--precision", "fp4", "a", "b"),
-            "precision is fp4; known: float32, tf32, bfloat16, int8",
+            "precision is fp4; known: float32, tf32, bfloat16, int8, float8",
         ),
         (("nowhere", "b"), "nowhere is not there, or is no file"),
     ],

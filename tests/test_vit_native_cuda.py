@@ -4,6 +4,8 @@ Where there is no GPU, the kernels of `cuda` run as `cuda-host`: the same source
 CPU. Of the back end itself its build is then tested, and what it says.
 """
 
+import ctypes
+import subprocess
 from dataclasses import replace
 
 import numpy as np
@@ -14,11 +16,20 @@ from native_backends import no_gpu, saved
 
 from vit.native import build, toolchain
 from vit.native.model import NativeViT
-from vit.native.plan import BACKENDS, plan_of
+from vit.native.plan import BACKENDS, SOURCE, plan_of
 from vit.native.quantise import FEWEST, quantise
 
 SIMULATED = "cuda-simulated"
 kernels = pytest.mark.parametrize("backend", ["cuda", "cuda-host"], indirect=True)
+ROUND = """
+#include "cuda/float8.hpp"
+extern "C" void round_all(const float* values, unsigned char* codes, float* back, int count) {
+  for (int i = 0; i < count; ++i) {
+    codes[i] = vit::to_float8(values[i]).bits;
+    back[i] = vit::to_float({codes[i]});
+  }
+}
+"""
 # width, heads, side of the images, pool
 ATTENTIONS = {
     "heads of 20": (100, 5, 40, "token"),
@@ -162,6 +173,31 @@ def test_other_back_ends_refuse_tf32_by_name(backend, tmp_path):
         NativeViT.open(path, backend=backend, precision="tf32")
 
 
+def test_floats_become_the_nearest_of_e4m3(tmp_path):
+    """Nothing is computed, so this needs no back end: the function is one for GPU and CPU."""
+    try:
+        compiler = toolchain.compiler()
+    except toolchain.Missing as missing:
+        pytest.skip(str(missing))
+    (tmp_path / "round.cpp").write_text(ROUND)
+    options = ("-std=c++17", "-shared", "-fPIC", f"-I{SOURCE}")
+    file = tmp_path / "round.so"
+    subprocess.run([compiler, *options, tmp_path / "round.cpp", "-o", file], check=True)
+    sixteen = np.arange(2**16, dtype=np.uint32) << 16  # all bfloat16: NaN, infinities, subnormals
+    ends = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float().numpy()
+    ties = (ends[:126] + ends[1:127]) / 2
+    around = [np.nextafter(ties, np.float32(to)) for to in (0, 500)]
+    values = np.concatenate([sixteen.view(np.float32), ends, ties, -ties, *around])
+    codes, back = np.empty(len(values), np.uint8), np.empty_like(values)
+    ctypes.CDLL(str(file)).round_all(
+        *(each.ctypes.data_as(ctypes.c_void_p) for each in (values, codes, back)), len(values)
+    )
+    expected = torch.from_numpy(values).clamp(-448, 448).to(torch.float8_e4m3fn)
+    np.testing.assert_array_equal(back, expected.float().numpy())
+    number = ~np.isnan(values)
+    assert np.array_equal(codes[number], expected.view(torch.uint8).numpy()[number])
+
+
 @kernels
 def test_heads_that_are_too_wide_are_refused_with_what_takes_them(backend, tmp_path):
     model, path = saved(tmp_path, width=160, heads=1)
@@ -187,16 +223,18 @@ def test_threads_of_a_gpu_compute_what_one_does(simulated, tmp_path, kind, preci
 
 
 @pytest.mark.slow
-def test_threads_of_a_gpu_compute_int8(simulated, tmp_path):
+@pytest.mark.parametrize("precision", ["int8", "float8"])
+def test_threads_of_a_gpu_compute_with_codes(simulated, tmp_path, precision):
     model, path = saved(tmp_path / "model", images=WHOLE)
     folder = write_images(tmp_path / "images", drawn(FEWEST, model.config.image_size))
     quantise(path, [folder], tmp_path / "int8", backend="cuda-host", threads=1)
     images = images_for(model, 2)
     found, expected = (
-        NativeViT.open(tmp_path / "int8", backend=backend, precision="int8")(images)
+        NativeViT.open(tmp_path / "int8", backend=backend, precision=precision)(images)
         for backend in (simulated, "cuda-host")
     )
-    assert off(found, expected) < 2e-3
+    # what moves to the next code moves four times as far in float8
+    assert off(found, expected) < {"int8": 2e-3, "float8": 8e-3}[precision]
 
 
 @pytest.mark.slow

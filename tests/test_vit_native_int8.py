@@ -1,10 +1,11 @@
-"""Static int8: its arithmetic is that of integers, and it costs next to no accuracy."""
+"""Static int8 and float8: their arithmetic is what they say; int8 costs next to no accuracy."""
 
 import os
 import platform
 import subprocess
 import sys
 from copy import deepcopy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -23,12 +24,23 @@ from vit.weights import save_safetensors
 
 LAYERS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 PIXELS = drawn(2 * FEWEST, SMALL["image_size"])
+LARGEST_FLOAT8 = 448
 # float32 is sure of an image from this probability of its first class on
 SURE = 0.6
 DIGITS = {
     **{"image_size": 32, "patch_size": 8, "width": 64, "depth": 2, "mlp_width": 256, "heads": 4},
     **{"num_classes": 10, "pool": "mean"},
 }
+
+variants = pytest.mark.parametrize(
+    "settings",
+    [
+        {"pool": "mean"},
+        {"layer_scale": 0.5, "qkv_bias": False, "gelu": "tanh", "registers": 2},
+        {"width": 35, "heads": 7, "mlp_width": 33, "dtype": torch.bfloat16},
+    ],
+    ids=str,
+)
 
 
 class IntegerLinear(nn.Module):
@@ -48,14 +60,42 @@ class IntegerLinear(nn.Module):
         return (inputs.double() @ self.codes.T).float() * self.scales + self.bias
 
 
-def simulated(model, path, images, largest):
-    """Outputs of a quantised checkpoint of a PyTorch model, computed by PyTorch."""
+class Float8Linear(nn.Module):
+    """A layer of a quantised file in E4M3, with sums in float64."""
+
+    def __init__(self, tensors, name):
+        super().__init__()
+        self.codes = in_float8(tensors[f"{name}.weight"].float())
+        self.scale = tensors[f"{name}.input_range"].abs().max() / LARGEST_FLOAT8
+        self.scales = tensors[f"{name}.weight_scale"] * self.scale
+        self.bias = tensors.get(f"{name}.bias", torch.zeros(()))
+
+    def forward(self, x):
+        return (in_float8(x / self.scale) @ self.codes.T).float() * self.scales + self.bias
+
+
+def in_float8(values):
+    """The nearest numbers of E4M3, as float64."""
+    cut = values.clamp(-LARGEST_FLOAT8, LARGEST_FLOAT8)
+    return cut.to(torch.float8_e4m3fn).double()
+
+
+def integers(largest):
+    """What makes layers of int8."""
+    return partial(IntegerLinear, largest=largest)
+
+
+def simulated(model, path, images, layer_of):
+    """Outputs of a quantised checkpoint of a PyTorch model, computed by PyTorch.
+
+    `layer_of` makes a layer of the blocks, from the tensors of the file and its name.
+    """
     tensors, model = load_file(path / "model.safetensors"), deepcopy(model)
     for number, block in enumerate(model.blocks):
         for layer in LAYERS:
             name = f"blocks.{number}.{layer}"
             parent, child = layer.split(".")
-            setattr(block.get_submodule(parent), child, IntegerLinear(tensors, name, largest))
+            setattr(block.get_submodule(parent), child, layer_of(tensors, name))
     floats = {name: t for name, t in tensors.items() if name in model.state_dict()}
     model.load_state_dict(floats, strict=False)
     with torch.inference_mode():
@@ -101,26 +141,43 @@ def test_an_observer_sees_what_each_layer_of_the_blocks_is_given(backend, tmp_pa
         np.testing.assert_allclose(values, given, atol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"pool": "mean"},
-        {"layer_scale": 0.5, "qkv_bias": False, "gelu": "tanh", "registers": 2},
-        {"width": 35, "heads": 7, "mlp_width": 33, "dtype": torch.bfloat16},
-    ],
-    ids=str,
-)
+@variants
 def test_int8_computes_what_its_integers_say(backend, tmp_path, folder, settings):
     model, path = saved(tmp_path / "model", images=WHOLE, **settings)
     quantise(path, [folder], tmp_path / "int8", backend=backend, threads=1)
     images = normalised(PIXELS[1::2])
-    exact = simulated(model, tmp_path / "int8", images, largest_code(backend))
+    exact = simulated(model, tmp_path / "int8", images, integers(largest_code(backend)))
     with NativeViT.open(tmp_path / "int8", backend=backend, precision="int8", threads=1) as native:
         found = native(images)
     cost = off(exact, outputs(model, images))
     assert 1e-3 < cost < 0.05
     # a sum in another order moves a value to the next code now and then
     assert off(found, exact) < cost / 10
+
+
+@variants
+@pytest.mark.parametrize("backend", ["cuda", "cuda-host"], indirect=True)
+def test_float8_computes_what_its_numbers_say(backend, tmp_path, folder, settings):
+    model, path = saved(tmp_path / "model", images=WHOLE, **settings)
+    quantise(path, [folder], tmp_path / "int8", backend=backend, threads=1)
+    images = normalised(PIXELS[1::2])
+    exact = simulated(model, tmp_path / "int8", images, Float8Linear)
+    with NativeViT.open(tmp_path / "int8", backend=backend, precision="float8") as native:
+        found = native(images)
+        with pytest.raises(ValueError, match="training needs precision float32"):
+            native.begin_training()
+    with pytest.raises(ValueError, match="is not quantised, which float8 needs"):
+        NativeViT.open(path, backend=backend, precision="float8")
+    cost = off(exact, outputs(model, images))
+    assert 1e-2 < cost < 0.1
+    assert off(found, exact) < cost / 10
+
+
+@pytest.mark.parametrize("backend", ["cpu", "mojo"], indirect=True)
+def test_other_back_ends_refuse_float8_by_name(backend, tmp_path):
+    _, path = saved(tmp_path)
+    with pytest.raises(ValueError, match="float8 needs the back end cuda; use precision=int8"):
+        NativeViT.open(path, backend=backend, precision="float8")
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="x86 CPUs alone lack VNNI")
@@ -151,7 +208,7 @@ def test_without_vnni_inputs_have_7_bits_and_bfloat16_is_refused(backend, tmp_pa
     refused = "this CPU has neither AVX-512 nor AVX2-VNNI-2, one of which bfloat16 needs"
     assert refused in done.stderr.splitlines()[-1], done.stderr
     images = np.load(tmp_path / "images.npy")
-    exact = simulated(model, tmp_path / "int8", images, 127)
+    exact = simulated(model, tmp_path / "int8", images, integers(127))
     cost = off(exact, outputs(model, images))
     assert cost < 0.1
     assert off(np.load(tmp_path / "found.npy"), exact) < cost / 10

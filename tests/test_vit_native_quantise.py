@@ -60,7 +60,7 @@ def test_the_program_without_python_reads_what_was_quantised(backend, tmp_path, 
 def test_files_and_precisions_that_do_not_match_are_refused(backend, tmp_path, folder):
     model, path = saved(tmp_path / "model")
     quantise(path, [folder], tmp_path / "int8", backend=backend, threads=1)
-    with pytest.raises(ValueError, match="is quantised; open it with precision=int8"):
+    with pytest.raises(ValueError, match="is quantised; open it with precision=int8, or float8"):
         NativeViT.open(tmp_path / "int8", backend=backend)
     with pytest.raises(ValueError, match=r"is not quantised, .* quantise .* writes a file"):
         NativeViT.open(path, backend=backend, precision="int8")

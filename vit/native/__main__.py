@@ -94,8 +94,9 @@ class Predict:
     """Classes of each image, at most all of the head."""
     backend: str = "cpu"
     """The back end that computes."""
-    precision: Literal["float32", "tf32", "bfloat16", "int8"] = "float32"
-    """Of products; int8 needs a checkpoint that `quantise` wrote, tf32 the back end cuda."""
+    precision: Literal["float32", "tf32", "bfloat16", "int8", "float8"] = "float32"
+    """Of products; int8 and float8 need a checkpoint that `quantise` wrote, tf32 and float8 the
+    back end cuda."""
     threads: int = 0
     """Threads of a CPU; 0 takes one for each core."""
 

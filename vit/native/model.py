@@ -84,8 +84,8 @@ class NativeViT:
     def open(cls, checkpoint: str | Path, *, backend: str = "cpu", **options: object) -> Self:
         """Open a checkpoint folder or a safetensors file under timm's names.
 
-        Options are those of `vit_open`: precision ("float32", "tf32", "bfloat16", "int8"), threads,
-        device.
+        Options are those of `vit_open`: precision ("float32", "tf32", "bfloat16", "int8",
+        "float8"), threads, device.
         Raises ValueError if the back end is not built, or cannot compute the model.
         """
         return cls(load(built(backend)), str(checkpoint), text_of(options))

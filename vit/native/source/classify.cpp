@@ -32,7 +32,7 @@ constexpr const char* help =
     "  IMAGE          JPEG, PNG or binary PPM file\n"
     "  --top K        classes of each image, at most all of the head (default: 5)\n"
     "  --precision P  float32 (default), bfloat16, or int8 for a file that was quantised;\n"
-    "                 with the back end cuda also tf32\n"
+    "                 with the back end cuda also tf32, and float8 for the latter\n"
     "  --threads N    threads; 0, the default, takes one for each core\n"
     "\n"
     "An image is prepared as in an evaluation with the centre crop. Images that cannot be read\n"

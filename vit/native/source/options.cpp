@@ -13,7 +13,9 @@ Precision precision_of(const std::string& value) {
   if (value == "tf32") return Precision::tf32;
   if (value == "bfloat16") return Precision::bfloat16;
   if (value == "int8") return Precision::int8;
-  throw std::runtime_error("precision is " + value + "; known: float32, tf32, bfloat16, int8");
+  if (value == "float8") return Precision::float8;
+  throw std::runtime_error("precision is " + value +
+                           "; known: float32, tf32, bfloat16, int8, float8");
 }
 
 int threads_of(const std::string& value) {

@@ -35,7 +35,8 @@ VIT_API const char* vit_error(void);
  *
  * options: settings as "name=value", separated by commas; NULL or "" takes the defaults.
  *   precision   float32 (default), bfloat16, or int8, which needs a file that was quantised; and of
- *               the CUDA back end tf32: float32 whose products are those of TF32
+ *               the CUDA back end tf32: float32 whose products are those of TF32, and float8 (E4M3)
+ *               of the file for int8, on GPUs of compute capability 8.9 or newer
  *   threads     threads of a back end of CPUs; 0, the default, takes one for each core. SYCL
  *               devices, its CPU too, take all their cores, whatever is given
  *   device      of the SYCL back end: cpu, gpu, or by default a GPU if there is one; of the CUDA

@@ -21,11 +21,11 @@ struct Activate {
   VIT_BOTH void operator()(std::int64_t i) const { y[i] = activated(kind, y[i]); }
 };
 
-// What follows a product of integers: the scales, and what an epilogue does otherwise. A thread has
+// What follows a product of codes: the scales, and what an epilogue does otherwise. A thread has
 // `together` neighbours of a row.
-template <int together>
+template <class Sum, int together>
 struct Rescale {
-  const std::int32_t* sums;
+  const Sum* sums;
   const float *scales, *bias;  // of each column; no bias if it is null
   Activation kind;
   const float* base;  // as y, which is f32; null for none
@@ -34,16 +34,25 @@ struct Rescale {
 
   VIT_BOTH void operator()(std::int64_t item) const {
     const std::int64_t at = item * together, column = at % columns;
-    const auto codes = load<together>(sums + at);
+    const auto row = load<together>(sums + at);
     const auto factors = load<together>(scales + column);
     float values[together];
     for (int k = 0; k < together; ++k) {
-      values[k] = static_cast<float>(codes.values[k]) * factors.values[k];
+      values[k] = static_cast<float>(row.values[k]) * factors.values[k];
       if (bias) values[k] += bias[column + k];
       values[k] = activated(kind, values[k]);
       if (base) values[k] += base[at + k];
     }
     store(y, at, values);
+  }
+};
+
+// Codes of integers become the nearest in E4M3, in place.
+struct ToFloat8 {
+  std::uint8_t* codes;
+
+  VIT_BOTH void operator()(std::int64_t i) const {
+    codes[i] = to_float8(static_cast<std::int8_t>(codes[i])).bits;
   }
 };
 
@@ -81,13 +90,14 @@ struct Linear::State {
   Device& device;
   std::int64_t in, out;
   Type type;
-  Buffer weight;         // (out, in), of the inputs' type; of bytes, signed
+  Buffer weight;         // (out, in), of the inputs' type; of u8, signed bytes
   Buffer bias, rounded;  // the latter as bfloat16, for outputs of it
-  Buffer scales;         // of sums of integers
+  Buffer scales;         // of sums of codes
 
   Product product(const void* x, const Span& y, std::int64_t rows) const {
     const Number number = type == Type::f32    ? Number::f32
                           : type == Type::bf16 ? Number::bf16
+                          : type == Type::f8   ? Number::f8
                                                : Number::s8;
     const Number result = y.type == Type::bf16 ? Number::bf16 : Number::f32;
     Product product{rows,
@@ -100,7 +110,8 @@ struct Linear::State {
     return product;
   }
   Step floats(const void* x, const Span& y, std::int64_t rows, Activation activation, bool add);
-  Step integers(const void* x, const Span& y, std::int64_t rows, Activation activation, bool add);
+  template <class Sum>
+  Step codes(const void* x, const Span& y, std::int64_t rows, Activation activation, bool add);
 };
 
 Linear::Linear(Device& device, DenseValues values, Type type)
@@ -120,7 +131,11 @@ Linear::Linear(Device& device, DenseValues values, Type type)
   device.upload(layer.weight.data(), values.codes.data(), values.codes.size());
   layer.scales = converted<float>(device, values.scales,
                                   [&](float scale) { return scale * values.input.scale; });
-  values.input.zero -= byte_shift;  // as the bytes are
+  if (type == Type::f8) {
+    launch_each(device, values.in * values.out, ToFloat8{layer.weight.data<std::uint8_t>()});
+  } else {
+    values.input.zero -= byte_shift;  // as the bytes are
+  }
   const std::vector<float> bias = values.bias_without_zero();
   if (!bias.empty()) layer.bias = uploaded(device, bias);
 }
@@ -128,8 +143,10 @@ Linear::Linear(Device& device, DenseValues values, Type type)
 Linear::~Linear() = default;
 
 Step Linear::step(const void* x, Span y, std::int64_t rows, Activation activation, bool add) {
-  return state_->type == Type::u8 ? state_->integers(x, y, rows, activation, add)
-                                  : state_->floats(x, y, rows, activation, add);
+  State& layer = *state_;
+  if (layer.type == Type::u8) return layer.codes<std::int32_t>(x, y, rows, activation, add);
+  if (layer.type == Type::f8) return layer.codes<float>(x, y, rows, activation, add);
+  return layer.floats(x, y, rows, activation, add);
 }
 
 Step Linear::State::floats(const void* x, const Span& y, std::int64_t rows, Activation activation,
@@ -148,25 +165,27 @@ Step Linear::State::floats(const void* x, const Span& y, std::int64_t rows, Acti
                    }});
 }
 
-Step Linear::State::integers(const void* x, const Span& y, std::int64_t rows, Activation activation,
-                             bool add) {
+template <class Sum>
+Step Linear::State::codes(const void* x, const Span& y, std::int64_t rows, Activation activation,
+                          bool add) {
   Product product = this->product(x, y, rows);
   const std::int64_t values = rows * out;
-  const auto sums = scratch(device, static_cast<std::size_t>(values) * sizeof(std::int32_t));
+  const auto sums = scratch(device, static_cast<std::size_t>(values) * sizeof(Sum));
   product.bias = nullptr;
-  product.c = {sums->data(), Number::s32, out};
+  product.c = {sums->data(), type == Type::f8 ? Number::f32 : Number::s32, out};
   const float* const base = add ? static_cast<const float*>(y.data) : nullptr;
   const auto rescale = [&](std::int64_t items, auto kernel) {
     return Step([=, &device = device] { launch_each(device, items, kernel); });
   };
-  const auto* const codes = sums->data<const std::int32_t>();
+  const auto* const found = sums->data<const Sum>();
   const auto *const factors = scales.data<const float>(), *const added = bias.data<const float>();
   const Target target(y);
   Step step = product_step(device, product);
   Step rest =
       out % 4 == 0
-          ? rescale(values / 4, Rescale<4>{codes, factors, added, activation, base, target, out})
-          : rescale(values, Rescale<1>{codes, factors, added, activation, base, target, out});
+          ? rescale(values / 4,
+                    Rescale<Sum, 4>{found, factors, added, activation, base, target, out})
+          : rescale(values, Rescale<Sum, 1>{found, factors, added, activation, base, target, out});
   return [sums, step = std::move(step), rest = std::move(rest)] {
     step();
     rest();

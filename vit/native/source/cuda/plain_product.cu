@@ -145,6 +145,7 @@ Step step_of_types(Device& device, const Product& product) {
 Step plain_product(Device& device, const Product& product) {
   if (product.a.type == Number::s8)
     return step_of_types<std::int8_t, int, std::int32_t>(device, product);
+  if (product.a.type == Number::f8) return step_of_types<Float8, float, float>(device, product);
   if (product.a.type == Number::f32) return step_of_types<float, float, float>(device, product);
   if (product.c.type == Number::f32) return step_of_types<Bfloat16, float, float>(device, product);
   return step_of_types<Bfloat16, float, Bfloat16>(device, product);

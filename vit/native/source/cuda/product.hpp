@@ -8,10 +8,10 @@
 
 namespace vit {
 
-enum class Number { f32, bf16, s8, s32 };
+enum class Number { f32, bf16, s8, s32, f8 };
 
 inline std::int64_t bytes_of(Number number) {
-  return number == Number::s8 ? 1 : number == Number::bf16 ? 2 : 4;
+  return number == Number::s8 || number == Number::f8 ? 1 : number == Number::bf16 ? 2 : 4;
 }
 
 // Where the elements of a matrix are, or of one for each image and head; strides are in elements.
@@ -36,8 +36,8 @@ struct Product {
   std::int64_t count() const { return images * heads; }
 };
 
-// The step that computes it. Types of a and b -> c: f32 -> f32; bf16 -> bf16 or f32; s8 -> s32,
-// which has no bias, base or GELU.
+// The step that computes it. Types of a and b -> c: f32 -> f32; bf16 -> bf16 or f32; s8 -> s32
+// and f8 -> f32, which have no bias, base or GELU.
 Step product_step(Device& device, const Product& product);
 
 // The step by a library; none if it does not take such a product.

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "cuda/float8.hpp"
 #include "cuda/team.hpp"
 #include "file/number.hpp"
 #include "model/kernels.hpp"
@@ -92,6 +93,10 @@ VIT_BOTH void store(const Target& to, std::int64_t at, const float (&values)[cou
     Pack<Bfloat16, count> pack;
     for (int i = 0; i < count; ++i) pack.values[i] = rounded(values[i]);
     *reinterpret_cast<Pack<Bfloat16, count>*>(static_cast<Bfloat16*>(to.data) + at) = pack;
+  } else if (to.type == Type::f8) {
+    Pack<Float8, count> pack;
+    for (int i = 0; i < count; ++i) pack.values[i] = to_float8(values[i] * to.factor);
+    *reinterpret_cast<Pack<Float8, count>*>(static_cast<Float8*>(to.data) + at) = pack;
   } else {
     Pack<std::int8_t, count> pack;
     for (int i = 0; i < count; ++i) {

@@ -13,7 +13,8 @@ struct DenseValues {
   std::int64_t in = 0, out = 0;
   std::vector<float> weight;  // unless it is quantised
   std::vector<float> bias;    // empty without one
-  // Static quantisation: weight = scale per row * codes; input = scale * (byte - zero) of `input`.
+  // Static quantisation: weight = scale per row * codes; input = scale * (byte - zero) of `input`,
+  // or scale * number.
   std::vector<std::int8_t> codes;
   std::vector<float> scales;
   Span input{nullptr};

@@ -16,7 +16,7 @@ namespace vit {
 
 struct Kernels;
 
-enum class Precision { float32, tf32, bfloat16, int8 };
+enum class Precision { float32, tf32, bfloat16, int8, float8 };
 
 // Options of vit_open.
 struct Options {

@@ -12,11 +12,14 @@
 
 namespace vit {
 
-enum class Type { f32, bf16, u8 };
+// f8 is E4M3 of the OCP's FP8 formats: four bits of exponent and three of fraction, no infinities.
+enum class Type { f32, bf16, u8, f8 };
+constexpr float largest_f8 = 448.0f;
 
 inline std::size_t size_of(Type type) { return type == Type::f32 ? 4 : type == Type::bf16 ? 2 : 1; }
 
-// Memory of a type; of u8, the value is scale * (byte - zero), and no byte is above `top`.
+// Memory of a type; of u8, the value is scale * (byte - zero), and no byte is above `top`; of f8,
+// it is scale * number.
 struct Span {
   void* data;
   Type type = Type::f32;

@@ -16,7 +16,7 @@ enum class Activation { none, gelu, gelu_tanh, tanh };
 
 class Linear {
  public:
-  // `type` is that of the inputs: f32, bf16, or u8 for values with codes.
+  // `type` is that of the inputs: f32, bf16, or u8 or f8 for values with codes.
   Linear(Device& device, DenseValues values, Type type);
   ~Linear();
 

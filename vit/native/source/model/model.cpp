@@ -19,7 +19,7 @@ class Loader {
             uploaded(device_, weights_.floats(name + ".bias", {shape_.width}))};
   }
 
-  // A layer outside of blocks: never in integers.
+  // A layer outside of blocks: never in 8 bits.
   std::unique_ptr<Linear> outer(const std::string& name, std::int64_t out) {
     return std::make_unique<Linear>(device_, floats(name, {out, shape_.width}, true), Type::f32);
   }
@@ -33,8 +33,8 @@ class Loader {
   // A layer of a block; the factors of LayerScale become part of it.
   std::unique_ptr<Linear> inner(const std::string& name, std::int64_t in, std::int64_t out,
                                 bool biased, const std::string& scale = "") {
-    DenseValues values = precision_ == Precision::int8 ? codes(name, in, out, biased)
-                                                       : floats(name, {out, in}, biased);
+    DenseValues values =
+        needs_codes(precision_) ? codes(name, in, out, biased) : floats(name, {out, in}, biased);
     if (shape_.layer_scale && !scale.empty()) multiply(values, weights_.floats(scale, {out}));
     return std::make_unique<Linear>(device_, std::move(values), type_of(precision_));
   }
@@ -57,7 +57,7 @@ class Loader {
 
  private:
   Type patch_type() const {
-    return precision_ == Precision::bfloat16 ? Type::bf16 : Type::f32;  // pixels stay exact in int8
+    return precision_ == Precision::bfloat16 ? Type::bf16 : Type::f32;  // 8 bits are for blocks
   }
 
   DenseValues floats(const std::string& name, const std::vector<std::int64_t>& shape, bool biased) {
@@ -79,7 +79,7 @@ class Loader {
     return values;
   }
 
-  // How the inputs of a layer become bytes, by the name of the tensor with their range.
+  // How the inputs of a layer become codes, by the name of the tensor with their range.
   Span input(const std::string& name) {
     const std::vector<float> range = weights_.floats(name, {2});
     const float low = range[0], high = range[1], width = high - low;
@@ -89,7 +89,11 @@ class Loader {
                                " to " + std::to_string(high) +
                                ", where a range of values around 0 is needed");
     }
-    Span span{nullptr, Type::u8};
+    Span span{nullptr, type_of(precision_)};
+    if (span.type == Type::f8) {
+      span.scale = std::max(-low, high) / largest_f8;
+      return span;
+    }
     span.top = largest_code(device_);
     span.scale = width / static_cast<float>(span.top);
     span.zero = static_cast<std::int32_t>(std::nearbyint(-low / span.scale));
@@ -115,12 +119,14 @@ class Loader {
 // std::runtime_error unless the file holds what the precision needs.
 void check_file(const Weights& weights, Precision precision) {
   const bool quantised = weights.has("blocks.0.attn.qkv.weight_scale");
-  if (quantised && precision != Precision::int8) {
-    throw std::runtime_error(weights.path() + " is quantised; open it with precision=int8");
-  }
-  if (!quantised && precision == Precision::int8) {
+  if (quantised && !needs_codes(precision)) {
     throw std::runtime_error(weights.path() +
-                             " is not quantised, which int8 needs; python -m vit.native quantise"
+                             " is quantised; open it with precision=int8, or float8");
+  }
+  if (!quantised && needs_codes(precision)) {
+    throw std::runtime_error(weights.path() + " is not quantised, which " +
+                             (precision == Precision::int8 ? "int8" : "float8") +
+                             " needs; python -m vit.native quantise"
                              " CHECKPOINT IMAGES... --out FOLDER writes a file that is");
   }
 }
@@ -129,8 +135,8 @@ void check_file(const Weights& weights, Precision precision) {
 
 Model::Model(Device& device, Weights& weights, const Shape& shape_, Precision precision_)
     : shape(shape_), precision(precision_) {
-  check_file(weights, precision);
   check_precision(device, precision);
+  check_file(weights, precision);
   Loader load(device, weights, shape, precision);
   patch_embed = load.patch_embed();
   start = load.start();

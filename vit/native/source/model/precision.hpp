@@ -10,7 +10,13 @@ namespace vit {
 inline Type type_of(Precision precision) {
   return precision == Precision::bfloat16 ? Type::bf16
          : precision == Precision::int8   ? Type::u8
+         : precision == Precision::float8 ? Type::f8
                                           : Type::f32;
+}
+
+// Whether a file needs to be quantised for it.
+inline bool needs_codes(Precision precision) {
+  return precision == Precision::int8 || precision == Precision::float8;
 }
 
 // std::runtime_error if the device cannot compute in this precision.

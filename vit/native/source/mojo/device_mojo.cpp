@@ -44,10 +44,12 @@ int largest_code(Device&) { return static_cast<int>(vit_mojo_largest_code()); }
 
 void check_precision(Device&, Precision precision) {
   if (precision == Precision::float32 || precision == Precision::int8) return;
-  const bool tf32 = precision == Precision::tf32;
+  const char* const needed =
+      precision == Precision::tf32     ? "tf32 needs the back end cuda; use precision=float32"
+      : precision == Precision::float8 ? "float8 needs the back end cuda; use precision=int8"
+                                       : "bfloat16 needs another one; use precision=float32";
   throw std::runtime_error(std::string("the back end mojo computes in float32 and int8; ") +
-                           (tf32 ? "tf32 needs the back end cuda" : "bfloat16 needs another one") +
-                           "; use precision=float32");
+                           needed);
 }
 
 }  // namespace vit

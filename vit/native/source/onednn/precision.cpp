@@ -34,6 +34,9 @@ void check_precision(Device& device, Precision precision) {
   if (precision == Precision::tf32) {
     throw std::runtime_error("precision tf32 needs the back end cuda; use precision=float32");
   }
+  if (precision == Precision::float8) {
+    throw std::runtime_error("precision float8 needs the back end cuda; use precision=int8");
+  }
   if (precision != Precision::bfloat16) return;
   if (lacks(device, dnnl::cpu_isa::avx512_core, dnnl::cpu_isa::avx2_vnni_2)) {
     throw std::runtime_error(

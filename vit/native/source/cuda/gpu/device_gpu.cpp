@@ -167,6 +167,16 @@ Step Device::sequence(std::vector<Step> steps) {
 
 int largest_code(Device&) { return 255; }
 
-void check_precision(Device&, Precision) {}
+void check_precision(Device& device, Precision precision) {
+  if (precision != Precision::float8) return;
+  const int index = device.state().index;
+  int major = 0, minor = 0;
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index));
+  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index));
+  if (major > 8 || (major == 8 && minor >= 9)) return;
+  throw std::runtime_error("cuda:" + std::to_string(index) + " has compute capability " +
+                           std::to_string(major) + "." + std::to_string(minor) +
+                           ", but float8 needs 8.9 (Ada) or newer; use precision=int8");
+}
 
 }  // namespace vit

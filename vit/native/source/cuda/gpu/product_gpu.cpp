@@ -40,6 +40,8 @@ cudaDataType_t type_of(Number number) {
       return CUDA_R_16BF;
     case Number::s8:
       return CUDA_R_8I;
+    case Number::f8:
+      return CUDA_R_8F_E4M3;
     case Number::s32:
       return CUDA_R_32I;
     default:
