@@ -5,28 +5,23 @@
 #include <stdexcept>
 
 #include "cpu/kernels_cpu.hpp"
-#include "model/device.hpp"
+#include "host/host.hpp"
 #include "onednn/engine.hpp"
 
 namespace vit {
 
-struct Device::State {
-  int threads;
+struct Device::State : Host {
+  using Host::Host;
   Engine engine;
-  std::mutex mutex;
 };
 
-Device::Device(const Options& options) : state_(new State) {
+Device::Device(const Options& options) : state_(new State(options)) {
   if (dnnl::version()->cpu_runtime == DNNL_RUNTIME_SYCL) {
     // it has the same name, so the one that a process loads first serves both; it would not wait
     throw std::runtime_error(
         "this process has loaded oneDNN for SYCL; use the back ends cpu and sycl in processes of"
         " their own");
   }
-  if (!options.device.empty() && options.device != "cpu") {
-    throw std::runtime_error("device is " + options.device + ", but this back end has only cpu");
-  }
-  state_->threads = options.threads > 0 ? options.threads : omp_get_num_procs();
   omp_set_num_threads(state_->threads);
   state_->engine.engine = dnnl::engine(dnnl::engine::kind::cpu, 0);
   state_->engine.stream = dnnl::stream(state_->engine.engine);
@@ -39,10 +34,7 @@ std::string Device::name() const {
   return std::string(kernels_->name) + ", " + std::to_string(state_->threads) + " threads";
 }
 
-std::unique_lock<std::mutex> Device::enter() {
-  omp_set_num_threads(state_->threads);
-  return std::unique_lock<std::mutex>(state_->mutex);
-}
+std::unique_lock<std::mutex> Device::enter() { return state_->enter(); }
 
 void Device::wait() { state_->engine.stream.wait(); }
 

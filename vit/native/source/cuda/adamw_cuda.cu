@@ -85,13 +85,6 @@ struct AdamW {
   }
 };
 
-template <class T>
-Buffer table_of(Device& device, const std::vector<T>& values) {
-  Buffer buffer(device, values.size() * sizeof(T));
-  device.upload(buffer.data(), values.data(), buffer.bytes());
-  return buffer;
-}
-
 }  // namespace
 
 Update adamw(Device& device, std::vector<AdamWTensor> tensors) {
@@ -103,9 +96,9 @@ Update adamw(Device& device, std::vector<AdamWTensor> tensors) {
     }
   }
   const auto count = static_cast<std::int64_t>(pieces.size());
-  return [&device, count, table = std::make_shared<Buffer>(table_of(device, tensors)),
+  return [&device, count, table = std::make_shared<Buffer>(uploaded(device, tensors)),
           places =
-              std::make_shared<Buffer>(table_of(device, pieces))](const AdamWFactors& factors) {
+              std::make_shared<Buffer>(uploaded(device, pieces))](const AdamWFactors& factors) {
     launch(
         device, count,
         AdamW{factors, without_decay(factors), table->data<AdamWTensor>(), places->data<Piece>()});

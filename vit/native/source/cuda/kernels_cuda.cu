@@ -83,6 +83,7 @@ struct Normalise {
   float eps;
   Target out;
   std::int64_t width;
+  float *means, *variances;  // of each row; null if they are not wanted
 
   template <class T>
   VIT_BOTH void operator()(T team, std::int64_t r, unsigned char*) const {
@@ -111,7 +112,9 @@ struct Normalise {
     each([&](std::int64_t, const auto& pack) {
       for (float value : pack.values) squares += (value - mean) * (value - mean);
     });
-    const float scale = 1.0f / sqrtf(team.sum(squares) / static_cast<float>(width) + eps);
+    const float variance = team.sum(squares) / static_cast<float>(width);
+    if (means && team.rank() == 0) means[r] = mean, variances[r] = variance;
+    const float scale = 1.0f / sqrtf(variance + eps);
     each([&](std::int64_t i, const auto& pack) {
       const auto factors = load<together>(weight + i), shifts = load<together>(bias + i);
       float normal[together];
@@ -125,11 +128,7 @@ struct Normalise {
 
 void layer_norm(Device& device, const float* x, std::int64_t stride, const float* weight,
                 const float* bias, float eps, Span out, std::int64_t rows, std::int64_t width) {
-  if (width % 4 == 0 && stride % 4 == 0) {
-    launch(device, rows, Normalise<4>{x, stride, weight, bias, eps, Target(out), width});
-  } else {
-    launch(device, rows, Normalise<1>{x, stride, weight, bias, eps, Target(out), width});
-  }
+  normalise_rows(device, x, stride, weight, bias, eps, out, rows, width, nullptr, nullptr);
 }
 
 // A thread has `together` neighbours: there may be few rows, and long ones.
@@ -176,6 +175,17 @@ void mean(Device& device, const float* x, float* out, std::int64_t batch, std::i
 }
 
 }  // namespace
+
+void normalise_rows(Device& device, const float* x, std::int64_t stride, const float* weight,
+                    const float* bias, float eps, Span out, std::int64_t rows, std::int64_t width,
+                    float* means, float* variances) {
+  const Target to(out);
+  if (width % 4 == 0 && stride % 4 == 0) {
+    launch(device, rows, Normalise<4>{x, stride, weight, bias, eps, to, width, means, variances});
+  } else {
+    launch(device, rows, Normalise<1>{x, stride, weight, bias, eps, to, width, means, variances});
+  }
+}
 
 const Kernels cuda_kernels{"cuda",    patches, embed, layer_norm,
                            attention, gather,  mean,  &cuda_training_kernels};

@@ -1,7 +1,6 @@
 // The kernels of GPUs by NVIDIA.
 #pragma once
 
-#include <memory>
 #include <vector>
 
 #include "model/kernels.hpp"
@@ -17,11 +16,16 @@ Step attention(Device& device, Span qkv, Span out, std::int64_t batch, std::int6
                std::int64_t keep, std::int64_t heads, std::int64_t width);
 Update adamw(Device& device, std::vector<AdamWTensor> tensors);
 
+// LayerNorm as in the table; mean and variance of each row are stored too, unless they are null.
+void normalise_rows(Device& device, const float* x, std::int64_t stride, const float* weight,
+                    const float* bias, float eps, Span out, std::int64_t rows, std::int64_t width,
+                    float* means, float* variances);
+
 // Whether products of float32 are those of TF32. Not in int8: what attention rounds off there would
 // move many values to the next code.
 bool has_tensor_floats(Device& device);
 
-// Where a device keeps track of the memory that steps share for what each needs for a moment only.
-std::weak_ptr<Buffer>& shared_scratch(Device& device);
+// What products of codes put their sums into.
+Scratch& scratch_of(Device& device);
 
 }  // namespace vit

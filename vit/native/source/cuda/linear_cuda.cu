@@ -14,13 +14,6 @@
 namespace vit {
 namespace {
 
-struct Activate {
-  Activation kind;
-  float* y;
-
-  VIT_BOTH void operator()(std::int64_t i) const { y[i] = activated(kind, y[i]); }
-};
-
 // What follows a product of codes: the scales, and what an epilogue does otherwise. A thread has
 // `together` neighbours of a row.
 template <class Sum, int together>
@@ -61,20 +54,7 @@ Buffer converted(Device& device, const std::vector<float>& values, Function&& fu
   std::vector<T> result;
   result.reserve(values.size());
   for (float value : values) result.push_back(function(value));
-  Buffer buffer(device, result.size() * sizeof(T));
-  device.upload(buffer.data(), result.data(), buffer.bytes());
-  return buffer;
-}
-
-// Memory of at least so many bytes, which the steps of a device use one after the other.
-std::shared_ptr<Buffer> scratch(Device& device, std::size_t bytes) {
-  std::weak_ptr<Buffer>& known = shared_scratch(device);
-  std::shared_ptr<Buffer> buffer = known.lock();
-  if (!buffer || buffer->bytes() < bytes) {
-    buffer = std::make_shared<Buffer>(device, bytes);
-    known = buffer;  // steps that have the smaller one keep it
-  }
-  return buffer;
+  return uploaded(device, result);
 }
 
 Buffer in_bfloat16(Device& device, const std::vector<float>& values) {
@@ -159,7 +139,8 @@ Step Linear::State::floats(const void* x, const Span& y, std::int64_t rows, Acti
                       (activation == Activation::gelu || activation == Activation::gelu_tanh);
   Step step = product_step(device, product);
   if (product.gelu_tanh || activation == Activation::none) return step;
-  const Activate kernel{activation, static_cast<float*>(y.data)};
+  float* const results = static_cast<float*>(y.data);
+  const Activate kernel{activation, results, results};
   return in_order({std::move(step), [=, &device = device, count = rows * out] {
                      launch_each(device, count, kernel);
                    }});
@@ -170,7 +151,7 @@ Step Linear::State::codes(const void* x, const Span& y, std::int64_t rows, Activ
                           bool add) {
   Product product = this->product(x, y, rows);
   const std::int64_t values = rows * out;
-  const auto sums = scratch(device, static_cast<std::size_t>(values) * sizeof(Sum));
+  const auto sums = scratch_of(device).of(device, static_cast<std::size_t>(values) * sizeof(Sum));
   product.bias = nullptr;
   product.c = {sums->data(), type == Type::f8 ? Number::f32 : Number::s32, out};
   const float* const base = add ? static_cast<const float*>(y.data) : nullptr;

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "cuda/column_sums.hpp"
+#include "cuda/kernels_cuda.hpp"
 #include "cuda/launch.hpp"
 #include "cuda/product.hpp"
 #include "cuda/values.hpp"
@@ -23,32 +24,7 @@ Product product_of(const Matrix& a, const Matrix& b, const Matrix& c) {
   return product;
 }
 
-// A team has a row, as in the following.
-struct NormForward {
-  using Team = Warp;
-  NormMemory at;
-  std::int64_t width;
-  float eps;
-
-  template <class T>
-  VIT_BOTH void operator()(T team, std::int64_t r, unsigned char*) const {
-    const float* const x = at.x + r * width;
-    float* const out = at.out + r * width;
-    float sum = 0.0f, squares = 0.0f;
-    for (std::int64_t i = team.rank(); i < width; i += team.size()) sum += x[i];
-    const float mean = team.sum(sum) / static_cast<float>(width);
-    for (std::int64_t i = team.rank(); i < width; i += team.size()) {
-      squares += (x[i] - mean) * (x[i] - mean);
-    }
-    const float variance = team.sum(squares) / static_cast<float>(width);
-    const float scale = 1.0f / sqrtf(variance + eps);
-    for (std::int64_t i = team.rank(); i < width; i += team.size()) {
-      out[i] = (x[i] - mean) * scale * at.weight[i] + at.bias[i];
-    }
-    if (team.rank() == 0) at.mean[r] = mean, at.variance[r] = variance;
-  }
-};
-
+// A team has a row.
 struct NormBackward {
   using Team = Warp;
   NormMemory at;
@@ -94,14 +70,6 @@ struct NormBiasTerm {
   VIT_BOTH float operator()(std::int64_t row, std::int64_t column) const {
     return out_gradient[row * width + column];
   }
-};
-
-struct Activate {
-  Activation kind;
-  const float* x;
-  float* out;
-
-  VIT_BOTH void operator()(std::int64_t i) const { out[i] = activated(kind, x[i]); }
 };
 
 struct ActivationGradient {
@@ -168,7 +136,10 @@ Step scaled_product(Device& device, const Matrix& a, const Matrix& b, const Matr
 
 Pass layer_norm(Device& device, const NormMemory& at, std::int64_t rows, std::int64_t width,
                 float eps) {
-  return {[=, &device] { launch(device, rows, NormForward{at, width, eps}); },
+  return {[=, &device] {
+            normalise_rows(device, at.x, width, at.weight, at.bias, eps, Span{at.out}, rows, width,
+                           at.mean, at.variance);
+          },
           [=, &device] {
             launch(device, rows, NormBackward{at, width, eps});
             sum_columns(device, NormWeightTerm{at, width, eps}, at.weight_gradient, rows, width);

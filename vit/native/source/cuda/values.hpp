@@ -126,6 +126,15 @@ VIT_BOTH float activated(Activation kind, float x) {
   }
 }
 
+// The kernel of it for each value; `out` may be x.
+struct Activate {
+  Activation kind;
+  const float* x;
+  float* out;
+
+  VIT_BOTH void operator()(std::int64_t i) const { out[i] = activated(kind, x[i]); }
+};
+
 // The derivative of `activated` at x.
 VIT_BOTH float slope(Activation kind, float x) {
   if (kind == Activation::gelu) {

@@ -106,10 +106,27 @@ class Buffer {
 };
 
 // Memory of the device with these values.
-inline Buffer uploaded(Device& device, const std::vector<float>& values) {
-  Buffer buffer(device, values.size() * sizeof(float));
+template <class T = float>
+Buffer uploaded(Device& device, const std::vector<T>& values) {
+  Buffer buffer(device, values.size() * sizeof(T));
   device.upload(buffer.data(), values.data(), buffer.bytes());
   return buffer;
 }
+
+// Memory for what is needed within a step only; steps, which run one by one, share it.
+class Scratch {
+ public:
+  std::shared_ptr<Buffer> of(Device& device, std::size_t bytes) {
+    std::shared_ptr<Buffer> buffer = last_.lock();
+    if (!buffer || buffer->bytes() < bytes) {
+      buffer = std::make_shared<Buffer>(device, bytes);
+      last_ = buffer;  // steps that have the smaller one keep it
+    }
+    return buffer;
+  }
+
+ private:
+  std::weak_ptr<Buffer> last_;
+};
 
 }  // namespace vit

@@ -1,7 +1,5 @@
 #include "mojo/device_mojo.hpp"
 
-#include <omp.h>
-
 #include <cstdlib>
 #include <new>
 #include <stdexcept>
@@ -12,13 +10,7 @@
 
 namespace vit {
 
-Device::Device(const Options& options) : state_(new State) {
-  if (!options.device.empty() && options.device != "cpu") {
-    throw std::runtime_error("device is " + options.device + ", but this back end has only cpu");
-  }
-  state_->threads = options.threads > 0 ? options.threads : omp_get_num_procs();
-  kernels_ = &mojo_kernels;
-}
+Device::Device(const Options& options) : state_(new State(options)), kernels_(&mojo_kernels) {}
 
 Device::~Device() = default;
 
@@ -26,10 +18,7 @@ std::string Device::name() const {
   return std::string(kernels_->name) + ", " + std::to_string(state_->threads) + " threads";
 }
 
-std::unique_lock<std::mutex> Device::enter() {
-  omp_set_num_threads(state_->threads);
-  return std::unique_lock<std::mutex>(state_->mutex);
-}
+std::unique_lock<std::mutex> Device::enter() { return state_->enter(); }
 
 void Device::wait() {}
 

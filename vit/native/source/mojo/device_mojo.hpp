@@ -3,8 +3,8 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <mutex>
 
+#include "host/host.hpp"
 #include "model/device.hpp"
 #include "training/training_kernels.hpp"
 
@@ -13,9 +13,8 @@ namespace vit {
 extern const Kernels mojo_kernels;
 extern const TrainingKernels mojo_training_kernels;
 
-struct Device::State {
-  int threads;
-  std::mutex mutex;
+struct Device::State : Host {
+  using Host::Host;
   Buffer memory;
 
   // Makes `memory` hold at least so many floats; what a step finds in it, it does not keep.

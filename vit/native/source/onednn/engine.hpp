@@ -3,30 +3,12 @@
 // device_cpu.cpp and device_sycl.cpp implement the functions.
 #pragma once
 
-#include <cstddef>
-#include <memory>
 #include <oneapi/dnnl/dnnl.hpp>
 
 #include "model/device.hpp"
 #include "model/kernels.hpp"
 
 namespace vit {
-
-// Memory for what is needed within a step only; steps, which run one by one, share it.
-class Scratch {
- public:
-  std::shared_ptr<Buffer> of(Device& device, std::size_t bytes) {
-    std::shared_ptr<Buffer> buffer = last_.lock();
-    if (!buffer || buffer->bytes() < bytes) {
-      buffer = std::make_shared<Buffer>(device, bytes);
-      last_ = buffer;
-    }
-    return buffer;
-  }
-
- private:
-  std::weak_ptr<Buffer> last_;
-};
 
 struct Engine {
   dnnl::engine engine;

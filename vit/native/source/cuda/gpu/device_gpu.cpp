@@ -148,7 +148,7 @@ cudaStream_t stream_of(Device& device) { return device.state().stream.get(); }
 
 bool has_tensor_floats(Device& device) { return device.state().precision == Precision::tf32; }
 
-std::weak_ptr<Buffer>& shared_scratch(Device& device) { return device.state().scratch; }
+Scratch& scratch_of(Device& device) { return device.state().scratch; }
 
 // Recorded at the second run: at the first, libraries and kernels are loaded, which cannot be, and
 // a size of batch that is used once is not worth it. What cannot be recorded is run each time.

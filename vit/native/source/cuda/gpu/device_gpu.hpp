@@ -34,7 +34,7 @@ struct Device::State {
   std::unique_ptr<void, Destroy<cudaFree>> workspace;
   std::unique_ptr<cublasLtContext, Destroy<cublasLtDestroy>> lt;
   std::unique_ptr<cublasContext, Destroy<cublasDestroy>> blas;
-  std::weak_ptr<Buffer> scratch;
+  Scratch scratch;
 };
 
 // As for errors of CUDA; `what` was tried.

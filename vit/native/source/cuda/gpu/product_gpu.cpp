@@ -170,9 +170,7 @@ Buffer addresses(Device& device, const Table& table, const Product& product) {
                              bytes_of(table.type));
     }
   }
-  Buffer buffer(device, pointers.size() * sizeof(char*));
-  device.upload(buffer.data(), pointers.data(), buffer.bytes());
-  return buffer;
+  return uploaded(device, pointers);
 }
 
 // Whether each matrix of a table of float32 begins at a multiple of 16 bytes.

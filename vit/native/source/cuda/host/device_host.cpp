@@ -1,41 +1,27 @@
 // A CPU in place of a GPU, for tests of the kernels.
-#include <omp.h>
-
 #include <cstdlib>
-#include <mutex>
 #include <new>
-#include <stdexcept>
 
 #include "cuda/kernels_cuda.hpp"
+#include "host/host.hpp"
 #include "model/precision.hpp"
 
 namespace vit {
 
-struct Device::State {
-  explicit State(const Options& options)
-      : threads(options.threads > 0 ? options.threads : omp_get_num_procs()),
-        precision(options.precision) {}
+struct Device::State : Host {
+  explicit State(const Options& options) : Host(options), precision(options.precision) {}
 
-  int threads;
   Precision precision;
-  std::mutex mutex;
-  std::weak_ptr<Buffer> scratch;
+  Scratch scratch;
 };
 
-Device::Device(const Options& options) : state_(new State(options)), kernels_(&cuda_kernels) {
-  if (!options.device.empty() && options.device != "cpu") {
-    throw std::runtime_error("device is " + options.device + ", but this back end has only cpu");
-  }
-}
+Device::Device(const Options& options) : state_(new State(options)), kernels_(&cuda_kernels) {}
 
 Device::~Device() = default;
 
 std::string Device::name() const { return "the kernels of cuda on a CPU, for tests"; }
 
-std::unique_lock<std::mutex> Device::enter() {
-  omp_set_num_threads(state_->threads);
-  return std::unique_lock<std::mutex>(state_->mutex);
-}
+std::unique_lock<std::mutex> Device::enter() { return state_->enter(); }
 
 void Device::wait() {}
 
@@ -47,7 +33,7 @@ void* Device::allocate(std::size_t bytes) {
 
 bool has_tensor_floats(Device& device) { return device.state().precision == Precision::tf32; }
 
-std::weak_ptr<Buffer>& shared_scratch(Device& device) { return device.state().scratch; }
+Scratch& scratch_of(Device& device) { return device.state().scratch; }
 
 int largest_code(Device&) { return 255; }
 

@@ -1,11 +1,27 @@
-// Memory and steps of devices that are the host itself.
+#include "host/host.hpp"
+
+#include <omp.h>
+
 #include <cstdlib>
 #include <cstring>
+#include <stdexcept>
 #include <utility>
 
-#include "model/device.hpp"
-
 namespace vit {
+
+Host::Host(const Options& options)
+    : threads(options.threads > 0 ? options.threads : omp_get_num_procs()) {
+  if (!options.device.empty() && options.device != "cpu") {
+    throw std::runtime_error("device is " + options.device + ", but this back end has only cpu");
+  }
+}
+
+std::unique_lock<std::mutex> Host::enter() {
+  omp_set_num_threads(threads);
+  return std::unique_lock<std::mutex>(mutex);
+}
+
+// Memory and steps of every such device.
 
 void Device::release(void* pointer) noexcept { std::free(pointer); }
 
