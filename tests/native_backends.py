@@ -106,6 +106,28 @@ def random_weights(config, seed):
     return model
 
 
+def images_for(model, batch, seed=0):
+    """Images as after normalisation: (B, 3, S, S)."""
+    import numpy as np
+
+    size = model.config.image_size
+    return np.random.default_rng(seed).standard_normal((batch, 3, size, size), np.float32)
+
+
+def computed(model, images):
+    """Outputs of the PyTorch model, in the type of its weights."""
+    import torch
+
+    with torch.inference_mode():
+        return model(torch.from_numpy(images).to(model.patch_embed.proj.weight.dtype)).numpy()
+
+
+def distance(outputs, expected):
+    """The largest difference as a share of the largest output."""
+    assert outputs.shape == expected.shape
+    return abs(outputs - expected).max() / abs(expected).max()
+
+
 def write_facts(folder, config, images):
     """Write config.json and meta.json as training does."""
     tables = {"model.": config.flat(), "images.": images.flat()}

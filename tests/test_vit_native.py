@@ -7,7 +7,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from native_backends import saved
+from native_backends import computed, distance, images_for, saved
 from safetensors.torch import load_file, save_file
 
 from vit.config import ViTConfig
@@ -50,24 +50,6 @@ SIZES = [
     *(("Ti/16", 224, 2, "token"), ("S/32", 224, 3, "mean"), ("S/16", 224, 1, "mean")),
     *(("B/16", 224, 1, "token"), ("Ti/16", 384, 1, "mean"), ("S/32", 384, 2, "token")),
 ]
-
-
-def images_for(model, batch, seed=0):
-    """Images as after normalisation: (B, 3, S, S)."""
-    size = model.config.image_size
-    return np.random.default_rng(seed).standard_normal((batch, 3, size, size), np.float32)
-
-
-def computed(model, images):
-    """Outputs of the PyTorch model, in the type of its weights."""
-    with torch.inference_mode():
-        return model(torch.from_numpy(images).to(model.patch_embed.proj.weight.dtype)).numpy()
-
-
-def distance(outputs, expected):
-    """The largest difference as a share of the largest output."""
-    assert outputs.shape == expected.shape
-    return np.abs(outputs - expected).max() / np.abs(expected).max()
 
 
 def assert_same(native, model, images):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from calibration_images import WHOLE, drawn, write_images
-from native_backends import no_gpu, saved
+from native_backends import computed, distance, images_for, no_gpu, saved
 
 from vit.native import build, toolchain
 from vit.native.model import NativeViT
@@ -69,23 +69,6 @@ def simulated():
         yield SIMULATED
 
 
-def computed(model, images):
-    """Outputs of a PyTorch model."""
-    with torch.inference_mode():
-        return model(torch.from_numpy(images)).numpy()
-
-
-def images_for(model, batch):
-    """Random images of the model's size."""
-    size = model.config.image_size
-    return np.random.default_rng(0).standard_normal((batch, 3, size, size), np.float32)
-
-
-def off(found, expected):
-    """The largest difference as a share of the largest output."""
-    return np.abs(found - expected).max() / np.abs(expected).max()
-
-
 def install(root, *names):
     """Files of CUDA as far as one looks at them."""
     for name in names:
@@ -135,7 +118,7 @@ def test_attention_in_bfloat16_takes_heads_and_tokens_of_any_number(backend, tmp
     model, path = saved(tmp_path, width=width, heads=heads, image_size=side, pool=pool)
     images = images_for(model, 2)
     with NativeViT.open(path, backend=backend, precision="bfloat16") as native:
-        error = off(native(images), computed(model, images))
+        error = distance(native(images), computed(model, images))
     # as tests/test_vit_native.py derives it
     bound = 4 * 2**-9 / 3**0.5 * (10 * model.config.depth + 2) ** 0.5
     assert bound / 100 < error < bound
@@ -159,7 +142,7 @@ def test_tf32_is_float32_with_products_of_ten_bits(backend, tmp_path):
     model, path = saved(tmp_path)
     images = images_for(model, 2)
     with NativeViT.open(path, backend=backend, precision="tf32") as native:
-        assert off(native(images), computed(model, images)) < 5e-3
+        assert distance(native(images), computed(model, images)) < 5e-3
         native.begin_training()
         targets = np.eye(10, dtype=np.float32)[:2]
         losses = [native.train_step(images, targets, 1e-3) for _ in range(5)]
@@ -219,7 +202,7 @@ def test_threads_of_a_gpu_compute_what_one_does(simulated, tmp_path, kind, preci
         for backend in (simulated, "cuda-host")
     )
     # now and then a sum in another order is rounded to the next number
-    assert off(found, expected) < {"float32": 5e-6, "tf32": 2e-4, "bfloat16": 2e-3}[precision]
+    assert distance(found, expected) < {"float32": 5e-6, "tf32": 2e-4, "bfloat16": 2e-3}[precision]
 
 
 @pytest.mark.slow
@@ -234,7 +217,7 @@ def test_threads_of_a_gpu_compute_with_codes(simulated, tmp_path, precision):
         for backend in (simulated, "cuda-host")
     )
     # what moves to the next code moves four times as far in float8
-    assert off(found, expected) < {"int8": 2e-3, "float8": 8e-3}[precision]
+    assert distance(found, expected) < {"int8": 2e-3, "float8": 8e-3}[precision]
 
 
 @pytest.mark.slow

@@ -34,8 +34,6 @@ MOJO_ADVICE = (
     f" installed Mojo {MOJO[0]}.{MOJO[1]}"
 )
 PRINT_TARGET = ("build", "--print-effective-target")
-
-
 # libraries of CUDA that a back end is linked with -> the header of each
 CUDA_PARTS = {"cudart": "cuda_runtime_api.h", "cublas": "cublas_v2.h", "cublasLt": "cublasLt.h"}
 CUDA_ADVICE = (
@@ -89,24 +87,31 @@ class Cuda:
 
 def compiler() -> str:
     """Path of the C++ compiler: that of the environment variable CXX, else the first known."""
-    if wanted := os.environ.get("CXX"):
-        if found := shutil.which(wanted):
-            return found
-        raise Missing(f"CXX is {wanted!r}, which is not a program on this machine")
+    if wanted := program_of("CXX"):
+        return wanted
     for name in COMPILERS:
         if found := shutil.which(name):
             return found
     raise Missing(f"there is no C++ compiler ({', '.join(COMPILERS)}); install g++, or set CXX")
 
 
+def program_of(variable: str, advice: str = "", path: str | None = None) -> str | None:
+    """The program that an environment variable names, if it is set; it has to be there."""
+    wanted = os.environ.get(variable)
+    if not wanted:
+        return None
+    if found := shutil.which(wanted, path=path):
+        return found
+    after = f"; {advice}" if advice else ""
+    raise Missing(f"{variable} is {wanted!r}, which is not a program on this machine{after}")
+
+
 def mojo() -> Mojo:
     """Find Mojo's compiler: the environment variable MOJO, else this environment's, else PATH's."""
-    wanted = os.environ.get("MOJO")
     folders = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
-    program = shutil.which(wanted) if wanted else shutil.which("mojo", path=folders)
+    program = program_of("MOJO", MOJO_ADVICE) or shutil.which("mojo", path=folders)
     if not program:
-        where = f"MOJO is {wanted!r}, which is not a program" if wanted else "there is no Mojo"
-        raise Missing(f"{where} on this machine; {MOJO_ADVICE}")
+        raise Missing(f"there is no Mojo on this machine; {MOJO_ADVICE}")
     return described_mojo(program)
 
 
@@ -191,16 +196,12 @@ def cuda() -> Cuda:
     home = os.environ.get("CUDA_HOME")
     packages = sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/cu*"), reverse=True)
     roots = [Path(home)] if home else [*packages, Path("/usr/local/cuda")]
-    places = [*(str(root / "bin") for root in roots), os.environ.get("PATH", "")]
-    wanted = os.environ.get("NVCC")
-    nvcc = shutil.which(wanted or "nvcc", path=os.pathsep.join(places))
+    path = os.pathsep.join([*(str(root / "bin") for root in roots), os.environ.get("PATH", "")])
+    nvcc = program_of("NVCC", CUDA_ADVICE, path) or shutil.which("nvcc", path=path)
     if not nvcc:
-        said = (
-            f"NVCC is {wanted!r}, which is not a program on this machine"
-            if wanted
-            else (f"nvcc, the compiler of CUDA, is not in {named(roots)}, nor in PATH")
+        raise Missing(
+            f"nvcc, the compiler of CUDA, is not in {named(roots)}, nor in PATH; {CUDA_ADVICE}"
         )
-        raise Missing(f"{said}; {CUDA_ADVICE}")
     roots = list(dict.fromkeys([Path(nvcc).resolve().parent.parent, *roots, *packages]))
     parts = {name: cuda_part(roots, name, header) for name, header in CUDA_PARTS.items()}
     if missing := [name for name, part in parts.items() if not part]:
